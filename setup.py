@@ -52,7 +52,9 @@ class CMakeBuild(build_ext):
         for command in (configure, ["cmake", "--build", str(build)]):
             program = shutil.which(command[0], path=PATH)
             try:
-                subprocess.run([program, *command[1:]], check=True, env={**os.environ, "PATH": PATH})
+                subprocess.run(
+                    [program, *command[1:]], check=True, env={**os.environ, "PATH": PATH}
+                )
             except subprocess.CalledProcessError as error:
                 raise SystemExit("iaat-fast: the extension did not build, see above") from error
 
@@ -62,7 +64,9 @@ if CUDA not in ("0", "1"):
 if not has_compiler():
     if CUDA == "1":
         raise SystemExit("iaat-fast: IAAT_CUDA=1 needs a C++ compiler: install g++ or set CXX")
-    print("iaat-fast: no C++ compiler found, installing without the native kernels", file=sys.stderr)
+    print(
+        "iaat-fast: no C++ compiler found, installing without the native kernels", file=sys.stderr
+    )
 
 setup(
     ext_modules=[Extension("iaat_fast._C", [])] if has_compiler() else [],

@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
+BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
 .PHONY: install train test lint format bench clean
 
@@ -33,7 +34,7 @@ bench: $(INSTALLED)
 install: $(INSTALLED)
 
 # The stamp goes stale when anything that shapes the build changes, so no command runs an old one.
-$(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CSRC)
+$(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,test,peers,dev]'

@@ -34,29 +34,24 @@ class CMakeBuild(build_ext):
     """Configures and builds into a fresh folder, so that no stale CMake cache can interfere."""
 
     def build_extension(self, ext: Extension) -> None:
-        for tool in ("cmake", "ninja"):
-            if not shutil.which(tool, path=PATH):
-                raise SystemExit(f"iaat-fast: {tool} not found; `pip install {tool}`")
+        environment = {**os.environ, "PATH": PATH}
+        cmake, ninja = (shutil.which(tool, path=PATH) for tool in ("cmake", "ninja"))
+        if not (cmake and ninja):
+            raise SystemExit("iaat-fast: building needs cmake and ninja: pip install cmake ninja")
         build = Path(self.build_temp).resolve() / "cmake"
         shutil.rmtree(build, ignore_errors=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         configure = [
-            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-            f"-DIAAT_VERSION={self.distribution.get_version()}",
             f"-DIAAT_CUDA={'ON' if CUDA == '1' else 'OFF'}",
         ]
         if archs := os.environ.get("IAAT_CUDA_ARCHS"):
             configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={archs}")
-        for command in (configure, ["cmake", "--build", str(build)]):
-            program = shutil.which(command[0], path=PATH)
-            try:
-                subprocess.run(
-                    [program, *command[1:]], check=True, env={**os.environ, "PATH": PATH}
-                )
-            except subprocess.CalledProcessError as error:
-                raise SystemExit("iaat-fast: the extension did not build, see above") from error
+        for command in (configure, [cmake, "--build", build]):
+            if subprocess.run(command, env=environment).returncode:
+                raise SystemExit("iaat-fast: the extension did not build, see above")
 
 
 if CUDA not in ("0", "1"):

@@ -1,0 +1,47 @@
+# Every command of the README and of .ci/run. `make train` and `make test` need only Python 3.11,
+# g++ and make; everything else is installed into .venv.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CSRC := $(shell find csrc -type f 2>/dev/null)
+BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
+
+.PHONY: install train test lint format bench clean
+
+train: $(INSTALLED)
+	$(BIN)/python -m iaat_fast.train $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+
+bench: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
+
+install: $(INSTALLED)
+
+# The stamp goes stale when anything that shapes the build changes, so no command runs an old one.
+$(INSTALLED): $(BUILD_FILES) $(CSRC)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,test,peers,dev]'
+	touch $@
+
+# Keeps .venv and runs/.
+clean:
+	rm -rf build dist *.egg-info iaat_fast/_C.*.so $(INSTALLED) \
+		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

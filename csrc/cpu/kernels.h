@@ -1,0 +1,42 @@
+// The CPU kernels: plain pointers and sizes in, one table of them per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace iaat {
+
+// Codes shared with iaat_fast/ops/native.py.
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row
+// k * samples + i is candidate k of sample i. eps and alpha hold one value per row, in float (double for double images).
+struct Rows {
+    int64_t rows, samples, row_elems;
+};
+
+// Kernels that read radii, classes or logits return false, with nothing written, where one of them is invalid: a radius
+// or step size that is negative or NaN (or a step of 0 in a ball that is not a point), a class or index out of range, a
+// NaN logit. Python then says which.
+struct Kernels {
+    const char* isa;
+    bool (*project_linf)(DType, void* out, const void* x_adv, const void* x, const void* eps, Rows, double lo,
+                         double hi);
+    // stats: two int64 counters, zero and NaN gradient entries, added to; or null.
+    bool (*pgd_step_linf)(DType, void* x_adv, const void* grad, const void* x, const void* eps, const void* alpha,
+                          Rows, double lo, double hi, bool targeted, int64_t* stats);
+    // stream: key, restart and first candidate.
+    bool (*random_start_linf)(DType, void* out, const void* x, const void* eps, const int64_t* stream,
+                              const int64_t* index, Rows, double lo, double hi);
+    // rows: softmax - onehot in float (double for double logits), replaced in place; y[r % samples] is row r's class.
+    bool (*saturation_proof)(DType, void* rows, const void* logits, const int64_t* y, int64_t n_rows, int64_t samples,
+                             int64_t classes);
+    bool (*select_epsilon)(DType, float* memory, int64_t size, const int64_t* index, const void* logits,
+                           const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
+                           int64_t classes, double gamma, double beta, double eps_min, double eps_max, bool clamp_candidate);
+};
+
+// The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.
+const Kernels& best_kernels();
+const Kernels* kernels_named(const char* name);
+
+}  // namespace iaat

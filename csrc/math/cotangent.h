@@ -1,0 +1,75 @@
+// What a saturated cross-entropy is replaced by: shifted exponentials, with the same bits on every backend.
+#pragma once
+
+#include <math.h>
+
+#include "math/half.h"
+
+namespace iaat {
+inline namespace IAAT_ISA {
+
+// Below this 1 - p_y the plain gradient has lost too many bits of its 24 to be trusted.
+constexpr double kSaturation = 1.0 / 4096;
+
+IAAT_HD double pow2(double exponent) { return ldexp(1.0, int(exponent)); }
+IAAT_HD float pow2(float exponent) { return bits_float(uint32_t(int32_t(exponent) + 127) << 23); }
+
+// exp(x) for x <= 0 out of additions and multiplications only, each rounded once: Cody and Waite's reduction to
+// |r| <= ln(2)/2, then the Taylor polynomial, whose error is below 2^-24 (degree 7) or 2^-53 (degree 13).
+// A library's exp differs in the last bit from one platform to the next; this one does not.
+IAAT_HD float exp_nonpositive(float x) {
+    const float n = rintf(x * 1.44269504f);
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return x < -87.0f ? 0.0f : p * pow2(n < -126.0f ? -126.0f : n);
+}
+IAAT_HD double exp_nonpositive(double x) { return exp(x); }
+
+// A power of two that brings |value| into [0.5, 1); 1 for zero, infinity and NaN.
+IAAT_HD float normalising_power(float value) {
+    const int exponent = int((float_bits(value) >> 23) & 0xffu);
+    return exponent == 0 || exponent == 255 ? 1.0f : bits_float(uint32_t(253 - exponent) << 23);
+}
+IAAT_HD double normalising_power(double value) {
+    if (value == 0 || value != value || value - value != 0) return 1.0;
+    int exponent;
+    frexp(value, &exponent);
+    return ldexp(1.0, -exponent);
+}
+
+// One row, in place: on entry `row` is the plain gradient softmax - onehot, `logits` what it came from. False for a row
+// of which softmax has made NaN, as it does where a logit is NaN or +infinity.
+template <typename T, typename Logit>
+IAAT_HD bool saturation_proof(T* row, const Logit* logits, int64_t y, int64_t classes) {
+    const T missing = -row[y];  // 1 - p_y
+    if (missing != missing) return false;
+    if (missing > T(kSaturation)) {
+        const T scale = normalising_power(missing);
+        for (int64_t j = 0; j < classes; ++j) row[j] *= scale;
+        return true;
+    }
+    T largest = -T(INFINITY);
+    for (int64_t j = 0; j < classes; ++j) {
+        const T z = T(load(logits[j]));
+        if (j != y && z > largest) largest = z;
+    }
+    // Summed in double: exact in any order for the terms that matter, so that backends need not agree on one.
+    double others = 0;
+    for (int64_t j = 0; j < classes; ++j) {
+        const T z = T(load(logits[j]));
+        row[j] = j == y || z == -T(INFINITY) ? T(0) : exp_nonpositive(z - largest);
+        others += double(row[j]);
+    }
+    row[y] = -T(others);
+    return true;
+}
+
+}  // namespace IAAT_ISA
+}  // namespace iaat

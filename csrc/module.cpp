@@ -1,0 +1,91 @@
+// The Python module iaat_fast._C: raw addresses and sizes in, no tensor and no torch.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;
+const iaat::Kernels* active = &iaat::best_kernels();
+
+template <typename T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+iaat::DType dtype_of(int code) {
+    if (code < 0 || code > int(iaat::DType::kBFloat16))
+        throw py::value_error("dtype code " + std::to_string(code) + ": expected 0 to 3");
+    return iaat::DType(code);
+}
+
+bool project_linf(int dtype, Address out, Address x_adv, Address x, Address eps, int64_t rows, int64_t samples,
+                  int64_t row_elems, double lo, double hi) {
+    return active->project_linf(dtype_of(dtype), at(out), at(x_adv), at(x), at(eps), {rows, samples, row_elems}, lo, hi);
+}
+
+bool pgd_step_linf(int dtype, Address x_adv, Address grad, Address x, Address eps, Address alpha, Address stats,
+                   int64_t rows, int64_t samples, int64_t row_elems, double lo, double hi, bool targeted) {
+    return active->pgd_step_linf(dtype_of(dtype), at(x_adv), at(grad), at(x), at(eps), at(alpha), {rows, samples, row_elems},
+                          lo, hi, targeted, at<int64_t>(stats));
+}
+
+bool random_start_linf(int dtype, Address out, Address x, Address eps, Address stream, Address index, int64_t rows,
+                       int64_t samples, int64_t row_elems, double lo, double hi) {
+    return active->random_start_linf(dtype_of(dtype), at(out), at(x), at(eps), at<int64_t>(stream), at<int64_t>(index),
+                              {rows, samples, row_elems}, lo, hi);
+}
+
+bool saturation_proof(int dtype, Address cotangent, Address logits, Address y, int64_t rows, int64_t samples,
+                      int64_t classes) {
+    return active->saturation_proof(dtype_of(dtype), at(cotangent), at(logits), at<int64_t>(y), rows, samples, classes);
+}
+
+bool select_epsilon(int dtype, Address memory, int64_t size, Address index, Address logits, Address y, Address eps,
+                    Address choice, Address misclassified, int64_t samples, int64_t classes, double gamma, double beta, double eps_min,
+                    double eps_max, bool clamp_candidate) {
+    return active->select_epsilon(dtype_of(dtype), at<float>(memory), size, at<int64_t>(index), at(logits), at<int64_t>(y),
+                           at<float>(eps), at<int64_t>(choice), at<bool>(misclassified), samples, classes, gamma, beta,
+                           eps_min, eps_max, clamp_candidate);
+}
+
+void use_isa(const std::string& name) {
+    const iaat::Kernels* named = iaat::kernels_named(name.c_str());
+    if (!named) throw py::value_error("isa '" + name + "': not built, or this processor cannot run it");
+    active = named;
+}
+
+py::dict build_info() {
+    py::dict info;
+    info["version"] = IAAT_VERSION;
+    info["compiler"] = IAAT_COMPILER;
+    info["isa"] = active->isa;
+    py::list isas;
+    for (const char* name : {"baseline", "avx2", "avx512"})
+        if (iaat::kernels_named(name)) isas.append(name);
+    info["isas"] = isas;
+#if defined(IAAT_OPENMP)
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    info["cuda"] = false;
+    return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "iaat_fast's compiled kernels; tensors are turned into addresses by iaat_fast.ops.native";
+    module.def("project_linf", &project_linf, py::call_guard<py::gil_scoped_release>());
+    module.def("pgd_step_linf", &pgd_step_linf, py::call_guard<py::gil_scoped_release>());
+    module.def("random_start_linf", &random_start_linf, py::call_guard<py::gil_scoped_release>());
+    module.def("saturation_proof", &saturation_proof, py::call_guard<py::gil_scoped_release>());
+    module.def("select_epsilon", &select_epsilon, py::call_guard<py::gil_scoped_release>());
+    module.def("use_isa", &use_isa, "Switch to the kernels of one instruction set: for tests and benchmarks.");
+    module.def("build_info", &build_info, "Version, compiler and instruction sets of this build.");
+}

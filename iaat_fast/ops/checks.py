@@ -1,0 +1,160 @@
+"""Argument checks of the ops: an error names the argument, its value and what was expected.
+
+Types, shapes, dtypes and devices are checked by the public functions, in every call. The values inside tensors are
+checked behind the dispatcher by the CPU backends, which read them anyway; on an accelerator a look at them would make
+the host wait for the device in the middle of an attack.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def images(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: dtype {x.dtype}, expected float32, float64, float16 or bfloat16 "
+            "(divide integer images by 255)"
+        )
+    if x.dim() < 1:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}, expected [N, ...]")
+
+
+def same_images(name: str, value: Tensor, like_name: str, like: Tensor, *, candidates: bool) -> None:
+    """value must match like in dtype, device and shape; with `candidates`, it may hold K*N rows for like's N."""
+    if not isinstance(value, Tensor) or value.dtype is not like.dtype:
+        images(name, value)
+        raise TypeError(f"{name}: dtype {value.dtype}, expected that of {like_name}, {like.dtype}")
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: device {value.device}, expected that of {like_name}, {like.device}"
+        )
+    if value.shape == like.shape:
+        return
+    n = like.shape[0]
+    if not (candidates and value.shape[1:] == like.shape[1:] and is_multiple(value.shape[0], n)):
+        rows = f" or [K*{n}, ...]" if candidates else ""
+        raise ValueError(
+            f"{name}: shape {tuple(value.shape)}, expected that of {like_name}, "
+            f"{tuple(like.shape)}{rows}"
+        )
+
+
+def is_multiple(rows: int, n: int) -> bool:
+    return rows == n or (n > 0 and rows > 0 and rows % n == 0)
+
+
+def per_row(
+    name: str, value: float | Tensor, rows: int, x: Tensor, *, positive: bool = False
+) -> Tensor:
+    """A radius or step size as a tensor [rows] in the arithmetic's dtype on x's device.
+
+    Raises ValueError for a number that is negative, NaN or, with `positive`, 0, and for a tensor of the wrong length or
+    device; TypeError for another type.
+    """
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
+        if not (value > 0 or value == 0 and not positive):
+            raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
+        return torch.full((rows,), value, dtype=dtype, device=x.device)
+    if value.shape != (rows,):
+        if value.dim():
+            raise ValueError(
+                f"{name}: shape {tuple(value.shape)}, expected a float or one value per row, [{rows}]"
+            )
+        value = value.expand(rows)
+    if value.device != x.device:
+        raise ValueError(f"{name}: device {value.device}, expected that of the images, {x.device}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: dtype {value.dtype}, expected a floating-point type")
+    if value.requires_grad or value.dtype is not dtype:
+        return value.detach().to(dtype)
+    return value
+
+
+def box(lo: float, hi: float) -> None:
+    if not lo <= hi:
+        raise ValueError(f"lo, hi: {lo}, {hi}, expected lo <= hi")
+
+
+def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) -> None:
+    """Class numbers, sample numbers or seeds: int64 [n] on the device; any length where n is None."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not torch.int64:
+        raise TypeError(f"{name}: dtype {value.dtype}, expected int64")
+    if value.dim() != 1 or n is not None and value.shape[0] != n:
+        raise ValueError(
+            f"{name}: shape {tuple(value.shape)}, expected [{'N' if n is None else n}]"
+        )
+    if value.device != device:
+        raise ValueError(f"{name}: device {value.device}, expected {device}")
+
+
+def logits(name: str, z: Tensor) -> None:
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(z).__name__}")
+    if z.dtype not in DTYPES:
+        raise TypeError(f"{name}: dtype {z.dtype}, expected a floating-point type")
+    if z.dim() != 2 or z.shape[1] == 0:
+        raise ValueError(f"{name}: shape {tuple(z.shape)}, expected [N, C]")
+
+
+def in_place(name: str, x: Tensor) -> None:
+    if x.requires_grad:
+        raise ValueError(
+            f"{name}: requires grad, but it is written in place; pass {name}.detach() or clone it"
+        )
+
+
+def radii_values(eps: Tensor) -> None:
+    """Raise ValueError for the first radius that is negative or NaN."""
+    bad = ~(eps >= 0)
+    if bad.any():
+        _raise_at("eps", eps, bad, "a number >= 0")
+
+
+def step_values(alpha: Tensor, eps: Tensor) -> None:
+    """Raise ValueError for the first bad radius, or step size that is not positive in a ball that is not a point."""
+    radii_values(eps)
+    bad = ~((alpha > 0) | (alpha == 0) & (eps == 0))
+    if bad.any():
+        _raise_at("alpha", alpha, bad, "a number > 0 (or 0 where eps is 0)")
+
+
+def class_values(y: Tensor, classes: int) -> None:
+    """Raise ValueError for the first class outside [0, classes)."""
+    bad = (y < 0) | (y >= classes)
+    if bad.any():
+        _raise_at("y", y, bad, f"a class in 0 ... {classes - 1}")
+
+
+def index_values(index: Tensor, size: int) -> None:
+    """Raise ValueError for the first sample number outside [0, size)."""
+    bad = (index < 0) | (index >= size)
+    if bad.any():
+        _raise_at("index", index, bad, f"a sample in 0 ... {size - 1}")
+
+
+def logit_values(z: Tensor) -> None:
+    """Raise ValueError for the first row of logits that softmax would turn into NaN."""
+    bad = ~z.amax(1).isfinite()  # amax hands NaN on; -infinity is a masked class unless all are
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"logits: {z[row].tolist()} in row {row}, expected numbers; has the model diverged?"
+        )
+
+
+def _raise_at(name: str, values: Tensor, bad: Tensor, expected: str) -> NoReturn:
+    first = int(bad.nonzero()[0])
+    raise ValueError(f"{name}: {values[first].item()} at index {first}, expected {expected}")

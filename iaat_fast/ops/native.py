@@ -1,0 +1,179 @@
+"""The compiled ops: tensors in, addresses and sizes to `iaat_fast._C`.
+
+Importing this module raises ImportError where the extension is not built. torch is imported before the extension so
+that both use the one OpenMP runtime, and thread pool, that torch brings. A kernel that meets an invalid value returns
+False before it has written anything; `checks` then finds and names it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iaat_fast import _C
+from iaat_fast.ops import checks, reference
+
+_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    if not (x_adv.is_contiguous() and x.is_contiguous()):
+        layout = _layout(x_adv)
+        x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    out = torch.empty_like(x_adv)
+    rows, samples = x_adv.shape[0], x.shape[0]
+    if rows:
+        valid = _C.project_linf(
+            _CODES[x.dtype],
+            out.data_ptr(),
+            x_adv.data_ptr(),
+            x.data_ptr(),
+            eps.contiguous().data_ptr(),
+            rows,
+            samples,
+            x.numel() // samples,
+            lo,
+            hi,
+        )
+        if not valid:
+            checks.radii_values(eps)
+    return out
+
+
+def pgd_step_linf_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    target = x_adv
+    if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
+        layout = _layout(x_adv)
+        target = x_adv.contiguous(memory_format=layout)
+        grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    rows, samples = x_adv.shape[0], x.shape[0]
+    if not rows:
+        return
+    eps, alpha = eps.contiguous(), alpha.contiguous()
+    valid = _C.pgd_step_linf(
+        _CODES[x.dtype],
+        target.data_ptr(),
+        grad.data_ptr(),
+        x.data_ptr(),
+        eps.data_ptr(),
+        alpha.data_ptr(),
+        0 if stats is None else stats.data_ptr(),
+        rows,
+        samples,
+        x.numel() // samples,
+        lo,
+        hi,
+        targeted,
+    )
+    if not valid:
+        checks.step_values(alpha, eps)
+    if target is not x_adv:
+        x_adv.copy_(target)
+
+
+def random_start_linf(
+    x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
+    # The noise is drawn in logical element order, so the layout is put back afterwards.
+    layout, x = _layout(x), x.contiguous()
+    rows, samples = eps.shape[0], x.shape[0]
+    out = x.new_empty((rows, *x.shape[1:]))
+    eps, index, stream = eps.contiguous(), index.contiguous(), reference.stream_of(seed)
+    if rows:
+        valid = _C.random_start_linf(
+            _CODES[x.dtype],
+            out.data_ptr(),
+            x.data_ptr(),
+            eps.data_ptr(),
+            stream.data_ptr(),
+            index.data_ptr(),
+            rows,
+            samples,
+            x.numel() // samples,
+            lo,
+            hi,
+        )
+        if not valid:
+            checks.radii_values(eps)
+    return out.contiguous(memory_format=layout)
+
+
+def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
+    logits, y = logits.contiguous(), y.contiguous()
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    rows = reference.softmax_minus_onehot(wide, y)
+    if rows.numel():
+        valid = _C.saturation_proof(
+            _CODES[logits.dtype],
+            rows.data_ptr(),
+            logits.data_ptr(),
+            y.data_ptr(),
+            logits.shape[0],
+            y.shape[0],
+            logits.shape[1],
+        )
+        if not valid:
+            checks.class_values(y, logits.shape[1])
+            checks.logit_values(logits)
+    return rows.to(logits.dtype)
+
+
+def select_epsilon_(
+    memory: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    y: Tensor,
+    gamma: float,
+    beta: float,
+    eps_min: float,
+    eps_max: float,
+    clamp_candidate: bool = False,
+    misclassified: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if not memory.is_contiguous():
+        raise ValueError("memory: expected a contiguous tensor, it is written in place")
+    index, logits, y = index.contiguous(), logits.contiguous(), y.contiguous()
+    mask = None if misclassified is None else misclassified.contiguous()
+    eps, choice = memory.new_empty(index.shape), torch.empty_like(index)
+    if index.shape[0]:
+        valid = _C.select_epsilon(
+            _CODES[logits.dtype],
+            memory.data_ptr(),
+            memory.shape[0],
+            index.data_ptr(),
+            logits.data_ptr(),
+            y.data_ptr(),
+            eps.data_ptr(),
+            choice.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            index.shape[0],
+            logits.shape[1],
+            gamma,
+            beta,
+            eps_min,
+            eps_max,
+            clamp_candidate,
+        )
+        if not valid:
+            checks.index_values(index, memory.shape[0])
+            checks.class_values(y, logits.shape[1])
+            checks.logit_values(logits)
+    return eps, choice
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """channels_last where x is stored so, else contiguous."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

@@ -1,0 +1,202 @@
+"""The definition of every op in plain torch: any device, any strides, the oracle of the other backends.
+
+Half types are computed in float32 and rounded once, at the end. In float32 the other backends give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from iaat_fast.ops import checks
+
+
+def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    if eps.is_cpu:
+        checks.radii_values(eps)
+    centre, radius = _per_candidate(x, x_adv.shape[0]), _per_row(eps, x.dim())
+    delta = (_wide(x_adv) - centre).clamp(-radius, radius)
+    return _like((centre + delta).clamp(lo, hi).to(x_adv.dtype), x_adv)
+
+
+def pgd_step_linf_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    if eps.is_cpu:
+        checks.step_values(alpha, eps)
+    if stats is not None:
+        stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
+    step = _per_row(-alpha if targeted else alpha, x.dim()) * torch.sign(_wide(grad))
+    x_adv.copy_(project_linf(_wide(x_adv) + step, _wide(x), eps, lo, hi))
+
+
+def random_start_linf(
+    x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
+    if eps.is_cpu:
+        checks.radii_values(eps)
+    rows, per_row = eps.shape[0], math.prod(x.shape[1:])
+    key, restart, first_candidate = stream_of(seed).unbind()
+    row = torch.arange(rows, device=x.device)
+    element = torch.arange(per_row, device=x.device)
+    samples = max(x.shape[0], 1)
+    words = philox(
+        key,
+        (element // 4).expand(rows, -1),
+        (index[row % samples] if rows else index).view(-1, 1),
+        (first_candidate + row // samples).view(-1, 1),
+        restart,
+    )
+    word = torch.stack(words).gather(0, (element % 4).expand(1, rows, -1))[0]
+    noise = uniform_symmetric(word, eps.dtype).view(rows, *x.shape[1:])
+    start = _per_candidate(x, rows) + noise * _per_row(eps, x.dim())
+    return _like(start.clamp(lo, hi).to(x.dtype), x)
+
+
+def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    if logits.is_cpu:
+        checks.class_values(y, logits.shape[1])
+        checks.logit_values(logits)
+    wide = _wide(logits)
+    plain, y = softmax_minus_onehot(wide, y), _per_candidate(y, len(logits)).view(-1, 1)
+    missing = -plain.gather(1, y)  # 1 - p_y
+    scaled = plain * _normalising_power(missing)
+
+    others = wide.scatter(1, y, -math.inf)
+    largest = others.amax(1, keepdim=True)
+    shifted = torch.where(others == -math.inf, 0.0, exp_nonpositive(others - largest))
+    # Summed in float64: exact in any order for the terms that matter, so that backends need not agree on one.
+    shifted = shifted.scatter(1, y, -shifted.double().sum(1, keepdim=True).to(wide.dtype))
+    return torch.where(missing <= SATURATION, shifted, scaled).to(logits.dtype)
+
+
+def select_epsilon_(
+    memory: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    y: Tensor,
+    gamma: float,
+    beta: float,
+    eps_min: float,
+    eps_max: float,
+    clamp_candidate: bool = False,
+    misclassified: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if logits.is_cpu:
+        checks.index_values(index, memory.shape[0])
+        checks.class_values(y, logits.shape[1])
+        checks.logit_values(logits)
+    robust = logits.view(3, y.shape[0], logits.shape[1]).argmax(2) == y
+    choice = torch.where(robust[0], 0, torch.where(robust[1], 1, 2))
+    prev = memory[index]
+    candidate = torch.where(robust[0], prev + gamma, torch.where(robust[1], prev, prev - gamma))
+    if clamp_candidate:
+        candidate = candidate.clamp(min=0.0)
+    if misclassified is not None:
+        candidate = torch.where(misclassified, 0.0, candidate)
+    eps = ((1 - beta) * prev + beta * candidate).clamp(eps_min, eps_max)
+    memory[index] = eps
+    return eps, choice
+
+
+# Below this 1 - p_y the plain gradient has lost too many bits of float32's 24 to be trusted.
+SATURATION = 1 / 4096
+
+
+def softmax_minus_onehot(logits: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the summed cross-entropy, by the very kernel that autograd calls: the same bits.
+
+    `y` names the class of row r at r modulo its length, so K candidates share their samples' classes.
+    """
+    y = _per_candidate(y, len(logits)).view(-1, 1)
+    minus_onehot = torch.zeros_like(logits).scatter_(1, y, -1.0)
+    log_p = torch.log_softmax(logits, 1)
+    return torch._log_softmax_backward_data(minus_onehot, log_p, 1, logits.dtype)
+
+
+def exp_nonpositive(x: Tensor) -> Tensor:
+    """exp(x) for x <= 0; in float32 out of single roundings only, so that every backend gives the same bits.
+
+    Cody and Waite's reduction to |r| <= ln(2)/2, then the Taylor polynomial of degree 7 (error below 2**-24).
+    """
+    if x.dtype == torch.float64:
+        return x.exp()
+    n = (x * 1.44269504).round()
+    r = (x - n * 0.693359375) - n * -2.12194440e-4
+    p = torch.full_like(x, 1 / 5040)
+    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        p = p * r + coefficient
+    return torch.where(x < -87.0, 0.0, p * torch.exp2(n.clamp(min=-126.0)))
+
+
+def stream_of(seed: Tensor) -> Tensor:
+    """[key, restart, first candidate] from a seed tensor of 1 to 3 entries; missing ones are 0."""
+    seed = seed.reshape(-1)
+    return torch.cat([seed, seed.new_zeros(3 - seed.shape[0])])
+
+
+def philox(
+    key: Tensor, block: Tensor, sample: Tensor, candidate: Tensor, restart: Tensor
+) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al., SC 2011) on int64 tensors that hold 32-bit words; four words a block."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        block & mask, sample & mask, candidate & mask, restart & mask
+    )
+    key0, key1 = key & mask, (key >> 32) & mask
+    for _ in range(10):
+        # The int64 product wraps, but its 64 bits are those of the unsigned product.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & mask) ^ c1 ^ key0,
+            p1 & mask,
+            ((p0 >> 32) & mask) ^ c3 ^ key1,
+            p0 & mask,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
+    return [c0, c1, c2, c3]
+
+
+def uniform_symmetric(word: Tensor, dtype: torch.dtype) -> Tensor:
+    """The top 24 bits k as (2k + 1 - 2**24) / 2**24: symmetric, strictly inside (-1, 1), exact in float32."""
+    return (2 * (word >> 8) + 1 - (1 << 24)).to(dtype) * 2.0**-24
+
+
+def _normalising_power(value: Tensor) -> Tensor:
+    """The power of two that brings |value| into [0.5, 1); 1 for zero, infinity and NaN."""
+    exponent = torch.frexp(value).exponent
+    ordinary = value.isfinite() & (value != 0)
+    return torch.where(ordinary, torch.ldexp(torch.ones_like(value), -exponent), 1.0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _per_row(values: Tensor, dim: int) -> Tensor:
+    return values.view(-1, *[1] * (dim - 1))
+
+
+def _per_candidate(x: Tensor, rows: int) -> Tensor:
+    """x with its N rows repeated to K*N, widened for arithmetic where it is floating point."""
+    copies = rows // max(x.shape[0], 1)
+    if x.is_floating_point():
+        x = _wide(x)
+    return x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
+
+
+def _like(value: Tensor, x: Tensor) -> Tensor:
+    """value in the memory format of x."""
+    if x.dim() == 4 and not x.is_contiguous():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value.contiguous()

@@ -25,19 +25,20 @@ iaat::DType dtype_of(int code) {
 
 bool project_linf(int dtype, Address out, Address x_adv, Address x, Address eps, int64_t rows, int64_t samples,
                   int64_t row_elems, double lo, double hi) {
-    return active->project_linf(dtype_of(dtype), at(out), at(x_adv), at(x), at(eps), {rows, samples, row_elems}, lo, hi);
+    return active->project_linf(dtype_of(dtype), at(out), at(x_adv), at(x), at(eps), {rows, samples, row_elems}, lo,
+                                hi);
 }
 
 bool pgd_step_linf(int dtype, Address x_adv, Address grad, Address x, Address eps, Address alpha, Address stats,
                    int64_t rows, int64_t samples, int64_t row_elems, double lo, double hi, bool targeted) {
-    return active->pgd_step_linf(dtype_of(dtype), at(x_adv), at(grad), at(x), at(eps), at(alpha), {rows, samples, row_elems},
-                          lo, hi, targeted, at<int64_t>(stats));
+    return active->pgd_step_linf(dtype_of(dtype), at(x_adv), at(grad), at(x), at(eps), at(alpha),
+                                 {rows, samples, row_elems}, lo, hi, targeted, at<int64_t>(stats));
 }
 
 bool random_start_linf(int dtype, Address out, Address x, Address eps, Address stream, Address index, int64_t rows,
                        int64_t samples, int64_t row_elems, double lo, double hi) {
     return active->random_start_linf(dtype_of(dtype), at(out), at(x), at(eps), at<int64_t>(stream), at<int64_t>(index),
-                              {rows, samples, row_elems}, lo, hi);
+                                     {rows, samples, row_elems}, lo, hi);
 }
 
 bool saturation_proof(int dtype, Address cotangent, Address logits, Address y, int64_t rows, int64_t samples,
@@ -46,11 +47,11 @@ bool saturation_proof(int dtype, Address cotangent, Address logits, Address y, i
 }
 
 bool select_epsilon(int dtype, Address memory, int64_t size, Address index, Address logits, Address y, Address eps,
-                    Address choice, Address misclassified, int64_t samples, int64_t classes, double gamma, double beta, double eps_min,
-                    double eps_max, bool clamp_candidate) {
-    return active->select_epsilon(dtype_of(dtype), at<float>(memory), size, at<int64_t>(index), at(logits), at<int64_t>(y),
-                           at<float>(eps), at<int64_t>(choice), at<bool>(misclassified), samples, classes, gamma, beta,
-                           eps_min, eps_max, clamp_candidate);
+                    Address choice, Address misclassified, int64_t samples, int64_t classes, double gamma, double beta,
+                    double eps_min, double eps_max, bool clamp_candidate) {
+    return active->select_epsilon(dtype_of(dtype), at<float>(memory), size, at<int64_t>(index), at(logits),
+                                  at<int64_t>(y), at<float>(eps), at<int64_t>(choice), at<bool>(misclassified), samples,
+                                  classes, gamma, beta, eps_min, eps_max, clamp_candidate);
 }
 
 void use_isa(const std::string& name) {
@@ -62,7 +63,9 @@ void use_isa(const std::string& name) {
 py::dict build_info() {
     py::dict info;
     info["version"] = IAAT_VERSION;
+    info["commit"] = IAAT_COMMIT;
     info["compiler"] = IAAT_COMPILER;
+    info["build_type"] = IAAT_BUILD_TYPE;
     info["isa"] = active->isa;
     py::list isas;
     for (const char* name : {"baseline", "avx2", "avx512"})

@@ -69,8 +69,7 @@ bool all_within(const int64_t* values, int64_t n, int64_t size) {
 }
 
 template <typename T>
-bool project_linf_typed(T* out, const T* x_adv, const T* x, const void* eps_rows, Rows size, double lo64,
-                        double hi64) {
+bool project_linf_typed(T* out, const T* x_adv, const T* x, const void* eps_rows, Rows size, double lo64, double hi64) {
     using A = typename Arithmetic<T>::type;
     const A* eps = static_cast<const A*>(eps_rows);
     const A lo = A(lo64), hi = A(hi64);
@@ -180,9 +179,9 @@ bool select_epsilon_typed(float* memory, int64_t size, const int64_t* index, con
     for (int64_t i = 0; i < samples; ++i) {
         const T *first = logits + i * classes, *second = first + samples * classes;
         choice[i] = choose_candidate(argmax(first, classes) == y[i], argmax(second, classes) == y[i]);
-        eps[i] = smooth_epsilon(memory[index[i]], choice[i], float(gamma), float(beta), float(1.0 - beta),
-                                clamp_candidate, misclassified != nullptr && misclassified[i], float(eps_min),
-                                float(eps_max));
+        eps[i] =
+            smooth_epsilon(memory[index[i]], choice[i], float(gamma), float(beta), float(1.0 - beta), clamp_candidate,
+                           misclassified != nullptr && misclassified[i], float(eps_min), float(eps_max));
     }
     for (int64_t i = 0; i < samples; ++i) memory[index[i]] = eps[i];
     return true;
@@ -197,10 +196,14 @@ struct Bool {
 template <typename Body>
 bool with_type(DType dtype, const Body& body) {
     switch (dtype) {
-        case DType::kFloat32: return body(static_cast<float*>(nullptr));
-        case DType::kFloat64: return body(static_cast<double*>(nullptr));
-        case DType::kFloat16: return body(static_cast<Half*>(nullptr));
-        case DType::kBFloat16: return body(static_cast<BFloat16*>(nullptr));
+        case DType::kFloat32:
+            return body(static_cast<float*>(nullptr));
+        case DType::kFloat64:
+            return body(static_cast<double*>(nullptr));
+        case DType::kFloat16:
+            return body(static_cast<Half*>(nullptr));
+        case DType::kBFloat16:
+            return body(static_cast<BFloat16*>(nullptr));
     }
     return false;
 }
@@ -225,8 +228,8 @@ bool pgd_step_linf_any(DType dtype, void* x_adv, const void* grad, const void* x
                        Rows size, double lo, double hi, bool targeted, int64_t* stats) {
     return with_type(dtype, [=](auto* type) {
         const auto run = [=](auto count) {
-            return pgd_step_linf_typed<decltype(count)::value>(as(x_adv, type), as(grad, type), as(x, type), eps, alpha, size,
-                                                        lo, hi, targeted, stats);
+            return pgd_step_linf_typed<decltype(count)::value>(as(x_adv, type), as(grad, type), as(x, type), eps, alpha,
+                                                               size, lo, hi, targeted, stats);
         };
         return stats ? run(Bool<true>{}) : run(Bool<false>{});
     });
@@ -241,16 +244,17 @@ bool random_start_linf_any(DType dtype, void* out, const void* x, const void* ep
 
 bool saturation_proof_any(DType dtype, void* rows, const void* logits, const int64_t* y, int64_t n_rows,
                           int64_t samples, int64_t classes) {
-    return with_type(dtype,
-              [=](auto* type) { return saturation_proof_typed(rows, as(logits, type), y, n_rows, samples, classes); });
+    return with_type(
+        dtype, [=](auto* type) { return saturation_proof_typed(rows, as(logits, type), y, n_rows, samples, classes); });
 }
 
 bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t* index, const void* logits,
-                        const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples, int64_t classes,
-                        double gamma, double beta, double eps_min, double eps_max, bool clamp_candidate) {
+                        const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
+                        int64_t classes, double gamma, double beta, double eps_min, double eps_max,
+                        bool clamp_candidate) {
     return with_type(dtype, [=](auto* type) {
-        return select_epsilon_typed(memory, size, index, as(logits, type), y, eps, choice, misclassified, samples, classes, gamma,
-                             beta, eps_min, eps_max, clamp_candidate);
+        return select_epsilon_typed(memory, size, index, as(logits, type), y, eps, choice, misclassified, samples,
+                                    classes, gamma, beta, eps_min, eps_max, clamp_candidate);
     });
 }
 
@@ -260,7 +264,7 @@ bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t*
 #define IAAT_STRING(text) IAAT_STRING_(text)
 
 extern const Kernels kernels;
-const Kernels kernels{IAAT_STRING(IAAT_ISA),  project_linf_any,     pgd_step_linf_any,
+const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,     pgd_step_linf_any,
                       random_start_linf_any, saturation_proof_any, select_epsilon_any};
 
 }  // namespace IAAT_ISA

@@ -9,7 +9,8 @@ namespace iaat {
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row
-// k * samples + i is candidate k of sample i. eps and alpha hold one value per row, in float (double for double images).
+// k * samples + i is candidate k of sample i. eps and alpha hold one value per row, in float (double for double
+// images).
 struct Rows {
     int64_t rows, samples, row_elems;
 };
@@ -22,8 +23,8 @@ struct Kernels {
     bool (*project_linf)(DType, void* out, const void* x_adv, const void* x, const void* eps, Rows, double lo,
                          double hi);
     // stats: two int64 counters, zero and NaN gradient entries, added to; or null.
-    bool (*pgd_step_linf)(DType, void* x_adv, const void* grad, const void* x, const void* eps, const void* alpha,
-                          Rows, double lo, double hi, bool targeted, int64_t* stats);
+    bool (*pgd_step_linf)(DType, void* x_adv, const void* grad, const void* x, const void* eps, const void* alpha, Rows,
+                          double lo, double hi, bool targeted, int64_t* stats);
     // stream: key, restart and first candidate.
     bool (*random_start_linf)(DType, void* out, const void* x, const void* eps, const int64_t* stream,
                               const int64_t* index, Rows, double lo, double hi);
@@ -32,7 +33,8 @@ struct Kernels {
                              int64_t classes);
     bool (*select_epsilon)(DType, float* memory, int64_t size, const int64_t* index, const void* logits,
                            const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
-                           int64_t classes, double gamma, double beta, double eps_min, double eps_max, bool clamp_candidate);
+                           int64_t classes, double gamma, double beta, double eps_min, double eps_max,
+                           bool clamp_candidate);
 };
 
 // The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.

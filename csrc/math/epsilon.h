@@ -22,8 +22,8 @@ IAAT_HD int64_t choose_candidate(bool robust_at_first, bool robust_at_second) {
 }
 
 // Lines 1-3 and 11. The weights come rounded from double, as torch rounds Python scalars.
-IAAT_HD float smooth_epsilon(float prev, int64_t choice, float gamma, float beta, float keep,
-                             bool clamp_candidate, bool misclassified, float lo, float hi) {
+IAAT_HD float smooth_epsilon(float prev, int64_t choice, float gamma, float beta, float keep, bool clamp_candidate,
+                             bool misclassified, float lo, float hi) {
     float candidate = choice == 0 ? prev + gamma : (choice == 1 ? prev : prev - gamma);
     if (clamp_candidate && candidate < 0.0f) candidate = 0.0f;
     if (misclassified) candidate = 0.0f;

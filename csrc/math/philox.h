@@ -15,13 +15,12 @@ struct PhiloxState {
 IAAT_HD PhiloxState philox_round(PhiloxState s, uint32_t key0, uint32_t key1) {
     const uint64_t product0 = uint64_t(0xD2511F53u) * s.c0;
     const uint64_t product1 = uint64_t(0xCD9E8D57u) * s.c2;
-    return {uint32_t(product1 >> 32) ^ s.c1 ^ key0, uint32_t(product1),
-            uint32_t(product0 >> 32) ^ s.c3 ^ key1, uint32_t(product0)};
+    return {uint32_t(product1 >> 32) ^ s.c1 ^ key0, uint32_t(product1), uint32_t(product0 >> 32) ^ s.c3 ^ key1,
+            uint32_t(product0)};
 }
 
 // counter = (element / 4, sample, candidate, restart): the noise follows the sample, not its place in a batch.
-IAAT_HD PhiloxState philox(uint64_t key, uint32_t block, uint32_t sample, uint32_t candidate,
-                           uint32_t restart) {
+IAAT_HD PhiloxState philox(uint64_t key, uint32_t block, uint32_t sample, uint32_t candidate, uint32_t restart) {
     PhiloxState state{block, sample, candidate, restart};
     uint32_t key0 = uint32_t(key), key1 = uint32_t(key >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round) {

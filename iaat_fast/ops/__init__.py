@@ -243,7 +243,9 @@ def select_epsilon_(
         raise ValueError(f"beta: {beta}, expected a number in [0, 1]")
     upper = math.inf if eps_max is None else eps_max
     if not 0 <= eps_min <= upper:
-        raise ValueError(f"eps_min, eps_max: {eps_min}, {eps_max}, expected 0 <= eps_min <= eps_max")
+        raise ValueError(
+            f"eps_min, eps_max: {eps_min}, {eps_max}, expected 0 <= eps_min <= eps_max"
+        )
     if misclassified is not None and (
         misclassified.dtype is not torch.bool or misclassified.shape != (n,)
     ):
@@ -252,5 +254,14 @@ def select_epsilon_(
             f"expected bool [{n}]"
         )
     return _ops.select_epsilon_(
-        memory, index, logits.detach(), y, gamma, beta, eps_min, upper, clamp_candidate, misclassified
+        memory,
+        index,
+        logits.detach(),
+        y,
+        gamma,
+        beta,
+        eps_min,
+        upper,
+        clamp_candidate,
+        misclassified,
     )

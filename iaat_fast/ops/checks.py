@@ -27,7 +27,9 @@ def images(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: shape {tuple(x.shape)}, expected [N, ...]")
 
 
-def same_images(name: str, value: Tensor, like_name: str, like: Tensor, *, candidates: bool) -> None:
+def same_images(
+    name: str, value: Tensor, like_name: str, like: Tensor, *, candidates: bool
+) -> None:
     """value must match like in dtype, device and shape; with `candidates`, it may hold K*N rows for like's N."""
     if not isinstance(value, Tensor) or value.dtype is not like.dtype:
         images(name, value)
@@ -63,7 +65,7 @@ def per_row(
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float)):
             raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
-        if not (value > 0 or value == 0 and not positive):
+        if not (value > 0 or (value == 0 and not positive)):
             raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
         return torch.full((rows,), value, dtype=dtype, device=x.device)
     if value.shape != (rows,):
@@ -92,7 +94,7 @@ def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) 
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype is not torch.int64:
         raise TypeError(f"{name}: dtype {value.dtype}, expected int64")
-    if value.dim() != 1 or n is not None and value.shape[0] != n:
+    if value.dim() != 1 or (n is not None and value.shape[0] != n):
         raise ValueError(
             f"{name}: shape {tuple(value.shape)}, expected [{'N' if n is None else n}]"
         )

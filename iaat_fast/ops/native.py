@@ -174,6 +174,10 @@ def select_epsilon_(
 
 def _layout(x: Tensor) -> torch.memory_format:
     """channels_last where x is stored so, else contiguous."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if (
+        x.dim() == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    ):
         return torch.channels_last
     return torch.contiguous_format

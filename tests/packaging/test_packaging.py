@@ -31,6 +31,11 @@ assert torch.equal(projected, torch.tensor([[0.75, 0.4]])), projected
 print(iaat_fast.__file__, backend("cpu"))
 """
 
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])),
+    reason="needs a C++ compiler",
+)
+
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with standard error folded into standard output."""
@@ -162,6 +167,7 @@ def test_a_cuda_build_without_a_compiler_is_refused(
     assert "IAAT_CUDA=1 needs a C++ compiler" in refused.stdout
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_the_wheel_holds_the_extension_and_no_sources(native_build: tuple[Path, Path]) -> None:
     _, wheel = native_build
@@ -176,6 +182,7 @@ def test_the_wheel_holds_the_extension_and_no_sources(native_build: tuple[Path, 
     assert [name for name in names if name.endswith((".cpp", ".h", ".cu"))] == []
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_the_installed_wheel_runs_on_native(
     native_build: tuple[Path, Path], tmp_path: Path
@@ -188,6 +195,7 @@ def test_the_installed_wheel_runs_on_native(
     assert version.stdout.strip() == iaat_fast.__version__
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_no_code_is_shared_between_instruction_sets(native_build: tuple[Path, Path]) -> None:
     """A weak symbol's name must hold its instruction set: the linker keeps one copy of each name,
@@ -222,6 +230,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_runs_on_reference(
     assert "IAAT_FAST_BACKEND=native" in forced.stdout
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_sources_that_do_not_compile_fail_the_build(tmp_path: Path) -> None:
     source = copy_sources(tmp_path / "source")

@@ -1,0 +1,67 @@
+"""Signatures of the compiled module: addresses, sizes and numbers; see csrc/cpu/kernels.h."""
+
+from typing import Any
+
+def project_linf(
+    dtype: int,
+    out: int,
+    x_adv: int,
+    x: int,
+    eps: int,
+    rows: int,
+    samples: int,
+    row_elems: int,
+    lo: float,
+    hi: float,
+) -> bool: ...
+def pgd_step_linf(
+    dtype: int,
+    x_adv: int,
+    grad: int,
+    x: int,
+    eps: int,
+    alpha: int,
+    stats: int,
+    rows: int,
+    samples: int,
+    row_elems: int,
+    lo: float,
+    hi: float,
+    targeted: bool,
+) -> bool: ...
+def random_start_linf(
+    dtype: int,
+    out: int,
+    x: int,
+    eps: int,
+    stream: int,
+    index: int,
+    rows: int,
+    samples: int,
+    row_elems: int,
+    lo: float,
+    hi: float,
+) -> bool: ...
+def saturation_proof(
+    dtype: int, cotangent: int, logits: int, y: int, rows: int, samples: int, classes: int
+) -> bool: ...
+def select_epsilon(
+    dtype: int,
+    memory: int,
+    size: int,
+    index: int,
+    logits: int,
+    y: int,
+    eps: int,
+    choice: int,
+    misclassified: int,
+    samples: int,
+    classes: int,
+    gamma: float,
+    beta: float,
+    eps_min: float,
+    eps_max: float,
+    clamp_candidate: bool,
+) -> bool: ...
+def use_isa(name: str) -> None: ...
+def build_info() -> dict[str, Any]: ...

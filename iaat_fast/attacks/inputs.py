@@ -1,0 +1,75 @@
+"""Checks of an attack's arguments, among them the one look at tensors' values, taken before the loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iaat_fast.ops import checks
+
+# How far outside [lo, hi], as a share of hi - lo, a pixel may lie by rounding in a pipeline of the dtype:
+# about 100 roundings of float32, 2 of the half types.
+_NOISE = {
+    torch.float64: 1e-5,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+}
+
+
+def whole_number(name: str, value: int, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {value!r}, expected an int")
+    if value < at_least:
+        raise ValueError(f"{name}: {value}, expected at least {at_least}")
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if not any(
+        value is known or (type(value) is type(known) and value == known) for known in allowed
+    ):
+        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def radius(name: str, value: float | Tensor, *, positive: bool = False) -> None:
+    """A default radius or step size: a number in range, or a tensor whose values each call looks at."""
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
+    if not (value > 0 or (value == 0 and not positive)):
+        raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
+
+
+def values(
+    x: Tensor, y: Tensor, eps: Tensor, alpha: Tensor, lo: float, hi: float, *, moves: bool
+) -> int:
+    """Check pixels, classes, radii and (where the attack moves) step sizes with one read from the device.
+
+    Returns the largest class, to be compared with the number of classes once the model has been called.
+    Raises ValueError naming the argument, its value and what was expected.
+    """
+    stuck = (alpha <= 0) & (eps > 0) | alpha.isnan()
+    if x[0].numel():
+        pixels = torch.stack(torch.aminmax(x)).double()
+    else:
+        pixels = x.new_tensor([lo, hi]).double()
+    facts = [*pixels, *torch.aminmax(y), eps.min(), stuck.any()]
+    low, high, first_class, last_class, smallest, any_stuck = torch.stack(
+        [fact.double() for fact in facts]
+    ).tolist()
+    slack = _NOISE[x.dtype] * (hi - lo)
+    if not (low >= lo - slack and high <= hi + slack):
+        raise ValueError(
+            f"x: values from {low:.6g} to {high:.6g}, expected images in [{lo:g}, {hi:g}] "
+            "(normalisation belongs in the model)"
+        )
+    if first_class < 0:
+        raise ValueError(f"y: {int(first_class)}, expected a class >= 0")
+    if not smallest >= 0:
+        checks.radii_values(eps)
+    if moves and any_stuck:
+        checks.step_values(alpha, eps)
+    return int(last_class)

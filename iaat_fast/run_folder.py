@@ -1,6 +1,6 @@
-"""The folder of one training run: what lies where, written so that a kill at any moment loses nothing.
+"""The folder of one training run: what lies where, and how it survives a kill at any moment.
 
-    config.json           the resolved configuration, nested by part, floats on the [0, 1] pixel scale
+    config.json           the resolved configuration, nested by part, floats on the [0, 1] scale
     env.json              versions, hardware, commit, and when the run was resumed
     metrics.jsonl         one row per epoch, see `append_metrics`
     checkpoint.pt         the last good state, see `save_checkpoint`
@@ -131,7 +131,7 @@ class RunFolder:
         missing = [key for key in CHECKPOINT_KEYS if key not in state]
         if missing:
             raise ValueError(f"state has no {missing}: expected at least {list(CHECKPOINT_KEYS)}")
-        # Serialised in memory first: torch's own file writer does not report a full disk as OSError.
+        # Serialised in memory first: torch's own writer does not report a full disk as OSError.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         _replace(self.checkpoint_path, buffer.getbuffer())
@@ -262,7 +262,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(  # noqa: TRY004 - the file is wrong, not an argument
-            f"{path}: expected a JSON object, found {type(content).__name__}"
-        )
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -45,9 +45,11 @@ def test_a_folder_is_free_until_a_run_is_created_in_it(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "none").is_free
     folder = RunFolder(tmp_path)
     (tmp_path / ".config.json.123.tmp").touch()  # what a kill in the first write leaves
-    assert folder.is_free and not folder.is_run
+    assert folder.is_free
+    assert not folder.is_run
     folder.create({}, {})
-    assert folder.is_run and not folder.is_free
+    assert folder.is_run
+    assert not folder.is_free
     assert not (tmp_path / ".config.json.123.tmp").exists()
 
 

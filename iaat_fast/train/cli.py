@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.train`: arguments to a configuration, errors to one line."""
+"""The command line `python -m iaat_fast.train`: arguments to a run, errors to one line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"
-DESCRIPTION = f"""Train a network: clean, adversarially, or instance adaptively (IAAT, Balaji et al. 2019).
+DESCRIPTION = f"""Train a network: clean, adversarially or instance adaptively (Balaji et al. 2019).
 
 Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
 
---resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must agree \
-with it; only --data, --device, --checkpoint-steps, --snapshot-epochs and --tensorboard may differ.
+--resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
+agree with it; only --data, --device, --checkpoint-steps, --snapshot-epochs and --tensorboard \
+may differ.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint."""

@@ -171,7 +171,7 @@ class EpsilonConfig:
     misclassified: Literal["algorithm2", "shrink"] = "algorithm2"
     """Radius of misclassified samples after the warm-up: by Algorithm 2, or towards 0 (shrink)."""
     misclassified_input: Literal["clean", "adversarial"] = "clean"
-    """What is trained on in place of misclassified samples: the clean image, or the attacked one."""
+    """What misclassified samples are trained on: the clean image, or the attacked one."""
     warmup_rule: Literal["visited", "correct"] = "visited"
     """The memory in the warm-up: eps-w for every sample visited, or only for those classified
     correctly and 0 for the others."""
@@ -313,8 +313,8 @@ FREE = frozenset(
         "run.tensorboard",
     }
 )
-"""Fields that may change when a run is resumed: none of them enters the arithmetic (a data set that
-moved must still be the same one, and another device computes the same steps with other rounding)."""
+"""Fields that may change when a run is resumed: none of them is part of the arithmetic. (A data set
+that moved must still be the same one; another device takes the same steps with other rounding.)"""
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

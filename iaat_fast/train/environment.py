@@ -78,7 +78,7 @@ def _native_build() -> dict[str, Any] | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from, with "+changes" if files differ from it."""
+    """The commit of the checkout the package runs from, with "+changes" if files differ."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:

@@ -143,8 +143,8 @@ def _check_classes(model: nn.Module, data: ImageData) -> None:
     highest = int(max(data.train.labels.max(), data.test.labels.max()))
     if logits.dim() != 2 or logits.shape[1] <= highest:
         raise ValueError(
-            f"model: gives logits of shape {list(logits.shape)} for one image; expected [1, classes] "
-            f"with classes > {highest}, the highest label of {data.name}"
+            f"model: gives logits of shape {list(logits.shape)} for one image; expected "
+            f"[1, classes] with classes > {highest}, the highest label of {data.name}"
         )
 
 
@@ -239,7 +239,7 @@ class _Run:
             if signals.received is not None:
                 raise Interrupted(
                     f"stopped after step {state.step} of {self.total_steps}, checkpoint saved; "
-                    f"resume with --resume --out {self.folder.path}",
+                    f"resume with python -m iaat_fast.train --resume --out {self.folder.path}",
                     signals.received,
                 )
 

@@ -66,8 +66,8 @@ class TrainingStep:
 
     `totals` [3] float64 on the device sums, over the steps since it was last zeroed, the loss of
     each sample, the samples classified correctly before the attack, and those still classified
-    correctly, in the training forward, on their adversarial sample. They stay on the device: reading
-    them each step would make the host wait for a GPU.
+    correctly, in the training forward, on their adversarial sample. They stay on the device:
+    reading them each step would make the host wait for a GPU.
     """
 
     def __init__(

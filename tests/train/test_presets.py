@@ -54,7 +54,8 @@ TABLE_7 = {
 def test_cifar_presets_carry_table_7(dataset: str, network: str) -> None:
     config = preset(f"{dataset}-{network}")
     assert {name: value(config, name) for name in TABLE_7[network]} == TABLE_7[network]
-    assert config.data.name == dataset and config.data.augment
+    assert config.data.name == dataset
+    assert config.data.augment
     assert config.model.name == network
     assert config.optim.momentum == 0.9
 
@@ -68,7 +69,8 @@ def test_cifar_presets_evaluate_as_table_1_does(name: str) -> None:
 
 def test_digits_is_the_default_and_is_evaluated_at_a_fifth_of_the_pixel_range() -> None:
     config = preset()
-    assert config.preset == "digits" and config.data.name == "digits"
+    assert config.preset == "digits"
+    assert config.data.name == "digits"
     assert config.evaluation.eps == 0.2
     assert config.evaluation.restarts == 5
     assert not config.data.augment

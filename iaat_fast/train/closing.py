@@ -1,0 +1,76 @@
+"""The end of a run on the command line: closing evaluation, table, plots, what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from iaat_fast import report
+from iaat_fast.evaluate import accuracy, robust_accuracy
+from iaat_fast.train.loop import FitResult
+
+
+def evaluate_run(result: FitResult) -> dict[str, Any]:
+    """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
+
+    The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
+    the protocol. Written to `results.json` of the run folder; accuracies in [0, 1], radii on the
+    [0, 1] scale.
+    """
+    how = result.config.evaluation
+    natural = accuracy(result.model, result.data.test, batch_size=how.batch_size)
+    robust = robust_accuracy(
+        result.model,
+        result.data.test,
+        eps=how.eps,
+        alpha=how.alpha,
+        steps=how.steps,
+        restarts=how.restarts,
+        batch_size=how.batch_size,
+        seed=result.config.run.seed,
+    )
+    results = {
+        "natural_accuracy": natural,
+        "robust_accuracy": robust.accuracy,
+        "attack": {
+            "eps": how.eps,
+            "alpha": how.alpha,
+            "steps": how.steps,
+            "restarts": how.restarts,
+        },
+        "eps_mean": result.epsilon.mean().item(),
+        "eps_std": result.epsilon.std(correction=0).item(),
+        "samples": len(result.data.test),
+    }
+    result.folder.save_results(results)
+    return results
+
+
+def close_run(result: FitResult, console: Console) -> None:
+    """Evaluate, draw the plots, and print the table, where everything is and what comes next."""
+    results = evaluate_run(result)
+    plots = report.plot_run(result.folder)
+    config, folder = result.config, result.folder.path
+    attack = results["attack"]
+    spread = f"{results['eps_mean'] * 255:.2f} ± {results['eps_std'] * 255:.2f}"
+    rows = [
+        ("natural accuracy", f"{results['natural_accuracy']:.2%}"),
+        (
+            f"PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255",
+            f"{results['robust_accuracy']:.2%}",
+        ),
+        ("ε memory, mean ± spread (1/255)", "none" if config.method == "clean" else spread),
+    ]
+    console.print(report.closing_table(rows, title=f"{config.preset}, {config.method}"))
+    others = [method for method in ("iaat", "adv", "clean") if method != config.method]
+    lines = [
+        f"run folder  {folder}",
+        f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
+        "next",
+        f"  python -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
+        *([f"  tensorboard --logdir {folder}"] if config.run.tensorboard else []),
+        *(f"  python -m iaat_fast.train {config.preset} --method {method}" for method in others),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
 
+from iaat_fast import command_line
+from iaat_fast.command_line import UsageError, choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
-from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, choice, nearest, override
+from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
 from iaat_fast.train.loop import fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
@@ -53,10 +53,6 @@ class Command(TrainConfig):
         return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
 
 
-class UsageError(ValueError):
-    """The arguments are wrong; the message is one line."""
-
-
 def parse(argv: Sequence[str]) -> Command:
     """The configuration and the actions that the arguments ask for.
 
@@ -66,13 +62,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     config = _defaults(argv)
     default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    with contextlib.redirect_stderr(io.StringIO()) as boxes:
-        try:
-            command = _tyro(argv, default)
-        except SystemExit as stop:
-            if stop.code in (0, None):
-                raise
-            raise UsageError(_explain(boxes.getvalue(), default)) from None
+    command = command_line.parse(partial(_tyro, default=default), argv)
     if command.preset != default.preset and not command.resume:
         raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
     return command
@@ -87,24 +77,6 @@ def _tyro(argv: Sequence[str], default: Command) -> Command:
         default=default,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-
-
-def _explain(boxes: str, default: Command) -> str:
-    """What tyro's error boxes say, in one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxes.splitlines()]
-    text = " ".join(" ".join(lines).split())
-    unknown = re.match(r".*Unrecognized options: (--[^\s,=]+)", text)
-    if unknown:
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as text_of_help,
-            contextlib.suppress(SystemExit),
-        ):
-            _tyro(["--help"], default)
-        flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]+", text_of_help.getvalue())))
-        return f"{unknown[1]}: unknown flag, {nearest(unknown[1], flags)}"
-    text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
-    text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
-    return re.sub(r"^Error parsing (\w+: )?", "", text).strip()
 
 
 def _defaults(argv: Sequence[str]) -> TrainConfig:
@@ -142,12 +114,6 @@ def main(argv: Sequence[str]) -> int:
         print(stop, file=sys.stderr)
         return stop.status
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
-        print(f"{PROG}: error: {_message(error)}", file=sys.stderr)
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())

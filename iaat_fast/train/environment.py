@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import iaat_fast
+from iaat_fast import ops
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,6 +50,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "command": sys.argv,
         "iaat_fast": iaat_fast.__version__,
         "commit": _commit(),
+        "backend": ops.backend(device),
         "native": _native_build(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "torchvision", "numpy")},

@@ -265,6 +265,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
         choice("protocol", self.protocol, PROTOCOLS)
+        bn, strategy = self.attack.bn, self.epsilon.strategy
+        if self.method == "iaat" and bn != "eval" and strategy != "sequential":
+            raise ValueError(
+                f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
+                "whose batch statistics depend on which images share a batch"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain values, the content of `config.json`."""

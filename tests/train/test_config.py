@@ -75,6 +75,15 @@ def test_a_configuration_survives_json(name: str, protocol: Any) -> None:
     assert override(TrainConfig(), json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.parametrize("bn", ["train", "train_update"])
+@pytest.mark.parametrize("strategy", ["lazy", "batched"])
+def test_batch_statistics_need_the_sequential_strategy(bn: str, strategy: str) -> None:
+    parts = {"attack": {"bn": bn}, "epsilon": {"strategy": strategy}}
+    with pytest.raises(ValueError, match=r"epsilon\.strategy .* sequential"):
+        preset("digits", **parts)
+    assert preset("digits", method="adv", **parts).attack.bn == bn
+
+
 def test_differences_name_the_fields_and_both_values() -> None:
     old = preset("digits")
     new = preset("digits", method="adv", optim={"epochs": 3})

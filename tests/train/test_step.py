@@ -28,7 +28,9 @@ class Case:
         self.step = TrainingStep(config, model, self.memory, optimizer, CPU)
         self.x, self.y = fetch(data.train, INDEX)
         self.inputs: list[Tensor] = []
-        model.register_forward_pre_hook(lambda module, args: self.inputs.append(args[0].detach()))
+        model.register_forward_pre_hook(
+            lambda module, args: self.inputs.append(args[0].detach().clone())
+        )
 
     def run(self, *, epoch: int) -> tuple[Tensor, Tensor]:
         """One step; returns the images the network was trained on and which samples were S+."""
@@ -181,7 +183,7 @@ def test_a_lower_bound_holds_after_selection(case: Callable[..., Case]) -> None:
 
 @pytest.mark.parametrize("bn", ["eval", "train"])
 def test_batchnorm_sees_only_the_training_forward(case: Callable[..., Case], bn: str) -> None:
-    it = case(attack={"bn": bn})
+    it = case(attack={"bn": bn}, epsilon={"strategy": "sequential"})
     it.run(epoch=1)
     assert it.model[1].num_batches_tracked == 1
 
@@ -208,7 +210,7 @@ def test_the_random_start_is_clamped_as_asked(
 ) -> None:
     seen: list[Tensor] = []
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     attack = make_attack(tiny_config(attack={"clamp_start": clamp}).attack, model)
     x = torch.zeros(8, 1, 6, 6)
     attack(x, torch.zeros(8, dtype=torch.int64), seed=0)

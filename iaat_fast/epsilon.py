@@ -205,7 +205,7 @@ class EpsilonMemory:
             )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
-        options = {"index": index, "seed": seed}
+        options: dict[str, Any] = {"index": index, "seed": seed}
         attacked = {"batched": _batched, "lazy": _lazy, "sequential": _sequential}[self.strategy]
         prev = self.values[index]
         candidates = attacked(

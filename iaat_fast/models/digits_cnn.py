@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import nn
+from torch.nn import functional
 
 from iaat_fast.models.layers import he_initialize
 
@@ -23,7 +25,6 @@ class DigitsCNN(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1)
-        self.pool = nn.AdaptiveAvgPool2d(2)
         self.linear = nn.Linear(2 * width * 4, num_classes)
         he_initialize(self)
 
@@ -31,4 +32,10 @@ class DigitsCNN(nn.Module):
         out = torch.relu(self.conv1(self.normalize(x)))
         out = torch.relu(self.conv2(out))
         out = torch.relu(self.conv3(out))
-        return self.linear(self.pool(out).flatten(1))
+        return self.linear(pool_to_2x2(out).flatten(1))
+
+
+@torch.fx.wrap
+def pool_to_2x2(x: torch.Tensor) -> torch.Tensor:
+    """Average pooling to 2x2; 8x8 images arrive so, and pooling them took a fifth of the network's time."""
+    return x if x.shape[-2:] == (2, 2) else functional.adaptive_avg_pool2d(x, 2)

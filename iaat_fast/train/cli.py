@@ -18,7 +18,7 @@ from iaat_fast.command_line import UsageError, choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
-from iaat_fast.train.loop import fit
+from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.stopping import Interrupted
@@ -105,15 +105,22 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    console = Console()
+    result = None
     try:
         command = parse(argv)
         result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
-        close_run(result, console)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.status
+        close_run(result, Console())
+    except KeyboardInterrupt as stop:
+        print(_where(stop, result), file=sys.stderr)
+        return stop.status if isinstance(stop, Interrupted) else 130
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
+    """What was interrupted, and how to go on."""
+    if result is not None:
+        return f"training is complete; {PROG} --resume --out {result.folder.path} evaluates it"
+    return str(stop) or "interrupted before the first step of training"

@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after it saved a checkpoint.
+    """A signal stopped the run; if it was training, after a checkpoint was saved.
 
     Attributes:
         status: the exit status a command line gives: 130 after Ctrl-C, 143 after SIGTERM.
@@ -19,6 +19,15 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.status = 128 + signum
+
+
+def raise_on_sigterm() -> None:
+    """From now on raise Interrupted at SIGTERM, as Python raises KeyboardInterrupt at Ctrl-C."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted("terminated", signum)
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 class StopSignals:

@@ -79,7 +79,7 @@ def test_a_configuration_survives_json(name: str, protocol: Any) -> None:
 @pytest.mark.parametrize("strategy", ["lazy", "batched"])
 def test_batch_statistics_need_the_sequential_strategy(bn: str, strategy: str) -> None:
     parts = {"attack": {"bn": bn}, "epsilon": {"strategy": strategy}}
-    with pytest.raises(ValueError, match=r"epsilon\.strategy .* sequential"):
+    with pytest.raises(ValueError, match=r"epsilon\.strategy .*'sequential'"):
         preset("digits", **parts)
     assert preset("digits", method="adv", **parts).attack.bn == bn
 

@@ -61,6 +61,22 @@ def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, float
     return folder, sum(row["seconds"] for row in folder.metrics())
 
 
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_training_is_one_line(tmp_path: Path, signum: int, status: int) -> None:
+    command = [sys.executable, "-m", "iaat_fast.train", *RUN, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc to see the process import torch")
+    while "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_sigkill_at_ten_random_moments_changes_no_bit(
     unkilled: tuple[RunFolder, float], tmp_path: Path

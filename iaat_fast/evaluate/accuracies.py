@@ -39,7 +39,7 @@ def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
         split: the samples.
         batch_size: samples per forward.
 
-    A sample whose logits hold a NaN counts as misclassified, here and under attack.
+    A sample whose logits hold a NaN counts as misclassified.
 
     Raises:
         ValueError: an empty split, or a batch size below 1.
@@ -88,7 +88,8 @@ def robust_accuracy(
         progress: called as progress(samples done, samples) after each batch.
 
     Raises:
-        TypeError, ValueError: an argument, or what the model returns, is not as described.
+        TypeError, ValueError: an argument, or what the model returns (NaN logits among it), is not
+            as described.
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """

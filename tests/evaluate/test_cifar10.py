@@ -1,0 +1,47 @@
+"""Published accuracies of a real checkpoint on real CIFAR-10."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from iaat_fast import data
+from iaat_fast.evaluate import accuracy, robust_accuracy
+
+
+@pytest.fixture(scope="module")
+def resnet4b(real_data: Path) -> nn.Module:
+    spec = importlib.util.spec_from_file_location("nets", real_data / "nets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    return nets.load("resnet4b")
+
+
+@pytest.mark.slow
+def test_resnet4b_lands_on_its_published_accuracies(resnet4b: nn.Module, cifar10_npz: Path) -> None:
+    model = resnet4b
+    test = data.load("cifar10", cifar10_npz, limit=1000).test
+
+    assert accuracy(model, test) == pytest.approx(0.771, abs=0.01)
+    for eps, published in ((2 / 255, 0.618), (8 / 255, 0.165)):
+        # Madry et al.'s step, 2.5 eps / steps, from which the ball's border is just in reach.
+        alpha = 2.5 * eps / 20
+        result = robust_accuracy(model, test, eps=eps, alpha=alpha, steps=20, restarts=1)
+        assert result.accuracy == pytest.approx(published, abs=0.01)
+
+
+@pytest.mark.slow
+def test_verdicts_on_real_images_do_not_depend_on_the_batch_size(
+    resnet4b: nn.Module, cifar10_npz: Path
+) -> None:
+    test = data.load("cifar10", cifar10_npz, limit=200).test
+    attack = {"eps": 4 / 255, "alpha": 1 / 255, "steps": 10, "restarts": 2}
+    whole = robust_accuracy(resnet4b, test, **attack, batch_size=200)
+    parts = robust_accuracy(resnet4b, test, **attack, batch_size=33)
+    assert torch.equal(whole.correct, parts.correct)

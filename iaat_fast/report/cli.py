@@ -1,0 +1,45 @@
+"""The command line `python -m iaat_fast.report`: run folders to a Markdown table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from iaat_fast import command_line
+from iaat_fast.report.comparison import read_run, summary_table
+from iaat_fast.run_folder import RunFolder
+
+PROG = "python -m iaat_fast.report"
+DESCRIPTION = """Compare finished runs: one Markdown row per method, mean ± standard deviation over \
+seeds.
+
+Runs must agree in everything but the seed, the method and the fields of its attack and radii.
+
+Exit status: 0 done; 2 bad usage or bad input, with one line on standard error."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A comparison."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        command = command_line.parse(_tyro, argv)
+        print(summary_table([read_run(RunFolder(path)) for path in command.runs]))
+    except (ValueError, OSError) as error:
+        print(f"{PROG}: error: {command_line.one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tyro(argv: Sequence[str]) -> Command:
+    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))

@@ -16,7 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LINES] = []
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     """Put hardware, versions and commit into the file that --benchmark-json writes."""
     machine_info["iaat_fast"] = machine.describe()
 

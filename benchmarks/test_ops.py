@@ -47,7 +47,9 @@ class Case:
 
 
 def name(value: object) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch.")
+    return (
+        "x".join(map(str, value)) if isinstance(value, tuple) else str(value).removeprefix("torch.")
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)

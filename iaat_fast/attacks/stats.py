@@ -32,9 +32,9 @@ class AttackStats:
             )
         if self.zero > SUSPICIOUS_ZEROS * self.total:
             warnings.warn(
-                "more than half of the gradient entries are 0 and moved no pixel (PGD.stats counts them), so robustness "
-                "looks higher than it is; likely cause: masked gradients (a quantised, thresholded or detached input) "
-                "or dead units (training that has collapsed)",
+                "more than half of the gradient entries are 0 and moved no pixel (PGD.stats counts them), so "
+                "robustness looks higher than it is; likely cause: masked gradients (a quantised, thresholded or "
+                "detached input) or dead units (training that has collapsed)",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -8,26 +8,32 @@
     tensorboard/          TensorBoard events
     plots/                figures
     results.json          the closing evaluation
+    evaluation/           later evaluations, one JSON file per attack setting
 
 Whole files are replaced atomically (written beside, flushed to disk, renamed).
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import pickle
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from iaat_fast.files import (
+    is_temporary,
+    load_tensors,
+    naming,
+    read_json,
+    replace,
+    write_json,
+)
 
 CHECKPOINT_KEYS = ("model", "epsilon", "optimizer", "epoch", "step", "config")
 
@@ -50,6 +56,7 @@ class RunFolder:
         self.epsilon_dir = self.path / "epsilon"
         self.tensorboard_dir = self.path / "tensorboard"
         self.plots_dir = self.path / "plots"
+        self.evaluation_dir = self.path / "evaluation"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -69,7 +76,7 @@ class RunFolder:
             return True
         if not self.path.is_dir():
             return False
-        return all(_is_temporary(entry) for entry in self.path.iterdir())
+        return all(is_temporary(entry) for entry in self.path.iterdir())
 
     def create(self, config: dict[str, Any], env: dict[str, Any]) -> None:
         """Start a run here: make the folder, write the configuration and the environment.
@@ -78,43 +85,44 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         # config.json is replaced, never missing: cut short, this still leaves a run's folder.
-        for folder in (self.epsilon_dir, self.tensorboard_dir, self.plots_dir):
+        outputs = (self.epsilon_dir, self.tensorboard_dir, self.plots_dir, self.evaluation_dir)
+        for folder in outputs:
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.checkpoint_path, self.metrics_path, self.results_path):
             file.unlink(missing_ok=True)
         self.remove_temporary()
-        _write_json(self.config_path, config)
-        _write_json(self.env_path, env)
+        write_json(self.config_path, config)
+        write_json(self.env_path, env)
 
     def remove_temporary(self) -> None:
         """Remove the temporary files that a killed run may have left."""
-        for folder in (self.path, self.epsilon_dir):
+        for folder in (self.path, self.epsilon_dir, self.evaluation_dir):
             if folder.is_dir():
                 for entry in folder.iterdir():
-                    if _is_temporary(entry):
+                    if is_temporary(entry):
                         entry.unlink(missing_ok=True)
 
     def config(self) -> dict[str, Any]:
         """The configuration, nested by part."""
-        return _read_json(self.config_path)
+        return read_json(self.config_path)
 
     def env(self) -> dict[str, Any]:
         """The environment the run was started in, and under "resumed" those it went on in."""
-        return _read_json(self.env_path)
+        return read_json(self.env_path)
 
     def add_resumption(self, env: dict[str, Any], *, step: int) -> None:
         """Record in `env.json` that the run went on from `step` in the environment `env`."""
         recorded = self.env() if self.env_path.is_file() else dict(env)
         recorded.setdefault("resumed", []).append({"step": step, **env})
-        _write_json(self.env_path, recorded)
+        write_json(self.env_path, recorded)
 
     def results(self) -> dict[str, Any]:
         """The closing evaluation."""
-        return _read_json(self.results_path)
+        return read_json(self.results_path)
 
     def save_results(self, results: dict[str, Any]) -> None:
         """Write the closing evaluation."""
-        _write_json(self.results_path, results)
+        write_json(self.results_path, results)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint atomically.
@@ -134,7 +142,7 @@ class RunFolder:
         # Serialised in memory first: torch's own writer does not report a full disk as OSError.
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        _replace(self.checkpoint_path, buffer.getbuffer())
+        replace(self.checkpoint_path, buffer.getbuffer())
 
     def checkpoint(self) -> dict[str, Any]:
         """The last good checkpoint, on the CPU, without running any code it may hold.
@@ -147,19 +155,7 @@ class RunFolder:
         path = self.checkpoint_path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no checkpoint there yet")
-        content = io.BytesIO(path.read_bytes())
-        try:
-            with warnings.catch_warnings():
-                # A plain pickle is warned about before it is refused.
-                warnings.simplefilter("ignore")
-                state = torch.load(content, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{path}: refused, it holds more than tensors and plain values or is no checkpoint"
-            ) from error
-        # Damaged bytes end in whatever torch's reader trips over; the disk itself has been read.
-        except Exception as error:
-            raise ValueError(f"{path}: not a readable checkpoint, probably cut short") from error
+        state = load_tensors(path)
         missing = [k for k in CHECKPOINT_KEYS if not isinstance(state, dict) or k not in state]
         if missing:
             raise ValueError(f"{path}: not a checkpoint of a run, it lacks {', '.join(missing)}")
@@ -202,65 +198,16 @@ class RunFolder:
         """Drop the rows of steps after `step`: those a resumed run will write again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        _replace(self.metrics_path, text.encode())
+        replace(self.metrics_path, text.encode())
 
     def save_epsilon(self, epoch: int, values: Tensor) -> None:
         """Write the snapshot of the radii, float32 [size], after `epoch` epochs."""
         self.epsilon_dir.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, values.detach().cpu().numpy(), allow_pickle=False)
-        _replace(self.epsilon_dir / f"epoch-{epoch:04d}.npy", buffer.getbuffer())
+        replace(self.epsilon_dir / f"epoch-{epoch:04d}.npy", buffer.getbuffer())
 
     def epsilon_snapshots(self) -> dict[int, Path]:
         """The snapshots by epochs finished, in rising order; read one with `numpy.load`."""
         paths = sorted(self.epsilon_dir.glob("epoch-*.npy"))
         return {int(path.stem.removeprefix("epoch-")): path for path in paths}
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name `path` in the OSError of a write: the one of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-
-
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, whole."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    with naming(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        # The rename itself is on disk once the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _replace(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; expected a run folder with this file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from iaat_fast.run_folder import naming
+from iaat_fast.files import naming
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
 
+from iaat_fast import command_line
+from iaat_fast.command_line import UsageError, choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
-from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, choice, nearest, override
+from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
 from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
@@ -53,10 +53,6 @@ class Command(TrainConfig):
         return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
 
 
-class UsageError(ValueError):
-    """The arguments are wrong; the message is one line."""
-
-
 def parse(argv: Sequence[str]) -> Command:
     """The configuration and the actions that the arguments ask for.
 
@@ -66,13 +62,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     config = _defaults(argv)
     default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    with contextlib.redirect_stderr(io.StringIO()) as boxes:
-        try:
-            command = _tyro(argv, default)
-        except SystemExit as stop:
-            if stop.code in (0, None):
-                raise
-            raise UsageError(_explain(boxes.getvalue(), default)) from None
+    command = command_line.parse(partial(_tyro, default=default), argv)
     if command.preset != default.preset and not command.resume:
         raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
     return command
@@ -89,24 +79,6 @@ def _tyro(argv: Sequence[str], default: Command) -> Command:
     )
 
 
-def _explain(boxes: str, default: Command) -> str:
-    """What tyro's error boxes say, in one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxes.splitlines()]
-    text = " ".join(" ".join(lines).split())
-    unknown = re.match(r".*Unrecognized options: (--[^\s,=]+)", text)
-    if unknown:
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as text_of_help,
-            contextlib.suppress(SystemExit),
-        ):
-            _tyro(["--help"], default)
-        flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]+", text_of_help.getvalue())))
-        return f"{unknown[1]}: unknown flag, {nearest(unknown[1], flags)}"
-    text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
-    text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
-    return re.sub(r"^Error parsing (\w+: )?", "", text).strip()
-
-
 def _defaults(argv: Sequence[str]) -> TrainConfig:
     """The defaults that hold for these arguments: of the run resumed, or of preset and protocol."""
     name = argv[0] if argv and not argv[0].startswith("-") else None
@@ -114,7 +86,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     for flag in ("--method", "--protocol", "--out"):
         peek.add_argument(flag, nargs="?")
     peek.add_argument("--resume", action="store_true")
-    given, _ = peek.parse_known_args(list(argv))
+    given, others = peek.parse_known_args(list(argv))
     if name is not None:
         choice("preset", name, PRESETS)
     if given.method is not None:
@@ -125,7 +97,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
         folder = RunFolder(given.out)
         if folder.is_run:
             return recorded_config(folder)
-        if len(argv) == 3:
+        if not others and given.method is None and given.protocol is None:
             raise FileNotFoundError(f"{folder.path}: no run there to resume")
     config = preset(name or "digits", protocol=given.protocol or "paper")
     return override(config, {"method": given.method or config.method})
@@ -142,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
         print(_where(stop, result), file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else 130
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
-        print(f"{PROG}: error: {_message(error)}", file=sys.stderr)
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -152,9 +124,3 @@ def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
     if result is not None:
         return f"training is complete; {PROG} --resume --out {result.folder.path} evaluates it"
     return str(stop) or "interrupted before the first step of training"
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())

@@ -9,10 +9,9 @@ preset or a protocol changes is in `presets.py`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -22,18 +21,7 @@ from tyro.conf import arg
 
 from iaat_fast import data as datasets
 from iaat_fast import models
-
-Pixels = Annotated[
-    float,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N/255",
-        instance_from_str=lambda words: float(words[0]) / 255,
-        is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [f"{value * 255:g}"],
-    ),
-]
-"""A distance in pixel values: [0, 1] in Python, 1/255 units on the command line."""
+from iaat_fast.command_line import Pixels, choice
 
 Method = Literal["clean", "adv", "iaat"]
 Protocol = Literal["paper", "released"]
@@ -41,18 +29,6 @@ METHODS: tuple[str, ...] = get_args(Method)
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 CUSTOM = "custom"
 """Recorded as the name of a model or a data set that was passed to `fit` from Python."""
-
-
-def nearest(name: object, known: Collection[str]) -> str:
-    """`"; did you mean 'x'?"` for the known name closest to `name`, or all of them if none is."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-
-
-def choice(name: str, value: object, known: Collection[str]) -> None:
-    """Raise ValueError naming the nearest known name unless `value` is one of `known`."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}: unknown, {nearest(value, known)}")
 
 
 def _number(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.data import ImageData
+from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate import accuracy
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.board import Board
 from iaat_fast.train.config import CUSTOM, OptimConfig, TrainConfig, override
-from iaat_fast.train.environment import describe, resolve_device
 from iaat_fast.train.opening import open_folder
 from iaat_fast.train.progress import Progress
 from iaat_fast.train.seeds import Stream, step_seed

@@ -7,7 +7,7 @@ import difflib
 import io
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -24,6 +24,30 @@ Pixels = Annotated[
     ),
 ]
 """A distance in pixel values: [0, 1] in Python, 1/255 units on the command line."""
+
+
+def _radii(words: list[str]) -> tuple[float, ...]:
+    if not words:
+        raise ValueError("expected one or several numbers")
+    return tuple(float(word) / 255 for word in words)
+
+
+PixelList = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="N/255 [N/255 ...]",
+        instance_from_str=_radii,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [f"{distance * 255:g}" for distance in value],
+    ),
+]
+"""One or several `Pixels`."""
+
+
+def optional(metavar: str, default: str) -> Any:
+    """Annotation of a flag whose default, None, stands for what the text `default` says."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 class UsageError(ValueError):

@@ -39,12 +39,23 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
             "steps": how.steps,
             "restarts": how.restarts,
         },
-        "eps_mean": result.epsilon.mean().item(),
-        "eps_std": result.epsilon.std(correction=0).item(),
+        **_radii(result),
         "samples": len(result.data.test),
     }
     result.folder.save_results(results)
     return results
+
+
+def _radii(result: FitResult) -> dict[str, float | None]:
+    """Mean, spread and range of the radii; None for the method clean, which has none."""
+    eps = result.epsilon
+    values = {
+        "eps_mean": eps.mean().item(),
+        "eps_std": eps.std(correction=0).item(),
+        "eps_min": eps.min().item(),
+        "eps_max": eps.max().item(),
+    }
+    return dict.fromkeys(values) if result.config.method == "clean" else {**values}
 
 
 def close_run(result: FitResult, console: Console) -> None:
@@ -52,17 +63,13 @@ def close_run(result: FitResult, console: Console) -> None:
     results = evaluate_run(result)
     plots = report.plot_run(result.folder)
     config, folder = result.config, result.folder.path
-    attack = results["attack"]
-    spread = f"{results['eps_mean'] * 255:.2f} ± {results['eps_std'] * 255:.2f}"
-    rows = [
-        ("natural accuracy", f"{results['natural_accuracy']:.2%}"),
-        (
-            f"PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255",
-            f"{results['robust_accuracy']:.2%}",
-        ),
-        ("ε memory, mean ± spread (1/255)", "none" if config.method == "clean" else spread),
-    ]
-    console.print(report.closing_table(rows, title=f"{config.preset}, {config.method}"))
+    summary = report.RunSummary(
+        natural=results["natural_accuracy"],
+        robust=results["robust_accuracy"],
+        attack=results["attack"],
+        **{name: value for name, value in results.items() if name.startswith("eps_")},
+    )
+    console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
     lines = [
         f"run folder  {folder}",

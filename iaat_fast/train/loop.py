@@ -15,7 +15,7 @@ from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
-from iaat_fast.evaluate import accuracy
+from iaat_fast.evaluate import accuracy, check_model
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.board import Board
 from iaat_fast.train.config import CUSTOM, OptimConfig, TrainConfig, override
@@ -89,7 +89,7 @@ def fit(
         torch.manual_seed(config.run.seed)
         data = (_load_data(config) if data is None else data).to(device)
         model = (_build_model(config, data) if model is None else model).to(device)
-        _check_classes(model, data)
+        check_model(model, data.train, data.test)
         state = _make_state(config, model, data, device)
         if going_on:
             _go_on(folder, state, describe(device))
@@ -122,30 +122,6 @@ def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     if part.name == CUSTOM:
         raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
     return models.build(part.name, num_classes=data.num_classes, width=part.width, depth=part.depth)
-
-
-def _check_classes(model: nn.Module, data: ImageData) -> None:
-    """Raise ValueError unless the model takes these images and has a logit for each label."""
-    x, _ = datasets.fetch(
-        data.train, torch.zeros(1, dtype=torch.int64, device=data.train.labels.device)
-    )
-    mode = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(x)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())
-        raise ValueError(
-            f"model: does not take images of shape {list(x.shape)}: {detail}"
-        ) from error
-    finally:
-        model.train(mode)
-    highest = int(max(data.train.labels.max(), data.test.labels.max()))
-    if logits.dim() != 2 or logits.shape[1] <= highest:
-        raise ValueError(
-            f"model: gives logits of shape {list(logits.shape)} for one image; expected "
-            f"[1, classes] with classes > {highest}, the highest label of {data.name}"
-        )
 
 
 def _make_state(

@@ -86,7 +86,7 @@ def test_sigkill_at_ten_random_moments_changes_no_bit(
     steps = []
     for kill in range(10):
         process = start(tmp_path / "run", *(["--resume"] if kill else RUN))
-        time.sleep(moments.uniform(0, 0.4 * seconds))
+        time.sleep(moments.uniform(0, 0.2 * seconds))
         process.kill()
         process.communicate()
         folder = RunFolder(tmp_path / "run")

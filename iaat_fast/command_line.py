@@ -95,6 +95,9 @@ def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
             command(["--help"])
         flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]+", text_of_help.getvalue())))
         return f"{unknown[1]}: unknown flag, {nearest(unknown[1], flags)}"
+    mistyped = re.search(r"(--\S+): no type matching \{None\}\|(\S+) .*? from \['(.*?)'\]", text)
+    if mistyped:
+        return f"{mistyped[1]}: {mistyped[3]!r}, expected {mistyped[2]}"
     text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
     text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
     return re.sub(r"^Error parsing (\w+: )?", "", text).strip()

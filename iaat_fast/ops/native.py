@@ -112,7 +112,11 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
     logits, y = logits.contiguous(), y.contiguous()
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    rows = reference.softmax_minus_onehot(wide, y)
+    try:
+        rows = reference.softmax_minus_onehot(wide, y)
+    except RuntimeError:  # torch's scatter met a class out of range
+        checks.class_values(y, logits.shape[1])
+        raise
     if rows.numel():
         valid = _C.saturation_proof(
             _CODES[logits.dtype],
@@ -126,7 +130,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         if not valid:
             checks.class_values(y, logits.shape[1])
             checks.logit_values(logits)
-    return rows.to(logits.dtype)
+    return rows if wide is logits else rows.to(logits.dtype)
 
 
 def select_epsilon_(

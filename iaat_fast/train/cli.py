@@ -86,7 +86,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     for flag in ("--method", "--protocol", "--out"):
         peek.add_argument(flag, nargs="?")
     peek.add_argument("--resume", action="store_true")
-    given, _ = peek.parse_known_args(list(argv))
+    given, others = peek.parse_known_args(list(argv))
     if name is not None:
         choice("preset", name, PRESETS)
     if given.method is not None:
@@ -97,7 +97,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
         folder = RunFolder(given.out)
         if folder.is_run:
             return recorded_config(folder)
-        if len(argv) == 3:
+        if not others and given.method is None and given.protocol is None:
             raise FileNotFoundError(f"{folder.path}: no run there to resume")
     config = preset(name or "digits", protocol=given.protocol or "paper")
     return override(config, {"method": given.method or config.method})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -71,13 +72,16 @@ def close_run(result: FitResult, console: Console) -> None:
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
+    train = f"python -m iaat_fast.train {config.preset}"
+    if config.data.path is not None:
+        train += f" --data {shlex.quote(config.data.path)}"
     lines = [
         f"run folder  {folder}",
         f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
         "next",
         f"  python -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
         *([f"  tensorboard --logdir {folder}"] if config.run.tensorboard else []),
-        *(f"  python -m iaat_fast.train {config.preset} --method {method}" for method in others),
+        *(f"  {train} --method {method}" for method in others),
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -40,7 +40,7 @@ def tiny_model() -> Callable[[], nn.Module]:
             return nn.Sequential(
                 nn.Conv2d(1, 4, 3),
                 nn.BatchNorm2d(4),
-                nn.ReLU(),
+                nn.LeakyReLU(),
                 nn.Flatten(),
                 nn.Dropout(0.2),
                 nn.Linear(64, 3),

@@ -324,6 +324,19 @@ def test_a_signal_finishes_the_step_saves_and_the_run_can_go_on(
     assert_same_run(tiny_fit(config, resume=True).folder, reference)
 
 
+def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iaat_fast.train.stopping import StopSignals
+
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        assert statuses == []
+        os.kill(os.getpid(), signal.SIGINT)
+    assert statuses == [130]
+
+
 def test_resuming_records_where_and_hides_the_events_beyond(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],

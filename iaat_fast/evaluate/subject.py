@@ -136,8 +136,13 @@ def load_subject(
     if factory is not None:
         model = _call(factory, source.model)
     else:
-        model = models.build(
-            source.model, num_classes=data.num_classes, width=source.width, depth=source.depth
+        model = models.build_for(
+            data.name,
+            source.model,
+            num_classes=data.num_classes,
+            in_channels=data.test.images.shape[3],
+            width=source.width,
+            depth=source.depth,
         )
     if content is not None:
         fit_weights(model, content, str(source.weights))

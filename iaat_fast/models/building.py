@@ -78,6 +78,35 @@ def build(
     return network(normalization, in_channels, num_classes, width, depth)
 
 
+def build_for(
+    dataset: str,
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    width: int | None = None,
+    depth: int | None = None,
+) -> nn.Module:
+    """`build` a network for the images of a data set: its channels, and its mean and deviation.
+
+    Args:
+        dataset: its name; one that is not in `STATISTICS`, or has other channels there, gets the
+            default of `build` for its number of channels.
+        name, num_classes, in_channels, width, depth: see `build`.
+    """
+    mean, std = STATISTICS.get(dataset, ((), ()))
+    known = len(mean) == in_channels
+    return build(
+        name,
+        num_classes=num_classes,
+        width=width,
+        depth=depth,
+        in_channels=in_channels,
+        mean=mean if known else None,
+        std=std if known else None,
+    )
+
+
 def _normalization(
     in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Normalize:

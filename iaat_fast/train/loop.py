@@ -121,7 +121,14 @@ def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     part = config.model
     if part.name == CUSTOM:
         raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
-    return models.build(part.name, num_classes=data.num_classes, width=part.width, depth=part.depth)
+    return models.build_for(
+        data.name,
+        part.name,
+        num_classes=data.num_classes,
+        in_channels=data.train.images.shape[3],
+        width=part.width,
+        depth=part.depth,
+    )
 
 
 def _make_state(

@@ -209,7 +209,7 @@ class Masked(nn.Module):
         return torch.stack([x.sum((1, 2, 3)) * 0, x.mean((1, 2, 3)).round() * 2 - 1], dim=1)
 
 
-def test_masked_gradients_are_warned_about_once_with_the_totals() -> None:
+def test_masked_gradients_are_counted_and_warned_about_once() -> None:
     split = random_split(30, 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -219,7 +219,7 @@ def test_masked_gradients_are_warned_about_once_with_the_totals() -> None:
     entries = 30 * SIZE * SIZE * 2
     assert (result.gradients.total, result.gradients.zero) == (entries, entries)
     assert len(caught) == 1
-    assert f"{entries} of {entries} gradient entries are 0" in str(caught[0].message)
+    assert "gradient entries are 0" in str(caught[0].message)
 
 
 def test_progress_is_told_after_each_batch(network: nn.Module, labelled: Split) -> None:

@@ -157,3 +157,19 @@ def test_images_of_another_channel_count_are_refused() -> None:
 def test_bad_arguments_are_refused_by_name(name: str, bad: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         models.build(name, **bad)
+
+
+def test_a_network_for_a_data_set_has_its_channels_and_statistics() -> None:
+    for dataset, channels, statistics in (
+        ("cifar100", 3, "cifar100"),
+        ("cifar10", 3, "cifar10"),
+        ("cifar10", 1, "digits"),
+        ("my images", 3, "cifar10"),
+    ):
+        model = models.build_for(
+            dataset, "resnet18", num_classes=7, in_channels=channels, width=4, depth=10
+        )
+        mean, std = models.STATISTICS[statistics]
+        assert model.normalize.mean.tolist() == pytest.approx(mean)
+        assert model.normalize.std.tolist() == pytest.approx(std)
+        assert model(torch.rand(2, channels, 8, 8)).shape == (2, 7)

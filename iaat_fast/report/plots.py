@@ -99,9 +99,11 @@ def _histograms(snapshots: dict[int, Path]) -> Figure:
     epochs = list(snapshots)
     at = np.linspace(0, len(epochs) - 1, min(SNAPSHOTS, len(epochs))).round().astype(int)
     radii = {epochs[i]: 255 * np.load(snapshots[epochs[i]], allow_pickle=False) for i in at}
-    low = min(float(values.min()) for values in radii.values())
-    high = max(float(values.max()) for values in radii.values())
-    edges = np.linspace(low, high if high > low else low + 1, 51)
+    every = np.concatenate(list(radii.values()))
+    low, high = every.min(), every.max()
+    # Radii move in steps of beta * gamma: with more bins than values the bars would form a comb.
+    bins = min(40, len(np.unique(every.round(1))))
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     from matplotlib import colormaps
 
     # One hue family, early epochs light: order is what the reader follows, and it prints in grey.

@@ -1,0 +1,70 @@
+"""`load`: one data set by its name, from where it is embedded, a folder, a download or an .npz."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from iaat_fast.data.cifar import CIFAR_CLASSES, load_cifar
+from iaat_fast.data.digits import load_digits
+from iaat_fast.data.npz import load_npz
+from iaat_fast.data.splits import ImageData
+
+NAMES: tuple[str, ...] = ("digits", *CIFAR_CLASSES)
+
+
+def load(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    limit: int | None = None,
+    download: bool = True,
+) -> ImageData:
+    """Load a data set, whole, into memory.
+
+    Args:
+        name: "digits" (embedded: scikit-learn's 8x8 handwritten digits), "cifar10" or "cifar100".
+        path: a folder that has the CIFAR data (its archive, extracted or not), or an `.npz` of
+            `x_train, y_train, x_test, y_test` (see `iaat_fast.data.npz`), which every name takes.
+            None: for CIFAR, `$XDG_CACHE_HOME/iaat_fast` (by default `~/.cache/iaat_fast`).
+        limit: keep the first `limit` samples of train and of test.
+        download: fetch CIFAR from its authors' site into the folder where the folder has none of
+            it. A `path` that does not exist is an error all the same: it is more often mistyped
+            than meant to be made.
+
+    Returns:
+        ImageData on the CPU. `num_classes` is the data set's own, or for an `.npz` its largest
+        label + 1; `limit` does not change it.
+
+    Raises:
+        ValueError: an unknown name, a limit below 1, or data that is damaged or not as described.
+        FileNotFoundError: no data there, and none could be downloaded.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ","
+        raise ValueError(f"data set {name!r} is unknown{hint} expected one of {', '.join(NAMES)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1 sample, got {limit}")
+
+    source = None if path is None else Path(path).expanduser()
+    if source is not None and not source.exists():
+        raise FileNotFoundError(f"{source}: no such folder or .npz to load {name} from")
+    if source is not None and not source.is_dir():
+        data = load_npz(source, name, max_classes=CIFAR_CLASSES.get(name))
+    elif name in CIFAR_CLASSES:
+        data = load_cifar(name, _cache_folder() if source is None else source, download=download)
+    elif source is None:
+        data = load_digits()
+    else:
+        raise ValueError(f"{source}: {name} is embedded, expected an .npz or no path, got a folder")
+
+    if limit is None:
+        return data
+    return ImageData(name, data.train.first(limit), data.test.first(limit), data.num_classes)
+
+
+def _cache_folder() -> Path:
+    # The XDG specification has an empty variable count as unset.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iaat_fast"

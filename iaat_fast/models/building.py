@@ -1,0 +1,95 @@
+"""`build`: a network of the presets by its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from iaat_fast.models.digits_cnn import DigitsCNN
+from iaat_fast.models.normalize import STATISTICS, Normalize
+from iaat_fast.models.resnet import ResNet
+from iaat_fast.models.wide_resnet import WideResNet
+
+
+class _Default(NamedTuple):
+    width: int
+    depth: int
+    in_channels: int
+
+
+_DEFAULTS = {
+    "digits-cnn": _Default(width=32, depth=3, in_channels=1),
+    "resnet18": _Default(width=64, depth=18, in_channels=3),
+    "wrn32-10": _Default(width=10, depth=32, in_channels=3),
+}
+NAMES: tuple[str, ...] = tuple(_DEFAULTS)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int = 10,
+    width: int | None = None,
+    depth: int | None = None,
+    in_channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """Build a freshly initialised network over images in [0, 1].
+
+    It maps float [N, in_channels, H, W], H and W at least 8, to logits [N, num_classes].
+
+    Args:
+        name: "digits-cnn" (`DigitsCNN`), "resnet18" (`ResNet`) or "wrn32-10" (`WideResNet`).
+        num_classes: number of logits.
+        width: channels of the first convolution ("digits-cnn", 32), channels of the first stage
+            ("resnet18", 64) or the widening factor ("wrn32-10", 10).
+        depth: number of layers: 8n + 2 for "resnet18" (18), 6n + 2 for "wrn32-10" (32);
+            "digits-cnn" has 3 convolutions and no other depth.
+        in_channels: channels of the images; None: 1 for "digits-cnn", 3 for the others.
+        mean: per-channel mean the model subtracts first; None: that of the digits for one channel,
+            of CIFAR-10 for three. `STATISTICS` has CIFAR-100's. Kept in the state dict.
+        std: per-channel standard deviation it divides by; given if and only if `mean` is.
+
+    Raises:
+        ValueError: an unknown name, or a number that the network cannot have.
+    """
+    if name not in _DEFAULTS:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ","
+        raise ValueError(f"model {name!r} is unknown{hint} expected one of {', '.join(NAMES)}")
+    default = _DEFAULTS[name]
+    width = default.width if width is None else width
+    depth = default.depth if depth is None else depth
+    in_channels = default.in_channels if in_channels is None else in_channels
+    for argument, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
+        if value < 1:
+            raise ValueError(f"{argument}: expected 1 or more, got {value}")
+
+    normalization = _normalization(in_channels, mean, std)
+    if name == "digits-cnn":
+        if depth != default.depth:
+            raise ValueError(f"depth: digits-cnn has depth {default.depth} only, got {depth}")
+        return DigitsCNN(normalization, in_channels, num_classes, width)
+    network = ResNet if name == "resnet18" else WideResNet
+    return network(normalization, in_channels, num_classes, width, depth)
+
+
+def _normalization(
+    in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Normalize:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std: expected both or neither, got mean={mean}, std={std}")
+    if mean is None or std is None:
+        by_channels = {1: STATISTICS["digits"], 3: STATISTICS["cifar10"]}
+        if in_channels not in by_channels:
+            raise ValueError(
+                f"in_channels: expected 1 or 3, or mean and std to be given, got {in_channels}"
+            )
+        mean, std = by_channels[in_channels]
+    if len(mean) != in_channels:
+        raise ValueError(f"mean: expected {in_channels} values, one per channel, got {list(mean)}")
+    return Normalize(mean, std)

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
+from iaat_fast.ops.layout import memory_format
 
 _CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    layout = memory_format(x_adv)
     if not (x_adv.is_contiguous() and x.is_contiguous()):
-        layout = _layout(x_adv)
         x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    out = torch.empty_like(x_adv)
+    out = torch.empty_like(x_adv, memory_format=layout)
     rows, samples = x_adv.shape[0], x.shape[0]
     if rows:
         valid = _C.project_linf(
@@ -53,7 +54,7 @@ def pgd_step_linf_(
 ) -> None:
     target = x_adv
     if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
-        layout = _layout(x_adv)
+        layout = memory_format(x_adv)
         target = x_adv.contiguous(memory_format=layout)
         grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     rows, samples = x_adv.shape[0], x.shape[0]
@@ -85,7 +86,7 @@ def random_start_linf(
     x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
 ) -> Tensor:
     # The noise is drawn in logical element order, so the layout is put back afterwards.
-    layout, x = _layout(x), x.contiguous()
+    layout, x = memory_format(x), x.contiguous()
     rows, samples = eps.shape[0], x.shape[0]
     out = x.new_empty((rows, *x.shape[1:]))
     eps, index, stream = eps.contiguous(), index.contiguous(), reference.stream_of(seed)
@@ -171,13 +172,3 @@ def select_epsilon_(
             checks.logit_values(logits)
     return eps, choice
 
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """channels_last where x is stored so, else contiguous."""
-    if (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    ):
-        return torch.channels_last
-    return torch.contiguous_format

@@ -23,13 +23,15 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) ->
         x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     out = torch.empty_like(x_adv, memory_format=layout)
     rows, samples = x_adv.shape[0], x.shape[0]
+    # Bound to a name: a temporary would be freed before the kernel reads it.
+    eps = eps.contiguous()
     if rows:
         valid = _C.project_linf(
             _CODES[x.dtype],
             out.data_ptr(),
             x_adv.data_ptr(),
             x.data_ptr(),
-            eps.contiguous().data_ptr(),
+            eps.data_ptr(),
             rows,
             samples,
             x.numel() // samples,

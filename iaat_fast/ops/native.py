@@ -115,7 +115,11 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
     logits, y = logits.contiguous(), y.contiguous()
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    rows = reference.softmax_minus_onehot(wide, y)
+    try:
+        rows = reference.softmax_minus_onehot(wide, y)
+    except RuntimeError:  # torch's own complaint about a class out of range names no argument
+        checks.class_values(y, logits.shape[1])
+        raise
     if rows.numel():
         valid = _C.saturation_proof(
             _CODES[logits.dtype],

@@ -97,10 +97,8 @@ def pgd_step_linf_(
     rows = x_adv.shape[0]
     radius = checks.per_row("eps", eps, rows, x)
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
-    if stats is not None and (stats.dtype != torch.int64 or stats.shape != (2,)):
-        raise ValueError(
-            f"stats: {stats.dtype} of shape {tuple(stats.shape)}, expected int64 of shape (2,)"
-        )
+    if stats is not None:
+        checks.int64_vector("stats", stats, 2, x.device)
     _ops.pgd_step_linf_(x_adv, grad, x, radius, step, lo, hi, targeted, stats)
     return x_adv
 

@@ -63,6 +63,7 @@ def pgd_step_linf_(
     if not rows:
         return
     eps, alpha = eps.contiguous(), alpha.contiguous()
+    counts = None if stats is None else stats.contiguous()
     valid = _C.pgd_step_linf(
         _CODES[x.dtype],
         target.data_ptr(),
@@ -70,7 +71,7 @@ def pgd_step_linf_(
         x.data_ptr(),
         eps.data_ptr(),
         alpha.data_ptr(),
-        0 if stats is None else stats.data_ptr(),
+        0 if counts is None else counts.data_ptr(),
         rows,
         samples,
         x.numel() // samples,
@@ -80,8 +81,9 @@ def pgd_step_linf_(
     )
     if not valid:
         checks.step_values(alpha, eps)
-    if target is not x_adv:
-        x_adv.copy_(target)
+    _written(x_adv, target)
+    if stats is not None and counts is not None:
+        _written(stats, counts)
 
 
 def random_start_linf(
@@ -148,15 +150,13 @@ def select_epsilon_(
     clamp_candidate: bool = False,
     misclassified: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if not memory.is_contiguous():
-        raise ValueError("memory: expected a contiguous tensor, it is written in place")
-    index, logits, y = index.contiguous(), logits.contiguous(), y.contiguous()
+    values, index, logits, y = memory.contiguous(), index.contiguous(), logits.contiguous(), y.contiguous()
     mask = None if misclassified is None else misclassified.contiguous()
     eps, choice = memory.new_empty(index.shape), torch.empty_like(index)
     if index.shape[0]:
         valid = _C.select_epsilon(
             _CODES[logits.dtype],
-            memory.data_ptr(),
+            values.data_ptr(),
             memory.shape[0],
             index.data_ptr(),
             logits.data_ptr(),
@@ -176,5 +176,15 @@ def select_epsilon_(
             checks.index_values(index, memory.shape[0])
             checks.class_values(y, logits.shape[1])
             checks.logit_values(logits)
+        _written(memory, values)
     return eps, choice
+
+
+def _written(tensor: Tensor, storage: Tensor) -> None:
+    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
+    if storage is tensor:
+        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.copy_(storage)
 

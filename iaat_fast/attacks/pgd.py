@@ -87,6 +87,8 @@ class PGD:
         inputs.one_of("bn", bn, BN_MODES)
         inputs.one_of("precision", precision, ("fp32",))
         inputs.one_of("engine", engine, ("auto", "exact"))
+        if seed is not None:
+            checks.int64_number("seed", seed)
         checks.box(lo, hi)
         inputs.radius("eps", eps)
         if not callable(alpha):
@@ -184,6 +186,8 @@ class PGD:
                 )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+        checks.int64_number("seed", seed)
+        checks.int64_number("candidate", candidate)
         call = _Call(
             x=x.detach().clone() if x.is_inference() else x.detach(),
             y=y,

@@ -107,8 +107,8 @@ class EpsilonMemory:
         _number("beta", beta, 0.0, 1.0)
         _number("init", init, 0.0, math.inf)
         _number("eps_min", eps_min, 0.0, math.inf)
-        if eps_max is not None:
-            _number("eps_max", eps_max, eps_min, math.inf)
+        if eps_max is not None and not eps_max >= eps_min:
+            raise ValueError(f"eps_max: {eps_max}, expected a number >= eps_min, {eps_min:g}")
         _choice("strategy", strategy, STRATEGIES)
         _choice("final", final, FINALS)
         _choice("clamp", clamp, CLAMPS)
@@ -161,7 +161,7 @@ class EpsilonMemory:
         """
         _number("eps_w", eps_w, 0.0, math.inf)
         _choice("rule", rule, WARM_UP_RULES)
-        self._check_index(index)
+        self._check_index(index, None)
         eps = torch.full_like(index, eps_w, dtype=torch.float32)
         if rule == "correct":
             if correct is None:
@@ -171,9 +171,9 @@ class EpsilonMemory:
         self.values[index] = eps
         return eps
 
-    def _check_index(self, index: Tensor) -> None:
+    def _check_index(self, index: Tensor, n: int | None) -> None:
         """Before any work: a negative number would count from the end of the memory."""
-        checks.int64_vector("index", index, None, self.values.device)
+        checks.int64_vector("index", index, n, self.values.device)
         checks.index_values(index, len(self.values))
 
     def select(
@@ -206,8 +206,7 @@ class EpsilonMemory:
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
-        checks.int64_vector("index", index, len(x), self.values.device)
-        self._check_index(index)
+        self._check_index(index, len(x))
         if self.misclassified == "shrink":
             if correct is None:
                 raise ValueError("correct: None, but misclassified='shrink' needs it")
@@ -335,8 +334,8 @@ def _chosen_images(
 
 
 def _number(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high or value == math.inf:
-        expected = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}"
+    if not (low <= value <= high and value < math.inf):
+        expected = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}, finite"
         raise ValueError(f"{name}: {value}, expected a number {expected}")
 
 

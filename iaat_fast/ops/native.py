@@ -150,7 +150,12 @@ def select_epsilon_(
     clamp_candidate: bool = False,
     misclassified: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    values, index, logits, y = memory.contiguous(), index.contiguous(), logits.contiguous(), y.contiguous()
+    values, index, logits, y = (
+        memory.contiguous(),
+        index.contiguous(),
+        logits.contiguous(),
+        y.contiguous(),
+    )
     mask = None if misclassified is None else misclassified.contiguous()
     eps, choice = memory.new_empty(index.shape), torch.empty_like(index)
     if index.shape[0]:
@@ -187,4 +192,3 @@ def _written(tensor: Tensor, storage: Tensor) -> None:
         torch.autograd.graph.increment_version(tensor)
     else:
         tensor.copy_(storage)
-

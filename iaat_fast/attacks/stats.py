@@ -25,7 +25,7 @@ class AttackStats:
                 "higher than it is; likely cause: NaN or huge weights, or a function in the model without a "
                 "gradient where it was evaluated (a square root or norm at 0, 0/0)",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
         if self.zero > SUSPICIOUS_ZEROS * self.total:
             warnings.warn(
@@ -33,5 +33,5 @@ class AttackStats:
                 "higher than it is; likely cause: masked gradients (a quantised, thresholded or detached input, "
                 "or units that are all saturated)",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

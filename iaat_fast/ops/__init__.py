@@ -99,6 +99,8 @@ def pgd_step_linf_(
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
     if stats is not None:
         checks.int64_vector("stats", stats, 2, x.device)
+    if grad.requires_grad or x.requires_grad:  # the reference would put x_adv into their graph
+        grad, x = grad.detach(), x.detach()
     _ops.pgd_step_linf_(x_adv, grad, x, radius, step, lo, hi, targeted, stats)
     return x_adv
 

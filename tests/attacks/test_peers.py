@@ -108,7 +108,6 @@ def test_targeted_pgd_is_that_of_foolbox(net: nn.Sequential, x: Tensor, y: Tenso
     assert torch.equal(pgd(x, target), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("eps", "accuracy"), [(2 / 255, 61.8), (8 / 255, 16.5)])
 def test_resnet4b_lands_on_its_published_accuracies(
     eps: float,

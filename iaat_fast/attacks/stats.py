@@ -18,20 +18,23 @@ class AttackStats:
     nan: int
 
     def warn(self) -> None:
-        """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put."""
+        """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put.
+
+        The texts hold no counts, so that Python's own filter shows each of them once per place and not at every step.
+        """
         if self.nan:
             warnings.warn(
-                f"{self.nan} of {self.total} gradient entries are NaN and moved no pixel, so robustness looks "
-                "higher than it is; likely cause: NaN or huge weights, or a function in the model without a "
-                "gradient where it was evaluated (a square root or norm at 0, 0/0)",
+                "some gradient entries are NaN and moved no pixel (PGD.stats counts them), so robustness looks higher "
+                "than it is; likely cause: NaN or huge weights, or a function in the model without a gradient where it "
+                "was evaluated (a square root or norm at 0, 0/0)",
                 RuntimeWarning,
                 stacklevel=3,
             )
         if self.zero > SUSPICIOUS_ZEROS * self.total:
             warnings.warn(
-                f"{self.zero} of {self.total} gradient entries are 0 and moved no pixel, so robustness looks "
-                "higher than it is; likely cause: masked gradients (a quantised, thresholded or detached input, "
-                "or units that are all saturated)",
+                "more than half of the gradient entries are 0 and moved no pixel (PGD.stats counts them), so "
+                "robustness looks higher than it is; likely cause: masked gradients (a quantised, thresholded or "
+                "detached input) or dead units (training that has collapsed)",
                 RuntimeWarning,
                 stacklevel=3,
             )

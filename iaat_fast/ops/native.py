@@ -93,7 +93,11 @@ def random_start_linf(
     layout, x = memory_format(x), x.contiguous()
     rows, samples = eps.shape[0], x.shape[0]
     out = x.new_empty((rows, *x.shape[1:]))
-    eps, index, stream = eps.contiguous(), index.contiguous(), reference.stream_of(seed)
+    eps, index, stream = (
+        eps.contiguous(),
+        index.contiguous(),
+        reference.stream_of(seed).contiguous(),
+    )
     if rows:
         valid = _C.random_start_linf(
             _CODES[x.dtype],
@@ -119,7 +123,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     try:
         rows = reference.softmax_minus_onehot(wide, y)
-    except RuntimeError:  # torch's own complaint about a class out of range names no argument
+    except RuntimeError:  # torch's scatter met a class out of range
         checks.class_values(y, logits.shape[1])
         raise
     if rows.numel():
@@ -135,7 +139,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         if not valid:
             checks.class_values(y, logits.shape[1])
             checks.logit_values(logits)
-    return rows.to(logits.dtype)
+    return rows if wide is logits else rows.to(logits.dtype)
 
 
 def select_epsilon_(

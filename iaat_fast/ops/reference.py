@@ -119,9 +119,9 @@ def softmax_minus_onehot(logits: Tensor, y: Tensor) -> Tensor:
 
     `y` names the class of row r at r modulo its length, so K candidates share their samples' classes.
     """
-    y = _per_candidate(y, len(logits)).view(-1, 1)
+    y = _per_candidate(y, logits.shape[0]).view(-1, 1)
     minus_onehot = torch.zeros_like(logits).scatter_(1, y, -1.0)
-    log_p = torch.log_softmax(logits, 1)
+    log_p = torch._log_softmax(logits, 1, False)
     return torch._log_softmax_backward_data(minus_onehot, log_p, 1, logits.dtype)
 
 
@@ -143,6 +143,8 @@ def exp_nonpositive(x: Tensor) -> Tensor:
 def stream_of(seed: Tensor) -> Tensor:
     """[key, restart, first candidate] from a seed tensor of 1 to 3 entries; missing ones are 0."""
     seed = seed.reshape(-1)
+    if seed.shape[0] == 3:
+        return seed
     return torch.cat([seed, seed.new_zeros(3 - seed.shape[0])])
 
 

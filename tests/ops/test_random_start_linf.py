@@ -117,6 +117,8 @@ def test_a_seed_tensor_is_a_seed(seed: int) -> None:
     x = torch.rand(2, 9)
     expected = ops.random_start_linf(x, 0.1, seed, restart=3, candidate=4)
     assert torch.equal(ops.random_start_linf(x, 0.1, torch.tensor([seed, 3, 4])), expected)
+    strided = torch.tensor([seed, 0, 3, 0, 4, 0])[::2]
+    assert torch.equal(ops.random_start_linf(x, 0.1, strided), expected)
     assert torch.equal(
         ops.random_start_linf(x, 0.1, torch.tensor([seed])), ops.random_start_linf(x, 0.1, seed)
     )

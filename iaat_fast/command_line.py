@@ -1,0 +1,110 @@
+"""What the commands share: 1/255 units, the nearest name, and errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+Pixels = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N/255",
+        instance_from_str=lambda words: float(words[0]) / 255,
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [f"{value * 255:g}"],
+    ),
+]
+"""A distance in pixel values: [0, 1] in Python, 1/255 units on the command line."""
+
+
+def _radii(words: list[str]) -> tuple[float, ...]:
+    if not words:
+        raise ValueError("expected one or several numbers")
+    return tuple(float(word) / 255 for word in words)
+
+
+PixelList = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="N/255 [N/255 ...]",
+        instance_from_str=_radii,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [f"{distance * 255:g}" for distance in value],
+    ),
+]
+"""One or several `Pixels`."""
+
+
+def optional(metavar: str, default: str) -> Any:
+    """Annotation of a flag whose default, None, stands for what the text `default` says."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+class UsageError(ValueError):
+    """The arguments are wrong; the message is one line."""
+
+
+def nearest(name: object, known: Collection[str]) -> str:
+    """`"did you mean 'x'?"` for the known name closest to `name`, or all of them if none is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+
+
+def choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError naming the nearest known name unless `value` is one of `known`."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}: unknown, {nearest(value, known)}")
+
+
+def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
+    """`command(argv)`, a call of `tyro.cli`, with tyro's boxes of errors turned into a UsageError.
+
+    Raises:
+        UsageError: bad arguments; the message names them, and the nearest flag to an unknown one.
+        SystemExit: with status 0, after --help was printed.
+    """
+    with contextlib.redirect_stderr(io.StringIO()) as boxes:
+        try:
+            return command(argv)
+        except SystemExit as stop:
+            if stop.code in (0, None):
+                raise
+            raise UsageError(_explain(boxes.getvalue(), command)) from None
+
+
+def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
+    """What tyro's error boxes say, in one line."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in boxes.splitlines()]
+    text = " ".join(" ".join(lines).split())
+    unknown = re.match(r".*Unrecognized options: (--[^\s,=]+)", text)
+    if unknown:
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as text_of_help,
+            contextlib.suppress(SystemExit),
+        ):
+            command(["--help"])
+        flags = sorted(set(re.findall(r"--[a-z][a-z0-9-]+", text_of_help.getvalue())))
+        return f"{unknown[1]}: unknown flag, {nearest(unknown[1], flags)}"
+    mistyped = re.search(r"(--\S+): no type matching \{None\}\|(\S+) .*? from \['(.*?)'\]", text)
+    if mistyped:
+        return f"{mistyped[1]}: {mistyped[3]!r}, expected {mistyped[2]}"
+    text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
+    text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
+    return re.sub(r"^Error parsing (\w+: )?", "", text).strip()
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

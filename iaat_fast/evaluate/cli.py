@@ -1,0 +1,198 @@
+"""The command line `python -m iaat_fast.evaluate`: arguments to a table and JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from tqdm import tqdm
+
+from iaat_fast import command_line
+from iaat_fast.command_line import PixelList, Pixels, one_line, optional
+from iaat_fast.environment import describe, resolve_device
+from iaat_fast.evaluate.measure import Attacks, measure, table
+from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
+from iaat_fast.files import write_json
+from iaat_fast.run_folder import RunFolder
+
+PROG = "python -m iaat_fast.evaluate"
+DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, on the test images.
+
+Of a training run: RUN is its folder; model, images and attack are by default those of its \
+config.json.
+
+Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
+function without arguments that returns a torch.nn.Module over images in [0, 1].
+
+N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
+
+Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
+130 after Ctrl-C and 143 after SIGTERM, both without a file written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """An evaluation; what is not given is the run's own setting."""
+
+    run: tyro.conf.Positional[Annotated[Path | None, optional("[RUN]", "none")]] = None
+    """Run folder of a training."""
+    eps: Annotated[PixelList, optional("N/255 [N/255 ...]", "the run's, or 8")] = ()
+    """Radius of the attack, one or several."""
+    alpha: Annotated[Pixels | None, optional("N/255", "the run's, or 2")] = None
+    """Step size of the attack."""
+    steps: Annotated[int | None, optional("INT", "the run's, or 10")] = None
+    """Steps of the attack."""
+    restarts: Annotated[int | None, optional("INT", "the run's, or 5")] = None
+    """Random restarts; a sample counts as robust if it withstands all of them."""
+    seed: int = 0
+    """Seed of the random starts."""
+    limit: Annotated[int | None, optional("INT", "the run's, or all")] = None
+    """Take the first N test images."""
+    batch_size: Annotated[int | None, optional("INT", "the run's, or 256")] = None
+    """Images attacked at once; changes no verdict."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    json: Annotated[Path | None, optional("FILE", "none")] = None
+    """Write the result to this file; that of a run is always kept in its folder too."""
+    model: Annotated[str | None, optional("MODEL", "the run's")] = None
+    """digits-cnn, resnet18, wrn32-10, or package.module:function."""
+    weights: Annotated[Path | None, optional("FILE", "the run's")] = None
+    """Weights of --model: a state dict, or one under "state_dict" or "model"; never run as code."""
+    width: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
+    """Channels of the first stage, or the widening factor, of a slim --model."""
+    depth: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
+    """Depth of --model."""
+    dataset: Annotated[str | None, optional("NAME", "the run's, or cifar10")] = None
+    """Data set: digits, cifar10 or cifar100."""
+    data: Annotated[str | None, optional("PATH", "the run's, or where training looks for it")] = (
+        None
+    )
+    """Folder that holds the data set, or an .npz with x_train, y_train, x_test, y_test."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        command = command_line.parse(_tyro, argv)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            evaluate(command, Console())
+        for warning in caught:
+            print(f"{PROG}: warning: {warning.message}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tyro(argv: Sequence[str]) -> Command:
+    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+
+
+def evaluate(command: Command, console: Console) -> dict[str, Any]:
+    """Load, measure, print the table and write the JSON, whose content is returned."""
+    folder = None if command.run is None else RunFolder(command.run)
+    defaults = {} if folder is None or not folder.is_run else folder.config().get("evaluation", {})
+    attacks = _attacks(command, defaults)
+    batch_size = command.batch_size or defaults.get("batch_size", 256)
+    for name in ("limit", "batch_size"):
+        value = getattr(command, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {value}, expected at least 1")
+    if command.json is not None:
+        _check_writable(command.json)
+    device = resolve_device(command.device)
+    subject = _subject(command, folder, device)
+    measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
+    measured["batch_size"] = batch_size
+    measured["environment"] = describe(device)
+    console.print(table(measured))
+    for path in _outputs(command, folder, subject, attacks):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, measured)
+        console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
+    return measured
+
+
+def _attacks(command: Command, defaults: dict[str, Any]) -> Attacks:
+    chosen: dict[str, Any] = {"seed": command.seed}
+    if command.eps or "eps" in defaults:
+        chosen["eps"] = command.eps or (defaults["eps"],)
+    for name in ("alpha", "steps", "restarts"):
+        value = getattr(command, name)
+        if value is None:
+            value = defaults.get(name)
+        if value is not None:
+            chosen[name] = value
+    return Attacks(**chosen)
+
+
+def _subject(command: Command, folder: RunFolder | None, device: torch.device) -> Subject:
+    if folder is not None:
+        for name in ("weights", "width", "depth"):
+            if getattr(command, name) is not None:
+                raise ValueError(f"--{name}: a run folder has its own, leave one of them out")
+        source = run_source(
+            folder,
+            model=command.model,
+            dataset=command.dataset,
+            data=command.data,
+            limit=command.limit,
+        )
+        return load_subject(source, device, folder=folder)
+    if command.model is None:
+        raise ValueError("expected a run folder RUN, or --model with --weights")
+    if command.weights is None and ":" not in command.model:
+        raise ValueError(f"--weights: expected the file with the weights of {command.model}")
+    source = Source(
+        model=command.model,
+        weights=command.weights,
+        width=command.width,
+        depth=command.depth,
+        dataset=command.dataset or "cifar10",
+        data=command.data,
+        limit=command.limit,
+    )
+    return load_subject(source, device)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OSError where `path` could not be written, before any work is done for it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--json {path}: is a folder, expected a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--json {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"--json {path}: {path.parent} is not writable")
+
+
+def _outputs(
+    command: Command, folder: RunFolder | None, subject: Subject, attacks: Attacks
+) -> list[Path]:
+    paths = [] if command.json is None else [command.json]
+    if folder is not None:
+        data = subject.description["data"]
+        name = f"{data['name']}-{data['samples']}-{attacks.name}.json"
+        paths.append(folder.evaluation_dir / name)
+    return paths
+
+
+def _bar(name: str) -> Callable[[int, int], None]:
+    """A bar for one attack on a terminal; elsewhere nothing."""
+    bar = tqdm(desc=name, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress

@@ -1,0 +1,167 @@
+"""What is evaluated: a model with its weights and a test split, from a run folder or from flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from iaat_fast import data as datasets
+from iaat_fast import models
+from iaat_fast.command_line import choice
+from iaat_fast.data import Split
+from iaat_fast.evaluate.accuracies import check_model
+from iaat_fast.evaluate.weights import fit_weights
+from iaat_fast.files import load_tensors
+from iaat_fast.run_folder import RunFolder
+
+CUSTOM = "custom"
+"""What a run records as the name of a model or data set that was passed to it from Python."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where model and images come from.
+
+    Args:
+        model: a name of `models.NAMES`, or "package.module:function" that returns the model.
+        weights: file with the model's weights; None: those it is made with.
+        width, depth: of a model of `models.NAMES`.
+        dataset: a name of `data.NAMES`.
+        data: folder or .npz with the images; None: where `data.load` looks.
+        limit: the first `limit` test images; None: all.
+    """
+
+    model: str
+    weights: Path | None = None
+    width: int | None = None
+    depth: int | None = None
+    dataset: str = "cifar10"
+    data: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the test split it is measured on, both on one device.
+
+    `description` says in plain values where they came from.
+    """
+
+    model: nn.Module
+    split: Split
+    description: dict[str, Any]
+
+
+def run_source(
+    folder: RunFolder,
+    *,
+    model: str | None = None,
+    dataset: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+) -> Source:
+    """The source that a run folder records, with what is given in place of what it says.
+
+    Raises:
+        FileNotFoundError: the folder, its configuration or its checkpoint is missing.
+        ValueError: the configuration is damaged, or model or images came from Python and are not
+            given.
+    """
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"{folder.path}: no such run folder")
+    config = folder.config()
+    try:
+        trained, images = config["model"], config["data"]
+        model = model or trained["name"]
+        dataset = dataset or images["name"]
+        source = Source(
+            model=model,
+            weights=folder.checkpoint_path,
+            width=trained["width"],
+            depth=trained["depth"],
+            dataset=dataset,
+            data=data or images["path"],
+            limit=limit or images["limit"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder.config_path}: not the configuration of a run ({error})"
+        ) from error
+    if model == CUSTOM:
+        raise ValueError(
+            f"{folder.path}: the model of this run came from Python; name what makes it, "
+            "--model package.module:function"
+        )
+    if dataset == CUSTOM:
+        raise ValueError(
+            f"{folder.path}: the images of this run came from Python; name them, --dataset and --data"
+        )
+    return source
+
+
+def load_subject(
+    source: Source, device: torch.device, *, folder: RunFolder | None = None
+) -> Subject:
+    """Build the model, load its weights and the images, and see that they fit each other.
+
+    Args:
+        source: what to load.
+        device: where to.
+        folder: the run folder whose checkpoint `source.weights` is.
+
+    Raises:
+        ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.
+        FileNotFoundError: a file or folder that is not there.
+    """
+    own = ":" in source.model
+    if own and (source.width is not None or source.depth is not None):
+        raise ValueError(f"--width and --depth are for {', '.join(models.NAMES)} only")
+    if not own:
+        choice("--model", source.model, models.NAMES)
+    choice("--dataset", source.dataset, datasets.NAMES)
+    # The weights first: a damaged file should not have to wait for the images.
+    content: Any = None
+    if folder is not None:
+        content = folder.checkpoint()
+    elif source.weights is not None:
+        if not source.weights.is_file():
+            raise FileNotFoundError(f"{source.weights}: no such file of weights")
+        content = load_tensors(source.weights)
+    factory = models.load_factory(source.model) if own else None
+    data = datasets.load(source.dataset, source.data, limit=source.limit)
+    if factory is not None:
+        model = _call(factory, source.model)
+    else:
+        model = models.build(
+            source.model, num_classes=data.num_classes, width=source.width, depth=source.depth
+        )
+    if content is not None:
+        fit_weights(model, content, str(source.weights))
+    model, split = model.to(device), data.test.to(device)
+    check_model(model, split)
+    description = {
+        "run": None if folder is None else str(folder.path),
+        "epoch": None if folder is None else content["epoch"],
+        "model": {"name": source.model, "width": source.width, "depth": source.depth},
+        "weights": None if source.weights is None else str(source.weights),
+        "data": {
+            "name": source.dataset,
+            "path": source.data,
+            "split": "test",
+            "samples": len(split),
+        },
+    }
+    return Subject(model, split, description)
+
+
+def _call(factory: Any, name: str) -> nn.Module:
+    try:
+        model: nn.Module = factory()
+    # The function is the user's and may raise anything; its model is unusable all the same.
+    except Exception as error:
+        raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
+    return model

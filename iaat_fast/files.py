@@ -1,0 +1,95 @@
+"""Files that are whole or absent: atomic replacement, JSON, and tensors read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in the OSError of a write: the one of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is what a `replace` that was killed left behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Put `content` at `path` so that a reader sees the old file or the new one, whole."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    with naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        # The rename itself is on disk once the folder is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Put `content` at `path` as JSON, atomically."""
+    replace(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a run folder with this file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, on the CPU, without running any code it may hold.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is cut short, no such file, or holds more than tensors and plain values (it
+            is loaded with `weights_only=True`).
+    """
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with warnings.catch_warnings():
+            # A plain pickle is warned about before it is refused.
+            warnings.simplefilter("ignore")
+            return torch.load(content, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, it holds more than tensors and plain values or is no checkpoint"
+        ) from error
+    # Damaged bytes end in whatever torch's reader trips over; the disk itself has been read.
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable checkpoint, probably cut short") from error

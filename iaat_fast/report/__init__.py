@@ -1,0 +1,25 @@
+"""Tables and plots from run folders.
+
+    from iaat_fast.report import plot_run
+    from iaat_fast.run_folder import RunFolder
+
+    plot_run(RunFolder("runs/digits-iaat"))
+
+On the command line: `python -m iaat_fast.report RUN...` compares runs, mean and spread over seeds.
+"""
+
+from __future__ import annotations
+
+from iaat_fast.report.closing import RunSummary, attack_name, closing_table
+from iaat_fast.report.comparison import Run, read_run, summary_table
+from iaat_fast.report.plots import plot_run
+
+__all__ = [
+    "Run",
+    "RunSummary",
+    "attack_name",
+    "closing_table",
+    "plot_run",
+    "read_run",
+    "summary_table",
+]

@@ -1,0 +1,126 @@
+"""The command line `python -m iaat_fast.train`: arguments to a run, errors to one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+
+from iaat_fast import command_line
+from iaat_fast.command_line import UsageError, choice, one_line
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.closing import close_run
+from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
+from iaat_fast.train.loop import FitResult, fit
+from iaat_fast.train.opening import recorded_config
+from iaat_fast.train.presets import PRESETS, preset
+from iaat_fast.train.stopping import Interrupted
+
+PROG = "python -m iaat_fast.train"
+DESCRIPTION = f"""Train a network: clean, adversarially or instance adaptively (Balaji et al. 2019).
+
+Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
+
+N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
+
+--resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
+agree with it; only --data, --device, --checkpoint-steps, --snapshot-epochs and --tensorboard \
+may differ.
+
+Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
+130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(TrainConfig):
+    """A training run."""
+
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in --out."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the run in --out."""
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration without the actions."""
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The configuration and the actions that the arguments ask for.
+
+    Raises:
+        ValueError: bad arguments (UsageError) or a run folder that cannot be read.
+        SystemExit: with status 0, after --help was printed.
+    """
+    config = _defaults(argv)
+    default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
+    command = command_line.parse(partial(_tyro, default=default), argv)
+    if command.preset != default.preset and not command.resume:
+        raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
+    return command
+
+
+def _tyro(argv: Sequence[str], default: Command) -> Command:
+    return tyro.cli(
+        Command,
+        prog=PROG,
+        description=DESCRIPTION,
+        args=list(argv),
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _defaults(argv: Sequence[str]) -> TrainConfig:
+    """The defaults that hold for these arguments: of the run resumed, or of preset and protocol."""
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
+    for flag in ("--method", "--protocol", "--out"):
+        peek.add_argument(flag, nargs="?")
+    peek.add_argument("--resume", action="store_true")
+    given, others = peek.parse_known_args(list(argv))
+    if name is not None:
+        choice("preset", name, PRESETS)
+    if given.method is not None:
+        choice("--method", given.method, METHODS)
+    if given.protocol is not None:
+        choice("--protocol", given.protocol, PROTOCOLS)
+    if given.resume and given.out is not None:
+        folder = RunFolder(given.out)
+        if folder.is_run:
+            return recorded_config(folder)
+        if not others and given.method is None and given.protocol is None:
+            raise FileNotFoundError(f"{folder.path}: no run there to resume")
+    config = preset(name or "digits", protocol=given.protocol or "paper")
+    return override(config, {"method": given.method or config.method})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    result = None
+    try:
+        command = parse(argv)
+        result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
+        close_run(result, Console())
+    except KeyboardInterrupt as stop:
+        print(_where(stop, result), file=sys.stderr)
+        return stop.status if isinstance(stop, Interrupted) else 130
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
+    """What was interrupted, and how to go on."""
+    if result is not None:
+        return f"training is complete; {PROG} --resume --out {result.folder.path} evaluates it"
+    return str(stop) or "interrupted before the first step of training"

@@ -1,0 +1,87 @@
+"""The end of a run on the command line: closing evaluation, table, plots, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from rich.console import Console
+
+from iaat_fast import report
+from iaat_fast.evaluate import accuracy, robust_accuracy
+from iaat_fast.train.loop import FitResult
+
+
+def evaluate_run(result: FitResult) -> dict[str, Any]:
+    """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
+
+    The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
+    the protocol. Written to `results.json` of the run folder; accuracies in [0, 1], radii on the
+    [0, 1] scale.
+    """
+    how = result.config.evaluation
+    natural = accuracy(result.model, result.data.test, batch_size=how.batch_size)
+    robust = robust_accuracy(
+        result.model,
+        result.data.test,
+        eps=how.eps,
+        alpha=how.alpha,
+        steps=how.steps,
+        restarts=how.restarts,
+        batch_size=how.batch_size,
+        seed=result.config.run.seed,
+    )
+    results = {
+        "natural_accuracy": natural,
+        "robust_accuracy": robust.accuracy,
+        "attack": {
+            "eps": how.eps,
+            "alpha": how.alpha,
+            "steps": how.steps,
+            "restarts": how.restarts,
+        },
+        **_radii(result),
+        "samples": len(result.data.test),
+    }
+    result.folder.save_results(results)
+    return results
+
+
+def _radii(result: FitResult) -> dict[str, float | None]:
+    """Mean, spread and range of the radii; None for the method clean, which has none."""
+    eps = result.epsilon
+    values = {
+        "eps_mean": eps.mean().item(),
+        "eps_std": eps.std(correction=0).item(),
+        "eps_min": eps.min().item(),
+        "eps_max": eps.max().item(),
+    }
+    return dict.fromkeys(values) if result.config.method == "clean" else {**values}
+
+
+def close_run(result: FitResult, console: Console) -> None:
+    """Evaluate, draw the plots, and print the table, where everything is and what comes next."""
+    results = evaluate_run(result)
+    plots = report.plot_run(result.folder)
+    config, folder = result.config, result.folder.path
+    summary = report.RunSummary(
+        natural=results["natural_accuracy"],
+        robust=results["robust_accuracy"],
+        attack=results["attack"],
+        **{name: value for name, value in results.items() if name.startswith("eps_")},
+    )
+    console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
+    others = [method for method in ("iaat", "adv", "clean") if method != config.method]
+    train = f"python -m iaat_fast.train {config.preset}"
+    if config.data.path is not None:
+        train += f" --data {shlex.quote(config.data.path)}"
+    lines = [
+        f"run folder  {folder}",
+        f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
+        "next",
+        f"  python -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
+        *([f"  tensorboard --logdir {folder}"] if config.run.tensorboard else []),
+        *(f"  {train} --method {method}" for method in others),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,346 @@
+"""The configuration of a training run: one frozen dataclass per part, validated when it is made.
+
+Every epsilon, gamma and attack step is a float on the [0, 1] pixel scale here and in `config.json`;
+the command line reads and prints the same fields in units of 1/255 (`Pixels`). The docstring of a
+field is its help text. Defaults are those of `paper` on CIFAR-10 with a ResNet-18 (Table 7); what a
+preset or a protocol changes is in `presets.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+from tyro.conf import arg
+
+from iaat_fast import data as datasets
+from iaat_fast import models
+from iaat_fast.command_line import Pixels, choice
+
+Method = Literal["clean", "adv", "iaat"]
+Protocol = Literal["paper", "released"]
+METHODS: tuple[str, ...] = get_args(Method)
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+CUSTOM = "custom"
+"""Recorded as the name of a model or a data set that was passed to `fit` from Python."""
+
+
+def _number(
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    pixels: bool = False,
+) -> None:
+    """Raise unless `value` is a finite number in [low, high], or in (low, high] if `above`."""
+    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if high == math.inf else ']'}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}: expected a number in {interval}")
+    if not math.isfinite(value) or not (low < value if above else low <= value) or value > high:
+        shown = f"{value!r} (= {value * 255:g}/255)" if pixels else repr(value)
+        scale = " of the pixel scale, that is N/255 with N up to 255" if pixels else ""
+        raise ValueError(f"{name} is {shown}: expected a number in {interval}{scale}")
+
+
+def _integer(name: str, value: object, low: int, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}: expected an integer of at least {low}")
+    if value < low:
+        raise ValueError(f"{name} is {value}: expected an integer of at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images."""
+
+    name: Annotated[str, arg(name="dataset")] = "cifar10"
+    """Data set: digits, cifar10 or cifar100."""
+    path: Annotated[str | None, arg(name="data")] = None
+    """Folder that holds the data set, or an .npz with x_train, y_train, x_test, y_test."""
+    limit: int | None = None
+    """Take the first N training and the first N test images."""
+    augment: bool = True
+    """Reflect-pad by 4, random crop, horizontal flip."""
+
+    def __post_init__(self) -> None:
+        if self.name != CUSTOM:
+            choice("data.name", self.name, datasets.NAMES)
+        _integer("data.limit", self.limit, 1, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: Annotated[str, arg(name="model")] = "resnet18"
+    """Network: digits-cnn, resnet18 or wrn32-10."""
+    width: int | None = None
+    """Channels of the first stage, for slim versions; the network's own by default."""
+    depth: int | None = None
+    """Depth of the network; its own by default."""
+
+    def __post_init__(self) -> None:
+        if self.name != CUSTOM:
+            choice("model.name", self.name, models.NAMES)
+        _integer("model.width", self.width, 1, optional=True)
+        _integer("model.depth", self.depth, 1, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """The PGD attack that training makes its adversarial samples with."""
+
+    eps: Pixels = 8 / 255
+    """Radius of the method `adv`, the same for every sample."""
+    alpha: Pixels = 2 / 255
+    """Step size; the smallest step size if alpha-rule is scaled."""
+    alpha_rule: Literal["fixed", "scaled"] = "fixed"
+    """fixed: alpha for every sample; scaled: max(eps_i / (0.5 steps), alpha) for sample i."""
+    steps: int = 10
+    """Steps of the attack."""
+    bn: Literal["eval", "train", "train_update"] = "eval"
+    """BatchNorm while attacking and selecting: frozen statistics (eval), batch statistics (train),
+    or batch statistics that also update the running ones (train_update)."""
+    clamp_start: bool = True
+    """Clamp the random start to [0, 1] before the first forward."""
+
+    def __post_init__(self) -> None:
+        _number("attack.eps", self.eps, 0, 1, pixels=True)
+        _number("attack.alpha", self.alpha, 0, 1, above=True, pixels=True)
+        choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
+        _integer("attack.steps", self.steps, 1)
+        choice("attack.bn", self.bn, ("eval", "train", "train_update"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonConfig:
+    """The radius of each sample (method `iaat`), Algorithms 1 and 2."""
+
+    warmup_epochs: int = 5
+    """Epochs of fixed-radius training before the radii adapt; 0: no warm-up."""
+    eps_w: Pixels = 8 / 255
+    """Radius during the warm-up."""
+    gamma: Pixels = 1.9 / 255
+    """How far Algorithm 2's candidates lie from the radius of the last visit."""
+    beta: float = 0.1
+    """Weight of the chosen candidate in the exponential average."""
+    eps_min: Pixels = 0.0
+    """Lower bound of the radius after selection."""
+    strategy: Literal["lazy", "batched", "sequential"] = "lazy"
+    """How the candidates are attacked: the second only where the first was fooled (lazy), together
+    in one batch (batched), or one after the other on the whole batch (sequential)."""
+    final: Literal["exact", "reuse"] = "exact"
+    """Training samples: attack again at the smoothed radius (exact, Algorithm 1 line 8), or project
+    the chosen candidate into it (reuse, an approximation)."""
+    clamp: Literal["result", "candidate"] = "result"
+    """Where a radius is held at 0: after smoothing (result) or before it (candidate)."""
+    misclassified: Literal["algorithm2", "shrink"] = "algorithm2"
+    """Radius of misclassified samples after the warm-up: by Algorithm 2, or towards 0 (shrink)."""
+    misclassified_input: Literal["clean", "adversarial"] = "clean"
+    """What misclassified samples are trained on: the clean image, or the attacked one."""
+    warmup_rule: Literal["visited", "correct"] = "visited"
+    """The memory in the warm-up: eps-w for every sample visited, or only for those classified
+    correctly and 0 for the others."""
+
+    def __post_init__(self) -> None:
+        _integer("epsilon.warmup_epochs", self.warmup_epochs, 0)
+        _number("epsilon.eps_w", self.eps_w, 0, 1, pixels=True)
+        _number("epsilon.gamma", self.gamma, 0, 1, pixels=True)
+        _number("epsilon.beta", self.beta, 0, 1)
+        _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
+        choice("epsilon.strategy", self.strategy, ("lazy", "batched", "sequential"))
+        choice("epsilon.final", self.final, ("exact", "reuse"))
+        choice("epsilon.clamp", self.clamp, ("result", "candidate"))
+        choice("epsilon.misclassified", self.misclassified, ("algorithm2", "shrink"))
+        choice("epsilon.misclassified_input", self.misclassified_input, ("clean", "adversarial"))
+        choice("epsilon.warmup_rule", self.warmup_rule, ("visited", "correct"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD with momentum and step decay."""
+
+    epochs: int = 200
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.1
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum."""
+    weight_decay: float = 0.0002
+    """Weight decay."""
+    decay_epochs: tuple[int, ...] = (80, 140, 170)
+    """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor."""
+    decay_factor: float = 0.1
+    """Factor of the step decay."""
+
+    def __post_init__(self) -> None:
+        _integer("optim.epochs", self.epochs, 1)
+        _integer("optim.batch_size", self.batch_size, 1)
+        _number("optim.lr", self.lr, 0, above=True)
+        _number("optim.momentum", self.momentum, 0, 1)
+        _number("optim.weight_decay", self.weight_decay, 0)
+        for epoch in self.decay_epochs:
+            _integer("optim.decay_epochs", epoch, 1)
+        if list(self.decay_epochs) != sorted(set(self.decay_epochs)):
+            raise ValueError(f"optim.decay_epochs is {self.decay_epochs}: expected rising epochs")
+        _number("optim.decay_factor", self.decay_factor, 0, 1, above=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The closing evaluation: natural accuracy and PGD with random restarts on the test images."""
+
+    eps: Annotated[Pixels, arg(name="eval-eps")] = 8 / 255
+    """Radius of the closing attack."""
+    alpha: Annotated[Pixels, arg(name="eval-alpha")] = 2 / 255
+    """Step size of the closing attack."""
+    steps: Annotated[int, arg(name="eval-steps")] = 10
+    """Steps of the closing attack."""
+    restarts: Annotated[int, arg(name="eval-restarts")] = 5
+    """Random restarts; a sample counts as robust if it withstands all of them."""
+    batch_size: Annotated[int, arg(name="eval-batch-size")] = 256
+    """Images per evaluation batch."""
+
+    def __post_init__(self) -> None:
+        _number("evaluation.eps", self.eps, 0, 1, pixels=True)
+        _number("evaluation.alpha", self.alpha, 0, 1, above=True, pixels=True)
+        _integer("evaluation.steps", self.steps, 1)
+        _integer("evaluation.restarts", self.restarts, 1)
+        _integer("evaluation.batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how the run is carried out."""
+
+    out: str | None = None
+    """Run folder; a fresh runs/<preset>-<method>-<time> by default."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and attacks."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    checkpoint_steps: int = 0
+    """Also save a checkpoint every K steps within an epoch; 0: at the end of each epoch only."""
+    snapshot_epochs: int = 5
+    """Keep a snapshot of all radii every K epochs, and after the last."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+    def __post_init__(self) -> None:
+        _integer("run.seed", self.seed, 0)
+        _integer("run.checkpoint_steps", self.checkpoint_steps, 0)
+        _integer("run.snapshot_epochs", self.snapshot_epochs, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. Make one with `preset`; `dataclasses.replace` or `override` change it."""
+
+    preset: tyro.conf.Positional[Annotated[str, arg(metavar="[PRESET]")]] = "digits"
+    """Preset that the defaults below belong to; comes first if given."""
+    method: Method = "iaat"
+    """clean training, adversarial training at a fixed radius, or instance adaptive (iaat)."""
+    protocol: Protocol = "paper"
+    """Defaults as the paper describes them, or as its authors' code has them (released)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    epsilon: EpsilonConfig = field(default_factory=EpsilonConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, METHODS)
+        choice("protocol", self.protocol, PROTOCOLS)
+        bn, strategy = self.attack.bn, self.epsilon.strategy
+        if self.method == "iaat" and bn != "eval" and strategy != "sequential":
+            raise ValueError(
+                f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
+                "whose batch statistics depend on which images share a batch"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as nested plain values, the content of `config.json`."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+PARTS: dict[str, type] = {
+    f.name: f.default_factory  # type: ignore[misc]
+    for f in dataclasses.fields(TrainConfig)
+    if f.default_factory is not dataclasses.MISSING
+}
+"""The parts of a configuration by name, e.g. `"attack": AttackConfig`."""
+
+FREE = frozenset(
+    {
+        "data.path",
+        "run.out",
+        "run.device",
+        "run.checkpoint_steps",
+        "run.snapshot_epochs",
+        "run.tensorboard",
+    }
+)
+"""Fields that may change when a run is resumed: none of them is part of the arithmetic. (A data set
+that moved must still be the same one; another device takes the same steps with other rounding.)"""
+
+
+def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """`config` with `changes` made, nested by part as in `config.json`.
+
+    >>> override(TrainConfig(), {"method": "adv", "optim": {"epochs": 3}}).optim.epochs
+    3
+
+    Raises:
+        ValueError: a field that does not exist (the message names the nearest) or a bad value.
+        TypeError: a value of the wrong type.
+    """
+    updated: dict[str, Any] = {}
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name, value in changes.items():
+        choice("configuration field", name, known)
+        if name not in PARTS:
+            updated[name] = value
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} is {value!r}: expected a mapping of its fields")
+        for inner in value:
+            choice(f"field of {name}", inner, [f.name for f in dataclasses.fields(PARTS[name])])
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+        updated[name] = dataclasses.replace(getattr(config, name), **plain)
+    return dataclasses.replace(config, **updated)
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """The fields in which two configurations differ and that are not `FREE`, with both values."""
+    found = []
+    before, after = _flat(old), _flat(new)
+    for name, value in before.items():
+        if name not in FREE and after[name] != value:
+            found.append(f"{name} ({value!r} there, {after[name]!r} given)")
+    return found
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": v for inner, v in value.items()})
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,20 @@
+"""Seeds as pure functions of the run's seed and the step, so that a resumed run draws the same."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What a seed is for; different streams of one step are independent."""
+
+    AUGMENT = 0
+    ATTACK = 1
+
+
+def step_seed(seed: int, step: int, stream: Stream) -> int:
+    """The seed, in [0, 2**63), of one stream at one step of the run with `seed`."""
+    state = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

@@ -1,0 +1,72 @@
+"""Everything a run carries from step to step, to and from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.train.step import TrainingStep
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The live objects of a run and where it stands.
+
+    `step` counts the steps done, `seconds` the time spent in the epoch under way. Orders,
+    augmentation and attack noise are functions of the seed and the step and need no state; the
+    generators saved are for models that draw (dropout).
+    """
+
+    model: nn.Module
+    memory: EpsilonMemory
+    optimizer: torch.optim.Optimizer
+    training_step: TrainingStep
+    device: torch.device
+    steps_per_epoch: int
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+    def to_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Tensors and plain values only, so that it loads with `weights_only=True`."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "model": self.model.state_dict(),
+            "epsilon": self.memory.values.detach().cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "config": config,
+            "seconds": self.seconds,
+            "totals": self.training_step.totals.cpu(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_checkpoint(self, checkpoint: dict[str, Any], path: object) -> None:
+        """Take over a checkpoint; `path` names it in errors.
+
+        Raises:
+            ValueError: its weights or radii are not those of this model and data set.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.memory.load(checkpoint["epsilon"])
+            self.training_step.totals.copy_(checkpoint["totals"])
+            self.step = int(checkpoint["step"])
+            self.seconds = float(checkpoint["seconds"])
+            rng = checkpoint["rng"]
+            torch.set_rng_state(rng["cpu"])
+            if self.device.type == "cuda" and rng["cuda"] is not None:
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            detail = " ".join(str(error).split())
+            raise ValueError(f"{path}: does not fit this run's model and data: {detail}") from error

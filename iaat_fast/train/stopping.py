@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM while training: finish the step, save, say how to resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run; if it was training, after a checkpoint was saved.
+
+    Attributes:
+        status: the exit status a command line gives: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
+
+
+def raise_on_sigterm() -> None:
+    """From now on raise Interrupted at SIGTERM, as Python raises KeyboardInterrupt at Ctrl-C."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted("terminated", signum)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM only sets `received`; a second ends at once.
+
+    Outside the main thread Python allows no handlers, and signals stay as they were.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            # No clean-up: a checkpoint is replaced atomically, so the last good one is whole.
+            os._exit(128 + signum)
+        self.received = signum

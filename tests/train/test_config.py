@@ -1,0 +1,106 @@
+"""A configuration is checked when it is made, and survives config.json unchanged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from iaat_fast.train.config import FREE, TrainConfig, differences, override
+from iaat_fast.train.presets import PRESETS, preset
+
+BAD_VALUES: list[tuple[str, str, Any]] = [
+    ("attack", "eps", -0.1),
+    ("attack", "eps", 8.0),
+    ("attack", "eps", float("nan")),
+    ("attack", "alpha", 0.0),
+    ("attack", "alpha_rule", "fix"),
+    ("attack", "steps", 0),
+    ("attack", "bn", "frozen"),
+    ("epsilon", "warmup_epochs", -1),
+    ("epsilon", "eps_w", float("inf")),
+    ("epsilon", "gamma", -1 / 255),
+    ("epsilon", "beta", 1.5),
+    ("epsilon", "eps_min", 2.0),
+    ("epsilon", "strategy", "eager"),
+    ("epsilon", "final", "approximate"),
+    ("epsilon", "clamp", "never"),
+    ("epsilon", "misclassified", "ignore"),
+    ("epsilon", "misclassified_input", "none"),
+    ("epsilon", "warmup_rule", "all"),
+    ("optim", "epochs", 0),
+    ("optim", "batch_size", 0),
+    ("optim", "lr", 0.0),
+    ("optim", "lr", float("inf")),
+    ("optim", "momentum", -0.1),
+    ("optim", "weight_decay", -1e-4),
+    ("optim", "decay_epochs", (9, 3)),
+    ("optim", "decay_epochs", (3, 3)),
+    ("optim", "decay_factor", 0.0),
+    ("data", "name", "cifar11"),
+    ("data", "limit", 0),
+    ("model", "name", "resnet19"),
+    ("model", "width", 0),
+    ("evaluation", "eps", -1.0),
+    ("evaluation", "restarts", 0),
+    ("run", "seed", -1),
+    ("run", "checkpoint_steps", -1),
+]
+
+
+@pytest.mark.parametrize(("part", "field", "value"), BAD_VALUES)
+def test_a_bad_value_is_refused_naming_field_and_value(part: str, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match="is") as caught:
+        preset("digits", **{part: {field: value}})
+    message = str(caught.value)
+    assert f"{part}.{field} is" in message
+    assert str(value) in message
+    assert "expected" in message or "did you mean" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [("optim", "epochs", 2.5), ("attack", "eps", "8"), ("data", "limit", True)],
+)
+def test_a_value_of_the_wrong_type_is_a_type_error(part: str, field: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{part}.{field}"):
+        preset("digits", **{part: {field: value}})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_a_configuration_survives_json(name: str, protocol: Any) -> None:
+    config = preset(name, protocol=protocol)
+    assert override(TrainConfig(), json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("bn", ["train", "train_update"])
+@pytest.mark.parametrize("strategy", ["lazy", "batched"])
+def test_batch_statistics_need_the_sequential_strategy(bn: str, strategy: str) -> None:
+    parts = {"attack": {"bn": bn}, "epsilon": {"strategy": strategy}}
+    with pytest.raises(ValueError, match=r"epsilon\.strategy .*'sequential'"):
+        preset("digits", **parts)
+    assert preset("digits", method="adv", **parts).attack.bn == bn
+
+
+def test_differences_name_the_fields_and_both_values() -> None:
+    old = preset("digits")
+    new = preset("digits", method="adv", optim={"epochs": 3})
+    found = differences(old, new)
+    assert len(found) == 2
+    assert "'iaat'" in found[0]
+    assert "'adv'" in found[0]
+    assert "optim.epochs" in found[1]
+    assert "(30 there, 3 given)" in found[1]
+
+
+def test_only_fields_outside_the_arithmetic_may_differ() -> None:
+    old = preset("digits")
+    for name in FREE:
+        part, _, field = name.partition(".")
+        other = {"str": "elsewhere", "int": 77, "bool": False, "NoneType": "elsewhere"}
+        value = other[type(getattr(getattr(old, part), field)).__name__]
+        new = preset("digits", **{part: {field: value}})
+        assert new != old
+        assert differences(old, new) == []

@@ -1,0 +1,126 @@
+"""A run of the real command, killed or interrupted, goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from iaat_fast.run_folder import RunFolder
+
+# 15 steps, 5 of them in the warm-up. 20 attack steps, so that training lasts about a second.
+RUN = [
+    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
+    *["--checkpoint-steps=2", "--snapshot-epochs=1", "--device=cpu"],
+    *["--eval-steps=1", "--eval-restarts=1", "--no-tensorboard"],
+]
+
+
+def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """The command in a process of its own; returns once it has begun to train."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iaat_fast.train", *flags, "--out", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("training iaat"), process.communicate()
+    return process
+
+
+def finish(folder: Path, *flags: str) -> RunFolder:
+    process = start(folder, *flags)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    return RunFolder(folder)
+
+
+def assert_same_bits(one: RunFolder, other: RunFolder) -> None:
+    first, second = one.checkpoint(), other.checkpoint()
+    assert first["step"] == second["step"] == 15
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert torch.equal(first["epsilon"], second["epsilon"])
+    rows = [[{**row, "seconds": None} for row in run.metrics()] for run in (one, other)]
+    assert rows[0] == rows[1]
+    assert list(one.epsilon_snapshots()) == list(other.epsilon_snapshots()) == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, float]:
+    """The run never killed, and how many seconds its training took."""
+    folder = finish(tmp_path_factory.mktemp("unkilled") / "run", *RUN)
+    assert folder.checkpoint()["epsilon"].std() > 0
+    return folder, sum(row["seconds"] for row in folder.metrics())
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_training_is_one_line(tmp_path: Path, signum: int, status: int) -> None:
+    command = [sys.executable, "-m", "iaat_fast.train", *RUN, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc to see the process import torch")
+    while "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_sigkill_at_ten_random_moments_changes_no_bit(
+    unkilled: tuple[RunFolder, float], tmp_path: Path
+) -> None:
+    reference, seconds = unkilled
+    moments = random.Random()
+    steps = []
+    for kill in range(10):
+        process = start(tmp_path / "run", *(["--resume"] if kill else RUN))
+        time.sleep(moments.uniform(0, 0.2 * seconds))
+        process.kill()
+        process.communicate()
+        folder = RunFolder(tmp_path / "run")
+        steps.append(folder.checkpoint()["step"] if folder.checkpoint_path.exists() else 0)
+    assert steps == sorted(steps), "a kill never loses a checkpoint"
+    assert_same_bits(finish(tmp_path / "run", "--resume"), reference)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_resume_and_changes_no_bit(
+    unkilled: tuple[RunFolder, float], tmp_path: Path, signum: int, status: int
+) -> None:
+    reference, seconds = unkilled
+    process = start(tmp_path / "run", *RUN)
+    time.sleep(0.4 * seconds)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err.count("\n") == 1
+    assert f"--resume --out {tmp_path / 'run'}" in err
+    assert RunFolder(tmp_path / "run").checkpoint()["step"] < 15
+    assert_same_bits(finish(tmp_path / "run", "--resume"), reference)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_a_whole_checkpoint(
+    unkilled: tuple[RunFolder, float], tmp_path: Path
+) -> None:
+    _, seconds = unkilled
+    process = start(tmp_path / "run", *RUN)
+    time.sleep(0.4 * seconds)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.checkpoint_path.exists() or folder.checkpoint()["step"] <= 15

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast import ops
+from iaat_fast.ops import checks
 
 STRATEGIES = ("batched", "lazy", "sequential")
 FINALS = ("exact", "reuse")
@@ -106,8 +107,8 @@ class EpsilonMemory:
         _number("beta", beta, 0.0, 1.0)
         _number("init", init, 0.0, math.inf)
         _number("eps_min", eps_min, 0.0, math.inf)
-        if eps_max is not None:
-            _number("eps_max", eps_max, eps_min, math.inf)
+        if eps_max is not None and not eps_max >= eps_min:
+            raise ValueError(f"eps_max: {eps_max}, expected a number >= eps_min, {eps_min:g}")
         _choice("strategy", strategy, STRATEGIES)
         _choice("final", final, FINALS)
         _choice("clamp", clamp, CLAMPS)
@@ -151,17 +152,29 @@ class EpsilonMemory:
             correct: bool [N], whether the clean image is classified correctly; needed by rule "correct".
             rule: "visited", eps_w for every sample (paper); "correct", 0 for misclassified ones (released code).
 
+        Raises:
+            TypeError: an index that is not int64.
+            ValueError: index out of range; eps_w or rule not as described; correct missing, of another length or not
+                bool.
+
         Source: IAAT, Algorithm 1, lines 3-4.
         """
         _number("eps_w", eps_w, 0.0, math.inf)
         _choice("rule", rule, WARM_UP_RULES)
+        self._check_index(index, None)
         eps = torch.full_like(index, eps_w, dtype=torch.float32)
         if rule == "correct":
             if correct is None:
                 raise ValueError("correct: None, but rule 'correct' needs it")
+            _check_correct(correct, index)
             eps = eps * correct
         self.values[index] = eps
         return eps
+
+    def _check_index(self, index: Tensor, n: int | None) -> None:
+        """Before any work: a negative number would count from the end of the memory."""
+        checks.int64_vector("index", index, n, self.values.device)
+        checks.index_values(index, len(self.values))
 
     def select(
         self,
@@ -187,17 +200,17 @@ class EpsilonMemory:
             `Selection`: eps, choice, x_adv.
 
         Raises:
-            ValueError: index out of range, or of another length than x; correct missing; "batched" or "lazy" with
-                an attack that uses batch statistics.
+            TypeError: an index that is not int64.
+            ValueError: index out of range, or of another length than x; correct missing, of another length or not bool;
+                "batched" or "lazy" with an attack that uses batch statistics.
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
-        if index.shape != (len(x),):
-            raise ValueError(
-                f"index: shape {tuple(index.shape)}, expected one per image, [{len(x)}]"
-            )
-        if self.misclassified == "shrink" and correct is None:
-            raise ValueError("correct: None, but misclassified='shrink' needs it")
+        self._check_index(index, len(x))
+        if self.misclassified == "shrink":
+            if correct is None:
+                raise ValueError("correct: None, but misclassified='shrink' needs it")
+            _check_correct(correct, index)
         if attack.bn != "eval" and self.strategy != "sequential":
             raise ValueError(
                 f"strategy: {self.strategy!r} with an attack in bn={attack.bn!r}, expected 'sequential': batch "
@@ -235,6 +248,13 @@ class EpsilonMemory:
             chosen = _chosen_images(attack, x, y, candidates, choice, options)
             x_adv = ops.project_linf(chosen, x, eps, attack.lo, attack.hi)
         return Selection(eps, choice, x_adv)
+
+
+def _check_correct(correct: Tensor, index: Tensor) -> None:
+    if correct.dtype is not torch.bool or correct.shape != index.shape:
+        raise ValueError(
+            f"correct: {correct.dtype} of shape {tuple(correct.shape)}, expected bool [{len(index)}]"
+        )
 
 
 def _batched(
@@ -314,8 +334,8 @@ def _chosen_images(
 
 
 def _number(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        expected = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}"
+    if not (low <= value <= high and value < math.inf):
+        expected = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}, finite"
         raise ValueError(f"{name}: {value}, expected a number {expected}")
 
 

@@ -17,7 +17,7 @@ struct Rows {
 
 // Kernels that read radii, classes or logits return false, with nothing written, where one of them is invalid: a radius
 // or step size that is negative or NaN (or a step of 0 in a ball that is not a point), a class or index out of range, a
-// NaN logit. Python then says which.
+// row of logits that softmax turns into NaN. Python then says which.
 struct Kernels {
     const char* isa;
     bool (*project_linf)(DType, void* out, const void* x_adv, const void* x, const void* eps, Rows, double lo,

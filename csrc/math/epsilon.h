@@ -7,6 +7,19 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
+// Whether softmax of a row of logits would be numbers: none is NaN, and the largest is finite.
+template <typename T>
+IAAT_HD bool all_classes_known(const T* logits, int64_t classes) {
+    bool valid = true;
+    auto largest = load(logits[0]);
+    for (int64_t j = 0; j < classes; ++j) {
+        const auto z = load(logits[j]);
+        valid &= z == z;
+        largest = z > largest ? z : largest;
+    }
+    return valid && largest - largest == 0;
+}
+
 // Predicted class of a row of logits; the first of equals, as in torch.argmax.
 template <typename T>
 IAAT_HD int64_t argmax(const T* logits, int64_t classes) {

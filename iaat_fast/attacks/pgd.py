@@ -15,9 +15,12 @@ from iaat_fast.attacks.model_state import BN_MODES, attacked, bare
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.targets import random_targets
 from iaat_fast.ops import checks
+from iaat_fast.ops.layout import memory_format
 from iaat_fast.ops.reference import softmax_minus_onehot
 
 _ops = torch.ops.iaat_fast
+
+_NO_GRADIENT = "model: its output has no gradient with respect to the images"
 
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
 
@@ -87,6 +90,8 @@ class PGD:
         inputs.one_of("bn", bn, BN_MODES)
         inputs.one_of("precision", precision, ("fp32",))
         inputs.one_of("engine", engine, ("auto", "exact"))
+        if seed is not None:
+            checks.int64_number("seed", seed)
         checks.box(lo, hi)
         inputs.radius("eps", eps)
         if not callable(alpha):
@@ -184,6 +189,8 @@ class PGD:
                 )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+        checks.int64_number("seed", seed)
+        checks.int64_number("candidate", candidate)
         call = _Call(
             x=x.detach().clone() if x.is_inference() else x.detach(),
             y=y,
@@ -204,8 +211,8 @@ class PGD:
         """All restarts; the worst case per sample."""
         if self.restarts == 1 and not self.early_stop:
             return self._descend(call, self._start(call, restart=0), None)[0]
-        worst = call.per_row(call.x).clone()
-        worst_loss = torch.full_like(call.eps, -torch.inf)
+        worst = call.per_row(call.x).clone(memory_format=memory_format(call.x))
+        worst_loss = torch.full((call.rows,), -torch.inf, device=call.x.device)
         standing = torch.arange(call.rows, device=call.x.device)
         for restart in range(self.restarts):
             start = self._start(call, restart)
@@ -225,9 +232,10 @@ class PGD:
     def _start(self, call: _Call, restart: int) -> Tensor:
         if call.start is not None:
             start = call.start.detach()
-            return (start if len(start) == call.rows else call.per_row(start)).clone()
+            start = start if len(start) == call.rows else call.per_row(start)
+            return start.clone(memory_format=memory_format(call.x))
         if not self.random_start:
-            return call.per_row(call.x).clone()
+            return call.per_row(call.x).clone(memory_format=memory_format(call.x))
         lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
         call.stream[1] = restart
         return _ops.random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
@@ -251,7 +259,10 @@ class PGD:
             goal = self._goal(call, logits, rows)
             if self.early_stop:
                 found |= self._keep_first(first, x_adv, logits, y, found)
-            (grad,) = torch.autograd.grad(logits, leaf, self._cotangent(logits.detach(), goal))
+            cotangent = self._cotangent(logits.detach(), goal)
+            (grad,) = torch.autograd.grad(logits, leaf, cotangent, allow_unused=True)
+            if grad is None:
+                raise ValueError(_NO_GRADIENT)
             del logits  # frees the graph before the step
             _ops.pgd_step_linf_(
                 x_adv, grad, x, eps, alpha, self.lo, self.hi, self.targeted is not False, call.stats
@@ -281,7 +292,7 @@ class PGD:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model: returned {found} for {len(x)} images, expected [{len(x)}, C]")
         if torch.is_grad_enabled() and not logits.requires_grad:
-            raise ValueError("model: its output has no gradient with respect to the images")
+            raise ValueError(_NO_GRADIENT)
         return logits
 
     def _goal(self, call: _Call, logits: Tensor, rows: Tensor | None) -> Tensor:

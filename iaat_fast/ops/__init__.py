@@ -97,10 +97,10 @@ def pgd_step_linf_(
     rows = x_adv.shape[0]
     radius = checks.per_row("eps", eps, rows, x)
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
-    if stats is not None and (stats.dtype != torch.int64 or stats.shape != (2,)):
-        raise ValueError(
-            f"stats: {stats.dtype} of shape {tuple(stats.shape)}, expected int64 of shape (2,)"
-        )
+    if stats is not None:
+        checks.int64_vector("stats", stats, 2, x.device)
+    if grad.requires_grad or x.requires_grad:  # the reference would put x_adv into their graph
+        grad, x = grad.detach(), x.detach()
     _ops.pgd_step_linf_(x_adv, grad, x, radius, step, lo, hi, targeted, stats)
     return x_adv
 
@@ -130,11 +130,12 @@ def random_start_linf(
         candidate: number of the first candidate, where seed is an int.
 
     Returns:
-        [K*N, ...] in the dtype and memory format of x.
+        [K*N, ...] in the dtype and memory format of x, a constant to autograd.
 
     Raises:
         TypeError: images that are not floating point; an index or seed that is not integer.
-        ValueError: eps negative, NaN or of a length that is no multiple of N; an index of another length.
+        ValueError: eps negative, NaN or of a length that is no multiple of N; an index of another length; a seed that
+            needs more than 64 bits.
 
     Source: the random start of Madry et al. 2018; Philox: Salmon et al., SC 2011.
     """
@@ -149,12 +150,17 @@ def random_start_linf(
     else:
         checks.int64_vector("index", index, n, x.device)
     if not isinstance(seed, Tensor):
+        checks.int64_number("seed", seed)
+        checks.int64_number("restart", restart)
+        checks.int64_number("candidate", candidate)
         seed = torch.tensor([seed, restart, candidate], device=x.device)
     else:
         checks.int64_vector("seed", seed.reshape(-1), None, x.device)
         if not 1 <= seed.numel() <= 3:
             raise ValueError(f"seed: {seed.numel()} entries, expected 1 to 3")
-    return _ops.random_start_linf(x, checks.per_row("eps", eps, rows, x), seed, index, lo, hi)
+    return _ops.random_start_linf(
+        x.detach(), checks.per_row("eps", eps, rows, x), seed, index, lo, hi
+    )
 
 
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:

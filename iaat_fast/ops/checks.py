@@ -102,6 +102,14 @@ def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) 
         raise ValueError(f"{name}: device {value.device}, expected {device}")
 
 
+def int64_number(name: str, value: int) -> None:
+    """A seed or a stream number: a whole number that an int64 holds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {value!r}, expected an int")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: {value}, expected a number in -2**63 ... 2**63 - 1")
+
+
 def logits(name: str, z: Tensor) -> None:
     if not isinstance(z, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(z).__name__}")

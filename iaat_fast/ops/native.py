@@ -12,23 +12,26 @@ from torch import Tensor
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
+from iaat_fast.ops.layout import memory_format
 
 _CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    layout = memory_format(x_adv)
     if not (x_adv.is_contiguous() and x.is_contiguous()):
-        layout = _layout(x_adv)
         x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    out = torch.empty_like(x_adv)
+    out = torch.empty_like(x_adv, memory_format=layout)
     rows, samples = x_adv.shape[0], x.shape[0]
+    # Bound to a name: a temporary would be freed before the kernel reads it.
+    eps = eps.contiguous()
     if rows:
         valid = _C.project_linf(
             _CODES[x.dtype],
             out.data_ptr(),
             x_adv.data_ptr(),
             x.data_ptr(),
-            eps.contiguous().data_ptr(),
+            eps.data_ptr(),
             rows,
             samples,
             x.numel() // samples,
@@ -53,13 +56,14 @@ def pgd_step_linf_(
 ) -> None:
     target = x_adv
     if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
-        layout = _layout(x_adv)
+        layout = memory_format(x_adv)
         target = x_adv.contiguous(memory_format=layout)
         grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     rows, samples = x_adv.shape[0], x.shape[0]
     if not rows:
         return
     eps, alpha = eps.contiguous(), alpha.contiguous()
+    counts = None if stats is None else stats.contiguous()
     valid = _C.pgd_step_linf(
         _CODES[x.dtype],
         target.data_ptr(),
@@ -67,7 +71,7 @@ def pgd_step_linf_(
         x.data_ptr(),
         eps.data_ptr(),
         alpha.data_ptr(),
-        0 if stats is None else stats.data_ptr(),
+        0 if counts is None else counts.data_ptr(),
         rows,
         samples,
         x.numel() // samples,
@@ -77,18 +81,23 @@ def pgd_step_linf_(
     )
     if not valid:
         checks.step_values(alpha, eps)
-    if target is not x_adv:
-        x_adv.copy_(target)
+    _written(x_adv, target)
+    if stats is not None and counts is not None:
+        _written(stats, counts)
 
 
 def random_start_linf(
     x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
 ) -> Tensor:
     # The noise is drawn in logical element order, so the layout is put back afterwards.
-    layout, x = _layout(x), x.contiguous()
+    layout, x = memory_format(x), x.contiguous()
     rows, samples = eps.shape[0], x.shape[0]
     out = x.new_empty((rows, *x.shape[1:]))
-    eps, index, stream = eps.contiguous(), index.contiguous(), reference.stream_of(seed)
+    eps, index, stream = (
+        eps.contiguous(),
+        index.contiguous(),
+        reference.stream_of(seed).contiguous(),
+    )
     if rows:
         valid = _C.random_start_linf(
             _CODES[x.dtype],
@@ -145,15 +154,18 @@ def select_epsilon_(
     clamp_candidate: bool = False,
     misclassified: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if not memory.is_contiguous():
-        raise ValueError("memory: expected a contiguous tensor, it is written in place")
-    index, logits, y = index.contiguous(), logits.contiguous(), y.contiguous()
+    values, index, logits, y = (
+        memory.contiguous(),
+        index.contiguous(),
+        logits.contiguous(),
+        y.contiguous(),
+    )
     mask = None if misclassified is None else misclassified.contiguous()
     eps, choice = memory.new_empty(index.shape), torch.empty_like(index)
     if index.shape[0]:
         valid = _C.select_epsilon(
             _CODES[logits.dtype],
-            memory.data_ptr(),
+            values.data_ptr(),
             memory.shape[0],
             index.data_ptr(),
             logits.data_ptr(),
@@ -173,15 +185,14 @@ def select_epsilon_(
             checks.index_values(index, memory.shape[0])
             checks.class_values(y, logits.shape[1])
             checks.logit_values(logits)
+        _written(memory, values)
     return eps, choice
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """channels_last where x is stored so, else contiguous."""
-    if (
-        x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    ):
-        return torch.channels_last
-    return torch.contiguous_format
+def _written(tensor: Tensor, storage: Tensor) -> None:
+    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
+    if storage is tensor:
+        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.copy_(storage)

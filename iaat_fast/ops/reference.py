@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import checks
+from iaat_fast.ops.layout import memory_format
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -199,6 +200,4 @@ def _per_candidate(x: Tensor, rows: int) -> Tensor:
 
 def _like(value: Tensor, x: Tensor) -> Tensor:
     """value in the memory format of x."""
-    if x.dim() == 4 and not x.is_contiguous():
-        return value.contiguous(memory_format=torch.channels_last)
-    return value.contiguous()
+    return value.contiguous(memory_format=memory_format(x))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iaat_fast.ops.layout import memory_format
+
 NAMESPACE = "iaat_fast"
 
 SCHEMAS = {
@@ -41,7 +43,7 @@ def _fake(name: str) -> Any:
 
 @_fake("project_linf")
 def _(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
-    return torch.empty_like(x_adv)
+    return torch.empty_like(x_adv, memory_format=memory_format(x_adv))
 
 
 @_fake("pgd_step_linf_")
@@ -61,7 +63,8 @@ def _(
 
 @_fake("random_start_linf")
 def _(x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
-    return _rows_like(x, eps.shape[0])
+    out = x.new_empty((eps.shape[0], *x.shape[1:]))
+    return out.contiguous(memory_format=memory_format(x))
 
 
 @_fake("ce_cotangent")
@@ -83,14 +86,6 @@ def _(
     misclassified: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return memory.new_empty(index.shape), index.new_empty(index.shape)
-
-
-def _rows_like(x: Tensor, rows: int) -> Tensor:
-    """An uninitialised [rows, ...] tensor in the memory format of x."""
-    out = x.new_empty((rows, *x.shape[1:]))
-    if x.dim() == 4 and not x.is_contiguous():
-        return out.contiguous(memory_format=torch.channels_last)
-    return out
 
 
 def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,0 +1,226 @@
+"""Bad input to an attack is refused with an error that names the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks import FGSM, PGD, scaled_step
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"eps": -0.1}, ValueError, r"^eps: -0\.1, expected a number >= 0"),
+        ({"eps": math.nan}, ValueError, r"^eps: nan, expected a number >= 0"),
+        ({"eps": "8/255"}, TypeError, r"^eps: expected a float or a Tensor, got str"),
+        ({"eps": True}, TypeError, r"^eps: expected a float or a Tensor, got bool"),
+        ({"alpha": 0.0}, ValueError, r"^alpha: 0\.0, expected a number > 0"),
+        ({"alpha": -0.1}, ValueError, r"^alpha: -0\.1, expected a number > 0"),
+        ({"alpha": math.nan}, ValueError, r"^alpha: nan, expected a number > 0"),
+        ({"steps": -1}, ValueError, r"^steps: -1, expected at least 0"),
+        ({"steps": 2.0}, TypeError, r"^steps: 2\.0, expected an int"),
+        ({"restarts": 0}, ValueError, r"^restarts: 0, expected at least 1"),
+        ({"restarts": 2, "random_start": False}, ValueError, r"^restarts: 2 without random_start"),
+        (
+            {"targeted": "least likely"},
+            ValueError,
+            r"^targeted: 'least likely', expected one of False, True, 'random'",
+        ),
+        ({"targeted": 1}, ValueError, r"^targeted: 1, expected one of"),
+        (
+            {"bn": "batch"},
+            ValueError,
+            r"^bn: 'batch', expected one of 'eval', 'train', 'train_update'",
+        ),
+        ({"precision": "fp8"}, ValueError, r"^precision: 'fp8', expected one of 'fp32'"),
+        ({"engine": "turbo"}, ValueError, r"^engine: 'turbo', expected one of 'auto', 'exact'"),
+        ({"lo": 1.0, "hi": 0.0}, ValueError, r"^lo, hi: 1\.0, 0\.0, expected lo <= hi"),
+        ({"seed": 0.5}, TypeError, r"^seed: 0\.5, expected an int"),
+        ({"seed": 2**63}, ValueError, r"^seed: 9223372036854775808, expected a number in"),
+    ],
+)
+def test_the_constructor(
+    net: nn.Module, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        PGD(net, **options)
+
+
+def test_a_model_that_cannot_be_called() -> None:
+    with pytest.raises(TypeError, match=r"^model: expected a callable, got dict"):
+        PGD({})  # type: ignore[arg-type]
+
+
+def test_fgsm_has_one_step_of_its_own(net: nn.Module) -> None:
+    with pytest.raises(TypeError, match="alpha"):
+        FGSM(net, alpha=0.1)
+    with pytest.raises(ValueError, match=r"^eps: -1, expected a number >= 0"):
+        FGSM(net, -1)
+
+
+def test_scaled_step() -> None:
+    with pytest.raises(ValueError, match=r"^steps: 0, expected at least 1"):
+        scaled_step(0)
+    with pytest.raises(ValueError, match=r"^floor: 0\.0, expected a number > 0"):
+        scaled_step(10, 0.0)
+
+
+def spoiled(tensor: Tensor, value: float) -> Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[5] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"x": lambda x: spoiled(x, 1.01)},
+            ValueError,
+            r"^x: values from .* to 1\.01, expected images in \[0, 1\]",
+        ),
+        (
+            {"x": lambda x: spoiled(x, -0.01)},
+            ValueError,
+            r"^x: values from -0\.01 to .*, expected images in",
+        ),
+        ({"x": lambda x: spoiled(x, math.nan)}, ValueError, r"^x: values from nan"),
+        ({"x": lambda x: spoiled(x, math.inf)}, ValueError, r"^x: values from .* to inf"),
+        ({"x": lambda x: 255 * x}, ValueError, r"^x: values .*normalisation belongs in the model"),
+        (
+            {"x": lambda x: (255 * x).byte()},
+            TypeError,
+            r"^x: dtype torch.uint8, .*divide integer images by 255",
+        ),
+        ({"x": lambda x: x.numpy()}, TypeError, r"^x: expected a torch\.Tensor, got ndarray"),
+        ({"y": lambda y: y.float()}, TypeError, r"^y: dtype torch.float32, expected int64"),
+        ({"y": lambda y: y.int()}, TypeError, r"^y: dtype torch.int32, expected int64"),
+        ({"y": lambda y: y[:7]}, ValueError, r"^y: shape \(7,\), expected \[8\]"),
+        ({"y": lambda y: y.view(8, 1)}, ValueError, r"^y: shape \(8, 1\), expected \[8\]"),
+        ({"y": lambda y: y * 0 + 10}, ValueError, r"^y: 10, expected a class in 0 \.\.\. 9"),
+        ({"y": lambda y: y * 0 - 1}, ValueError, r"^y: -1, expected a class >= 0"),
+        ({"eps": -0.1}, ValueError, r"^eps: -0\.1, expected a number >= 0"),
+        ({"eps": math.nan}, ValueError, r"^eps: nan, expected a number >= 0"),
+        (
+            {"eps": torch.full((8,), -0.1)},
+            ValueError,
+            r"^eps: -0\.1.* at index 0, expected a number >= 0",
+        ),
+        ({"eps": spoiled(torch.zeros(8), math.nan)}, ValueError, r"^eps: nan at index 5, expected"),
+        (
+            {"eps": torch.zeros(7)},
+            ValueError,
+            r"^eps: length 7, expected a multiple of the 8 samples",
+        ),
+        (
+            {"eps": torch.zeros(0)},
+            ValueError,
+            r"^eps: length 0, expected a multiple of the 8 samples",
+        ),
+        ({"eps": torch.zeros(8, 1, 1, 1)}, ValueError, r"^eps: shape \(8, 1, 1, 1\), expected"),
+        (
+            {"eps": torch.zeros(8, device="meta")},
+            ValueError,
+            r"^eps: device meta, expected that of the images",
+        ),
+        (
+            {"eps": torch.zeros(8, dtype=torch.int64)},
+            TypeError,
+            r"^eps: dtype torch.int64, expected",
+        ),
+        ({"alpha": 0.0}, ValueError, r"^alpha: 0\.0 at index 0, expected a number > 0"),
+        ({"alpha": torch.zeros(8)}, ValueError, r"^alpha: 0\.0 at index 0, expected a number > 0"),
+        (
+            {"alpha": spoiled(torch.ones(8), math.nan)},
+            ValueError,
+            r"^alpha: nan at index 5, expected",
+        ),
+        ({"alpha": torch.ones(3)}, ValueError, r"^alpha: shape \(3,\), expected .*\[8\]"),
+        ({"alpha": lambda eps: eps[:2]}, ValueError, r"^alpha: shape \(2,\), expected .*\[8\]"),
+        (
+            {"start": torch.zeros(8, 3, 8, 9)},
+            ValueError,
+            r"^start: shape \(8, 3, 8, 9\), expected that of x",
+        ),
+        (
+            {"start": torch.zeros(16, 3, 8, 8)},
+            ValueError,
+            r"^start: shape \(16, 3, 8, 8\), expected that of x",
+        ),
+        (
+            {"start": torch.zeros(8, 3, 8, 8).double()},
+            TypeError,
+            r"^start: dtype torch.float64, expected that of x",
+        ),
+        ({"index": torch.arange(7)}, ValueError, r"^index: shape \(7,\), expected \[8\]"),
+        ({"index": torch.arange(8.0)}, TypeError, r"^index: dtype torch.float32, expected int64"),
+        ({"seed": 1.5}, TypeError, r"^seed: 1\.5, expected an int"),
+        ({"candidate": 1.5}, TypeError, r"^candidate: 1\.5, expected an int"),
+    ],
+)
+def test_the_call(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    options = dict(changes)
+    images = options.pop("x", lambda x: x)(x)
+    labels = options.pop("y", lambda y: y)(y)
+    pgd = PGD(net.train(), steps=2)
+    with pytest.raises(error, match=message):
+        pgd(images, labels, **options)
+    assert all(m.training for m in net.modules())
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_float_noise_outside_the_box_is_accepted(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    noisy = spoiled(spoiled(x, -3e-8), 1 + 1e-6)
+    noisy.view(-1)[6] = -3e-8
+    x_adv = PGD(net, steps=2)(noisy, y)
+    assert ((x_adv >= 0) & (x_adv <= 1)).all()
+    half = spoiled(x, 1.0).half() * 1.001
+    PGD(net.half(), steps=1)(half.clamp(0, 1.001), y)
+
+
+def test_a_start_and_restarts_exclude_each_other(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^start: given, but 2 restarts"):
+        PGD(net, restarts=2)(x, y, start=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda x: x, r"^model: returned \(8, 3, 8, 8\) for 8 images, expected \[8, C\]"),
+        (lambda x: x.flatten(1)[:4], r"^model: returned \(4, 192\) for 8 images"),
+        (lambda x: (x.flatten(1), x), r"^model: returned tuple for 8 images"),
+        (lambda x: x.flatten(1).detach(), r"^model: its output has no gradient"),
+        (
+            lambda x: x.detach().flatten(1) * nn.Parameter(torch.ones(192)),
+            r"^model: its output has no gradient",
+        ),
+        (lambda x: x.flatten(1) * math.nan, r"^logits: \[nan, .* in row 0, expected numbers"),
+    ],
+    ids=["images", "too few rows", "tuple", "detached", "detached input", "nan"],
+)
+def test_a_model_that_returns_something_else(
+    model: Any, message: str, x: Tensor, y: Tensor
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PGD(model, steps=2)(x, y)
+
+
+def test_a_failed_call_leaves_the_attack_usable(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    pgd = PGD(net, steps=2, seed=0)
+    expected = pgd(x, y)
+    with pytest.raises(ValueError, match=r"^y: 10"):
+        pgd(x, y * 0 + 10)
+    assert torch.equal(pgd(x, y), expected)

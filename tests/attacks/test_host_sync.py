@@ -1,0 +1,97 @@
+"""Between the first forward and the last step nothing asks for a value, for which a GPU would have to be waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iaat_fast.attacks import FGSM, PGD
+
+# Ops that read a value, or whose result's shape depends on values.
+WAITING = {
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "item",
+    "masked_select",
+    "nonzero",
+    "unique2",
+    "_unique2",
+    "unique_dim",
+    "bincount",
+}
+
+
+class Recorder(TorchDispatchMode):
+    """The names of all ops, in order; indexing with a mask is a nonzero in disguise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
+        if any(isinstance(i, Tensor) and i.dtype is torch.bool for i in indices):
+            name = "nonzero"
+        self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def loop_of(pgd: PGD, *args: Tensor, **options: Any) -> list[str]:
+    with Recorder() as recorder:
+        pgd(*args, **options)
+    names = recorder.names
+    first = names.index("convolution")
+    last = len(names) - names[::-1].index("pgd_step_linf_")
+    assert names.count("pgd_step_linf_") == pgd.steps
+    return names[first:last]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"random_start": False},
+        {"targeted": True},
+        {"targeted": "random"},
+        {"engine": "exact"},
+        {"early_stop": True},
+        {"bn": "train"},
+        {"alpha": lambda eps: eps / 4},
+    ],
+    ids=str,
+)
+def test_the_loop_does_not_wait(
+    net: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]
+) -> None:
+    assert not WAITING & set(loop_of(PGD(net, steps=4, **options), x, y))
+
+
+def test_the_loop_over_candidates_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    eps = torch.linspace(0, 0.1, 24)
+    assert not WAITING & set(loop_of(PGD(net, steps=4), x, y, eps=eps, index=torch.arange(8)))
+
+
+def test_fgsm_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    assert not WAITING & set(loop_of(FGSM(net), x, y))
+
+
+def test_a_wait_would_show(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    def waits(images: Tensor) -> Tensor:
+        logits = net(images)
+        return logits * float(logits.detach().max() > 0)
+
+    assert "_local_scalar_dense" in loop_of(PGD(waits, steps=4), x, y)
+
+    def masks(images: Tensor) -> Tensor:
+        logits = net(images)
+        return logits + 0 * logits[logits > 0].sum()
+
+    assert "nonzero" in loop_of(PGD(masks, steps=4), x, y)

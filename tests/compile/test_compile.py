@@ -1,0 +1,106 @@
+"""Every public op traces under `torch.compile` without a graph break and gives the same results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from iaat_fast import ops
+
+EPS = torch.tensor([0.0, 0.1])
+GRAD = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+
+
+def project(x: Tensor) -> Tensor:
+    return ops.project_linf(x + 0.2, x, EPS) * 2
+
+
+def step(x: Tensor) -> tuple[Tensor, Tensor]:
+    stats = torch.zeros(2, dtype=torch.int64)
+    x_adv = x.clone()
+    for _ in range(2):
+        ops.pgd_step_linf_(x_adv, GRAD, x, EPS, 0.03, stats=stats)
+    return x_adv + 1, stats
+
+
+def start(x: Tensor) -> Tensor:
+    return ops.random_start_linf(x, EPS, 7, restart=1) + ops.random_start_linf(x, 0.1, 3)
+
+
+def cotangent(x: Tensor) -> Tensor:
+    return ops.ce_cotangent(100 * x.flatten(1), torch.tensor([3, 5]))
+
+
+def select(x: Tensor) -> tuple[Tensor, ...]:
+    memory = torch.full((4,), 0.05)
+    logits = x.flatten()[:12].view(6, 2)
+    eps, choice = ops.select_epsilon_(
+        memory, torch.tensor([2, 0]), logits, torch.tensor([1, 0]), 0.01, 0.1
+    )
+    return memory * 2, eps, choice
+
+
+FUNCTIONS = [project, step, start, cotangent, select]
+functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def images() -> list[Tensor]:
+    contiguous = torch.rand(2, 3, 8, 8, generator=torch.manual_seed(0))
+    return [
+        contiguous,
+        contiguous.contiguous(memory_format=torch.channels_last),
+        contiguous.transpose(2, 3),
+        torch.cat([contiguous, contiguous], 3)[..., 4:12],
+    ]
+
+
+@functions
+def test_ops_trace_without_graph_breaks(function: Callable[[Tensor], object]) -> None:
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for x in images():
+        torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0, check_stride=True)
+
+
+def test_the_gradient_of_the_projection_is_traced() -> None:
+    def loss(x_adv: Tensor) -> Tensor:
+        return (ops.project_linf(x_adv, X, EPS) ** 2).sum()
+
+    X = images()[0]
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        x_adv = (X + 0.05).requires_grad_()
+        gradients += torch.autograd.grad(function(x_adv), x_adv)
+    assert torch.equal(*gradients)
+    assert gradients[0].any()
+
+
+def test_a_traced_step_is_traced_for_any_batch_size() -> None:
+    def one_step(x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        return ops.pgd_step_linf_(x_adv.clone(), x - 0.5, x, eps, 0.02)
+
+    compiled = torch.compile(one_step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (2, 5, 9):
+        x, eps = torch.rand(n, 7), torch.rand(n)
+        assert torch.equal(compiled(x, x, eps), one_step(x, x, eps))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_reads_the_results_with_the_right_strides() -> None:
+    def project_a_start(x: Tensor) -> Tensor:
+        return ops.project_linf(ops.random_start_linf(x, EPS, 7), x, EPS / 2) * 2
+
+    compiled = torch.compile(project_a_start, fullgraph=True)
+    x = images()[0].transpose(2, 3)
+    assert torch.equal(compiled(x), project_a_start(x))

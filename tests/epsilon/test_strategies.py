@@ -1,0 +1,182 @@
+"""Batched, lazy and sequential selection are one algorithm; what they return is what Algorithm 1 trains on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iaat_fast import ops
+from iaat_fast.attacks import PGD
+from iaat_fast.epsilon import EpsilonMemory, Selection
+
+N, GAMMA, BETA = 48, 0.02, 0.1
+INDEX = torch.randperm(100, generator=torch.Generator().manual_seed(5))[:N]
+PREV = 0.06 * torch.rand(100, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """float64, because a convolution in float32 may round differently in a batch of another size."""
+    return torch.rand(N, 3, 8, 8, generator=torch.Generator().manual_seed(4)).double()
+
+
+def run(
+    net: nn.Module, x: Tensor, y: Tensor, pgd_options: dict[str, Any] | None = None, **options: Any
+) -> tuple[Selection, Tensor]:
+    """One selection over the same memory, and the memory after it."""
+    memory = EpsilonMemory(100, GAMMA, BETA, **options)
+    memory.load(PREV)
+    attack = PGD(net, alpha=0.01, steps=4, **(pgd_options or {}))
+    return memory.select(attack, x, y, INDEX, seed=9), memory.values
+
+
+@pytest.mark.parametrize("final", ["exact", "reuse"])
+@pytest.mark.parametrize("options", [{}, {"targeted": "random"}, {"random_start": False}], ids=str)
+def test_all_strategies_agree(
+    net: nn.Sequential, x: Tensor, final: str, options: dict[str, Any]
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    runs = [
+        run(net, x, y, options, strategy=strategy, final=final)
+        for strategy in ("batched", "lazy", "sequential")
+    ]
+    (eps, choice, x_adv), values = runs[0]
+    assert len(choice.unique()) >= (2 if "targeted" in options else 3)  # the branches are taken
+    for selection, other in runs[1:]:
+        assert torch.equal(selection.eps, eps)
+        assert torch.equal(selection.choice, choice)
+        assert torch.equal(selection.x_adv, x_adv)
+        assert torch.equal(other, values)
+
+
+def test_strategies_agree_in_float32_on_a_real_network(
+    real_data: Any, first_images: tuple[Tensor, Tensor], resnet4b: nn.Module
+) -> None:
+    """Radii and choices; images may differ where a rounding flips the sign of a gradient near 0."""
+    images, labels = first_images
+    index = torch.arange(len(images))
+    selections = []
+    for strategy in ("batched", "lazy"):
+        memory = EpsilonMemory(len(images), 1.9 / 255, 0.1, init=6 / 255, strategy=strategy)
+        pgd = PGD(resnet4b, alpha=2 / 255, steps=5)
+        selections.append(memory.select(pgd, images, labels, index, seed=3))
+    batched, lazy = selections
+    assert len(batched.choice.unique()) == 3
+    assert torch.equal(batched.eps, lazy.eps)
+    assert torch.equal(batched.choice, lazy.choice)
+    assert (batched.x_adv == lazy.x_adv).double().mean() > 0.999
+
+
+def test_the_choice_is_the_verdict_of_separate_attacks(net: nn.Sequential, x: Tensor) -> None:
+    """Lines 1 to 10, with each candidate attacked by itself and looked at by hand."""
+    net = net.double()
+    y = net(x).argmax(1)
+    pgd = PGD(net, alpha=0.01, steps=4)
+    prev = PREV[INDEX]
+    robust = [
+        net(pgd(x, y, eps=eps, index=INDEX, seed=9, candidate=k)).argmax(1) == y
+        for k, eps in enumerate((prev + GAMMA, prev))
+    ]
+    expected = torch.where(robust[0], 0, torch.where(robust[1], 1, 2))
+    (eps, choice, _), values = run(net, x, y)
+    assert torch.equal(choice, expected)
+    step = torch.tensor([GAMMA, 0.0, -GAMMA])[choice]
+    torch.testing.assert_close(eps, (prev + BETA * step).clamp(min=0))
+    assert torch.equal(values[INDEX], eps)
+
+
+def test_exact_images_are_another_attack_at_the_smoothed_radius(
+    net: nn.Sequential, x: Tensor
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    (eps, _, x_adv), _ = run(net, x, y, final="exact")
+    pgd = PGD(net, alpha=0.01, steps=4)
+    assert torch.equal(x_adv, pgd(x, y, eps=eps, index=INDEX, seed=9, candidate=3))
+
+
+@pytest.mark.parametrize("strategy", ["batched", "lazy", "sequential"])
+def test_reused_images_are_the_chosen_candidates_in_the_smoothed_ball(
+    net: nn.Sequential, x: Tensor, strategy: str
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    (eps, choice, x_adv), _ = run(net, x, y, strategy=strategy, final="reuse")
+    pgd = PGD(net, alpha=0.01, steps=4)
+    prev = PREV[INDEX]
+    for k, radius in enumerate((prev + GAMMA, prev, (prev - GAMMA).clamp(min=0))):
+        candidate = pgd(x, y, eps=radius, index=INDEX, seed=9, candidate=k)
+        chosen = choice == k
+        expected = ops.project_linf(candidate, x, eps)
+        assert torch.equal(x_adv[chosen], expected[chosen])
+    distance = (x_adv - x).abs().flatten(1).amax(1)
+    assert (distance <= eps.double() + 1e-9).all()
+
+
+def test_lazy_attacks_the_second_candidate_of_fallen_samples_only(
+    net: nn.Sequential, x: Tensor
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    rows: dict[str, int] = {}
+    for strategy in ("batched", "lazy", "sequential"):
+        counted: list[int] = []
+        hook = net.register_forward_hook(lambda _, args, __, to=counted: to.append(len(args[0])))
+        (_, choice, _), _ = run(net, x, y, strategy=strategy, final="reuse")
+        hook.remove()
+        rows[strategy] = sum(counted)
+    forwards = 4 + 1  # steps and the verdict
+    fallen, third = int((choice != 0).sum()), int((choice == 2).sum())
+    assert rows["batched"] == 3 * N * forwards
+    assert rows["lazy"] == (N + fallen) * forwards + third * 4
+    assert rows["sequential"] == 2 * N * forwards + third * 4
+
+
+def test_released_attacks_update_the_running_statistics_sequentially(
+    net: nn.Sequential, x: Tensor
+) -> None:
+    """The released code's mode: attacks and verdicts in train mode, each batch seen whole."""
+    net = net.double()
+    y = net(x).argmax(1)
+    before = copy.deepcopy(net.state_dict())
+    options = {"bn": "train_update", "clamp_start": False}
+    (eps, _, x_adv), _ = run(
+        net, x, y, options, strategy="sequential", clamp="candidate", final="exact"
+    )
+    batches = int(net[1].num_batches_tracked - before["1.num_batches_tracked"])
+    assert batches == 2 * (4 + 1) + 4  # two candidates with their verdicts, and the final attack
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+    assert torch.equal(net[0].weight, before["0.weight"])
+    assert not net.training
+    assert ((x_adv - x).abs().flatten(1).amax(1) <= eps.double() + 1e-9).all()
+
+
+def test_a_selection_follows_its_seed(net: nn.Sequential, x: Tensor) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    state = torch.get_rng_state()
+    first, again = run(net, x, y), run(net, x, y)
+    assert torch.equal(first[0].x_adv, again[0].x_adv)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("strategy", ["batched", "lazy"])
+def test_callers_that_switch_gradients_off(
+    net: nn.Sequential, x: Tensor, caller: Callable[[], Any], strategy: str
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    expected, values = run(net, x, y, strategy=strategy, final="reuse")
+    memory = EpsilonMemory(100, GAMMA, BETA, strategy=strategy, final="reuse")
+    memory.load(PREV)
+    with caller():
+        selection = memory.select(PGD(net, alpha=0.01, steps=4), x, y, INDEX, seed=9)
+    assert torch.equal(selection.x_adv, expected.x_adv)
+    assert torch.equal(memory.values, values)

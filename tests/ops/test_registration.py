@@ -1,0 +1,107 @@
+"""What torch asks of a registered op: schema, fake tensors, autograd and functionalisation agree with the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+_ops = torch.ops.iaat_fast
+
+IMAGES: dict[str, Callable[[], Tensor]] = {
+    "contiguous": lambda: torch.rand(2, 3, 8, 8),
+    "channels_last": lambda: torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last),
+    "one channel": lambda: torch.rand(2, 1, 8, 8).contiguous(memory_format=torch.channels_last),
+    "slice": lambda: torch.rand(2, 3, 8, 8)[:, :, :4],
+    "channels_last slice": lambda: torch.rand(2, 8, 8, 3).permute(0, 3, 1, 2)[:, :, ::2],
+    "batch slice": lambda: torch.rand(5, 3, 8, 8)[1:4],
+    "permuted": lambda: torch.rand(2, 3, 8, 8).transpose(2, 3),
+    "transposed matrix": lambda: torch.rand(8, 3).t(),
+    "video": lambda: torch.rand(2, 3, 4, 4, 4).contiguous(memory_format=torch.channels_last_3d),
+    "expanded": lambda: torch.rand(1, 3, 8, 8).expand(2, -1, -1, -1),
+    "scalars": lambda: torch.rand(4),
+    "empty": lambda: torch.rand(0, 3, 8, 8),
+    "float64": lambda: torch.rand(2, 5, dtype=torch.float64),
+    "half": lambda: torch.rand(2, 5).half(),
+}
+images = pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES.keys())
+
+
+def radii(x: Tensor, rows: int | None = None) -> Tensor:
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return torch.full((len(x) if rows is None else rows,), 0.1, dtype=dtype)
+
+
+@images
+def test_project_linf(make: Callable[[], Tensor]) -> None:
+    x = make()
+    torch.library.opcheck(_ops.project_linf, (make(), x, radii(x), 0.0, 1.0))
+    leaf = make().detach().requires_grad_()
+    torch.library.opcheck(_ops.project_linf, (leaf, x, radii(x), 0.0, 1.0))
+
+
+@images
+@pytest.mark.parametrize("counted", [False, True])
+def test_pgd_step_linf(make: Callable[[], Tensor], counted: bool) -> None:
+    x = make()
+    stats = torch.zeros(2, dtype=torch.int64) if counted else None
+    x_adv = x.clone()
+    grad = torch.randn_like(x)
+    args = (x_adv, grad, x, radii(x), radii(x), 0.0, 1.0, False, stats)
+    torch.library.opcheck(_ops.pgd_step_linf_, args)
+
+
+@images
+@pytest.mark.parametrize("k", [1, 3])
+def test_random_start_linf(make: Callable[[], Tensor], k: int) -> None:
+    x = make()
+    args = (x, radii(x, k * len(x)), torch.tensor([1, 2, 3]), torch.arange(len(x)), 0.0, 1.0)
+    torch.library.opcheck(_ops.random_start_linf, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_ce_cotangent(dtype: torch.dtype, k: int) -> None:
+    logits = torch.randn(10, 4 * k, dtype=torch.float32).to(dtype).t()
+    y = torch.arange(4 if k else 0)
+    torch.library.opcheck(_ops.ce_cotangent, (logits, y, False))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_select_epsilon(masked: bool) -> None:
+    mask = torch.tensor([True, False]) if masked else None
+    args = (torch.rand(5), torch.tensor([3, 1]), torch.randn(6, 4), torch.tensor([0, 1]))
+    torch.library.opcheck(_ops.select_epsilon_, (*args, 0.1, 0.1, 0.0, 1.0, masked, mask))
+
+
+@images
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_strides_that_tracing_sees_are_those_of_the_result(
+    make: Callable[[], Tensor], k: int
+) -> None:
+    x = make()
+    x_adv = x if k == 1 else torch.cat([x, x])
+    eps, seed, index = radii(x, k * len(x)), torch.tensor([0]), torch.arange(len(x))
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) for t in (x_adv, x, eps, seed, index)]
+        traced = (
+            _ops.project_linf(*fake[:3], 0.0, 1.0),
+            _ops.random_start_linf(*fake[1:], 0.0, 1.0),
+        )
+    real = (
+        _ops.project_linf(x_adv, x, eps, 0.0, 1.0),
+        _ops.random_start_linf(x, eps, seed, index, 0.0, 1.0),
+    )
+    for expected, actual in zip(traced, real, strict=True):
+        assert actual.shape == expected.shape
+        assert actual.stride() == expected.stride()
+
+
+def test_unwritten_outputs_would_show() -> None:
+    """What the fixture of these tests relies on."""
+    assert torch.empty(3).isnan().all()
+    assert torch.empty_like(torch.rand(3)).isnan().all()
+    assert torch.rand(3).new_empty(3).isnan().all()

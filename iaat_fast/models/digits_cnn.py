@@ -14,7 +14,7 @@ class DigitsCNN(nn.Module):
     """Three 3x3 convolutions of w, 2w, 2w channels (w = 32 by default) with BatchNorm, the last two of stride 2.
 
     8x8 images leave 2x2 positions before the linear layer; the features of larger ones are averaged down to 2x2.
-    Without BatchNorm, six of 14 runs of adversarial training at eps = 0.3 ended at chance, one above 75 % natural accuracy.
+    Without BatchNorm, six of 14 runs of adversarial training at eps = 0.3 ended at chance, one above 75 % natural.
     """
 
     def __init__(

@@ -58,9 +58,9 @@ _DIGITS: Changes = {
     "optim": {
         "lr": 0.1,
         "momentum": 0.9,
-        "weight_decay": 0.0,
-        "epochs": 30,
-        "decay_epochs": (),
+        "weight_decay": 0.0005,
+        "epochs": 20,
+        "decay_epochs": (12, 17),
         "batch_size": 128,
     },
     "evaluation": {"eps": 51 / 255, "alpha": 12.75 / 255, "steps": 10, "restarts": 5},

@@ -49,12 +49,13 @@ _TABLE7_WRN32_10: Changes = {
     "evaluation": _TABLE7_ATTACK["evaluation"],
 }
 # 8 x 8 images of strokes: the classes lie far apart, so the radii are larger than on CIFAR, and a
-# crop padded by 4 or a flip would make other digits of them.
+# crop padded by 4 or a flip would make other digits of them. A radius moves by at most gamma * beta
+# a visit, so the schedule is as long as a minute on two cores allows.
 _DIGITS: Changes = {
     "data": {"name": "digits", "augment": False},
     "model": {"name": "digits-cnn"},
     "attack": {"eps": 0.3, "alpha": 0.075, "steps": 10},
-    "epsilon": {"eps_w": 0.3, "gamma": 0.05, "beta": 0.1, "warmup_epochs": 5},
+    "epsilon": {"eps_w": 0.3, "gamma": 0.05, "beta": 0.1, "warmup_epochs": 3},
     "optim": {
         "lr": 0.1,
         "momentum": 0.9,

@@ -18,6 +18,14 @@ def bare(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return model
 
 
+def couples_samples(model: Callable[[Tensor], Tensor], bn: str) -> bool:
+    """Whether a sample's logits depend on who else is in the batch: BatchNorm on the batch's own statistics."""
+    if not isinstance(model, nn.Module):
+        return False
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(bn != "eval" or layer.running_mean is None for layer in layers)
+
+
 @contextlib.contextmanager
 def attacked(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
     """Put the model in evaluation mode, its BatchNorm layers in the mode `bn`, and restore it on the way out.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.model_state import BN_MODES, attacked, bare
+from iaat_fast.attacks.model_state import BN_MODES, attacked, bare, couples_samples
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.targets import random_targets
 from iaat_fast.ops import checks
@@ -200,6 +200,7 @@ class PGD:
             index=torch.arange(n, device=x.device) if index is None else index,
             stream=torch.tensor([seed, 0, candidate], device=x.device),
             stats=torch.zeros(2, dtype=torch.int64, device=x.device),
+            coupled=couples_samples(self.model, self.bn),
         )
         if rows:
             call.largest_class = inputs.values(
@@ -216,10 +217,10 @@ class PGD:
         standing = torch.arange(call.rows, device=call.x.device)
         for restart in range(self.restarts):
             start = self._start(call, restart)
-            rows = standing if self.bn == "eval" else torch.arange(call.rows, device=call.x.device)
+            rows = torch.arange(call.rows, device=call.x.device) if call.coupled else standing
             x_adv, fooled, loss = self._descend(call, start[rows], rows)
             worse = fooled | (loss > worst_loss[rows])
-            if self.bn != "eval":
+            if call.coupled:
                 # Batch statistics tie the samples together, so all of them run; fallen ones keep what they have.
                 worse &= torch.isin(rows, standing)
             worst[rows[worse]] = x_adv[worse]
@@ -259,7 +260,7 @@ class PGD:
             goal = self._goal(call, logits, rows)
             if self.early_stop:
                 found |= self._keep_first(first, x_adv, logits, y, found)
-            cotangent = self._cotangent(logits.detach(), goal)
+            cotangent = self._cotangent(call, logits.detach(), goal)
             (grad,) = torch.autograd.grad(logits, leaf, cotangent, allow_unused=True)
             if grad is None:
                 raise ValueError(_NO_GRADIENT)
@@ -308,9 +309,9 @@ class PGD:
                 call.goal = random_targets(call.y, classes, call.stream, call.index)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
 
-    def _cotangent(self, logits: Tensor, goal: Tensor) -> Tensor:
+    def _cotangent(self, call: _Call, logits: Tensor, goal: Tensor) -> Tensor:
         # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
-        if self.engine == "exact" or self.bn != "eval":
+        if self.engine == "exact" or call.coupled:
             return softmax_minus_onehot(logits, goal)
         return _ops.ce_cotangent(logits, goal, self.targeted is not False)
 
@@ -331,6 +332,7 @@ class _Call:
     index: Tensor
     stream: Tensor
     stats: Tensor
+    coupled: bool
     goal: Tensor | None = None
     largest_class: int = -1
     entries: int = 0

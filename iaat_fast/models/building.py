@@ -80,7 +80,7 @@ def build(
     else:
         network = ResNet if name == "resnet18" else WideResNet
         model = network(normalization, in_channels, num_classes, width, depth)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def build_for(

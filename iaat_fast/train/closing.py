@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -59,6 +61,12 @@ def _radii(result: FitResult) -> dict[str, float | None]:
     return dict.fromkeys(values) if result.config.method == "clean" else {**values}
 
 
+def _interpreter() -> str:
+    """How to call this Python: by its path where it lies below the working directory, as in .venv."""
+    executable, here = Path(sys.executable), Path.cwd()
+    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+
+
 def close_run(result: FitResult, console: Console) -> None:
     """Evaluate, draw the plots, and print the table, where everything is and what comes next."""
     results = evaluate_run(result)
@@ -72,15 +80,16 @@ def close_run(result: FitResult, console: Console) -> None:
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
-    train = f"python -m iaat_fast.train {config.preset}"
+    python = _interpreter()
+    train = f"{python} -m iaat_fast.train {config.preset}"
     if config.data.path is not None:
         train += f" --data {shlex.quote(config.data.path)}"
     lines = [
         f"run folder  {folder}",
         f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
         "next",
-        f"  python -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
-        *([f"  tensorboard --logdir {folder}"] if config.run.tensorboard else []),
+        f"  {python} -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
+        *([f"  {python} -m tensorboard.main --logdir {folder}"] if config.run.tensorboard else []),
         *(f"  {train} --method {method}" for method in others),
     ]
     for line in lines:

@@ -77,3 +77,17 @@ def test_the_same_signs_as_in_float64(net: nn.Sequential, x: Tensor, y: Tensor) 
     exact = PGD(confident(net.double()), **one_step, engine="exact")(x.double(), y)
     moved_alike = ((x_adv > x) == (exact > x.double())).double().mean()
     assert moved_alike > 0.999
+
+
+def test_samples_tied_by_batch_statistics_are_not_rescaled(x: Tensor) -> None:
+    """A BatchNorm layer that keeps no running statistics uses the batch's in eval mode too."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(288, 10)).eval()
+    with torch.no_grad():
+        net[4].weight *= 20
+        y = net(x).argmax(1)
+    expected, saturated = plain_pgd(net, x, y, x, steps=3)
+    assert 0 < int(saturated.sum()) < len(x), "some saturate, some do not"
+    x_adv = PGD(net, 8 / 255, 2 / 255, 3, random_start=False)(x, y)
+    assert torch.equal(x_adv, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iaat_fast.attacks import inputs
+from iaat_fast.attacks.call import Call, StepSize, prepare_call
 from iaat_fast.attacks.model_state import BN_MODES, attacked, bare, couples_samples
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.targets import random_targets
@@ -21,8 +21,6 @@ from iaat_fast.ops.reference import softmax_minus_onehot
 _ops = torch.ops.iaat_fast
 
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
-
-StepSize = float | Tensor | Callable[[Tensor], Tensor]
 
 
 class PGD:
@@ -139,7 +137,23 @@ class PGD:
         """
         # The loop needs gradients also where the caller, a validation loop for example, has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
-            call = self._prepare(x, y, eps, alpha, start, index, seed, candidate)
+            if start is not None and self.restarts > 1:
+                raise ValueError(
+                    f"start: given, but {self.restarts} restarts would all begin there"
+                )
+            call = prepare_call(
+                x,
+                y,
+                eps=self.eps if eps is None else eps,
+                alpha=self.alpha if alpha is None else alpha,
+                start=start,
+                index=index,
+                seed=self.seed if seed is None else seed,
+                candidate=candidate,
+                box=(self.lo, self.hi),
+                moves=self.steps > 0,
+                coupled=couples_samples(self.model, self.bn),
+            )
             if call.rows == 0:
                 self.stats = AttackStats(total=0, zero=0, nan=0)
                 return call.x.clone()
@@ -155,60 +169,7 @@ class PGD:
         with attacked(self.model, self.bn), torch.no_grad():
             return self._forward(x)
 
-    def _prepare(
-        self,
-        x: Tensor,
-        y: Tensor,
-        eps: float | Tensor | None,
-        alpha: StepSize | None,
-        start: Tensor | None,
-        index: Tensor | None,
-        seed: int | None,
-        candidate: int,
-    ) -> _Call:
-        checks.images("x", x)
-        n = x.shape[0]
-        checks.int64_vector("y", y, n, x.device)
-        if index is not None:
-            checks.int64_vector("index", index, n, x.device)
-        radius = self.eps if eps is None else eps
-        rows = radius.shape[0] if isinstance(radius, Tensor) and radius.dim() == 1 else n
-        if not checks.is_multiple(rows, n):
-            raise ValueError(f"eps: length {rows}, expected a multiple of the {n} samples")
-        radii = checks.per_row("eps", radius, rows, x)
-        step = self.alpha if alpha is None else alpha
-        step = step(radii) if callable(step) else step
-        if isinstance(step, Tensor) and step.shape == (n,) and rows != n:
-            step = step.repeat(rows // n)
-        steps = checks.per_row("alpha", step, rows, x)
-        if start is not None:
-            checks.same_images("start", start, "x", x, candidates=rows != n)
-            if self.restarts > 1:
-                raise ValueError(
-                    f"start: given, but {self.restarts} restarts would all begin there"
-                )
-        if seed is None:
-            seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
-        checks.int64_number("seed", seed)
-        checks.int64_number("candidate", candidate)
-        call = _Call(
-            x=x.detach().clone() if x.is_inference() else x.detach(),
-            y=y,
-            eps=radii,
-            alpha=steps,
-            start=start,
-            index=torch.arange(n, device=x.device) if index is None else index,
-            stream=torch.tensor([seed, 0, candidate], device=x.device),
-            stats=torch.zeros(2, dtype=torch.int64, device=x.device),
-            coupled=couples_samples(self.model, self.bn),
-        )
-        if rows:
-            call.largest_class = inputs.values(
-                call.x, y, radii, steps, self.lo, self.hi, moves=self.steps > 0
-            )
-        return call
-
-    def _attack(self, call: _Call) -> Tensor:
+    def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""
         if self.restarts == 1 and not self.early_stop:
             return self._descend(call, self._start(call, restart=0), None)[0]
@@ -230,7 +191,7 @@ class PGD:
                 break
         return worst
 
-    def _start(self, call: _Call, restart: int) -> Tensor:
+    def _start(self, call: Call, restart: int) -> Tensor:
         if call.start is not None:
             start = call.start.detach()
             start = start if len(start) == call.rows else call.per_row(start)
@@ -242,7 +203,7 @@ class PGD:
         return _ops.random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
     def _descend(
-        self, call: _Call, x_adv: Tensor, rows: Tensor | None
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The k steps from x_adv, in place, on some rows; returns iterates, whether they fool the model, their loss.
 
@@ -296,7 +257,7 @@ class PGD:
             raise ValueError(_NO_GRADIENT)
         return logits
 
-    def _goal(self, call: _Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
         """The class whose cross-entropy is climbed, or for a target descended."""
         if call.goal is None:
             classes = logits.shape[1]
@@ -309,7 +270,7 @@ class PGD:
                 call.goal = random_targets(call.y, classes, call.stream, call.index)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
 
-    def _cotangent(self, call: _Call, logits: Tensor, goal: Tensor) -> Tensor:
+    def _cotangent(self, call: Call, logits: Tensor, goal: Tensor) -> Tensor:
         # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
         if self.engine == "exact" or call.coupled:
             return softmax_minus_onehot(logits, goal)
@@ -318,33 +279,6 @@ class PGD:
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
         right = logits.argmax(1) == y
         return right if self.targeted is True else ~right
-
-
-@dataclasses.dataclass
-class _Call:
-    """One call's tensors: x, y, index of N samples; eps, alpha of K*N rows."""
-
-    x: Tensor
-    y: Tensor
-    eps: Tensor
-    alpha: Tensor
-    start: Tensor | None
-    index: Tensor
-    stream: Tensor
-    stats: Tensor
-    coupled: bool
-    goal: Tensor | None = None
-    largest_class: int = -1
-    entries: int = 0
-
-    @property
-    def rows(self) -> int:
-        return len(self.eps)
-
-    def per_row(self, x: Tensor) -> Tensor:
-        """x repeated for the candidates."""
-        copies = self.rows // len(x)
-        return x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
 
 
 def _column(mask: Tensor, images: Tensor) -> Tensor:

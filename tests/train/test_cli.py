@@ -135,7 +135,6 @@ BAD_LINES = [
     ("--resume", "--resume needs"),
     ("--resume --out run", "no run there"),
     ("--resume --overwrite --out run --epochs 1", "exclude each other"),
-    ("--model resnet18 --out run --limit 8", "model"),
     ("--decay-epochs 9 3", "optim.decay_epochs"),
 ]
 

@@ -85,7 +85,7 @@ def test_batch_statistics_need_the_sequential_strategy(bn: str, strategy: str) -
 
 
 def test_differences_name_the_fields_and_both_values() -> None:
-    old = preset("digits")
+    old = preset("digits", optim={"epochs": 30})
     new = preset("digits", method="adv", optim={"epochs": 3})
     found = differences(old, new)
     assert len(found) == 2

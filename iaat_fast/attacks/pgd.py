@@ -18,7 +18,10 @@ from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 from iaat_fast.ops.reference import softmax_minus_onehot
 
-_ops = torch.ops.iaat_fast
+# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+_pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
+_random_start_linf = torch.ops.iaat_fast.random_start_linf.default
+_ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
 
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 
@@ -200,7 +203,7 @@ class PGD:
             return call.per_row(call.x).clone(memory_format=memory_format(call.x))
         lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
         call.stream[1] = restart
-        return _ops.random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
+        return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
@@ -226,7 +229,7 @@ class PGD:
             if grad is None:
                 raise ValueError(_NO_GRADIENT)
             del logits  # frees the graph before the step
-            _ops.pgd_step_linf_(
+            _pgd_step_linf_(
                 x_adv, grad, x, eps, alpha, self.lo, self.hi, self.targeted is not False, call.stats
             )
             call.entries += grad.numel()
@@ -274,7 +277,7 @@ class PGD:
         # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
         if self.engine == "exact" or call.coupled:
             return softmax_minus_onehot(logits, goal)
-        return _ops.ce_cotangent(logits, goal, self.targeted is not False)
+        return _ce_cotangent(logits, goal, self.targeted is not False)
 
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
         right = logits.argmax(1) == y

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +12,17 @@ import pytest
 from benchmarks import machine
 
 _LINES = pytest.StashKey[list[str]]()
+_FIGURES = pytest.StashKey[dict[str, dict[str, float]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", type=Path, help="write figures, hardware, versions and commit to this file"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_LINES] = []
-
-
-def pytest_benchmark_update_machine_info(
-    config: pytest.Config, machine_info: dict[str, Any]
-) -> None:
-    """Put hardware, versions and commit into the file that --benchmark-json writes."""
-    machine_info["iaat_fast"] = machine.describe()
+    config.stash[_LINES], config.stash[_FIGURES] = [], {}
 
 
 @pytest.fixture
@@ -29,15 +31,20 @@ def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None
 
     def keep(text: str, **figures: float) -> None:
         benchmark.extra_info.update(figures)
+        request.config.stash[_FIGURES][request.node.name] = figures
         request.config.stash[_LINES].append(text)
 
     return keep
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    lines = config.stash[_LINES]
-    if lines:
-        terminalreporter.section("side by side, interleaved in this process")
-        for line in lines:
-            terminalreporter.write_line(line)
-        terminalreporter.write_line(", ".join(f"{k} {v}" for k, v in machine.describe().items()))
+    lines, figures = config.stash[_LINES], config.stash[_FIGURES]
+    if not lines:
+        return
+    terminalreporter.section("side by side, interleaved in this process")
+    for line in lines:
+        terminalreporter.write_line(line)
+    measured_on = machine.describe()
+    terminalreporter.write_line(", ".join(f"{name} {value}" for name, value in measured_on.items()))
+    if path := config.getoption("--record"):
+        path.write_text(json.dumps({"machine": measured_on, "figures": figures}, indent=2) + "\n")

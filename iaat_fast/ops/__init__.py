@@ -163,9 +163,7 @@ def random_start_linf(
         checks.int64_vector("seed", seed.reshape(-1), None, x.device)
         if not 1 <= seed.numel() <= 3:
             raise ValueError(f"seed: {seed.numel()} entries, expected 1 to 3")
-    return _random_start_linf(
-        x.detach(), checks.per_row("eps", eps, rows, x), seed, index, lo, hi
-    )
+    return _random_start_linf(x.detach(), checks.per_row("eps", eps, rows, x), seed, index, lo, hi)
 
 
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:

@@ -19,12 +19,6 @@ constexpr int64_t kGrain = 32768;
 // Elements per inner loop: a multiple of every vector width, and few enough for 32-bit counters.
 constexpr int64_t kTile = 4096;
 
-// Sweeps over images alternate in direction, so that each begins with what the one before has left in the cache.
-bool next_direction() {
-    static unsigned char sweeps = 0;
-    return __atomic_fetch_add(&sweeps, 1, __ATOMIC_RELAXED) & 1;
-}
-
 // Splits the flat range [0, n) over the threads at multiples of a cache line and calls body(begin, end) in each.
 template <typename Body>
 void parallel_for(int64_t n, const Body& body) {
@@ -41,17 +35,16 @@ void parallel_for(int64_t n, const Body& body) {
     }
 }
 
-// Calls piece(row, offset within the flat x_adv, offset within the flat x, length) over a flat range of x_adv, from its
-// front or from its back.
+// Calls piece(row, offset within the flat x_adv, offset within the flat x, length) over a flat range of x_adv.
 template <typename Piece>
-void for_each_row_piece(const Rows& size, int64_t begin, int64_t end, bool backward, const Piece& piece) {
+void for_each_row_piece(const Rows& size, int64_t begin, int64_t end, const Piece& piece) {
     while (begin < end) {
-        const int64_t row = (backward ? end - 1 : begin) / size.row_elems, row_begin = row * size.row_elems;
-        int64_t from = begin > row_begin ? begin : row_begin;
-        int64_t to = end < row_begin + size.row_elems ? end : row_begin + size.row_elems;
-        if (to - from > kTile) (backward ? from : to) = backward ? to - kTile : from + kTile;
-        piece(row, from, row % size.samples * size.row_elems + from - row_begin, to - from);
-        (backward ? end : begin) = backward ? from : to;
+        const int64_t row = begin / size.row_elems, column = begin % size.row_elems;
+        int64_t length = size.row_elems - column;
+        if (length > end - begin) length = end - begin;
+        if (length > kTile) length = kTile;
+        piece(row, begin, row % size.samples * size.row_elems + column, length);
+        begin += length;
     }
 }
 
@@ -81,9 +74,8 @@ bool project_linf_typed(T* out, const T* x_adv, const T* x, const void* eps_rows
     const A* eps = static_cast<const A*>(eps_rows);
     const A lo = A(lo64), hi = A(hi64);
     if (!all_radii(eps, size.rows)) return false;
-    const bool backward = next_direction();
     parallel_for(size.rows * size.row_elems, [=](int64_t begin, int64_t end) {
-        for_each_row_piece(size, begin, end, backward, [=](int64_t row, int64_t at, int64_t at_x, int64_t length) {
+        for_each_row_piece(size, begin, end, [=](int64_t row, int64_t at, int64_t at_x, int64_t length) {
             const A radius = eps[row];
 #pragma omp simd
             for (int64_t j = 0; j < length; ++j)
@@ -100,27 +92,25 @@ bool pgd_step_linf_typed(T* x_adv, const T* grad, const T* x, const void* eps_ro
     const A *eps = static_cast<const A*>(eps_rows), *alpha = static_cast<const A*>(alpha_rows);
     const A lo = A(lo64), hi = A(hi64);
     if (!all_radii(eps, size.rows) || !all_steps(alpha, eps, size.rows)) return false;
-    const bool backward = next_direction();
     parallel_for(size.rows * size.row_elems, [=](int64_t begin, int64_t end) {
         int64_t zeros = 0, nans = 0;
-        for_each_row_piece(
-            size, begin, end, backward, [=, &zeros, &nans](int64_t row, int64_t at, int64_t at_x, int64_t length) {
-                const A radius = eps[row], step = targeted ? -alpha[row] : alpha[row];
-                T* a = x_adv + at;
-                const T *g = grad + at, *centre = x + at_x;
-                int32_t zero = 0, nan = 0;
+        for_each_row_piece(size, begin, end, [=, &zeros, &nans](int64_t row, int64_t at, int64_t at_x, int64_t length) {
+            const A radius = eps[row], step = targeted ? -alpha[row] : alpha[row];
+            T* a = x_adv + at;
+            const T *g = grad + at, *centre = x + at_x;
+            int32_t zero = 0, nan = 0;
 #pragma omp simd reduction(+ : zero, nan)
-                for (int64_t j = 0; j < length; ++j) {
-                    const A slope = load(g[j]);
-                    store(a + j, pgd_step_linf(A(load(a[j])), slope, A(load(centre[j])), radius, step, lo, hi));
-                    if (kCount) {
-                        zero += slope == A(0);
-                        nan += slope != slope;
-                    }
+            for (int64_t j = 0; j < length; ++j) {
+                const A slope = load(g[j]);
+                store(a + j, pgd_step_linf(A(load(a[j])), slope, A(load(centre[j])), radius, step, lo, hi));
+                if (kCount) {
+                    zero += slope == A(0);
+                    nan += slope != slope;
                 }
-                zeros += zero;
-                nans += nan;
-            });
+            }
+            zeros += zero;
+            nans += nan;
+        });
         if (kCount) {
 #pragma omp atomic
             stats[0] += zeros;

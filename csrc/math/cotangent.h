@@ -1,4 +1,4 @@
-// What a saturated cross-entropy is replaced by: shifted exponentials, with the same bits on every backend.
+// What a saturated cross-entropy is replaced by: shifted exponentials, in float the same bits on every backend.
 #pragma once
 
 #include <math.h>
@@ -11,12 +11,11 @@ inline namespace IAAT_ISA {
 // Below this 1 - p_y the plain gradient has lost too many bits of its 24 to be trusted.
 constexpr double kSaturation = 1.0 / 4096;
 
-IAAT_HD double pow2(double exponent) { return ldexp(1.0, int(exponent)); }
 IAAT_HD float pow2(float exponent) { return bits_float(uint32_t(int32_t(exponent) + 127) << 23); }
 
 // exp(x) for x <= 0 out of additions and multiplications only, each rounded once: Cody and Waite's reduction to
-// |r| <= ln(2)/2, then the Taylor polynomial, whose error is below 2^-24 (degree 7) or 2^-53 (degree 13).
-// A library's exp differs in the last bit from one platform to the next; this one does not.
+// |r| <= ln(2)/2, then the Taylor polynomial of degree 7, whose error is below 2^-24. A library's exp, which double
+// takes, differs in the last bit from one platform to the next; this one does not.
 IAAT_HD float exp_nonpositive(float x) {
     const float n = rintf(x * 1.44269504f);
     const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;

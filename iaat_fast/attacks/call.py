@@ -30,10 +30,16 @@ class Call:
     goal: Tensor | None = None
     largest_class: int = -1
     entries: int = 0
+    gradients: int = 0
 
     @property
     def rows(self) -> int:
         return len(self.eps)
+
+    def count(self, grad: Tensor) -> None:
+        """Take note of a gradient [rows, ...] that was taken."""
+        self.entries += grad.numel()
+        self.gradients += len(grad)
 
     def per_row(self, x: Tensor) -> Tensor:
         """x repeated for the candidates."""
@@ -46,7 +52,7 @@ def prepare_call(
     y: Tensor,
     *,
     eps: float | Tensor,
-    alpha: StepSize,
+    alpha: StepSize | None,
     start: Tensor | None,
     index: Tensor | None,
     seed: int | None,
@@ -69,7 +75,7 @@ def prepare_call(
     if not checks.is_multiple(rows, n):
         raise ValueError(f"eps: length {rows}, expected a multiple of the {n} samples")
     radii = checks.per_row("eps", eps, rows, x)
-    step = alpha(radii) if callable(alpha) else alpha
+    step = alpha(radii) if callable(alpha) else radii if alpha is None else alpha
     if isinstance(step, Tensor) and step.shape == (n,) and rows != n:
         step = step.repeat(rows // n)
     steps = checks.per_row("alpha", step, rows, x)

@@ -11,11 +11,18 @@ SUSPICIOUS_ZEROS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class AttackStats:
-    """Entries of the input gradients of one call: how many there were, how many were 0 and how many NaN."""
+    """The input gradients of one call.
+
+    total, zero, nan: entries of all gradients, and how many of them were 0 and NaN.
+    gradients: gradients taken, one image each, that is passes through the network and back.
+    planned: what they would have been with every sample in every step of every restart.
+    """
 
     total: int
     zero: int
     nan: int
+    gradients: int = 0
+    planned: int = 0
 
     def warn(self) -> None:
         """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put.

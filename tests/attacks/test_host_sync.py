@@ -62,7 +62,6 @@ def loop_of(pgd: PGD, *args: Tensor, **options: Any) -> list[str]:
         {"targeted": True},
         {"targeted": "random"},
         {"engine": "exact"},
-        {"early_stop": True},
         {"bn": "train"},
         {"alpha": lambda eps: eps / 4},
     ],

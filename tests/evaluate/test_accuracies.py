@@ -200,7 +200,7 @@ def test_nan_logits_are_never_right_and_stop_an_attack(linear: nn.Linear) -> Non
     # argmax gives class 0, where the NaN is: the label of every sample.
     assert bool((model(everything(split)[0]).argmax(1) == split.labels).all())
     assert accuracy(model, split) == 0.0
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(ValueError, match="NaN"):
         robust_accuracy(model, split, eps=0.1, alpha=0.1, steps=1, restarts=1)
 
 

@@ -1,0 +1,207 @@
+"""What all attacks share: their arguments, the checks of a call, restarts, and the worst case per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from iaat_fast.attacks import inputs
+from iaat_fast.attacks.call import Call, StepSize, prepare_call
+from iaat_fast.attacks.model_state import BN_MODES
+from iaat_fast.attacks.network import Network
+from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.attacks.survivors import WorstCase
+from iaat_fast.attacks.targets import random_targets
+from iaat_fast.ops import checks
+from iaat_fast.ops.layout import memory_format
+
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
+_random_start_linf = torch.ops.iaat_fast.random_start_linf.default
+
+
+class Attack:
+    """Base of the L-infinity attacks. A subclass implements `_descend`, one run from given starts.
+
+    Args: as `PGD`'s; alpha is None for an attack that finds its own step sizes.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor,
+        alpha: StepSize | None,
+        steps: int,
+        *,
+        restarts: int = 1,
+        random_start: bool = True,
+        clamp_start: bool = True,
+        targeted: bool | Literal["random"] = False,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+        early_stop: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model: expected a callable, got {type(model).__name__}")
+        inputs.whole_number("steps", steps, at_least=0)
+        inputs.whole_number("restarts", restarts, at_least=1)
+        inputs.one_of("targeted", targeted, (False, True, "random"))
+        inputs.one_of("bn", bn, BN_MODES)
+        if seed is not None:
+            checks.int64_number("seed", seed)
+        checks.box(lo, hi)
+        inputs.radius("eps", eps)
+        if alpha is not None and not callable(alpha):
+            inputs.radius("alpha", alpha, positive=steps > 0)
+        if restarts > 1 and not random_start:
+            raise ValueError(f"restarts: {restarts} without random_start would all be the same")
+        self.network = Network(model, bn=bn, precision=precision, engine=engine)
+        self.model = self.network.model
+        self.eps, self.alpha, self.steps = eps, alpha, steps
+        self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
+        self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
+        self.early_stop, self.seed = early_stop, seed
+        self.stats = AttackStats(total=0, zero=0, nan=0)
+
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: float | Tensor | None = None,
+        alpha: StepSize | None = None,
+        start: Tensor | None = None,
+        index: Tensor | None = None,
+        seed: int | None = None,
+        candidate: int = 0,
+    ) -> Tensor:
+        """Adversarial images for x.
+
+        Args:
+            x: images [N, ...] in [lo, hi], floating point. Values outside by no more than float noise are accepted.
+            y: int64 [N], true classes, or targets where `targeted` is True.
+            eps: radius of this call, a float or a tensor [N]; a tensor [K*N] asks for K candidates per sample.
+            alpha: step size of this call, a float, a tensor like eps or [N], or a function of the radii.
+            start: images like x (or the [K*N, ...] of the result) where the first gradient is taken.
+            index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
+            seed: of this call.
+            candidate: number of the first candidate; another number draws other noise from the same seed.
+
+        Returns:
+            [K*N, ...] in the dtype, device and memory format of x; row k*N + i is candidate k of sample i. `self.stats`
+            then counts the gradients' entries, and a RuntimeWarning says where they could not have found anything.
+
+        Raises:
+            TypeError, ValueError: an argument, or what the model returns, is not as described.
+        """
+        if self.alpha is None and alpha is not None:
+            raise TypeError(f"alpha: given, but {type(self).__name__} finds its own step sizes")
+        # The loop needs gradients also where the caller, a validation loop for example, has switched them off.
+        with torch.inference_mode(False), torch.enable_grad():
+            if start is not None and self.restarts > 1:
+                raise ValueError(
+                    f"start: given, but {self.restarts} restarts would all begin there"
+                )
+            call = prepare_call(
+                x,
+                y,
+                eps=self.eps if eps is None else eps,
+                alpha=self.alpha if alpha is None else alpha,
+                start=start,
+                index=index,
+                seed=self.seed if seed is None else seed,
+                candidate=candidate,
+                box=(self.lo, self.hi),
+                moves=self.steps > 0,
+                coupled=self.network.couples_samples(),
+            )
+            if call.rows == 0:
+                self.stats = AttackStats(total=0, zero=0, nan=0)
+                return call.x.clone()
+            with self.network.attacked(call.x):
+                x_adv = self._attack(call)
+            zero, nan = call.stats.tolist()
+        self.stats = AttackStats(
+            total=call.entries,
+            zero=zero,
+            nan=nan,
+            gradients=call.gradients,
+            planned=call.rows * self.steps * self.restarts,
+        )
+        self.stats.warn()
+        return x_adv
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's logits [N, C] for x in the attack's BatchNorm mode, without gradients."""
+        with self.network.in_mode(), torch.no_grad():
+            return self.network.logits(x)
+
+    def _attack(self, call: Call) -> Tensor:
+        """All restarts; the worst case per sample."""
+        if self.restarts == 1 and not self.early_stop:
+            return self._descend(call, self._start(call, restart=0), None)[0]
+        worst = WorstCase(call)
+        for restart in range(self.restarts):
+            rows = worst.rows()
+            if not len(rows):
+                break
+            start = self._start(call, restart)[rows]
+            worst.take(rows, *self._descend(call, start, rows))
+        return worst.images
+
+    def _descend(
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run from the images x_adv, which may be overwritten, on some rows of the call.
+
+        Returns:
+            The images, whether they fool the model, and the loss that `_verdict` gives. With rows=None all rows run and
+            the last two may be anything: nobody asks for the verdict, which costs a forward.
+        """
+        raise NotImplementedError
+
+    def _start(self, call: Call, restart: int) -> Tensor:
+        if call.start is not None:
+            start = call.start.detach()
+            start = start if len(start) == call.rows else call.per_row(start)
+            return start.clone(memory_format=memory_format(call.x))
+        if not self.random_start:
+            return call.per_row(call.x).clone(memory_format=memory_format(call.x))
+        lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
+        call.stream[1] = restart
+        return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
+
+    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+        """The class whose loss is climbed, or for a target descended."""
+        if call.goal is None:
+            classes = logits.shape[1]
+            if call.largest_class >= classes:
+                raise ValueError(
+                    f"y: {call.largest_class}, expected a class in 0 ... {classes - 1}"
+                )
+            call.goal = call.y
+            if self.targeted == "random":
+                call.goal = random_targets(call.y, classes, call.stream, call.index)
+        return call.goal if rows is None else call.goal[rows % len(call.y)]
+
+    def _verdict(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """By the live model: whether images fool it, and how much, for choosing among those that do not."""
+        with torch.no_grad():
+            logits = self.network.logits(x_adv)
+            loss = F.cross_entropy(logits.float(), y, reduction="none")
+        return self._fooled(logits, y), -loss if self.targeted is True else loss
+
+    def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
+        right = logits.argmax(1) == y
+        return right if self.targeted is True else ~right

@@ -1,0 +1,74 @@
+"""How an attack computes: its precision and its engine, resolved for a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from iaat_fast.attacks import inputs
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
+Engine = Literal["auto", "exact", "fast"] | "EngineOptions"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """The levers of the engine, each of which may be pulled alone.
+
+    shadow: take gradients from a frozen copy of the model. Off, from the live model, under autocast in half precision.
+    fold: fold BatchNorm into the convolution or linear layer before it, in eval mode; needs the shadow.
+    channels_last: store the shadow's weights and the images channels last.
+    compile: `torch.compile` the shadow; minutes the first time.
+    saturation_proof: replace the cotangent of saturated samples (`ops.ce_cotangent`) instead of losing their gradient.
+    """
+
+    shadow: bool = True
+    fold: bool = True
+    channels_last: bool = True
+    compile: bool = False
+    saturation_proof: bool = True
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{field.name}: {value!r}, expected True or False")
+        needing = [name for name in ("fold", "compile") if getattr(self, name)]
+        if needing and not self.shadow:
+            raise ValueError(f"{needing[0]}: True without the shadow, which it changes")
+
+
+EXACT = EngineOptions(
+    shadow=False, fold=False, channels_last=False, compile=False, saturation_proof=False
+)
+PLAIN = dataclasses.replace(EXACT, saturation_proof=True)
+FAST = EngineOptions()
+
+
+def check(precision: str, engine: str | EngineOptions) -> None:
+    """Raise ValueError for a precision or an engine that does not exist."""
+    inputs.one_of("precision", precision, PRECISIONS)
+    if not isinstance(engine, EngineOptions):
+        inputs.one_of("engine", engine, ("auto", "exact", "fast"))
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device: bf16 where its matrix units have it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return "bf16"
+    return "fp32"
+
+
+def resolve_engine(engine: str | EngineOptions, precision: str) -> EngineOptions:
+    """What "auto", "exact" and "fast" mean: "auto" is the plain arithmetic in fp32 and fast in lower precision."""
+    if isinstance(engine, EngineOptions):
+        return engine
+    if engine == "exact":
+        return EXACT
+    return PLAIN if engine == "auto" and precision == "fp32" else FAST

@@ -1,0 +1,76 @@
+"""Who is still worth a step: the worst case over restarts, and the active rows of one run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks.call import Call
+from iaat_fast.ops.layout import memory_format
+
+# How often an attack that stops early looks at who is left. On an accelerator a look makes the host wait.
+_LOOK_EVERY = {"cpu": 1}
+_LOOK_EVERY_ELSEWHERE = 5
+
+
+class WorstCase:
+    """Per row, the worst images found over the restarts.
+
+    A row that falls keeps its first adversarial example and is left out of later restarts, which changes no verdict;
+    one that never falls keeps its iterate of largest loss. Batch statistics tie rows together: then all of them run
+    each time, and fallen ones keep what they have.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.images = call.per_row(call.x).clone(memory_format=memory_format(call.x))
+        self._loss = torch.full((call.rows,), -torch.inf, device=call.x.device)
+        self._all = torch.arange(call.rows, device=call.x.device)
+        self._standing = self._all
+        self._coupled = call.coupled
+
+    def rows(self) -> Tensor:
+        """int64, the rows that the next restart attacks; empty when all have fallen."""
+        return self._all if self._coupled and len(self._standing) else self._standing
+
+    def take(self, rows: Tensor, x_adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
+        """Keep what a restart has made of `rows`."""
+        worse = fooled | (loss > self._loss[rows])
+        if self._coupled:
+            worse &= torch.isin(rows, self._standing)
+        self.images[rows[worse]] = x_adv[worse]
+        self._loss[rows[worse]] = loss[worse]
+        self._standing = self._standing[~torch.isin(self._standing, rows[fooled])]
+
+
+def looks(step: int, device: torch.device) -> bool:
+    """Whether an attack that stops early looks, before this step, at who is left."""
+    return step % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0
+
+
+def compacted(found: Tensor) -> Tensor | None:
+    """The rows to go on with, where that makes a smaller batch: int64, those not found first; None to keep all.
+
+    The sizes are those of `bucket`, filled up with rows that have been found, so that kernels are chosen, and graphs
+    captured, for few shapes.
+
+    Args:
+        found: bool [n], rows that need no further step.
+    """
+    size = bucket(int((~found).sum()), len(found))
+    return None if size == len(found) else found.int().argsort(stable=True)[:size]
+
+
+def bucket(active: int, n: int) -> int:
+    """The smallest of n, 3n/4, n/2, 3n/8, n/4 ... (rounded up) and 0 that holds `active` rows."""
+    if active == 0:
+        return 0
+    size, half = n, n
+    while True:
+        smaller = -(-3 * half // 4)
+        if smaller < active or smaller == size:
+            return size
+        size = smaller
+        half = -(-half // 2)
+        if half < active or half == size:
+            return size
+        size = half

@@ -59,50 +59,52 @@ def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Con
     alone = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED, "shadow")]
     found.append(_engine("shadow", levers("shadow"), "a frozen copy, nothing else"))
     found += [
-        _engine(f"shadow+{name}", levers("shadow", name), f"a frozen copy and {name}")
+        _engine(f"shadow+{name}", levers("shadow", name), f"shadow and {name}")
         for name in alone
     ]
     known = {contender.name for contender in found}
-    found += [
-        contender
-        for contender in ladder(device, with_compile=with_compile)
-        if contender.kind == "engine" and contender.name not in known
-    ]
-    return found
+    rungs = [rung.contender for rung in ladder(device, with_compile=with_compile)]
+    return found + [contender for contender in rungs if contender.name not in known]
 
 
-def ladder(device: torch.device, *, with_compile: bool) -> list[Contender]:
-    """Contenders of iaat_fast in the order in which levers are added one at a time, each on top of all before.
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """A contender, and what it adds to the one before."""
 
-    Where an engine of this name is the same thing it is that contender, so that nothing is timed twice.
+    adds: str
+    contender: Contender
+
+
+def ladder(device: torch.device, *, with_compile: bool) -> list[Rung]:
+    """Settings of the engine, each with one lever more than the one before; the first has the fused step alone.
+
+    A rung that is the same as a public setting is that contender, so that nothing is timed twice.
     """
     names = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED)]
     late = [name for name in LAST if name in LEVERS and _applies(name, device, with_compile)]
-    graphed = "graph" in late  # then the engines by name have graphs, and the first rungs are others
-    first = _engine("fused-step", levers(), "the fused step, no graph", plain=True)
-    rungs = [first if graphed else _engine("exact", "exact", "the fused step", plain=True)]
+    graphed = "graph" in late  # then the public settings have graphs, and the lower rungs are not theirs
+    if graphed:
+        rungs = [Rung("fused step", _engine("fused-step", levers(), "no graph", plain=True))]
+    else:
+        exact = _engine("exact", "exact", "the plain loop's arithmetic, bit for bit", plain=True)
+        rungs = [Rung("fused step", exact)]
     for count in range(1, len(names) + 1):
-        some = names[:count]
-        whole = count == len(names) and not graphed
-        rungs.append(
-            _engine("fast", "fast", names[-1])
-            if whole
-            else _engine("+".join(some), levers(*some), f"{some[-1]}")
-        )
-    rungs.append(
-        _engine("bf16-eager", levers(*names), "bfloat16", precision="bf16")
-        if graphed
-        else _engine("bf16", "auto", "bfloat16", precision="bf16")
-    )
+        name, what = "+".join(names[:count]), " and ".join(names[:count])
+        if count == len(names) and not graphed:
+            rungs.append(Rung(names[count - 1], _engine("fast", "fast", what)))
+        else:
+            rungs.append(Rung(names[count - 1], _engine(name, levers(*names[:count]), what)))
+    if graphed:
+        eager = _engine("bf16-eager", levers(*names), "fast in bfloat16, no graph", precision="bf16")
+        rungs.append(Rung("bf16", eager))
+    else:
+        rungs.append(Rung("bf16", _engine("bf16", "auto", "fast in bfloat16", precision="bf16")))
     for count in range(1, len(late) + 1):
         some = late[:count]
-        rungs.append(
-            _engine("bf16", "auto", "graph", precision="bf16")
-            if some == ["graph"]
-            else _engine(
-                f"bf16+{'+'.join(some)}", levers(*names, *some), some[-1], precision="bf16"
-            )
-        )
+        name = "bf16" if some == ["graph"] else f"bf16+{'+'.join(some)}"
+        engine = "auto" if some == ["graph"] else levers(*names, *some)
+        what = f"fast in bfloat16, {' and '.join(some)}"
+        rungs.append(Rung(some[-1], _engine(name, engine, what, precision="bf16")))
     return rungs
 
 

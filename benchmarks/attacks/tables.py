@@ -1,0 +1,118 @@
+"""A case as tables, for a terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.attacks.measure import Case, Record
+
+LADDER = ("adds", "attack", "s", "× before", "× first")
+
+
+def title(case: Case) -> str:
+    """`resnet18, 64 x 3x32x32, PGD-10`."""
+    width = "" if case.width is None else f" of width {case.width}"
+    size = "x".join(map(str, case.shape[1:]))
+    return f"{case.model}{width}, batch {case.shape[0]} of {size}, PGD-{case.steps}"
+
+
+def columns(case: Case) -> list[str]:
+    """Headings of `rows`; a column for every peer that was timed."""
+    peers = [f"× {peer}" for peer in _peers(case)]
+    return [
+        *("attack", "precision", "s p50 [p20, p80]", "images/s", "× best peer", *peers),
+        *("of matmul", "peak MiB", "same pixels", "flipped signs", "verdicts"),
+    ]
+
+
+def rows(case: Case) -> list[list[str]]:
+    """A row per contender; one that was not timed says why."""
+    return [_row(record, _peers(case), record.name == case.best_peer) for record in case.records]
+
+
+def ladder_rows(case: Case) -> list[list[str]]:
+    """A row per rung."""
+    return [
+        [r.adds, r.name, f"{r.p50_s:.4g}", f"{r.over_previous:.2f}", f"{r.over_first:.2f}"]
+        for r in case.ladder
+    ]
+
+
+def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Iterable[Case]) -> str:
+    """Both tables of every case, under what they were measured on and how."""
+    facts = {**machine, **settings}
+    parts = ["# Attacks\n", "".join(f"- {name}: {value}\n" for name, value in facts.items())]
+    for case in cases:
+        parts += [
+            f"## {title(case)}\n",
+            f"{case.parameters:,} parameters; images: {case.images}; best peer: {case.best_peer or 'none'}\n",
+            table(columns(case), rows(case)),
+        ]
+        if case.ladder:
+            parts += ["What each lever adds:\n", table(LADDER, ladder_rows(case))]
+    return "\n".join(parts)
+
+
+def show(case: Case) -> None:
+    """Both tables on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    # Cut in a narrow log, a table is of no use.
+    console = console if console.is_terminal else Console(width=200)
+    for heading, names, cells in (
+        (title(case), columns(case), rows(case)),
+        ("what each lever adds", LADDER, ladder_rows(case)),
+    ):
+        if not cells:
+            continue
+        shown = Table(title=heading, title_justify="left")
+        for number, name in enumerate(names):
+            shown.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+        for row in cells:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(names), ["---"] * len(names), *cells]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def _peers(case: Case) -> list[str]:
+    return [r.name for r in case.records if r.kind == "peer" and r.p50_s is not None]
+
+
+def _row(record: Record, peers: Sequence[str], best: bool) -> list[str]:
+    name = f"{record.name} (best peer)" if best else record.name
+    found = record.agreement
+    compared = ["", "", ""]
+    if found is not None:
+        compared = [
+            f"{found.same_pixels:.2%}",
+            f"{found.flipped_signs:.2%}",
+            f"{found.same_verdicts:.1%}",
+        ]
+    if record.p50_s is None:
+        gap = [""] * (len(peers) + 4)
+        return [name, record.precision, f"{record.status}: {record.detail}", *gap, *compared]
+    peak = "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}"
+    return [
+        name,
+        record.precision,
+        f"{record.p50_s:.4g} [{record.p20_s:.4g}, {record.p80_s:.4g}]",
+        f"{record.images_per_second:.4g}",
+        _ratio(record.over_best_peer),
+        *[_ratio(record.over[peer]) for peer in peers],
+        "" if record.share_of_matmul is None else f"{record.share_of_matmul:.1%}",
+        peak,
+        *compared,
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

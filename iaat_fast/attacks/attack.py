@@ -72,6 +72,7 @@ class Attack:
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
         self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
         self.early_stop, self.seed = early_stop, seed
+        self._classes: int | None = None  # of the model, once it has been called
         self.stats = AttackStats(total=0, zero=0, nan=0)
 
     def __call__(
@@ -182,10 +183,10 @@ class Attack:
         call.stream[1] = restart
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
-    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+    def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
         """The class whose loss is climbed, or for a target descended."""
         if call.goal is None:
-            classes = logits.shape[1]
+            self._classes = classes
             if call.largest_class >= classes:
                 raise ValueError(
                     f"y: {call.largest_class}, expected a class in 0 ... {classes - 1}"

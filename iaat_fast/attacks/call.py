@@ -36,10 +36,10 @@ class Call:
     def rows(self) -> int:
         return len(self.eps)
 
-    def count(self, grad: Tensor) -> None:
-        """Take note of a gradient [rows, ...] that was taken."""
-        self.entries += grad.numel()
-        self.gradients += len(grad)
+    def count(self, grad: Tensor, times: int = 1) -> None:
+        """Take note of gradients [rows, ...] that were taken."""
+        self.entries += times * grad.numel()
+        self.gradients += times * len(grad)
 
     def per_row(self, x: Tensor) -> Tensor:
         """x repeated for the candidates."""

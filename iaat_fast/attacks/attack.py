@@ -72,7 +72,8 @@ class Attack:
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
         self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
         self.early_stop, self.seed = early_stop, seed
-        self.stats = AttackStats(total=0, zero=0, nan=0)
+        self._classes: int | None = None  # of the model, once it has been called
+        self.stats = AttackStats()
 
     def __call__(
         self,
@@ -85,6 +86,7 @@ class Attack:
         index: Tensor | None = None,
         seed: int | None = None,
         candidate: int = 0,
+        restart: int = 0,
     ) -> Tensor:
         """Adversarial images for x.
 
@@ -97,6 +99,7 @@ class Attack:
             index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
             seed: of this call.
             candidate: number of the first candidate; another number draws other noise from the same seed.
+            restart: number of the first restart, likewise.
 
         Returns:
             [K*N, ...] in the dtype, device and memory format of x; row k*N + i is candidate k of sample i. `self.stats`
@@ -122,12 +125,13 @@ class Attack:
                 index=index,
                 seed=self.seed if seed is None else seed,
                 candidate=candidate,
+                restart=restart,
                 box=(self.lo, self.hi),
                 moves=self.steps > 0,
                 coupled=self.network.couples_samples(),
             )
             if call.rows == 0:
-                self.stats = AttackStats(total=0, zero=0, nan=0)
+                self.stats = AttackStats()
                 return call.x.clone()
             with self.network.attacked(call.x):
                 x_adv = self._attack(call)
@@ -179,13 +183,13 @@ class Attack:
         if not self.random_start:
             return call.per_row(call.x).clone(memory_format=memory_format(call.x))
         lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
-        call.stream[1] = restart
+        call.stream[1] = call.restart + restart
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
-    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+    def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
         """The class whose loss is climbed, or for a target descended."""
         if call.goal is None:
-            classes = logits.shape[1]
+            self._classes = classes
             if call.largest_class >= classes:
                 raise ValueError(
                     f"y: {call.largest_class}, expected a class in 0 ... {classes - 1}"

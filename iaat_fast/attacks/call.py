@@ -27,6 +27,7 @@ class Call:
     stream: Tensor
     stats: Tensor
     coupled: bool
+    restart: int
     goal: Tensor | None = None
     largest_class: int = -1
     entries: int = 0
@@ -36,10 +37,10 @@ class Call:
     def rows(self) -> int:
         return len(self.eps)
 
-    def count(self, grad: Tensor) -> None:
-        """Take note of a gradient [rows, ...] that was taken."""
-        self.entries += grad.numel()
-        self.gradients += len(grad)
+    def count(self, grad: Tensor, times: int = 1) -> None:
+        """Take note of gradients [rows, ...] that were taken."""
+        self.entries += times * grad.numel()
+        self.gradients += times * len(grad)
 
     def per_row(self, x: Tensor) -> Tensor:
         """x repeated for the candidates."""
@@ -57,6 +58,7 @@ def prepare_call(
     index: Tensor | None,
     seed: int | None,
     candidate: int,
+    restart: int,
     box: tuple[float, float],
     moves: bool,
     coupled: bool,
@@ -85,6 +87,7 @@ def prepare_call(
         seed = int(torch.randint(2**63 - 1, ()))
     checks.int64_number("seed", seed)
     checks.int64_number("candidate", candidate)
+    checks.int64_number("restart", restart)
     call = Call(
         x=x.detach().clone() if x.is_inference() else x.detach(),
         y=y,
@@ -95,6 +98,7 @@ def prepare_call(
         stream=torch.tensor([seed, 0, candidate], device=x.device),
         stats=torch.zeros(2, dtype=torch.int64, device=x.device),
         coupled=coupled,
+        restart=restart,
     )
     if rows:
         call.largest_class = inputs.values(call.x, y, radii, steps, *box, moves=moves)

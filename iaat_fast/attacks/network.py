@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import options
+from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.model_state import attacked, bare, couples_samples
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.shadow import Shadow, Unshadowable
@@ -51,8 +52,10 @@ class Network:
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
         self._shadow: Shadow | None = None
-        self._made_for: object = None
+        self._made_for: Hashable = None
         self._watched: _State | None = None
+        self._graphs = GraphRunner()
+        self._capturable = ("cuda",)
         self._source: Callable[[Tensor], Tensor] = self.model
         self._resolved, self._levers = "fp32", options.PLAIN
 
@@ -128,6 +131,25 @@ class Network:
             raise ValueError(_NO_GRADIENT)
         return wide, grad.to(x.dtype)
 
+    def captures(self, x: Tensor) -> bool:
+        """Whether steps on x may be captured: on CUDA, of a module whose buffers stand still."""
+        return (
+            self._levers.graph
+            and x.device.type in self._capturable
+            and isinstance(self.model, nn.Module)
+            and self.bn == "eval"
+        )
+
+    def replay(
+        self,
+        key: Hashable,
+        tensors: Sequence[Tensor],
+        step: Callable[[Sequence[Tensor]], None],
+        steps: int,
+    ) -> None:
+        """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
+        self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+
     def _prepare(self, x: Tensor) -> None:
         """Make the shadow, or refresh the one there is; look at the weights first."""
         model = self.model
@@ -145,6 +167,7 @@ class Network:
             return
         self._shadow, self._source = None, model
         self._made_for = made_for
+        self._graphs.forget()
         self.taken = "the live model" if low is None else f"the live model under {low} autocast"
         if self._levers.shadow:
             self._make_shadow(model, x, low)
@@ -201,7 +224,7 @@ class _State:
         self.tensors = [(tensor, tensor._version) for tensor in tensors]
         self.training = [module.training for module in self.modules]
 
-    def identity(self) -> object:
+    def identity(self) -> Hashable:
         """Equal for the same modules, tensors and modes."""
         return (
             tuple(map(id, self.modules)),

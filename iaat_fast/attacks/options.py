@@ -22,6 +22,7 @@ class EngineOptions:
     channels_last: store the shadow's weights and the images channels last.
     compile: `torch.compile` the shadow; minutes the first time.
     saturation_proof: replace the cotangent of saturated samples (`ops.ce_cotangent`) instead of losing their gradient.
+    graph: on CUDA, capture the steps once per shape and replay them: the same kernels without their launches.
     """
 
     shadow: bool = True
@@ -29,6 +30,7 @@ class EngineOptions:
     channels_last: bool = True
     compile: bool = False
     saturation_proof: bool = True
+    graph: bool = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -66,7 +68,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def resolve_engine(engine: str | EngineOptions, precision: str) -> EngineOptions:
-    """What "auto", "exact" and "fast" mean: "auto" is the plain arithmetic in fp32 and fast in lower precision."""
+    """What "auto", "exact" and "fast" mean: "auto" is plain arithmetic in fp32 and fast in any lower precision."""
     if isinstance(engine, EngineOptions):
         return engine
     if engine == "exact":

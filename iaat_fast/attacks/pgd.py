@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -51,7 +51,7 @@ class PGD(Attack):
             Verdicts, of restarts and of `early_stop`, are the live model's.
         engine: where gradients come from. "exact": the arithmetic of the plain loop, also where cross-entropy
             saturates. "fast": a frozen copy with BatchNorm folded and channels last, whose float32 rounds otherwise.
-            `EngineOptions`: each lever by itself. "auto": exact but for saturation in fp32 and tf32, else fast.
+            `EngineOptions`: each lever by itself. "auto": exact but for saturation in fp32, else fast.
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
 
@@ -104,8 +104,11 @@ class PGD(Attack):
         run = Run.begin(call, x_adv, rows)
         if self.early_stop:
             return self._descend_to_first(call, run)
-        for _ in range(self.steps):
-            self._step(call, run)
+        if self.network.captures(x_adv) and self._classes is not None:
+            self._replay(call, run, self._goal(call, self._classes, rows))
+        else:
+            for _ in range(self.steps):
+                self._step(call, run)
         if rows is None:
             return x_adv, run.y, run.eps
         return x_adv, *self._verdict(x_adv, run.y)
@@ -142,10 +145,25 @@ class PGD(Attack):
                 fooled[rows] = self._fooled(self.network.logits(images[rows]), y[rows])
         return fooled
 
+    def _replay(self, call: Call, run: Run, goal: Tensor) -> None:
+        """All steps, in place, by a graph where one has been captured."""
+
+        def step(tensors: Sequence[Tensor]) -> None:
+            x_adv, goal, *rest, stats = tensors
+            _, grad = self.network.pull_back(x_adv, lambda logits: self._cotangent(logits, goal))
+            _pgd_step_linf_(x_adv, grad, *rest, self.lo, self.hi, self.targeted is not False, stats)
+
+        tensors = [run.x_adv, goal, run.x, run.eps, run.alpha, call.stats]
+        self.network.replay(
+            (self.lo, self.hi, self.targeted is not False), tensors, step, self.steps
+        )
+        call.count(run.x_adv, self.steps)
+
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
         logits, grad = self.network.pull_back(
-            run.x_adv, lambda logits: self._cotangent(logits, self._goal(call, logits, run.rows))
+            run.x_adv,
+            lambda logits: self._cotangent(logits, self._goal(call, logits.shape[1], run.rows)),
         )
         _pgd_step_linf_(
             *(run.x_adv, grad, run.x, run.eps, run.alpha, self.lo, self.hi),

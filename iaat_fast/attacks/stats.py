@@ -18,11 +18,21 @@ class AttackStats:
     planned: what they would have been with every sample in every step of every restart.
     """
 
-    total: int
-    zero: int
-    nan: int
+    total: int = 0
+    zero: int = 0
+    nan: int = 0
     gradients: int = 0
     planned: int = 0
+
+    def plus(self, call: AttackStats) -> AttackStats:
+        """These and those of one more call, of a plan that stays as it is."""
+        return dataclasses.replace(
+            self,
+            total=self.total + call.total,
+            zero=self.zero + call.zero,
+            nan=self.nan + call.nan,
+            gradients=self.gradients + call.gradients,
+        )
 
     def warn(self) -> None:
         """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put.

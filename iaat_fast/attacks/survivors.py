@@ -64,13 +64,5 @@ def bucket(active: int, n: int) -> int:
     """The smallest of n, 3n/4, n/2, 3n/8, n/4 ... (rounded up) and 0 that holds `active` rows."""
     if active == 0:
         return 0
-    size, half = n, n
-    while True:
-        smaller = -(-3 * half // 4)
-        if smaller < active or smaller == size:
-            return size
-        size = smaller
-        half = -(-half // 2)
-        if half < active or half == size:
-            return size
-        size = half
+    sizes = (-(-n * quarters // 2**k) for k in range(2, n.bit_length() + 3) for quarters in (4, 3))
+    return min(size for size in sizes if size >= active)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD
+from iaat_fast.attacks import PGD, inputs
 from iaat_fast.attacks.model_state import attacked
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Split, fetch
@@ -22,7 +22,8 @@ class RobustResult:
     Args:
         accuracy: share of the samples that are robust, in [0, 1].
         correct: bool [N] on the CPU, whether each sample is robust.
-        gradients: entries of the attack's gradients; zeros and NaNs in them moved no pixel.
+        gradients: entries of the attack's gradients, zeros and NaNs in which moved no pixel; how many gradients were
+            taken, and how many were planned.
     """
 
     accuracy: float
@@ -46,7 +47,7 @@ def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
     """
     right = 0
     with attacked(model, "eval"), torch.no_grad():
-        for index in _batches(split, batch_size):
+        for index in _numbers(split).split(_whole(batch_size)):
             x, y = fetch(split, index)
             right += int(_correct(model(x), y).sum())
     return right / len(split)
@@ -66,8 +67,9 @@ def robust_accuracy(
 ) -> RobustResult:
     """Accuracy under PGD with random restarts, in eval mode and without early stopping.
 
-    A sample counts as robust if the last iterate of every restart is classified correctly; a
-    restart leaves out the samples that have fallen already. The rule looks at attacked images
+    A sample counts as robust if the last iterate of every restart is classified correctly. All
+    samples are attacked once, then those still standing again, in full batches: which changes no
+    verdict, and saves most of the passes where most samples fall. The rule looks at attacked images
     only, as in the paper: a sample misclassified clean is attacked like the others, and counts as
     robust in the rare case that every restart turns it to its own class. (Foolbox and RobustBench
     count it as not robust.)
@@ -85,7 +87,8 @@ def robust_accuracy(
         restarts: random starts, at least 1.
         batch_size: samples attacked at once.
         seed: of the random starts.
-        progress: called as progress(samples done, samples) after each batch.
+        progress: called after each batch as progress(done, all), in samples times restarts; samples
+            that have fallen are done.
 
     Raises:
         TypeError, ValueError: an argument, or what the model returns (NaN logits among it), is not
@@ -93,25 +96,32 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
-    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, restarts=restarts, seed=seed)
-    correct = torch.zeros(len(split), dtype=torch.bool)
-    counts = torch.zeros(3, dtype=torch.int64)
-    for index in _batches(split, batch_size):
-        x, y = fetch(split, index)
-        with warnings.catch_warnings():
-            # Said once, with the totals, instead of once a batch.
-            warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
-            x_adv = pgd(x, y, index=index)
-        correct[index.cpu()] = _correct(pgd.logits(x_adv), y).cpu()
-        counts += torch.tensor([pgd.stats.total, pgd.stats.zero, pgd.stats.nan])
-        if progress is not None:
-            progress(int(index[-1]) + 1, len(split))
-    total, zero, nan = counts.tolist()
-    gradients = AttackStats(total=total, zero=zero, nan=nan)
+    inputs.whole_number("restarts", restarts, at_least=1)
+    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed)
+    gradients = AttackStats(planned=len(split) * steps * restarts)
+    standing = _numbers(split)
+    for restart in range(restarts):
+        robust = torch.zeros_like(standing, dtype=torch.bool)
+        for rows in torch.arange(len(standing), device=standing.device).split(_whole(batch_size)):
+            index = standing[rows]
+            x, y = fetch(split, index)
+            with warnings.catch_warnings():
+                # Said once, with the totals, instead of once a batch.
+                warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
+                x_adv = pgd(x, y, index=index, restart=restart)
+            robust[rows] = _correct(pgd.logits(x_adv), y)
+            gradients = gradients.plus(pgd.stats)
+            if progress is not None:
+                fallen = len(split) - len(standing)
+                progress(restart * len(split) + fallen + int(rows[-1]) + 1, restarts * len(split))
+        standing = standing[robust]
+        if progress is not None and not len(standing):
+            progress(restarts * len(split), restarts * len(split))
+            break
     gradients.warn()
-    return RobustResult(
-        accuracy=int(correct.sum()) / len(split), correct=correct, gradients=gradients
-    )
+    correct = torch.zeros(len(split), dtype=torch.bool)
+    correct[standing.cpu()] = True
+    return RobustResult(accuracy=len(standing) / len(split), correct=correct, gradients=gradients)
 
 
 def check_model(model: nn.Module, *splits: Split) -> None:
@@ -143,10 +153,14 @@ def _correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
-def _batches(split: Split, batch_size: int) -> Iterator[Tensor]:
-    """The sample numbers 0 ... N-1, `batch_size` at a time, on the split's device."""
+def _numbers(split: Split) -> Tensor:
+    """The sample numbers 0 ... N-1 on the split's device."""
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")
+    return torch.arange(len(split), device=split.labels.device)
+
+
+def _whole(batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size}, expected at least 1")
-    yield from torch.arange(len(split), device=split.labels.device).split(batch_size)
+    return batch_size

@@ -187,7 +187,7 @@ def _outputs(
 
 def _bar(name: str) -> Callable[[int, int], None]:
     """A bar for one attack on a terminal; elsewhere nothing."""
-    bar = tqdm(desc=name, unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty())
+    bar = tqdm(desc=name, unit="attack", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def progress(done: int, total: int) -> None:
         bar.total = total

@@ -122,12 +122,14 @@ class TrainingStep:
     def _adaptive(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, seed: int) -> Batch:
         """Algorithm 1, lines 3 to 10."""
         config = self.config.epsilon
-        correct = self.attack.logits(x).argmax(dim=1) == y
         if epoch < config.warmup_epochs:
+            correct = self.attack.logits(x).argmax(dim=1) == y
             eps = self.memory.warm_up(index, config.eps_w, correct=correct, rule=config.warmup_rule)
             x_adv = self.attack(x, y, eps=eps, index=index, seed=seed)
         else:
-            x_adv = self.memory.select(self.attack, x, y, index, correct=correct, seed=seed).x_adv
+            x_adv = self.memory.select(self.attack, x, y, index, judge=True, seed=seed).x_adv
+            assert self.memory.correct is not None
+            correct = self.memory.correct
         if config.misclassified_input == "clean":
             x_adv = torch.where(correct.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
         return Batch(x=x_adv, correct=correct, attacked=True)

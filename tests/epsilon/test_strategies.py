@@ -180,3 +180,62 @@ def test_callers_that_switch_gradients_off(
         selection = memory.select(PGD(net, alpha=0.01, steps=4), x, y, INDEX, seed=9)
     assert torch.equal(selection.x_adv, expected.x_adv)
     assert torch.equal(memory.values, values)
+
+
+@pytest.mark.parametrize("strategy", ["batched", "lazy", "sequential"])
+def test_the_clean_images_are_judged_in_a_forward_that_is_made_anyway(
+    net: nn.Sequential, x: Tensor, strategy: str
+) -> None:
+    net = net.double()
+    y = torch.randint(10, (N,), generator=torch.Generator().manual_seed(1))
+    memory = EpsilonMemory(100, GAMMA, BETA, strategy=strategy)
+    plain = EpsilonMemory(100, GAMMA, BETA, strategy=strategy)
+    attack = PGD(net, alpha=0.01, steps=2)
+    forwards: list[int] = []
+    hook = net.register_forward_hook(lambda _, args, __: forwards.append(len(args[0])))
+    judged = memory.select(attack, x, y, INDEX, judge=True, seed=9)
+    with_judging = len(forwards)
+    forwards.clear()
+    expected = plain.select(attack, x, y, INDEX, seed=9)
+    hook.remove()
+    assert with_judging == len(forwards) + (strategy == "sequential")
+    assert memory.correct is not None
+    assert plain.correct is None
+    assert torch.equal(memory.correct, net(x).argmax(1) == y)
+    assert all(torch.equal(a, b) for a, b in zip(judged, expected, strict=True))
+
+
+class Cramped:
+    """An attack in whose memory only so many images fit."""
+
+    lo, hi, bn = 0.0, 1.0, "eval"
+
+    def __init__(self, attack: PGD, limit: int) -> None:
+        self.attack, self.limit = attack, limit
+        self.logits = attack.logits
+        self.sizes: list[int] = []
+
+    def __call__(self, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        rows = len(options["eps"])
+        if rows > self.limit:
+            raise torch.OutOfMemoryError(f"{rows} images")
+        self.sizes.append(rows)
+        return self.attack(x, y, **options)
+
+
+def test_candidates_that_do_not_fit_are_attacked_in_halves_with_the_same_result(
+    net: nn.Sequential, x: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = net.double()
+    y = net(x).argmax(1)
+    attack = PGD(net, alpha=0.01, steps=4)
+    cramped = Cramped(attack, N + 1)
+    memory, roomy = EpsilonMemory(100, GAMMA, BETA), EpsilonMemory(100, GAMMA, BETA)
+    for _ in range(2):
+        found = memory.select(cramped, x, y, INDEX, seed=9)
+        expected = roomy.select(attack, x, y, INDEX, seed=9)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert cramped.sizes == [3 * N // 4] * 4 + [N] + [3 * N // 4] * 4 + [N]
+    assert [record.args for record in caplog.records] == [(2,), (4,)]  # said once for each halving
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.select(Cramped(attack, 2), x, y, INDEX, seed=9)

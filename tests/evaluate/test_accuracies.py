@@ -227,7 +227,28 @@ def test_progress_is_told_after_each_batch(network: nn.Module, labelled: Split) 
     robust_accuracy(
         network, labelled, **ATTACK, batch_size=64, progress=lambda *at: seen.append(at)
     )
-    assert seen == [(64, 150), (128, 150), (150, 150)]
+    everything = 3 * 150
+    assert ATTACK["restarts"] == 3
+    assert seen[:3] == [(64, everything), (128, everything), (150, everything)]
+    assert seen[-1] == (everything, everything)
+    assert seen == sorted(seen)
+
+
+def test_restarts_attack_the_survivors_in_full_batches(network: nn.Module, labelled: Split) -> None:
+    sizes: list[int] = []
+    hook = network.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    result = robust_accuracy(network, labelled, **{**ATTACK, "steps": 1}, batch_size=64)
+    hook.remove()
+    once = robust_accuracy(
+        network, labelled, **{**ATTACK, "steps": 1, "restarts": 1}, batch_size=64
+    )
+    standing = int(once.correct.sum())
+    assert 0 < standing < len(labelled)
+    assert result.gradients.planned == 3 * len(labelled)
+    assert len(labelled) + standing <= result.gradients.gradients < result.gradients.planned
+    # A gradient and a verdict for every batch: those of all samples, then full ones of those that stand.
+    assert sizes[:6] == [64, 64, 64, 64, 22, 22]
+    assert sizes[6] == min(64, standing)
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from iaat_fast import ops
+from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, Fitting, chosen_images
 from iaat_fast.ops import checks
 
-STRATEGIES = ("batched", "lazy", "sequential")
 FINALS = ("exact", "reuse")
 CLAMPS = ("result", "candidate")
 MISCLASSIFIED = ("algorithm2", "shrink")
@@ -19,20 +19,6 @@ WARM_UP_RULES = ("visited", "correct")
 
 # Number of the final attack's noise; 0, 1 and 2 are the candidates'.
 _FINAL = 3
-
-
-class Attack(Protocol):
-    """What `select` asks of an attack; `attacks.PGD` is one."""
-
-    lo: float
-    hi: float
-    bn: str
-
-    def __call__(
-        self, x: Tensor, y: Tensor, *, eps: Tensor, index: Tensor, seed: int, candidate: int
-    ) -> Tensor: ...
-
-    def logits(self, x: Tensor) -> Tensor: ...
 
 
 class Selection(NamedTuple):
@@ -46,14 +32,6 @@ class Selection(NamedTuple):
     eps: Tensor
     choice: Tensor
     x_adv: Tensor
-
-
-class _Candidates(NamedTuple):
-    """What is known of the candidates: radii [3, N], images where they were attacked, logits [3N, C]."""
-
-    eps: Tensor
-    x_adv: list[Tensor | None]
-    logits: Tensor
 
 
 class EpsilonMemory:
@@ -79,6 +57,11 @@ class EpsilonMemory:
         misclassified: what a sample whose clean image is misclassified does: "algorithm2", the same as any other
             (paper); "shrink", its candidate is 0 (released code).
         device: of the memory.
+
+    Attributes:
+        values: float32 [size], the radii.
+        correct: bool [N], whether the clean images of the last selection were classified correctly (S+ of Algorithm 1),
+            or None where nobody asked.
 
     Raises:
         ValueError: an argument out of range, named, with its value and what was expected.
@@ -109,7 +92,7 @@ class EpsilonMemory:
         _number("eps_min", eps_min, 0.0, math.inf)
         if eps_max is not None and not eps_max >= eps_min:
             raise ValueError(f"eps_max: {eps_max}, expected a number >= eps_min, {eps_min:g}")
-        _choice("strategy", strategy, STRATEGIES)
+        _choice("strategy", strategy, tuple(STRATEGIES))
         _choice("final", final, FINALS)
         _choice("clamp", clamp, CLAMPS)
         _choice("misclassified", misclassified, MISCLASSIFIED)
@@ -118,6 +101,8 @@ class EpsilonMemory:
         self.strategy, self.final = strategy, final
         self.clamp, self.misclassified = clamp, misclassified
         self.values = torch.full((size,), init, dtype=torch.float32, device=device)
+        self.correct: Tensor | None = None
+        self._fitting = Fitting()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -184,6 +169,7 @@ class EpsilonMemory:
         index: Tensor,
         *,
         correct: Tensor | None = None,
+        judge: bool = False,
         seed: int | None = None,
     ) -> Selection:
         """Run Algorithm 2 for a batch, update the memory, and make the adversarial images to train on.
@@ -193,7 +179,9 @@ class EpsilonMemory:
             x: images [N, ...].
             y: int64 [N], true classes.
             index: int64 [N], distinct sample numbers.
-            correct: bool [N], whether the clean image is classified correctly; needed by misclassified="shrink".
+            correct: bool [N], whether the clean image is classified correctly; needed by "shrink", unless judge.
+            judge: classify the clean images, in one forward with the candidates where the strategy allows, before the
+                attacks where it does not. `self.correct` holds the verdicts afterwards.
             seed: of the attacks' noise; None draws one from torch's generator.
 
         Returns:
@@ -201,16 +189,16 @@ class EpsilonMemory:
 
         Raises:
             TypeError: an index that is not int64.
-            ValueError: index out of range, or of another length than x; correct missing, of another length or not bool;
+            ValueError: index out of range, or of another length than x; correct of another length or not bool;
                 "batched" or "lazy" with an attack that uses batch statistics.
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
         self._check_index(index, len(x))
-        if self.misclassified == "shrink":
-            if correct is None:
-                raise ValueError("correct: None, but misclassified='shrink' needs it")
+        if correct is not None:
             _check_correct(correct, index)
+        elif self.misclassified == "shrink" and not judge:
+            raise ValueError("correct: None, but misclassified='shrink' needs it")
         if attack.bn != "eval" and self.strategy != "sequential":
             raise ValueError(
                 f"strategy: {self.strategy!r} with an attack in bn={attack.bn!r}, expected 'sequential': batch "
@@ -218,16 +206,10 @@ class EpsilonMemory:
             )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
-        options: dict[str, Any] = {"index": index, "seed": seed}
-        attacked = {"batched": _batched, "lazy": _lazy, "sequential": _sequential}[self.strategy]
+        batch = Batch(x, y, index, seed, judge and correct is None, correct)
         prev = self.values[index]
-        candidates = attacked(
-            attack,
-            x,
-            y,
-            torch.stack([prev + self.gamma, prev, (prev - self.gamma).clamp(min=0.0)]),
-            options,
-        )
+        radii = torch.stack([prev + self.gamma, prev, (prev - self.gamma).clamp(min=0.0)])
+        candidates = STRATEGIES[self.strategy](attack, batch, radii, self._fitting)
         eps, choice = ops.select_epsilon_(
             self.values,
             index,
@@ -238,15 +220,16 @@ class EpsilonMemory:
             self.eps_min,
             self.eps_max,
             clamp_candidate=self.clamp == "candidate",
-            misclassified=~correct
-            if self.misclassified == "shrink" and correct is not None
+            misclassified=~candidates.correct
+            if self.misclassified == "shrink" and candidates.correct is not None
             else None,
         )
         if self.final == "exact":
-            x_adv = attack(x, y, eps=eps, candidate=_FINAL, **options)
+            x_adv = batch.attacked(attack, eps, _FINAL)
         else:
-            chosen = _chosen_images(attack, x, y, candidates, choice, options)
+            chosen = chosen_images(attack, batch, candidates, choice)
             x_adv = ops.project_linf(chosen, x, eps, attack.lo, attack.hi)
+        self.correct = candidates.correct
         return Selection(eps, choice, x_adv)
 
 
@@ -255,82 +238,6 @@ def _check_correct(correct: Tensor, index: Tensor) -> None:
         raise ValueError(
             f"correct: {correct.dtype} of shape {tuple(correct.shape)}, expected bool [{len(index)}]"
         )
-
-
-def _batched(
-    attack: Attack, x: Tensor, y: Tensor, eps: Tensor, options: dict[str, Any]
-) -> _Candidates:
-    """All three candidates as one batch of 3N, their verdicts in one forward."""
-    x_adv = attack(x, y, eps=eps.flatten(), candidate=0, **options)
-    return _Candidates(eps=eps, x_adv=list(x_adv.chunk(3)), logits=attack.logits(x_adv))
-
-
-def _sequential(
-    attack: Attack, x: Tensor, y: Tensor, eps: Tensor, options: dict[str, Any]
-) -> _Candidates:
-    """The first and the second candidate, each on the whole batch."""
-    images: list[Tensor | None] = [None, None, None]
-    logits = []
-    for k in (0, 1):
-        images[k] = x_adv = attack(x, y, eps=eps[k], candidate=k, **options)
-        logits.append(attack.logits(x_adv))
-    return _Candidates(eps=eps, x_adv=images, logits=_with_third(logits))
-
-
-def _lazy(
-    attack: Attack, x: Tensor, y: Tensor, eps: Tensor, options: dict[str, Any]
-) -> _Candidates:
-    """The first candidate, and the second where the first fooled the model."""
-    first = attack(x, y, eps=eps[0], candidate=0, **options)
-    logits = attack.logits(first)
-    fooled = (logits.argmax(1) != y).nonzero()[:, 0]
-    second, second_logits = first.clone(), logits.clone()
-    if len(fooled):
-        second[fooled] = _attack_some(attack, x, y, eps[1], 1, fooled, options)
-        second_logits[fooled] = attack.logits(second[fooled])
-    return _Candidates(
-        eps=eps, x_adv=[first, second, None], logits=_with_third([logits, second_logits])
-    )
-
-
-def _with_third(logits: list[Tensor]) -> Tensor:
-    """Logits [3N, C] whose third candidate is not looked at: Algorithm 2 falls back to it without a test."""
-    return torch.cat([*logits, torch.zeros_like(logits[0])])
-
-
-def _attack_some(
-    attack: Attack,
-    x: Tensor,
-    y: Tensor,
-    eps: Tensor,
-    candidate: int,
-    rows: Tensor,
-    options: dict[str, Any],
-) -> Tensor:
-    some = {**options, "index": options["index"][rows]}
-    return attack(x[rows], y[rows], eps=eps[rows], candidate=candidate, **some)
-
-
-def _chosen_images(
-    attack: Attack,
-    x: Tensor,
-    y: Tensor,
-    candidates: _Candidates,
-    choice: Tensor,
-    options: dict[str, Any],
-) -> Tensor:
-    """Each sample's images of the candidate it chose; a third candidate not attacked yet is attacked now."""
-    first, second, third = candidates.x_adv
-    assert first is not None
-    assert second is not None
-    chosen = torch.where((choice == 0).view(-1, *[1] * (x.dim() - 1)), first, second)
-    rows = (choice == 2).nonzero()[:, 0]
-    if len(rows):
-        if third is not None:
-            chosen[rows] = third[rows]
-        else:
-            chosen[rows] = _attack_some(attack, x, y, candidates.eps[2], 2, rows, options)
-    return chosen
 
 
 def _number(name: str, value: float, low: float, high: float) -> None:

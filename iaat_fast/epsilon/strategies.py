@@ -1,0 +1,164 @@
+"""How Algorithm 2's candidates are attacked: all in one batch, only where needed, or one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("iaat_fast")
+
+
+class Attack(Protocol):
+    """What `select` asks of an attack; `attacks.PGD` is one."""
+
+    lo: float
+    hi: float
+    bn: str
+
+    def __call__(
+        self, x: Tensor, y: Tensor, *, eps: Tensor, index: Tensor, seed: int, candidate: int
+    ) -> Tensor: ...
+
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+class Candidates(NamedTuple):
+    """What is known of the candidates prev + gamma, prev and prev - gamma.
+
+    eps: [3, N], their radii.
+    x_adv: [N, ...] images of each, None where it was not attacked.
+    logits: [3N, C]; anything for the third, to which Algorithm 2 falls back without a test.
+    correct: bool [N], whether the clean images are classified correctly, where that was asked or is known.
+    """
+
+    eps: Tensor
+    x_adv: list[Tensor | None]
+    logits: Tensor
+    correct: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The samples under selection: images [N, ...], classes, numbers, the seed of the attacks' noise.
+
+    judge: whether the clean images are to be classified too; `correct`, where that is known already.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    seed: int
+    judge: bool
+    correct: Tensor | None
+
+    def some(self, rows: Tensor | slice) -> Batch:
+        return Batch(self.x[rows], self.y[rows], self.index[rows], self.seed, False, None)
+
+    def judged(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of attacked images, and the clean verdicts: in one forward where they are still to be made."""
+        if not self.judge:
+            return attack.logits(x_adv), self.correct
+        logits, clean = attack.logits(torch.cat([x_adv, self.x])).split([len(x_adv), len(self.x)])
+        return logits, clean.argmax(1) == self.y
+
+    def attacked(self, attack: Attack, eps: Tensor, candidate: int) -> Tensor:
+        return attack(
+            self.x, self.y, eps=eps, index=self.index, seed=self.seed, candidate=candidate
+        )
+
+
+class Fitting:
+    """Attacks a batch of candidates in the largest parts that fit into memory, found by halving where it runs out."""
+
+    def __init__(self) -> None:
+        self._parts = 1
+
+    def attacked(self, attack: Attack, batch: Batch, eps: Tensor) -> Tensor:
+        """The images [K*N, ...] of all candidates, eps [K, N].
+
+        The noise follows the samples, so they are those of one batch up to the rounding of the model's forward.
+        """
+        n = eps.shape[1]
+        while True:
+            try:
+                return self._in_parts(attack, batch, eps)
+            except torch.OutOfMemoryError:
+                if 2 * self._parts > n:
+                    raise
+                self._parts *= 2
+                logger.warning(
+                    "the candidates' batch does not fit into memory: attacking it in %d parts",
+                    self._parts,
+                )
+
+    def _in_parts(self, attack: Attack, batch: Batch, eps: Tensor) -> Tensor:
+        k, n = eps.shape
+        cuts = [n * part // self._parts for part in range(self._parts + 1)]
+        made = [
+            batch.some(slice(low, high)).attacked(attack, eps[:, low:high].flatten(), 0)
+            for low, high in itertools.pairwise(cuts)
+            if low < high
+        ]
+        if len(made) == 1:
+            return made[0]
+        by_candidate = [part.view(k, -1, *part.shape[1:]) for part in made]
+        return torch.cat(by_candidate, 1).flatten(0, 1)
+
+
+def batched(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+    """All three candidates as one batch of 3N; their verdicts, and the clean images', in one forward of 4N."""
+    x_adv = fitting.attacked(attack, batch, eps)
+    logits, correct = batch.judged(attack, x_adv)
+    return Candidates(eps, list(x_adv.chunk(3)), logits, correct)
+
+
+def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+    """The first and the second candidate, each on the whole batch."""
+    correct = batch.correct
+    if batch.judge:
+        correct = attack.logits(batch.x).argmax(1) == batch.y
+    images: list[Tensor | None] = [None, None, None]
+    logits = []
+    for k in (0, 1):
+        images[k] = x_adv = batch.attacked(attack, eps[k], k)
+        logits.append(attack.logits(x_adv))
+    return Candidates(eps, images, _with_third(logits), correct)
+
+
+def lazy(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+    """The first candidate, and the second where the first fooled the model."""
+    first = batch.attacked(attack, eps[0], 0)
+    logits, correct = batch.judged(attack, first)
+    fooled = (logits.argmax(1) != batch.y).nonzero()[:, 0]
+    second, second_logits = first.clone(), logits.clone()
+    if len(fooled):
+        second[fooled] = batch.some(fooled).attacked(attack, eps[1][fooled], 1)
+        second_logits[fooled] = attack.logits(second[fooled])
+    return Candidates(eps, [first, second, None], _with_third([logits, second_logits]), correct)
+
+
+STRATEGIES = {"batched": batched, "lazy": lazy, "sequential": sequential}
+
+
+def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: Tensor) -> Tensor:
+    """Each sample's images of the candidate it chose; a third candidate not attacked yet is attacked now."""
+    first, second, third = candidates.x_adv
+    assert first is not None
+    assert second is not None
+    chosen = torch.where((choice == 0).view(-1, *[1] * (first.dim() - 1)), first, second)
+    rows = (choice == 2).nonzero()[:, 0]
+    if len(rows):
+        if third is not None:
+            chosen[rows] = third[rows]
+        else:
+            chosen[rows] = batch.some(rows).attacked(attack, candidates.eps[2][rows], 2)
+    return chosen
+
+
+def _with_third(logits: list[Tensor]) -> Tensor:
+    return torch.cat([*logits, torch.zeros_like(logits[0])])

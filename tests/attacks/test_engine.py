@@ -1,0 +1,198 @@
+"""Precision, engine and what the network may not do: options, refusals, and who leaves an attack early."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks import PGD, EngineOptions, options
+from iaat_fast.attacks.survivors import bucket, compacted
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"precision": "fp8"},
+            "precision: 'fp8', expected one of 'fp32', 'tf32', 'bf16', 'fp16', 'auto'",
+        ),
+        ({"engine": "turbo"}, "engine: 'turbo', expected one of 'auto', 'exact', 'fast'"),
+    ],
+)
+def test_an_unknown_precision_or_engine_is_refused(
+    net: nn.Module, keywords: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PGD(net, **keywords)
+
+
+def test_levers_that_need_the_shadow_are_refused_without_it() -> None:
+    with pytest.raises(ValueError, match="fold: True without the shadow"):
+        EngineOptions(shadow=False)
+    with pytest.raises(TypeError, match="compile: 1, expected True or False"):
+        EngineOptions(compile=1)  # type: ignore[arg-type]
+
+
+def test_auto_is_plain_in_fp32_and_fast_below() -> None:
+    assert not options.resolve_engine("auto", "fp32").shadow
+    assert options.resolve_engine("auto", "tf32") == options.FAST
+    assert options.resolve_engine("auto", "bf16") == options.FAST
+    assert options.resolve_engine("exact", "bf16") == options.EXACT
+    assert not options.EXACT.saturation_proof
+
+
+def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert options.resolve_precision("auto", cpu) == "bf16"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert options.resolve_precision("auto", cpu) == "fp32"
+    for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 0), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert options.resolve_precision("auto", cuda) == expected
+    assert options.resolve_precision("fp32", cuda) == "fp32"
+
+
+def test_nan_weights_are_named_before_the_attack(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        net[2].weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"model: the weight '2\.weight' holds NaN"):
+        PGD(net)(x, y)
+
+
+class Drifting(nn.Module):
+    """Changes a weight, or its mode, in forward."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.linear = what, nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "weights":
+            with torch.no_grad():
+                self.linear.weight.mul_(0.99)
+        else:
+            self.train()
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("what", ["weights", "mode"])
+@pytest.mark.parametrize("engine", ["exact", "auto", "fast"])
+def test_a_model_that_changes_itself_is_refused(x: Tensor, what: str, engine: str) -> None:
+    with pytest.raises(ValueError, match=f"model: its forward changes its (own )?{what}"):
+        PGD(Drifting(what), engine=engine)(x, torch.zeros(len(x), dtype=torch.int64))
+
+
+def test_tf32_is_restored(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    seen = []
+
+    def model(images: Tensor) -> Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return net(images)
+
+    PGD(model, precision="tf32", steps=1)(x, y)
+    assert seen == [(True, True)]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize(
+    ("active", "n", "size"),
+    [
+        *[(8, 8, 8), (7, 8, 8), (6, 8, 6), (5, 8, 6), (4, 8, 4), (3, 8, 3), (1, 8, 1), (0, 8, 0)],
+        *[(1, 1, 1), (65, 128, 96), (64, 128, 64), (33, 128, 48), (3, 7, 3), (0, 1, 0)],
+    ],
+)
+def test_buckets_are_few_and_hold_the_active_rows(active: int, n: int, size: int) -> None:
+    assert bucket(active, n) == size
+
+
+def test_the_number_of_bucket_sizes_grows_with_the_logarithm() -> None:
+    sizes = {bucket(active, 1024) for active in range(1025)}
+    assert len(sizes) <= 2 * 10 + 2
+    assert all(bucket(active, 1024) >= active for active in range(1025))
+
+
+def test_compaction_keeps_the_active_rows_first() -> None:
+    found = torch.tensor([True, False, True, True, False, True, True, True])
+    rows = compacted(found)
+    assert rows is not None
+    assert rows.tolist() == [1, 4]
+    assert compacted(torch.zeros(4, dtype=torch.bool)) is None
+    assert compacted(torch.ones(4, dtype=torch.bool)).tolist() == []  # type: ignore[union-attr]
+
+
+def plain_early_stop(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Any-iterate PGD, sample by sample, without leaving anyone out."""
+    eps, alpha = 0.06, 0.01
+    x_adv, first = start.clone(), start.clone()
+    found = torch.zeros(len(x), dtype=torch.bool)
+    for step in range(steps + 1):
+        leaf = x_adv.clone().requires_grad_()
+        logits = net(leaf)
+        new = (logits.argmax(1) != y) & ~found
+        first[new], found = x_adv[new], found | new
+        if step < steps:
+            (grad,) = torch.autograd.grad(
+                nn.functional.cross_entropy(logits, y, reduction="sum"), leaf
+            )
+            moved = x_adv + alpha * grad.sign()
+            x_adv = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+    first[~found] = x_adv[~found]
+    return first
+
+
+def test_early_stop_is_the_any_iterate_rule_with_fewer_gradients(
+    net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    steps = 20
+    start = x.clone()
+    expected = plain_early_stop(net, x, y, start, steps)
+    pgd = PGD(net, eps=0.06, alpha=0.01, steps=steps, early_stop=True, engine="exact")
+    x_adv = pgd(x, y, start=start)
+    # A smaller batch may round otherwise, so the verdicts are what must be equal.
+    assert torch.equal(net(x_adv).argmax(1) != y, net(expected).argmax(1) != y)
+    assert torch.allclose(x_adv, expected, atol=1e-5)
+    assert bool((net(x_adv).argmax(1) != y).any())
+    assert pgd.stats.planned == len(x) * steps
+    assert pgd.stats.gradients < pgd.stats.planned
+
+
+def test_early_stop_believes_the_live_model_only(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """A shadow that is fooled by everything must not end the attack."""
+    pgd = PGD(net, eps=0.06, alpha=0.01, steps=8, early_stop=True, precision="bf16", seed=0)
+    expected = pgd(x, y)
+    shadow = pgd.network._shadow
+    assert shadow is not None
+    bias = shadow.module.get_submodule("5").bias
+    with torch.no_grad():
+        shadow.refresh()
+    refresh = shadow.refresh
+
+    def wrong_bias() -> None:
+        refresh()
+        with torch.no_grad():
+            bias.add_(torch.nn.functional.one_hot(torch.tensor(9), 10) * 100.0)
+
+    shadow.refresh = wrong_bias  # type: ignore[method-assign]
+    x_adv = pgd(x, y)
+    assert pgd.stats.gradients > 0
+    fooled = net(x_adv).argmax(1) != y
+    assert bool(((x_adv - x).abs() <= 0.06 + 1e-6).all())
+    assert int(fooled.sum()) <= int((net(expected).argmax(1) != y).sum()) + len(x) // 2
+    still = ~fooled & (y != 9)
+    assert pgd.stats.planned == 8 * len(x)
+    assert not bool((net(x)[still].argmax(1) != y[still]).any())
+
+
+def test_restarts_count_what_they_saved(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    pgd = PGD(net, eps=0.1, alpha=0.02, steps=10, restarts=4, seed=0)
+    x_adv = pgd(x, y)
+    fooled = int((net(x_adv).argmax(1) != y).sum())
+    assert fooled > 0
+    assert pgd.stats.planned == 4 * 10 * len(x)
+    assert pgd.stats.gradients <= pgd.stats.planned
+    assert pgd.stats.gradients % 10 == 0

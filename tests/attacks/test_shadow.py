@@ -1,0 +1,275 @@
+"""The shadow gives what the live model gives, follows its weights, and gives way where it cannot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iaat_fast import models
+from iaat_fast.attacks import PGD, EngineOptions
+from iaat_fast.attacks.shadow import Shadow, Unshadowable, folded_parameters
+
+EXACT_COPY = EngineOptions(fold=False, channels_last=False, saturation_proof=False)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Running statistics and affine weights that are not those BatchNorm starts with."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (layer.running_mean, -0.3, 0.3),
+                (layer.running_var, 0.4, 1.6),
+                (layer.weight, 0.5, 1.5),
+                (layer.bias, -0.2, 0.2),
+            ):
+                if tensor is not None:
+                    tensor.data.uniform_(low, high, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture
+def resnet() -> nn.Module:
+    torch.manual_seed(3)
+    return with_statistics(models.build("resnet18", width=4))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+
+
+def shadow_of(model: nn.Module, *, dtype: torch.dtype | None = None, fold: bool = True) -> Shadow:
+    shadow = Shadow(model, dtype=dtype, fold=fold, channels_last=True)
+    shadow.refresh()
+    return shadow
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d, nn.Linear])
+def test_folding_is_convolution_then_batchnorm(kind: type, bias: bool, affine: bool) -> None:
+    torch.manual_seed(0)
+    if kind is nn.Linear:
+        layer, norm, x = (
+            nn.Linear(5, 4, bias=bias),
+            nn.BatchNorm1d(4, affine=affine),
+            torch.rand(6, 5),
+        )
+    else:
+        layer, norm = kind(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine)
+        x = torch.rand(6, 3, 7, 7)
+    model = with_statistics(nn.Sequential(layer, norm)).double()
+    shadow = Shadow(model, dtype=None, fold=True, channels_last=False)
+    shadow.refresh()
+    assert shadow.folded == (kind is nn.Conv2d)  # the others run unfolded, and right
+    assert torch.allclose(shadow.module(x.double()), model(x.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn32-10", "digits-cnn"])
+def test_the_networks_of_the_presets_are_folded(name: str, images: Tensor) -> None:
+    depth = {"wrn32-10": 8}.get(name)
+    width = {"resnet18": 4, "wrn32-10": 1, "digits-cnn": 4}[name]
+    x = images[:, :1, :8, :8] if name == "digits-cnn" else images
+    model = with_statistics(models.build(name, width=width, depth=depth)).double()
+    shadow = shadow_of(model)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in shadow.module.modules())
+    assert shadow.folded > 0
+    assert shadow.folded + left == norms
+    assert torch.allclose(shadow.module(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
+
+
+def test_it_follows_the_live_weights_and_holds_none_of_them(
+    resnet: nn.Module, images: Tensor
+) -> None:
+    shadow = shadow_of(resnet)
+    addresses = {p.data_ptr() for p in resnet.parameters()}
+    assert not addresses & {p.data_ptr() for p in shadow.module.parameters()}
+    assert not any(p.requires_grad for p in shadow.module.parameters())
+    with torch.no_grad():
+        for tensor in (*resnet.parameters(), *resnet.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(0.9)
+        assert not torch.allclose(shadow.module(images), resnet(images), rtol=1e-4)
+        shadow.refresh()
+        assert torch.allclose(shadow.module(images), resnet(images), rtol=1e-3, atol=1e-4)
+
+
+def test_tied_weights_stay_tied() -> None:
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), first)
+    shadow = shadow_of(model)
+    x = torch.rand(3, 6)
+    assert torch.equal(shadow.module(x), model(x))
+    assert len({p.data_ptr() for p in shadow.module.parameters()}) == 3
+
+
+def test_a_convolution_used_twice_is_not_folded(images: Tensor) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(self.conv(x))).mean((2, 3))
+
+    model = with_statistics(Twice())
+    shadow = shadow_of(model)
+    assert shadow.folded == 0
+    assert torch.allclose(shadow.module(images), model(images), rtol=1e-5)
+
+
+def test_batchnorm_in_train_mode_is_not_folded(resnet: nn.Module) -> None:
+    assert shadow_of(resnet.train()).folded == 0
+
+
+def test_hooks_belong_to_the_live_model(resnet: nn.Module) -> None:
+    resnet.linear.register_forward_hook(lambda *args: None)
+    with pytest.raises(Unshadowable, match="linear has hooks"):
+        shadow_of(resnet)
+
+
+class Branching(nn.Module):
+    """Its control flow looks at values, so that it cannot be traced."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out = self.conv(x)
+        if out.sum() > 0:
+            out = F.relu(out)
+        return out.mean((2, 3))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)) + torch.randn(len(x), 4)
+
+
+class MixedTypes(nn.Module):
+    """Insists on float32, so that a copy in bf16 mixes dtypes and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).float() @ self.linear.weight.t()
+
+
+def small() -> Tensor:
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    model[1].register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "precision", "expected", "reason"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), "bf16", "a copy in", None),
+        (lambda: Branching(nn.Conv2d(3, 4, 3)), "bf16", "not folded", "cannot be traced"),
+        (Noisy, "bf16", "autocast", "off by"),
+        (Noisy, "fp32", "the live model", "off by"),
+        (MixedTypes, "bf16", "autocast", "its copy failed"),
+        (hooked, "fp16", "autocast", "has hooks"),
+    ],
+    ids=["plain", "branching", "noisy bf16", "noisy fp32", "mixed types", "hooked"],
+)
+def test_a_model_that_cannot_be_shadowed_is_attacked_all_the_same_and_it_is_said_once(
+    make: Callable[[], nn.Module],
+    precision: str,
+    expected: str,
+    reason: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    x, y = small(), torch.tensor([0, 1, 2, 3])
+    pgd = PGD(make(), steps=3, precision=precision, engine="fast", seed=0)
+    with caplog.at_level(logging.INFO, "iaat_fast"):
+        first = pgd(x, y)
+        pgd(x, y)
+    assert expected in pgd.network.taken
+    assert len(caplog.records) == 1
+    if reason is not None:
+        assert reason in caplog.text
+    assert (first - x).abs().max() <= 8 / 255 + 1e-6
+    assert not torch.equal(first, x)
+
+
+def test_batch_statistics_that_are_to_be_updated_are_the_live_models(
+    bn_net: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = bn_net[1].running_mean.clone()
+    pgd = PGD(bn_net, steps=2, bn="train_update", precision="bf16", seed=0)
+    pgd(x, torch.zeros(len(x), dtype=torch.int64))
+    assert "running statistics" in caplog.text
+    assert not torch.equal(bn_net[1].running_mean, before)
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_a_copy_that_changes_nothing_gives_the_bits_of_the_plain_loop(
+    bn_net: nn.Module, x: Tensor, bn: str
+) -> None:
+    y = bn_net.eval()(x).argmax(1)
+    before = {name: value.clone() for name, value in bn_net.state_dict().items()}
+    exact = PGD(bn_net, steps=5, bn=bn, engine="exact", seed=0)(x, y)
+    copied = PGD(bn_net, steps=5, bn=bn, engine=EXACT_COPY, seed=0)(x, y)
+    assert torch.equal(exact, copied)
+    assert all(torch.equal(value, before[name]) for name, value in bn_net.state_dict().items())
+
+
+def test_the_fast_engine_sees_new_weights_and_new_layers(resnet: nn.Module, images: Tensor) -> None:
+    y = resnet(images).argmax(1)
+    pgd = PGD(resnet, steps=2, engine="fast", seed=0)
+    pgd(images, y)
+    made = pgd.network._shadow
+    with torch.no_grad():
+        resnet.linear.weight.neg_()
+    changed = pgd(images, y)
+    assert pgd.network._shadow is made
+    assert torch.equal(changed, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
+    resnet.linear = nn.Linear(resnet.linear.in_features, 10)
+    replaced = pgd(images, y)
+    assert pgd.network._shadow is not made
+    assert torch.equal(replaced, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "auto"])
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 12)])
+def test_every_precision_attacks_in_the_images_dtype_and_layout(
+    precision: str, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(shape)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 5))
+    y = model(x).argmax(1)
+    x_adv = PGD(model, eps=0.5, alpha=0.1, precision=precision, seed=0)(x, y)
+    assert x_adv.dtype is x.dtype
+    assert x_adv.stride() == x.stride()
+    assert (model(x_adv).argmax(1) != y).float().mean() > 0.7
+
+
+def test_folded_parameters_need_no_affine_weights() -> None:
+    layer, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, affine=False)
+    weight, bias = folded_parameters(layer, norm)
+    assert torch.allclose(weight, layer.weight / (1 + norm.eps) ** 0.5)
+    assert not bias.any()

@@ -1,4 +1,4 @@
-"""Whether a contender does the attack that the plain loop does: pixels, signs, loss and verdicts from the same start."""
+"""Whether a contender does the attack that the plain loop does: signs, pixels, loss and verdicts from one start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from benchmarks.attacks.contender import Contender, Setting, Target
 from benchmarks.attacks.loops import plain_loop
-
 
 # Where the network is surer than this, the plain float32 gradient has lost its bits (`ops.ce_cotangent`).
 _SATURATED = 1 - 2.0**-12

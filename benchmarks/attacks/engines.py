@@ -20,9 +20,9 @@ NOT_SPEED = ("saturation_proof",)
 
 def pgd(target: Target, setting: Setting, *, precision: str, engine: str | EngineOptions) -> Attack:
     """iaat_fast's PGD; `Missing` where the device has no such precision."""
-    if precision == "fp16" and target.x.device.type == "cpu":
-        if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-            raise Missing("this processor has no float16 convolutions")
+    on_cpu = target.x.device.type == "cpu"
+    if precision == "fp16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise Missing("this processor has no float16 convolutions")
     return PGD(
         target.model,
         setting.eps,
@@ -59,8 +59,7 @@ def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Con
     alone = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED, "shadow")]
     found.append(_engine("shadow", levers("shadow"), "a frozen copy, nothing else"))
     found += [
-        _engine(f"shadow+{name}", levers("shadow", name), f"shadow and {name}")
-        for name in alone
+        _engine(f"shadow+{name}", levers("shadow", name), f"shadow and {name}") for name in alone
     ]
     known = {contender.name for contender in found}
     rungs = [rung.contender for rung in ladder(device, with_compile=with_compile)]
@@ -82,7 +81,9 @@ def ladder(device: torch.device, *, with_compile: bool) -> list[Rung]:
     """
     names = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED)]
     late = [name for name in LAST if name in LEVERS and _applies(name, device, with_compile)]
-    graphed = "graph" in late  # then the public settings have graphs, and the lower rungs are not theirs
+    graphed = (
+        "graph" in late
+    )  # then the public settings have graphs, and the lower rungs are not theirs
     if graphed:
         rungs = [Rung("fused step", _engine("fused-step", levers(), "no graph", plain=True))]
     else:
@@ -95,7 +96,9 @@ def ladder(device: torch.device, *, with_compile: bool) -> list[Rung]:
         else:
             rungs.append(Rung(names[count - 1], _engine(name, levers(*names[:count]), what)))
     if graphed:
-        eager = _engine("bf16-eager", levers(*names), "fast in bfloat16, no graph", precision="bf16")
+        eager = _engine(
+            "bf16-eager", levers(*names), "fast in bfloat16, no graph", precision="bf16"
+        )
         rungs.append(Rung("bf16", eager))
     else:
         rungs.append(Rung("bf16", _engine("bf16", "auto", "fast in bfloat16", precision="bf16")))

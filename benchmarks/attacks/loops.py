@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.attacks.contender import Attack, Contender, Setting, Target
@@ -13,17 +13,28 @@ def plain_loop(target: Target, setting: Setting, autocast: torch.dtype | None = 
     """PGD by `torch.autograd.grad`, which computes no gradients of weights; the loss is summed over the batch."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        x_adv = _start(x, setting)
-        for _ in range(setting.steps):
-            x_adv.requires_grad_()
-            with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-                logits = target.model(x_adv)
-            loss = F.cross_entropy(logits.float(), y, reduction="sum")
-            (grad,) = torch.autograd.grad(loss, x_adv)
-            x_adv = _step(x_adv, grad, x, setting)
-        return x_adv
+        return descend(target.model, _start(x, setting), x, y, setting, autocast)
 
     return attack
+
+
+def descend(
+    model: nn.Module,
+    x_adv: Tensor,
+    x: Tensor,
+    y: Tensor,
+    setting: Setting,
+    autocast: torch.dtype | None = None,
+) -> Tensor:
+    """The plain loop from the images x_adv."""
+    for _ in range(setting.steps):
+        x_adv.requires_grad_()
+        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+            logits = model(x_adv)
+        loss = F.cross_entropy(logits.float(), y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, x_adv)
+        x_adv = _step(x_adv, grad, x, setting)
+    return x_adv
 
 
 def authors_loop(target: Target, setting: Setting) -> Attack:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.attacks.measure import Case, Record
 
@@ -27,8 +27,18 @@ def columns(case: Case) -> list[str]:
 
 
 def rows(case: Case) -> list[list[str]]:
-    """A row per contender; one that was not timed says why."""
+    """A row per contender; `remarks` says why one was not timed."""
     return [_row(record, _peers(case), record.name == case.best_peer) for record in case.records]
+
+
+def remarks(case: Case) -> list[str]:
+    """Why contenders were not timed, and which promise of the same bits is not kept."""
+    found = [f"{r.name}: {r.status}: {r.detail}" for r in case.records if r.status != "ok"]
+    for record in case.records:
+        agreement = record.agreement
+        if record.name == "exact" and agreement is not None and agreement.same_pixels < 1:
+            found.append("exact: not bit-identical to the plain loop")
+    return found
 
 
 def ladder_rows(case: Case) -> list[list[str]]:
@@ -48,6 +58,7 @@ def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Ite
             f"## {title(case)}\n",
             f"{case.parameters:,} parameters; images: {case.images}; best peer: {case.best_peer or 'none'}\n",
             table(columns(case), rows(case)),
+            "".join(f"- {remark}\n" for remark in remarks(case)),
         ]
         if case.ladder:
             parts += ["What each lever adds:\n", table(LADDER, ladder_rows(case))]
@@ -60,8 +71,8 @@ def show(case: Case) -> None:
     from rich.table import Table
 
     console = Console()
-    # Cut in a narrow log, a table is of no use.
-    console = console if console.is_terminal else Console(width=200)
+    # Folded in a narrow log, a table is of no use.
+    console = console if console.is_terminal else Console(width=240)
     for heading, names, cells in (
         (title(case), columns(case), rows(case)),
         ("what each lever adds", LADDER, ladder_rows(case)),
@@ -70,10 +81,13 @@ def show(case: Case) -> None:
             continue
         shown = Table(title=heading, title_justify="left")
         for number, name in enumerate(names):
-            shown.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+            justify: Literal["left", "right"] = "left" if number < 2 else "right"
+            shown.add_column(name.replace(" ", "\n", 1), justify=justify, no_wrap=number in (0, 2))
         for row in cells:
             shown.add_row(*row)
         console.print(shown)
+    for remark in remarks(case):
+        console.print(remark)
 
 
 def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
@@ -98,8 +112,7 @@ def _row(record: Record, peers: Sequence[str], best: bool) -> list[str]:
             f"{found.same_verdicts:.1%}",
         ]
     if record.p50_s is None:
-        gap = [""] * (len(peers) + 4)
-        return [name, record.precision, f"{record.status}: {record.detail}", *gap, *compared]
+        return [name, record.precision, record.status, *[""] * (len(peers) + 4), *compared]
     peak = "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}"
     return [
         name,

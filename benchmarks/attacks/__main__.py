@@ -1,0 +1,191 @@
+"""`python -m benchmarks.attacks`: measure, print tables, write records and figures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.attacks import images, networks, peers, plot, survivors, tables
+from benchmarks.attacks.contender import Contender, Setting, Target
+from benchmarks.attacks.engines import ladder
+from benchmarks.attacks.measure import Case, measure
+from benchmarks.attacks.options import batch_sizes, contenders, parse
+from benchmarks.attacks.rates import matmul_rates
+
+# Images on which attacks are compared on the CPU; a GPU compares all.
+_CHECKED = 32
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run; 0 if every contender that is installed was right and ran, else 1."""
+    options = parse(argv)
+    if options.list:
+        for contender in contenders(options):
+            print(f"{contender.name:28} {contender.precision:5} {contender.what}")
+        return 0
+    if options.device == "cuda":
+        allowed = options.tf32 == "allowed"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        return run_survivors(options, argv) if options.survivors else run(options, argv)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"python -m benchmarks.attacks: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Every network at every batch size; files are written after each, so that a stopped run leaves what it has."""
+    started = time.perf_counter()
+    device, setting = torch.device(options.device), Setting(steps=options.steps)
+    competing = contenders(options)
+    rates = matmul_rates((c.precision for c in competing), device)
+    header = _header(options, argv, setting)
+    header |= {"matmul_flops_per_s": rates, "peers": peers.versions(), "left_out": []}
+    wanted = [(model, size) for model in options.models for size in batch_sizes(options, model)]
+    cases: list[Case] = []
+    for number, (model, size) in enumerate(wanted, 1):
+        name = f"{model}, batch {size}"
+        if time.perf_counter() - started > options.time_limit:
+            header["left_out"].append(name)
+            continue
+        _say(f"{number}/{len(wanted)} {name}")
+        case = _case(model, size, options, competing, setting, rates)
+        cases.append(case)
+        tables.show(case)
+        header["seconds"] = round(time.perf_counter() - started, 1)
+        _write(options, header, cases)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print(f"attacks.json, attacks.md and a figure per network are in {options.out}")
+    for name in header["left_out"]:
+        print(f"left out after {options.time_limit:g} s: {name}")
+    bad = [(case, r) for case in cases for r in case.records if r.status in ("wrong", "failed")]
+    for case, record in bad:
+        print(f"{record.status}: {record.name}, {tables.title(case)}: {record.detail}")
+    return 1 if bad else 0
+
+
+def run_survivors(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Restarts on survivors against restarts on everyone; 1 if a verdict differs from the plain loop's."""
+    setting = Setting(steps=options.steps)
+    results: list[dict[str, Any]] = []
+    status = 0
+    for model in options.models:
+        x, y, source = images.load(options.images, 32, options.data)
+        if y is None:
+            raise FileNotFoundError("--survivors needs real images: --data or IAAT_FAST_DATA")
+        x, y = x.to(options.device), y.to(options.device)
+        net = networks.make(model, x)
+        for size in options.batch_sizes or [250]:
+            _say(f"{model}, batch {size}, PGD-{setting.steps} x {options.restarts}")
+            restarts = survivors.Restarts(net, x, y, setting, options.restarts, size)
+            records = survivors.measure(restarts, rounds=options.rounds)
+            text = tables.table(survivors.COLUMNS, [survivors.row(record) for record in records])
+            what = {"model": model, "images": source, "samples": len(x), "batch": size}
+            what |= {"restarts": options.restarts, "precision": "fp32"}
+            print(f"{what}\n{text}")
+            results.append({**what, "records": [dataclasses.asdict(r) for r in records], "_": text})
+            same = {r.name: r.same_verdicts for r in records}
+            if min(same["PGD, survivors"], same["robust_accuracy"]) < 1:
+                print("verdicts differ from the plain loop's")
+                status = 1
+    header = _header(options, argv, setting)
+    parts = ["# Restarts on survivors\n", _facts({**header["machine"], **header["setting"]})]
+    for result in results:
+        text = result.pop("_")
+        parts += [_facts({k: v for k, v in result.items() if k != "records"}), text]
+    (options.out / "survivors.md").write_text("\n".join(parts))
+    result = {**header, "cases": results}
+    (options.out / "survivors.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"survivors.json and survivors.md are in {options.out}")
+    return status
+
+
+def _case(
+    model: str,
+    size: int,
+    options: argparse.Namespace,
+    competing: Sequence[Contender],
+    setting: Setting,
+    rates: dict[str, float],
+) -> Case:
+    device = torch.device(options.device)
+    pixels = networks.image_size(model)
+    x, _, source = images.load(size, pixels, options.data)
+    calibration, _, _ = images.load(64, pixels, options.data)
+    width = None if model in (*networks.CHECKPOINTS, "resnet50") else options.width
+    net = networks.make(model, calibration.to(device), width=width, contiguous=options.contiguous)
+    x = x.to(device)
+    with torch.no_grad():
+        logits = torch.cat([net(part) for part in x.split(64)])
+    # The network's own predictions: every sample starts unfooled, so that the attack has all the way to go.
+    target = Target(net, x, logits.argmax(1), logits.shape[1])
+    flops, records, rungs, best = measure(
+        target,
+        competing,
+        ladder(device, with_compile=options.compile),
+        setting,
+        rounds=options.rounds,
+        rates=rates,
+        check=_CHECKED if device.type == "cpu" else None,
+        said=_say,
+    )
+    return Case(
+        model=model,
+        width=width,
+        parameters=sum(p.numel() for p in net.parameters()),
+        images=source,
+        shape=list(x.shape),
+        steps=setting.steps,
+        flops=flops,
+        best_peer=best,
+        records=records,
+        ladder=rungs,
+    )
+
+
+def _header(options: argparse.Namespace, argv: Sequence[str], setting: Setting) -> dict[str, Any]:
+    how = {"rounds": options.rounds, "device": options.device, "contiguous": options.contiguous}
+    if options.device == "cuda":
+        how |= {"tf32": options.tf32, "cudnn_benchmark": options.cudnn_benchmark}
+    return {
+        "command": ["python", "-m", "benchmarks.attacks", *argv],
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quick": options.quick,
+        "machine": machine.describe(),
+        "setting": {**dataclasses.asdict(setting), **how},
+    }
+
+
+def _write(options: argparse.Namespace, header: dict[str, Any], cases: Sequence[Case]) -> None:
+    result = {**header, "cases": [dataclasses.asdict(case) for case in cases]}
+    (options.out / "attacks.json").write_text(json.dumps(result, indent=1) + "\n")
+    known = {name: version or "missing" for name, version in header["peers"].items()}
+    settings = {**header["setting"], **known, "command": " ".join(header["command"])}
+    (options.out / "attacks.md").write_text(tables.markdown(header["machine"], settings, cases))
+    for model in dict.fromkeys(case.model for case in cases):
+        mine = [case for case in cases if case.model == model]
+        plot.draw(mine, header["machine"], options.out / f"attacks-{model}.png")
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -79,6 +79,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
 def run_survivors(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Restarts on survivors against restarts on everyone; 1 if a verdict differs from the plain loop's."""
     setting = Setting(steps=options.steps)
+    header = _header(options, argv, setting)
+    parts = ["# Restarts on survivors\n", tables.facts({**header["machine"], **header["setting"]})]
     results: list[dict[str, Any]] = []
     status = 0
     for model in options.models:
@@ -88,26 +90,26 @@ def run_survivors(options: argparse.Namespace, argv: Sequence[str]) -> int:
         x, y = x.to(options.device), y.to(options.device)
         net = networks.make(model, x)
         for size in options.batch_sizes or [250]:
-            _say(f"{model}, batch {size}, PGD-{setting.steps} x {options.restarts}")
+            title = f"{model}, {len(x)} images in batches of {size}, PGD-{setting.steps} x {options.restarts}"
+            _say(title)
             restarts = survivors.Restarts(net, x, y, setting, options.restarts, size)
             records = survivors.measure(restarts, rounds=options.rounds)
-            text = tables.table(survivors.COLUMNS, [survivors.row(record) for record in records])
+            cells = [survivors.row(record) for record in records]
+            tables.write(title, survivors.COLUMNS, cells)
+            parts += [
+                f"## {title}\n",
+                f"images: {source}\n",
+                tables.table(survivors.COLUMNS, cells),
+            ]
             what = {"model": model, "images": source, "samples": len(x), "batch": size}
             what |= {"restarts": options.restarts, "precision": "fp32"}
-            print(f"{what}\n{text}")
-            results.append({**what, "records": [dataclasses.asdict(r) for r in records], "_": text})
-            same = {r.name: r.same_verdicts for r in records}
-            if min(same["PGD, survivors"], same["robust_accuracy"]) < 1:
+            results.append({**what, "records": [dataclasses.asdict(r) for r in records]})
+            if any(r.same_verdicts < 1 for r in records if r.last_iterate):
                 print("verdicts differ from the plain loop's")
                 status = 1
-    header = _header(options, argv, setting)
-    parts = ["# Restarts on survivors\n", _facts({**header["machine"], **header["setting"]})]
-    for result in results:
-        text = result.pop("_")
-        parts += [_facts({k: v for k, v in result.items() if k != "records"}), text]
-    (options.out / "survivors.md").write_text("\n".join(parts))
     result = {**header, "cases": results}
     (options.out / "survivors.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / "survivors.md").write_text("\n".join(parts))
     print(f"survivors.json and survivors.md are in {options.out}")
     return status
 
@@ -163,9 +165,16 @@ def _header(options: argparse.Namespace, argv: Sequence[str], setting: Setting) 
         "command": ["python", "-m", "benchmarks.attacks", *argv],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
-        "machine": machine.describe(),
+        "machine": _machine(options.device),
         "setting": {**dataclasses.asdict(setting), **how},
     }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    described = machine.describe()
+    if device == "cuda":
+        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return described
 
 
 def _write(options: argparse.Namespace, header: dict[str, Any], cases: Sequence[Case]) -> None:
@@ -177,10 +186,6 @@ def _write(options: argparse.Namespace, header: dict[str, Any], cases: Sequence[
     for model in dict.fromkeys(case.model for case in cases):
         mine = [case for case in cases if case.model == model]
         plot.draw(mine, header["machine"], options.out / f"attacks-{model}.png")
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
 
 
 def _say(text: str) -> None:

@@ -37,7 +37,7 @@ def load(n: int, size: int, source: Path | None = None) -> tuple[Tensor, Tensor 
         pixels, labels = read_pack(Path(folder) / "cifar10-test.npz")
         name = "CIFAR-10 test"
     else:
-        return _random(n, size), None, f"random, smooth, {size}x{size}"
+        return smooth_noise(n, size), None, f"random, smooth, {size}x{size}"
     first = np.arange(n) % len(pixels)
     images = torch.from_numpy(pixels[first]).permute(0, 3, 1, 2).float().div(255).contiguous()
     if images.shape[-1] != size:
@@ -46,8 +46,8 @@ def load(n: int, size: int, source: Path | None = None) -> tuple[Tensor, Tensor 
     return images, torch.from_numpy(labels[first]), name
 
 
-def _random(n: int, size: int) -> Tensor:
-    """Blobs and some noise: neighbouring pixels are alike, as in photographs."""
+def smooth_noise(n: int, size: int) -> Tensor:
+    """float32 [n, 3, size, size] in [0, 1]: blobs and some noise; neighbouring pixels are alike, as in photographs."""
     generator = torch.Generator().manual_seed(0)
     blobs = F.interpolate(
         torch.rand(n, 3, 6, 6, generator=generator), size=(size, size), mode="bicubic"

@@ -11,6 +11,7 @@ from benchmarks.attacks.tables import title
 
 # Okabe and Ito's colours, told apart with any colour vision; hatching tells kinds apart in print.
 COLOURS = {"fp32": "#0072B2", "tf32": "#009E73", "bf16": "#E69F00", "fp16": "#CC79A7"}
+SLOWER = "#D55E00"
 HATCHES = {"peer": "////", "engine": ""}
 
 
@@ -77,21 +78,21 @@ def _speeds(axis: Any, case: Case) -> None:
                 textcoords="offset points",
                 va="center",
                 fontsize="small",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
             )
     best = next((r for r in records if r.name == case.best_peer), None)
     if best is not None:
         axis.axvline(n / best.p50_s, color="black", linewidth=1, linestyle="--")
     axis.set_yticks(range(len(records)), [record.name for record in records], fontsize="small")
     axis.invert_yaxis()
-    axis.margins(x=0.14)
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.14 * max((n / (r.p20_s or 1) for r in records), default=1))
     axis.set_xlabel("images per second (× the best peer in fp32, dashed)")
     axis.set_title(title(case), loc="left", fontsize="medium")
     _grid(axis)
 
 
 def _levers(axis: Any, case: Case) -> None:
-    """Bars from each rung's speed to the next."""
+    """Bars from each rung's speed to the next, back in another colour where a lever slows down."""
     axis.set_title("what each lever adds", loc="left", fontsize="medium")
     if not case.ladder:
         axis.set_axis_off()
@@ -99,11 +100,12 @@ def _levers(axis: Any, case: Case) -> None:
     precision = {record.name: record.precision for record in case.records}
     before = 0.0
     for place, rung in enumerate(case.ladder):
+        colour = COLOURS[precision[rung.name]] if place else "#999999"
         axis.barh(
             place,
             rung.over_first - before,
             left=before,
-            color=COLOURS[precision[rung.name]] if place else "#999999",
+            color=SLOWER if rung.over_first < before else colour,
         )
         axis.annotate(
             f"×{rung.over_previous:.2f}" if place else "1",
@@ -117,9 +119,8 @@ def _levers(axis: Any, case: Case) -> None:
     names = [case.ladder[0].name, *[f"+ {rung.adds}" for rung in case.ladder[1:]]]
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.invert_yaxis()
-    axis.margins(x=0.14)
-    axis.set_xlim(left=0)
-    axis.set_xlabel(f"speed, {case.ladder[0].name} = 1 (× the rung before)")
+    axis.set_xlim(0, 1.16 * max(rung.over_first for rung in case.ladder))
+    axis.set_xlabel(f"speed, {case.ladder[0].name} = 1 (× the rung before; vermilion: slower)")
     _grid(axis)
 
 

@@ -19,7 +19,7 @@ DTYPES = {
     "fp16": torch.float16,
 }
 # Large enough that a product is all arithmetic.
-_SIZE = {"cuda": 8192, "cpu": 2048}
+_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
 def flops_per_gradient(target: Target) -> float:

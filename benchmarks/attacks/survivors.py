@@ -17,7 +17,7 @@ from iaat_fast.attacks import PGD
 from iaat_fast.data import Split
 from iaat_fast.evaluate import robust_accuracy
 
-PLAIN = "plain loop"
+PLAIN, EARLY = "plain loop", "PGD, early_stop"
 COLUMNS = (
     *("attack", "s p50 [p20, p80]", "× plain loop", "gradients taken"),
     *("robust", "same verdicts", "missed"),
@@ -29,6 +29,7 @@ _SEED = 0
 class SurvivorRecord:
     """A way to run all restarts, in float32 from the same starts.
 
+    last_iterate: whether verdicts are those of the last iterates alone, as the plain loop's, or of any iterate.
     over_plain: how many times faster than the plain loop on all samples, median over rounds.
     gradients: images that went through the network and back, as a share of samples x steps x restarts.
     robust: share of samples that no restart fools.
@@ -37,6 +38,7 @@ class SurvivorRecord:
     """
 
     name: str
+    last_iterate: bool
     n: int
     p20_s: float
     p50_s: float
@@ -119,7 +121,7 @@ def measure(restarts: Restarts, *, rounds: int) -> list[SurvivorRecord]:
         PLAIN: restarts.plain,
         "PGD, survivors": lambda: restarts.pgd(early_stop=False),
         "robust_accuracy": restarts.evaluation,
-        "PGD, early_stop": lambda: restarts.pgd(early_stop=True),
+        EARLY: lambda: restarts.pgd(early_stop=True),
     }
     found: dict[str, tuple[Tensor, float]] = {}
 
@@ -138,6 +140,7 @@ def measure(restarts: Restarts, *, rounds: int) -> list[SurvivorRecord]:
         records.append(
             SurvivorRecord(
                 name=name,
+                last_iterate=name != EARLY,
                 n=rounds,
                 p20_s=low,
                 p50_s=middle,

@@ -51,8 +51,7 @@ def ladder_rows(case: Case) -> list[list[str]]:
 
 def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Iterable[Case]) -> str:
     """Both tables of every case, under what they were measured on and how."""
-    facts = {**machine, **settings}
-    parts = ["# Attacks\n", "".join(f"- {name}: {value}\n" for name, value in facts.items())]
+    parts = ["# Attacks\n", facts({**machine, **settings})]
     for case in cases:
         parts += [
             f"## {title(case)}\n",
@@ -67,27 +66,33 @@ def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Ite
 
 def show(case: Case) -> None:
     """Both tables on the terminal."""
+    write(title(case), columns(case), rows(case))
+    if case.ladder:
+        write("what each lever adds", LADDER, ladder_rows(case))
+    for remark in remarks(case):
+        print(remark)
+
+
+def write(heading: str, names: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
+    """A table on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     # Folded in a narrow log, a table is of no use.
     console = console if console.is_terminal else Console(width=240)
-    for heading, names, cells in (
-        (title(case), columns(case), rows(case)),
-        ("what each lever adds", LADDER, ladder_rows(case)),
-    ):
-        if not cells:
-            continue
-        shown = Table(title=heading, title_justify="left")
-        for number, name in enumerate(names):
-            justify: Literal["left", "right"] = "left" if number < 2 else "right"
-            shown.add_column(name.replace(" ", "\n", 1), justify=justify, no_wrap=number in (0, 2))
-        for row in cells:
-            shown.add_row(*row)
-        console.print(shown)
-    for remark in remarks(case):
-        console.print(remark)
+    shown = Table(title=heading, title_justify="left")
+    for number, name in enumerate(names):
+        justify: Literal["left", "right"] = "left" if number < 2 else "right"
+        shown.add_column(name.replace(" ", "\n", 1), justify=justify, no_wrap=number in (0, 2))
+    for row in cells:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def facts(known: Mapping[str, Any]) -> str:
+    """A Markdown list."""
+    return "".join(f"- {name}: {value}\n" for name, value in known.items())
 
 
 def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:

@@ -125,7 +125,7 @@ def _case(
     device = torch.device(options.device)
     pixels = networks.image_size(model)
     x, _, source = images.load(size, pixels, options.data)
-    calibration, _, _ = images.load(64, pixels, options.data)
+    calibration, _, _ = images.load(64 if pixels == 32 else 16, pixels, options.data)
     width = None if model in (*networks.CHECKPOINTS, "resnet50") else options.width
     net = networks.make(model, calibration.to(device), width=width, contiguous=options.contiguous)
     x = x.to(device)

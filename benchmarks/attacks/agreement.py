@@ -94,9 +94,10 @@ class Reference:
 
 
 # Largest share of flipped signs, largest distance of profiles, smallest share of the plain loop's loss. Between the
-# measured and the wrong: bfloat16 flips 3 % of the signs of a trained network and 6, 8 and 25 % of the random ResNet-18,
-# WRN-32 and ResNet-50; float16, whose significand is as long as TF32's, 0.5 % and 2, 3 and 10 %; folding up to 0.8 %; a
-# contrary or unrelated gradient 50 to 100 %. Half types move profiles by up to 0.012, a step left out by 0.16 or more.
+# measured and the wrong: bfloat16 flips 3 % of the signs of a trained network and 6, 8 and 25 % of the random
+# ResNet-18, WRN-32 and ResNet-50; float16, whose significand is as long as TF32's, 0.5 % and 2, 3 and 10 %; folding up
+# to 0.8 %; a contrary or unrelated gradient 50 to 100 %. Half types move profiles by up to 0.012, a step left out by
+# 0.16 or more.
 _LIMITS = {
     "plain": (0.002, 0.01, 0.99),
     "fp32": (0.02, 0.02, 0.95),

@@ -71,8 +71,8 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     """Give a random network what makes a trained one: BatchNorm that is not the identity, and classes that all occur.
 
     As it comes, BatchNorm folds into nothing, one class takes all images, and rounding grows from block to block until
-    half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm takes the statistics of the images, blocks
-    add little to what passes by them, and the last layer looks where the images' features differ most.
+    half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm takes the statistics of the images,
+    blocks add little to what passes by them, and the last layer looks where the images' features differ most.
     """
     generator = torch.Generator().manual_seed(0)
     for norm in net.modules():

@@ -105,7 +105,7 @@ def _levers(axis: Any, case: Case) -> None:
             place,
             rung.over_first - before,
             left=before,
-            color=SLOWER if rung.over_first < before else colour,
+            color=SLOWER if rung.over_previous < 1 else colour,
         )
         axis.annotate(
             f"×{rung.over_previous:.2f}" if place else "1",
@@ -120,7 +120,7 @@ def _levers(axis: Any, case: Case) -> None:
     axis.set_yticks(range(len(names)), names, fontsize="small")
     axis.invert_yaxis()
     axis.set_xlim(0, 1.16 * max(rung.over_first for rung in case.ladder))
-    axis.set_xlabel(f"speed, {case.ladder[0].name} = 1 (× the rung before; vermilion: slower)")
+    axis.set_xlabel(f"speed, {case.ladder[0].name} = 1 (vermilion: slower)")
     _grid(axis)
 
 

@@ -191,7 +191,7 @@ class Network:
                 what = f"with {shadow.folded} BatchNorm layers folded" if fold else "not folded"
                 self.taken = f"a copy in {low or 'its own precision'}, {what}"
                 break
-        because = f" ({'; '.join(reasons)})" if reasons else ""
+        because = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         report = logger.warning if self._shadow is None else logger.info
         report("attack: gradients come from %s%s", self.taken, because)
 

@@ -1,4 +1,6 @@
 // The fused step: x_adv + alpha * sign(grad), projected onto the ball round x and into the box, in place.
+#include <type_traits>
+
 #include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/walk.cuh"
@@ -16,7 +18,7 @@ struct Step {
     const A *eps, *alpha;
     Images images;
     A lo, hi;
-    bool targeted;
+    A direction;  // of the steps: 1 up the loss, -1 down
     unsigned long long* stats;
 };
 
@@ -24,55 +26,33 @@ struct Counts {
     int32_t zero = 0, nan = 0;
 };
 
-// The vectors first, first + kThreads, ... of x, each with all its candidates, so that x is read once.
-template <int kWidth, int kCount, bool kStats, typename T>
-IAAT_DEVICE void step_vectors(const Step<T>& step, int64_t first, int64_t vectors, Counts& counts) {
+// A vector of x with all its candidates, so that x is read once.
+template <int kWidth, bool kStats, typename T>
+IAAT_DEVICE void step_vector(const Step<T>& step, int64_t vector, Counts& counts) {
     using A = typename Step<T>::A;
-    bool exists[kCount];
-    Place place[kCount];
-    Vector<T, kWidth> x[kCount];
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-        exists[u] = first + u * kThreads < vectors;
-        place[u] = place_of(step.images, (first + u * kThreads) * kWidth);
-        if (exists[u]) x[u] = read_vector<kWidth>(step.x + place[u].at);
-    }
-    T* x_adv = step.x_adv;
-    const T* grad = step.grad;
-    const A *eps = step.eps, *alpha = step.alpha;
+    const Place place = place_of<kWidth>(step.images, vector);
+    const Vector<T, kWidth> x = read_vector<kWidth>(step.x + place.at);
+    int64_t at = place.at, row = place.row;
 #pragma unroll 1
     for (int64_t k = 0; k < step.images.candidates; ++k) {
-        Vector<T, kWidth> a[kCount], g[kCount];
-        RowValues<A> radius[kCount], size[kCount];
+        Vector<T, kWidth> a = read_vector<kWidth>(step.x_adv + at);
+        const Vector<T, kWidth> g = read_vector<kWidth>(step.grad + at);
+        const RowValues<A> radius = row_values<kWidth>(step.eps, row, place.left);
+        const RowValues<A> size = row_values<kWidth>(step.alpha, row, place.left);
 #pragma unroll
-        for (int u = 0; u < kCount; ++u) {
-            if (!exists[u]) continue;
-            a[u] = read_vector<kWidth>(x_adv + place[u].at);
-            g[u] = read_vector<kWidth>(grad + place[u].at);
-            radius[u] = row_values<kWidth>(eps, place[u].row, place[u].left);
-            size[u] = row_values<kWidth>(alpha, place[u].row, place[u].left);
-        }
-#pragma unroll
-        for (int u = 0; u < kCount; ++u) {
-            if (!exists[u]) continue;
-#pragma unroll
-            for (int lane = 0; lane < kWidth; ++lane) {
-                const A slope = widen(g[u].lane[lane]);
-                const A signed_size = step.targeted ? -size[u][lane] : size[u][lane];
-                narrow(&a[u].lane[lane],
-                       pgd_step_linf(A(widen(a[u].lane[lane])), slope, A(widen(x[u].lane[lane])), radius[u][lane],
-                                     signed_size, step.lo, step.hi));
-                if (kStats) {
-                    counts.zero += slope == A(0);
-                    counts.nan += slope != slope;
-                }
+        for (int lane = 0; lane < kWidth; ++lane) {
+            const A slope = widen(g.lane[lane]);
+            narrow(&a.lane[lane],
+                   pgd_step_linf(A(widen(a.lane[lane])), slope, A(widen(x.lane[lane])), radius.at(lane, place.left),
+                                 size.at(lane, place.left) * step.direction, step.lo, step.hi));
+            if (kStats) {
+                counts.zero += slope == A(0);
+                counts.nan += slope != slope;
             }
-            write_vector(x_adv + place[u].at, a[u]);
         }
-        x_adv += step.images.elements;
-        grad += step.images.elements;
-        eps += step.images.samples;
-        alpha += step.images.samples;
+        write_vector(step.x_adv + at, a);
+        at += step.images.elements;
+        row += step.images.samples;
     }
 }
 
@@ -93,16 +73,20 @@ IAAT_DEVICE void add_counts(const Counts& counts, unsigned long long* stats) {
 }
 
 template <int kWidth, bool kStats, typename T>
-__global__ void __launch_bounds__(kThreads) pgd_step_linf_kernel(Step<T> step) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) pgd_step_linf_kernel(Step<T> step) {
     const int64_t vectors = step.images.elements / kWidth;
     Counts counts;
-    for_my_vectors(vectors, [&](int64_t first) {
-        step_vectors<kWidth, kInFlight, kStats>(step, first, vectors, counts);
-    });
-    // What is left behind the last full vector, by a thread each.
-    if (kWidth > 1 && blockIdx.x == 0 && threadIdx.x < kWidth)
-        step_vectors<1, 1, kStats>(step, vectors * kWidth + threadIdx.x, step.images.elements, counts);
+    for_my_vectors(vectors, [&](int64_t vector) { step_vector<kWidth, kStats>(step, vector, counts); });
+    for_the_rest<kWidth>(step.images.elements, [&](int64_t element) { step_vector<1, kStats>(step, element, counts); });
     if (kStats) add_counts(counts, step.stats);
+}
+
+template <bool kStats, typename T>
+void launch(const Queue& queue, const Step<T>& step) {
+    constexpr int kWidth = kFullWidth<T>;
+    const bool full = step.images.fits(kWidth) && all_aligned({step.x_adv, step.grad, step.x});
+    queue.launch(full ? pgd_step_linf_kernel<kWidth, kStats, T> : pgd_step_linf_kernel<1, kStats, T>,
+                 blocks_for(queue, step.images.elements / (full ? kWidth : 1)), kThreads, step);
 }
 
 }  // namespace
@@ -122,13 +106,9 @@ void launch_pgd_step_linf(DType dtype, void* x_adv, const void* grad, const void
                            Images(size),
                            A(lo),
                            A(hi),
-                           targeted,
+                           A(targeted ? -1 : 1),
                            reinterpret_cast<unsigned long long*>(stats)};
-        constexpr int kWidth = kFullWidth<T>;
-        const bool full = step.images.fits(kWidth) && all_aligned({x_adv, grad, x});
-        const auto kernel = full ? (stats ? pgd_step_linf_kernel<kWidth, true, T> : pgd_step_linf_kernel<kWidth, false, T>)
-                                 : (stats ? pgd_step_linf_kernel<1, true, T> : pgd_step_linf_kernel<1, false, T>);
-        queue.launch(kernel, blocks_for(queue, step.images.elements / (full ? kWidth : 1)), kThreads, step);
+        stats ? launch<true>(queue, step) : launch<false>(queue, step);
     });
 }
 

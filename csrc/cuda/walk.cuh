@@ -11,9 +11,9 @@ namespace iaat {
 namespace cuda {
 
 constexpr int kThreads = 256;
-// Vectors of a thread that are in flight together.
-constexpr int kInFlight = 2;
-// Blocks to a multiprocessor before threads take further turns: several times what fits, so that the last ones even
+// Blocks that a multiprocessor shall hold together, for its memory to be busy: 40 registers a thread are left to each.
+constexpr int kBlocksAtOnce = 6;
+// Blocks to a multiprocessor before threads take further turns: several times what it holds, so that the last ones even
 // the load out, and few enough for the statistics, which cost a block up to two atomic additions.
 constexpr int kBlocksPerMultiprocessor = 32;
 
@@ -54,38 +54,47 @@ struct Images {
 // Where a vector lies in x: its first element, the row of that, and how many of its elements belong to this row; the
 // others belong to the next.
 struct Place {
-    int64_t at, row, left;
+    int64_t at, row;
+    int left;
 };
 
-IAAT_DEVICE Place place_of(const Images& images, int64_t at) {
-    const int64_t row = images.row_elems.quotient(at);
-    return {at, row, (row + 1) * images.row_elems.divisor - at};
+template <int kWidth>
+IAAT_DEVICE Place place_of(const Images& images, int64_t vector) {
+    const int64_t at = vector * kWidth, row = images.row_elems.quotient(at);
+    const int64_t left = (row + 1) * images.row_elems.divisor - at;
+    return {at, row, left < kWidth ? int(left) : kWidth};
 }
 
-// A vector's values of something that each row has one of.
+// A vector's values of something that each row has one of. Both are read, be they the same, so that no thread waits for
+// one of them before it has asked for the other.
 template <typename A>
 struct RowValues {
     A first, next;
-    int64_t left;
-    IAAT_DEVICE A operator[](int lane) const { return lane < left ? first : next; }
+    IAAT_DEVICE A at(int lane, int left) const { return lane == 0 || lane < left ? first : next; }
 };
 
 template <int kWidth, typename A>
-IAAT_DEVICE RowValues<A> row_values(const A* values, int64_t row, int64_t left) {
-    const A first = values[row];
-    return {first, left < kWidth ? values[row + 1] : first, left};
+IAAT_DEVICE RowValues<A> row_values(const A* values, int64_t row, int left) {
+    return {values[row], values[row + (left < kWidth)]};
 }
 
-// Calls body(first) for the vectors first, first + kThreads, ... of this thread, kInFlight of them at a time; those at
-// `vectors` and beyond do not exist.
+// Calls body(vector) for this thread's share of the vectors [0, vectors).
 template <typename Body>
 IAAT_DEVICE void for_my_vectors(int64_t vectors, const Body& body) {
-    constexpr int64_t kBlock = int64_t(kThreads) * kInFlight;
-    for (int64_t first = blockIdx.x * kBlock + threadIdx.x; first < vectors; first += gridDim.x * kBlock) body(first);
+    const int64_t threads = int64_t(gridDim.x) * kThreads;
+    for (int64_t vector = int64_t(blockIdx.x) * kThreads + threadIdx.x; vector < vectors; vector += threads)
+        body(vector);
+}
+
+// Calls body(element) for the elements behind the last full vector, by a thread each.
+template <int kWidth, typename Body>
+IAAT_DEVICE void for_the_rest(int64_t elements, const Body& body) {
+    const int64_t element = elements / kWidth * kWidth + threadIdx.x;
+    if (kWidth > 1 && blockIdx.x == 0 && element < elements) body(element);
 }
 
 inline unsigned blocks_for(const Queue& queue, int64_t vectors) {
-    const int64_t all = (vectors + kThreads * kInFlight - 1) / (kThreads * kInFlight);
+    const int64_t all = (vectors + kThreads - 1) / kThreads;
     const int64_t most = int64_t(kBlocksPerMultiprocessor) * queue.multiprocessors();
     return unsigned(all < 1 ? 1 : all < most ? all : most);
 }

@@ -91,23 +91,13 @@ IAAT_DEVICE void narrow(BFloat16* to, float value) { asm("cvt.rn.bf16.f32 %0, %1
 IAAT_DEVICE void narrow(BFloat16* to, float value) { store(to, value); }
 #endif
 
-// The sum over the lanes of a warp, in every lane: pairs half a warp apart first, then a quarter, and so on.
-template <typename T>
-IAAT_DEVICE T warp_sum(T value) {
-#pragma unroll
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(kFullWarp, value, apart);
-    return value;
-}
+// The 64-bit numbers of a seed tensor: the key, and behind it stream numbers; missing ones are 0.
+struct Seed {
+    const int64_t* numbers;
+    int64_t size;
 
-template <typename T>
-IAAT_DEVICE T warp_max(T value) {
-#pragma unroll
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-        const T other = __shfl_xor_sync(kFullWarp, value, apart);
-        value = value < other ? other : value;
-    }
-    return value;
-}
+    IAAT_DEVICE uint64_t operator[](int i) const { return i < size ? uint64_t(numbers[i]) : 0; }
+};
 
 }  // namespace cuda
 }  // namespace iaat

@@ -22,13 +22,14 @@ void launch_pgd_step_linf(DType, void* x_adv, const void* grad, const void* x, c
 void launch_random_start_linf(DType, void* out, const void* x, const void* eps, const int64_t* seed, int64_t seed_size,
                               const int64_t* index, Rows, double lo, double hi, int device, void* stream);
 
-// For rows of up to kPersistentClasses classes. The bits of softmax - onehot are those of torch's own kernels for such
-// rows. y[r % samples] is row r's class; one out of range makes row r NaN.
+// For rows of up to kPersistentClasses classes, not in float64. The bits of softmax - onehot are those of torch's own
+// kernels for such rows. y[r % samples] is row r's class; one out of range makes row r NaN.
 constexpr int64_t kPersistentClasses = 1024;
 void launch_ce_cotangent(DType, void* out, const void* logits, const int64_t* y, int64_t rows, int64_t samples,
                          int64_t classes, int device, void* stream);
 
-// For any number of classes. cotangent: softmax - onehot in float (double for double logits), replaced in place.
+// For any number of classes, and float64. cotangent: softmax - onehot in float (double for double logits), replaced in
+// place.
 void launch_saturation_proof(DType, void* cotangent, const void* logits, const int64_t* y, int64_t rows,
                              int64_t samples, int64_t classes, int device, void* stream);
 

@@ -4,6 +4,7 @@
 #include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/walk.cuh"
+#include "cuda/warps.cuh"
 #include "math/linf.h"
 
 namespace iaat {

@@ -45,10 +45,9 @@ struct Images {
           candidates(size.rows / size.samples),
           row_elems(size.row_elems) {}
 
-    // Whether vectors of `width` elements fit: every candidate begins at a multiple of one, and none touches three rows.
-    bool fits(int width) const {
-        return row_elems.divisor >= width && (candidates == 1 || elements % width == 0);
-    }
+    // Whether vectors of `width` elements fit: every candidate begins at a multiple of one, and none touches three
+    // rows.
+    bool fits(int width) const { return row_elems.divisor >= width && (candidates == 1 || elements % width == 0); }
 };
 
 // Where a vector lies in x: its first element, the row of that, and how many of its elements belong to this row; the

@@ -1,4 +1,4 @@
-// All that the kernels know of CUDA: the one file that includes its headers or names its instructions.
+// What the kernels take from CUDA: the one file that includes its headers, launches a kernel or writes PTX.
 #pragma once
 
 #if defined(IAAT_CUDA_EMULATED)

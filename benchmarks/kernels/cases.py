@@ -105,6 +105,7 @@ def _image_arguments(
     if op == "project_linf":
         return x_adv, x, eps, LO, HI
     grad = torch.randn(rows, generator=generator, device=device, dtype=dtype)
+    grad.view(-1)[::97] = 0  # for the step to count
     stats = torch.zeros(2, dtype=torch.int64, device=device) if counted else None
     return x_adv, grad, x, eps, eps / 4, LO, HI, False, stats
 

@@ -104,8 +104,13 @@ def _sound(
     case: Case, records: dict[str, Record], device: torch.device, args: tuple[object, ...]
 ) -> dict[str, Call]:
     """The contenders that load, run and are right; the records of the others say why not."""
-    right = checking.expected(case, args)
     sound: dict[str, Call] = {}
+    try:
+        right = checking.expected(case, args)
+    except Exception as error:  # without it nothing can be called right
+        for record in records.values():
+            record.status, record.detail = "failed", f"the reference: {_one_line(error)}"
+        return sound
     for name, record in records.items():
         if name == "reference" and case.op == "random_start_linf" and case.problem.bandwidth:
             record.status = "missing"

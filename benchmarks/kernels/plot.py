@@ -36,10 +36,13 @@ def draw(records: list[Record], machine: dict[str, object], path: Path) -> None:
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(5.2 * columns, 3.4 * lines + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    best = max((100 * (r.share_of_copy or 0) for r in shown if r.op not in ON_LOGITS), default=0.0)
     for (op, dtype), axis in zip(panels, axes, strict=False):
         _panel(axis, op, dtype, [r for r in shown if (r.op, r.dtype) == (op, dtype)])
-    for axis in list(axes)[len(panels) :]:
+        if op not in ON_LOGITS:
+            axis.set_ylim(0, max(best, 100) * 1.08)
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles = {}
     for axis in figure.axes:
@@ -79,13 +82,15 @@ def _panel(axis, op: str, dtype: str, records: list[Record]) -> None:  # type: i
     axis.set_title(f"{op}, {dtype}", loc="left", fontsize="medium")
     axis.set_xticks(range(len(sizes)), [s.replace(" ", "\n") for s in sizes], fontsize="small")
     axis.set_xlim(-0.6, len(sizes) - 0.4)
-    axis.set_ylim(bottom=0)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     axis.set_xlabel("logits [rows x classes]" if op in ON_LOGITS else "batch")
     if op in ON_LOGITS:
         in_graph = any(r.graph_us is not None for r in records)
         axis.set_ylabel(f"time of a call{' in a CUDA graph' if in_graph else ''} [µs]")
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     else:
         axis.set_ylabel("share of a copy's bytes/s [%]")
         axis.axhline(100, color="black", linewidth=1, linestyle="--")

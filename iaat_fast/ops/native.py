@@ -189,6 +189,9 @@ def select_epsilon_(
     return eps, choice
 
 
+random_crop_flip = reference.random_crop_flip
+
+
 def _written(tensor: Tensor, storage: Tensor) -> None:
     """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
     if storage is tensor:

@@ -32,8 +32,12 @@ _select_epsilon_ = torch.ops.iaat_fast.select_epsilon_.default
 
 
 def backend(device: str | torch.device = "cpu") -> str:
-    """The name of the backend that serves a device: "native" or "reference"."""
-    return backends.BOUND.get(torch.device(device).type, "reference")
+    """The name of the backend that serves a device: "native", "triton" or "reference".
+
+    Raises:
+        ImportError: IAAT_FAST_BACKEND forces a backend that does not serve the device; the message says why.
+    """
+    return backends.serving(torch.device(device))
 
 
 def project_linf(

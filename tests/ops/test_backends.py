@@ -1,0 +1,175 @@
+"""Which backend serves which device: the table, forcing one, and what is said where one cannot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from iaat_fast import ops
+from iaat_fast.ops import backends, reference
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter with these variables and no IAAT_FAST_BACKEND of this process's."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("IAAT_FAST_BACKEND", "TRITON_INTERPRET")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+class Machine:
+    """A machine with a GPU as far as the choice of a backend looks at one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        self.modules: dict[str, ModuleType | SimpleNamespace] = {}
+        self.capability(9, 0)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+        monkeypatch.setattr(backends.importlib, "import_module", self.load)
+
+    def capability(self, major: int, minor: int) -> None:
+        self.monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+
+    def load(self, name: str) -> ModuleType | SimpleNamespace:
+        short = name.removeprefix("iaat_fast.ops.")
+        if short not in self.modules:
+            raise ImportError(f"no {short} here")
+        return self.modules[short]
+
+    def has_native(self, *, cuda: bool, archs: tuple[int, ...] = (80, 90), ptx: int = 90) -> None:
+        info = {"cuda": cuda, "cuda_archs": list(archs), "cuda_ptx": ptx}
+        self.modules["native"] = SimpleNamespace(_C=SimpleNamespace(build_info=lambda: info))
+        if cuda:
+            self.modules["native_cuda"] = SimpleNamespace()
+
+    def has_triton(self) -> None:
+        self.modules["triton"] = SimpleNamespace()
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def test_a_gpu_takes_native_then_triton_then_the_reference(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "iaat_fast"):
+        assert backends.choose(CUDA, "") == ("reference", reference)
+        assert "no native here" in caplog.text
+        assert "pip install triton" in caplog.text
+
+        machine.has_triton()
+        assert backends.choose(CUDA, "") == ("triton", machine.modules["triton"])
+
+        machine.has_native(cuda=False)
+        assert backends.choose(CUDA, "")[0] == "triton"
+        assert "rebuild it with IAAT_CUDA=1" in caplog.text
+
+        machine.has_native(cuda=True)
+        assert backends.choose(CUDA, "") == ("native", machine.modules["native_cuda"])
+
+
+def test_an_unsupported_compute_capability_is_named_and_triton_takes_over(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.has_native(cuda=True)
+    machine.has_triton()
+    machine.capability(7, 5)
+    with caplog.at_level(logging.INFO, "iaat_fast"):
+        assert backends.choose(CUDA, "")[0] == "triton"
+    assert "compute capability 7.5 (a GPU)" in caplog.text
+    with pytest.raises(backends.Unavailable, match=r"IAAT_FAST_BACKEND=native on cuda:0: .*7\.5"):
+        backends.choose(CUDA, "native")
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "ptx", "expected"),
+    [
+        ((8, 0), (80, 90), 90, True),
+        ((8, 9), (80, 90), 90, True),
+        ((9, 0), (80, 90), 0, True),
+        ((10, 0), (80, 90), 90, True),
+        ((10, 0), (80, 90), 0, False),
+        ((7, 5), (80, 90), 90, False),
+        ((8, 0), (86,), 0, False),
+        ((12, 0), (120,), 0, True),
+    ],
+)
+def test_machine_code_serves_its_major_version_and_ptx_the_later_ones(
+    capability: tuple[int, int], archs: tuple[int, ...], ptx: int, expected: bool
+) -> None:
+    assert backends.serves(capability, archs, ptx) is expected
+
+
+@pytest.mark.parametrize("forced", ["native", "triton"])
+def test_a_forced_backend_that_cannot_serve_a_device_raises_with_the_reason(
+    machine: Machine, forced: str
+) -> None:
+    with pytest.raises(
+        ImportError, match=rf"IAAT_FAST_BACKEND={forced} on cuda:0: .*no {forced} here"
+    ):
+        backends.choose(CUDA, forced)
+
+
+def test_a_forced_native_that_is_built_without_cuda_says_so(machine: Machine) -> None:
+    machine.has_native(cuda=False)
+    with pytest.raises(ImportError, match="built without CUDA; rebuild it with IAAT_CUDA=1"):
+        backends.choose(CUDA, "native")
+
+
+def test_the_reference_can_be_forced_everywhere(machine: Machine) -> None:
+    machine.has_native(cuda=True)
+    assert backends.choose(CUDA, "reference") == ("reference", reference)
+    assert backends.choose(CPU, "reference") == ("reference", reference)
+
+
+def test_triton_serves_the_cpu_only_when_interpreted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.has_triton()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ImportError, match="TRITON_INTERPRET=1"):
+        backends.choose(CPU, "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backends.choose(CPU, "triton")[0] == "triton"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
+def test_forcing_compiled_triton_without_a_gpu_raises_at_import() -> None:
+    failed = python("import iaat_fast.ops", IAAT_FAST_BACKEND="triton")
+    assert failed.returncode != 0
+    assert "IAAT_FAST_BACKEND=triton" in failed.stderr
+    assert "torch sees no GPU" in failed.stderr
+
+
+def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
+    failed = python("import iaat_fast.ops", IAAT_FAST_BACKEND="cuda")
+    assert failed.returncode != 0
+    assert "IAAT_FAST_BACKEND='cuda': expected one of native, triton, reference" in failed.stderr
+
+
+def test_importing_neither_initialises_cuda_nor_loads_triton() -> None:
+    loaded = python(
+        "import sys, torch, iaat_fast.ops; "
+        "assert not torch.cuda.is_initialized(); assert 'triton' not in sys.modules"
+    )
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_the_backend_in_use_is_named() -> None:
+    assert ops.backend() in ("native", "reference")
+    assert ops.backend("meta") == "reference"

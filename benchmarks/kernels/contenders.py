@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 
 from benchmarks.kernels import expressions
 from benchmarks.kernels.cases import Case
+from iaat_fast.ops import backends
 
 BACKENDS = ("native", "triton", "reference")
 BASELINES = ("eager", "compile")
@@ -43,10 +43,7 @@ def _expression(case: Case) -> Call:
 
 
 def _module(name: str, device: torch.device) -> object:
-    if name == "triton" and device.type == "cpu":
-        raise Missing("triton compiles for GPUs only")
-    file = "native_cuda" if name == "native" and device.type == "cuda" else name
     try:
-        return importlib.import_module(f"iaat_fast.ops.{file}")
-    except ImportError as error:
-        raise Missing(f"iaat_fast.ops.{file} does not load: {error}") from error
+        return backends._load(name, device)
+    except backends.Unavailable as error:
+        raise Missing(str(error)) from error

@@ -91,8 +91,6 @@ MODULES = (
     "pytest_timeout",
     "rich",
     "sklearn",
-    "tensorboard",
-    "torchvision",
     "tqdm",
     "xdist",
 )

@@ -35,13 +35,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # torch.library.opcheck imports expecttest for a base class of test cases that it does not use here.
-if "expecttest" not in sys.modules:
-    try:
-        import expecttest  # noqa: F401
-    except ModuleNotFoundError:
-        stand_in = ModuleType("expecttest")
-        vars(stand_in).update(TestCase=unittest.TestCase, assert_expected_inline=None)
-        sys.modules["expecttest"] = stand_in
+try:
+    import expecttest  # noqa: F401
+except ModuleNotFoundError:
+    stand_in = ModuleType("expecttest")
+    vars(stand_in).update(TestCase=unittest.TestCase, assert_expected_inline=None)
+    sys.modules["expecttest"] = stand_in
 
 
 @pytest.fixture

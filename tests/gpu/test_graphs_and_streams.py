@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -15,19 +16,23 @@ from iaat_fast.ops import reference
 
 pytestmark = pytest.mark.gpu
 
+WRITTEN = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}
+"""Positions of the arguments that an op writes."""
+
 SLOW = 100_000_000  # cycles: some 50 ms, far longer than it takes to enqueue a call
 
 Arguments = Callable[..., tuple[Any, ...]]
 On = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
     """torch raises where the host waits for the device."""
-    torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture
@@ -56,19 +61,15 @@ def test_a_replay_computes_from_what_the_tensors_then_hold(
     static = ours(op)
     graph, results = capture(lambda: getattr(backend, op)(*static))
     others = arguments(op, k=3)
-    for _ in range(2):
+    for turned in (True, False):
         for tensor, fresh in zip(static, others, strict=True):
             if isinstance(tensor, Tensor):
-                tensor.copy_(fresh.view(tensor.shape))
+                tensor.copy_(fresh.flip(0) if turned else fresh)
+        again = tuple(a.clone() if isinstance(a, Tensor) else a for a in static)
         for result in results:
-            result.view(-1)[:1].zero_()  # a replay that does nothing must show
+            result.zero_()  # a replay that does nothing must show
         graph.replay()
-        written = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}.get(op, ())
-        found = [static[position].clone() for position in written] + results
-        again = tuple(
-            f.to(s.device) if isinstance(s, Tensor) else s
-            for s, f in zip(static, others, strict=True)
-        )
+        found = [static[position].clone() for position in WRITTEN.get(op, ())] + results
         assert_same(outcome(reference, op, again), found)
 
 
@@ -128,11 +129,12 @@ def test_a_call_waits_for_its_own_stream_and_only_that(
     """The inputs appear on a side stream after 50 ms; a launch on any other stream would read what was there before."""
     real = ours(op)
     expected = outcome(reference, op, real)
-    outcome(backend, op, real)  # compiled, loaded
     late = tuple(torch.zeros_like(a) if isinstance(a, Tensor) else a for a in real)
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
+        outcome(backend, op, real)  # compiled, loaded, and the memory of this stream allocated
+        side.synchronize()
         torch.cuda._sleep(SLOW)
         for tensor, value in zip(late, real, strict=True):
             if isinstance(tensor, Tensor):
@@ -142,28 +144,24 @@ def test_a_call_waits_for_its_own_stream_and_only_that(
         assert not finished.query()  # the call came back before the device was done
     torch.cuda.synchronize()
     results = returned if isinstance(returned, tuple) else (returned,)
-    written = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}.get(op, ())
-    found = [late[position] for position in written] + list(results)
+    found = [late[position] for position in WRITTEN.get(op, ())] + list(results)
     assert_same(expected, [t for t in found if isinstance(t, Tensor)])
 
 
-def test_nothing_waits_for_the_device(
-    backend: ModuleType, op: str, ours: Any, no_waiting: None
-) -> None:
-    torch.cuda.set_sync_debug_mode("default")
+def test_nothing_waits_for_the_device(backend: ModuleType, op: str, ours: Any) -> None:
     args = ours(op)
     getattr(backend, op)(*args)  # compiled, loaded
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    torch.cuda._sleep(SLOW)
-    finished = torch.cuda.Event()
-    finished.record()
-    getattr(backend, op)(*args)
-    assert not finished.query()
+    with no_waiting():
+        torch.cuda._sleep(SLOW)
+        finished = torch.cuda.Event()
+        finished.record()
+        getattr(backend, op)(*args)
+        assert not finished.query()
 
 
-def test_a_wait_would_show(device: torch.device, no_waiting: None) -> None:
-    with pytest.raises(RuntimeError, match="synchronizing"):
+def test_a_wait_would_show(device: torch.device) -> None:
+    with no_waiting(), pytest.raises(RuntimeError, match="synchronizing"):
         torch.ones(1, device=device).item()
 
 

@@ -80,7 +80,7 @@ STAGES = (
         200,
         tail=75,
     ),
-    Stage("sanitizer", _pytest("-rs tests/gpu/test_sanitizer.py"), 100),
+    Stage("sanitizer", _pytest("-n 2 -rs tests/gpu/test_sanitizer.py"), 110),
 )
 
 MODULES = (

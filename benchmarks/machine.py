@@ -77,8 +77,18 @@ def _gpu() -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "cuda": torch.version.cuda,
         "triton": triton,
+        "extension": _extension(),
         **_nvidia_smi(),
     }
+
+
+def _extension() -> dict[str, Any] | None:
+    """Compilers and GPUs that the extension was built with and for; None where it is not built."""
+    try:
+        from iaat_fast import _C
+    except ImportError:
+        return None
+    return dict(_C.build_info())
 
 
 def _nvidia_smi() -> dict[str, str]:

@@ -74,13 +74,17 @@ def main(argv: Sequence[str]) -> int:
     cases = make_cases(options.ops, dtypes, quick=options.quick, on_gpu=options.device == "cuda")
     records: list[Record] = []
     left_out: list[str] = []
+    broken: dict[str, str] = {}
     for number, case in enumerate(cases, 1):
         if time.perf_counter() - started > options.time_limit:
             left_out = [case.title for case in cases[number - 1 :]]
             break
         print(f"{number}/{len(cases)} {case.title}", file=sys.stderr, flush=True)
         effort = {"seconds": 0.05, "rounds": 5} if options.quick else {"seconds": 0.4, "rounds": 50}
-        records += measure(case, options.backends, device, **effort)
+        try:
+            records += measure(case, options.backends, device, **effort)
+        except Exception as error:  # out of memory, say: what is measured is still written
+            broken[case.title] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
         if device.type == "cuda":
             torch.cuda.empty_cache()
     rows = faster(records)
@@ -92,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
         "machine": described,
         "faster": rows,
         "left_out": left_out,
+        "broken": broken,
         "records": [dataclasses.asdict(record) for record in records],
     }
     (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -105,7 +110,9 @@ def main(argv: Sequence[str]) -> int:
     bad = [record for record in records if record.status in ("wrong", "failed")]
     for record in bad:
         print(f"{record.status}: {record.backend} {record.op} {record.problem}: {record.detail}")
-    return 1 if bad else 0
+    for title, error in broken.items():
+        print(f"not measured: {title}: {error}")
+    return 1 if bad or broken else 0
 
 
 if __name__ == "__main__":

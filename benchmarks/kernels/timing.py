@@ -72,7 +72,8 @@ def launches(call: Call, *, calls: int = 3) -> float:
     """Kernels, copies and fills that a call puts on the GPU, as torch's profiler records them."""
     call()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profiler:
         for _ in range(calls):
             call()
         torch.cuda.synchronize()

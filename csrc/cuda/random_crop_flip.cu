@@ -60,6 +60,10 @@ void launch_random_crop_flip(float* out, const uint8_t* images, const int64_t* i
                              int64_t seed_size, int64_t n, int64_t size, int64_t height, int64_t width,
                              int64_t channels, int64_t padding, bool flip, int device, void* stream) {
     if (n * height * width * channels == 0) return;
+    if (padding < 0 || padding >= height || padding >= width)
+        throw std::invalid_argument("random_crop_flip: padding " + std::to_string(padding) +
+                                    ", expected 0 to less than " + std::to_string(height < width ? height : width) +
+                                    " pixels");
     const Queue queue("random_crop_flip", device, stream);
     const CropFlipBatch batch{out,      images,  index,          {seed, seed_size},       n,   size, height,
                               channels, padding, Divider(width), Divider(height * width), flip};

@@ -145,7 +145,6 @@ def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any
     row = {"stage": stage.name, "command": command, "limit": round(granted, 1), "seconds": 0.0}
     if granted <= 0:
         return {**row, "status": "no time left", "exit": None, "output": ""}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     logs.write(f"==== {stage.name}: {' '.join(command)}\n")
     logs.flush()
     begins, started = logs.tell(), time.monotonic()
@@ -154,7 +153,7 @@ def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**environment, **dict(stage.env)},
+            env={**_environment(), **dict(stage.env)},
             stdin=subprocess.DEVNULL,
             stdout=logs,
             stderr=subprocess.STDOUT,
@@ -174,6 +173,12 @@ def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any
     return {**row, "seconds": took, "status": status, "exit": process.returncode, "output": output}
 
 
+def _environment() -> dict[str, str]:
+    """This checkout first, then whatever the caller's PYTHONPATH adds."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and everything in its session, after five seconds by force."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -189,11 +194,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", DESCRIBE]
     try:
         found = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=60
         )
         described: dict[str, Any] = json.loads(found.stdout)
     except (subprocess.SubprocessError, ValueError) as error:

@@ -34,7 +34,7 @@ def test_compute_sanitizer(tool: str) -> None:
     root = PROGRAM.parents[2]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
         "IAAT_FAST_BACKEND": "",
     }

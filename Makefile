@@ -34,7 +34,7 @@ bench: $(INSTALLED)
 # On a machine with a GPU: builds in place and tests and measures with its own Python; fetches nothing.
 gpu: PYTHON = python3
 gpu:
-	@PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(ARGS)
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 install: $(INSTALLED)
 

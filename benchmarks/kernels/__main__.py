@@ -17,10 +17,10 @@ from rich.console import Console
 
 from benchmarks import machine
 from benchmarks.kernels import plot, tables
-from benchmarks.kernels.cases import FLOATS, OPS, make_cases
+from benchmarks.kernels.cases import FLOATS, OPS, Case, make_cases
 from benchmarks.kernels.contenders import BACKENDS, BASELINES
 from benchmarks.kernels.faster import faster
-from benchmarks.kernels.measure import Record, measure
+from benchmarks.kernels.measure import Record, count_launches, measure
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
@@ -68,51 +68,84 @@ def main(argv: Sequence[str]) -> int:
     """Run; 0 if every contender that loaded was right and ran, else 1."""
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    device, started = torch.device(options.device), time.perf_counter()
     described = machine.describe(options.device)
-    dtypes = [DTYPES[name] for name in options.dtypes]
-    cases = make_cases(options.ops, dtypes, quick=options.quick, on_gpu=options.device == "cuda")
-    records: list[Record] = []
-    left_out: list[str] = []
-    broken: dict[str, str] = {}
-    for number, case in enumerate(cases, 1):
-        if time.perf_counter() - started > options.time_limit:
-            left_out = [case.title for case in cases[number - 1 :]]
-            break
-        print(f"{number}/{len(cases)} {case.title}", file=sys.stderr, flush=True)
-        effort = {"seconds": 0.05, "rounds": 5} if options.quick else {"seconds": 0.4, "rounds": 50}
-        try:
-            records += measure(case, options.backends, device, **effort)
-        except Exception as error:  # out of memory, say: what is measured is still written
-            broken[case.title] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    run = Run(options)
+    run.measure()
+    if options.device == "cuda":
+        run.count_launches()
+    records = [record for found in run.records.values() for record in found]
     rows = faster(records)
     result = {
         "command": ["python", "-m", "benchmarks.kernels", *argv],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(run.elapsed(), 1),
         "quick": options.quick,
         "machine": described,
         "faster": rows,
-        "left_out": left_out,
-        "broken": broken,
+        "left_out": run.left_out,
+        "broken": run.broken,
         "records": [dataclasses.asdict(record) for record in records],
     }
     (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
     (options.out / "kernels.md").write_text(tables.markdown(described, records, rows))
     plot.draw(records, described, options.out / "kernels.png")
-    console = Console() if sys.stdout.isatty() else Console(width=150)
-    tables.show(console, records, rows)
-    if left_out:
-        print(f"left out after {options.time_limit:g} s: {len(left_out)} of {len(cases)} cases")
+    tables.show(Console() if sys.stdout.isatty() else Console(width=150), records, rows)
+    if run.left_out:
+        print(f"{len(run.left_out)} cases were left out after {options.time_limit:g} s")
     print(f"kernels.json, kernels.md and kernels.png are in {options.out}")
     bad = [record for record in records if record.status in ("wrong", "failed")]
     for record in bad:
         print(f"{record.status}: {record.backend} {record.op} {record.problem}: {record.detail}")
-    for title, error in broken.items():
+    for title, error in run.broken.items():
         print(f"not measured: {title}: {error}")
-    return 1 if bad or broken else 0
+    return 1 if bad or run.broken else 0
+
+
+class Run:
+    """The cases one after the other: records by case, what broke, and what there was no time for."""
+
+    # Seconds beyond the time limit that counting launches may take.
+    COUNTING = 25.0
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.started = options, time.perf_counter()
+        self.device = torch.device(options.device)
+        dtypes = [DTYPES[name] for name in options.dtypes]
+        on_gpu = options.device == "cuda"
+        self.cases = make_cases(options.ops, dtypes, quick=options.quick, on_gpu=on_gpu)
+        self.records: dict[Case, list[Record]] = {}
+        self.broken: dict[str, str] = {}
+        self.left_out: list[str] = []
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def measure(self) -> None:
+        quick, names = self.options.quick, self.options.backends
+        seconds, rounds = (0.05, 5) if quick else (0.4, 50)
+        for number, case in enumerate(self.cases, 1):
+            if self.elapsed() > self.options.time_limit:
+                self.left_out = [left.title for left in self.cases[number - 1 :]]
+                return
+            print(f"{number}/{len(self.cases)} {case.title}", file=sys.stderr, flush=True)
+            try:
+                found = measure(case, names, self.device, seconds=seconds, rounds=rounds)
+                self.records[case] = found
+            except Exception as error:  # out of memory, say: what is measured is still written
+                message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                self.broken[case.title] = message[:500]
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def count_launches(self) -> None:
+        """At the first small and the first large problem of each op."""
+        first: dict[tuple[str, bool], Case] = {}
+        for case in self.records:
+            first.setdefault((case.op, case.problem.bandwidth), case)
+        for case in first.values():
+            if self.elapsed() > self.options.time_limit + self.COUNTING:
+                return
+            count_launches(case, self.records[case], self.device)
 
 
 if __name__ == "__main__":

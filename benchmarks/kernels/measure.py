@@ -25,7 +25,7 @@ class Record:
     Times in microseconds: percentiles over the n samples of `calls` calls each, rotating among `buffer_sets` sets;
     `graph_us` per call inside a CUDA graph. `share_of_copy`: of the bytes per second that a copy moved in the same
     rounds, bytes read plus bytes written, over as many bytes. `over_eager`, `over_compile`: how many times faster than
-    the baseline, median over rounds.
+    the baseline, median over rounds. `launches`: kernels, copies and fills per call, counted at some of the problems.
     """
 
     op: str
@@ -82,8 +82,25 @@ def measure(
     if device.type == "cuda":
         for name in calls:
             arguments = eager_sets if name in BASELINES else sets
-            _on_gpu(records[name], timing.rotating(sound[name], arguments), len(sets))
+            _in_graph(records[name], timing.rotating(sound[name], arguments), len(sets))
     return list(records.values())
+
+
+def count_launches(case: Case, records: Iterable[Record], device: torch.device) -> None:
+    """Fill in `launches` of the case's records, with torch's profiler.
+
+    Apart from the timing, and after all of it: once the profiler has run, its hooks stay and every launch pays them.
+    """
+    args = case.arguments(device, seed=0)
+    for record in records:
+        if record.status != "ok":
+            continue
+        wanted = prepared(case.op, args) if record.backend in BASELINES else args
+        try:
+            call = contender(record.backend, case, device)
+            record.launches = timing.launches(timing.rotating(call, [wanted]))
+        except Exception as error:
+            record.detail = f"no profile: {_one_line(error)}"
 
 
 def _empty(case: Case, name: str) -> Record:
@@ -145,14 +162,13 @@ def _fill(record: Record, timings: Timings, name: str, copied: float) -> None:
         record.over_compile = timings.ratio("compile", name)
 
 
-def _on_gpu(record: Record, call: Call, sets: int) -> None:
-    """Launches per call and time inside a graph; what fails is told, the samples stay."""
+def _in_graph(record: Record, call: Call, sets: int) -> None:
+    """Time inside a graph; what fails is told, the samples stay."""
     assert record.p50_us is not None
     try:
-        record.launches = timing.launches(call)
         record.graph_us = 1e6 * timing.graph_seconds(call, sets=sets, once=record.p50_us / 1e6)
     except Exception as error:
-        record.detail = f"no graph or profile: {_one_line(error)}"
+        record.detail = f"no graph: {_one_line(error)}"
 
 
 def _buffer_sets(case: Case, moved: int, device: torch.device) -> int:

@@ -78,7 +78,7 @@ STAGES = (
         "kernels",
         _module("benchmarks.kernels --device cuda --out {out} --time-limit {seconds}"),
         200,
-        tail=75,
+        tail=40,
     ),
     Stage("sanitizer", _pytest("-n 2 -rs tests/gpu/test_sanitizer.py"), 110),
 )

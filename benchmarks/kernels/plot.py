@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.kernels.measure import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart with any colour vision, and a marker each for print.
 STYLE = {
@@ -32,7 +36,8 @@ def draw(records: list[Record], machine: dict[str, object], path: Path) -> None:
         for dtype in dtypes
         if any((r.op, r.dtype) == (op, dtype) for r in shown)
     ]
-    columns = max(1, min(3, len(panels)))
+    # A column per floating-point dtype, so that an op's panels lie beside each other.
+    columns = max(1, min(len(panels), sum(d != "uint8" for d in dtypes)))
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(5.2 * columns, 3.4 * lines + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,7 +63,9 @@ def draw(records: list[Record], machine: dict[str, object], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _panel(axis, op: str, dtype: str, records: list[Record]) -> None:  # type: ignore[no-untyped-def]
+def _panel(axis: Axes, op: str, dtype: str, records: list[Record]) -> None:
+    from matplotlib.ticker import LogLocator
+
     sizes = list(dict.fromkeys(r.problem for r in records))
     names = [name for name in STYLE if any(r.backend == name for r in records)]
     for number, name in enumerate(names):
@@ -84,11 +91,12 @@ def _panel(axis, op: str, dtype: str, records: list[Record]) -> None:  # type: i
     axis.set_xlim(-0.6, len(sizes) - 0.4)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.set_xlabel("logits [rows x classes]" if op in ON_LOGITS else "batch")
+    axis.set_xlabel("logits [rows x classes]" if op in ON_LOGITS else "size")
     if op in ON_LOGITS:
         in_graph = any(r.graph_us is not None for r in records)
         axis.set_ylabel(f"time of a call{' in a CUDA graph' if in_graph else ''} [µs]")
         axis.set_yscale("log")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
     else:

@@ -1,0 +1,26 @@
+"""What several kernels share: rounding to the images' type, and torch's clamp."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The interpreter of Triton 3.6 to 3.9 truncates where bfloat16 is to be rounded.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """value in dtype, rounded to nearest even."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(value != value, 0x7FC0, upper).to(tl.uint16).to(dtype, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def clamp(value, lo, hi):
+    """Lets NaN pass, as torch.clamp does."""
+    raised = tl.where(lo > value, lo, value)
+    return tl.where(hi < raised, hi, raised)

@@ -1,12 +1,20 @@
-"""What several kernels share: rounding to the images' type, and torch's clamp."""
+"""What several kernels share: from the images' type to the arithmetic's and back, and torch's clamp."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# The interpreter of Triton 3.6 to 3.9 truncates where bfloat16 is to be rounded.
+# The interpreter of Triton 3.6 to 3.9 truncates where bfloat16 is to be rounded, and reads its subnormals as 0.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def widened(value, dtype: tl.constexpr):
+    """value in dtype, which holds it exactly."""
+    if _INTERPRETED and value.dtype == tl.bfloat16:
+        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(dtype, bitcast=True)
+    return value.to(dtype)
 
 
 @triton.jit

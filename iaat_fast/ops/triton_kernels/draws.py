@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded
+from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
 
 _AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in reference.py
 
@@ -77,7 +77,7 @@ def random_start(
         first = tl.full((), 0, tl.int64)
         inside = (start + number < blocks)[:, None] & (element < row_elems)
         candidate_elems = tl.cast(samples, tl.int64) * row_elems
-    centre = tl.load(x + first + place, inside).to(real)
+    centre = widened(tl.load(x + first + place, inside), real)
     number_in_set = tl.load(index + sample).to(tl.uint32)
 
     low, high = tl.full((1,), lo, real), tl.full((1,), hi, real)

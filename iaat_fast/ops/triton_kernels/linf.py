@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded
+from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
 
 # How the row of an element is found, by the length of a row: the tile meets one border between rows at most; a vector
 # does; or a row is shorter than a vector.
@@ -123,7 +123,7 @@ def _linf_tile(
     vector = tl.arange(0, HEIGHT)
     lane = tl.arange(0, VEC)[None, :]
     place = vector[:, None] * VEC + lane
-    centre = tl.load(x + start + place, inside).to(real)
+    centre = widened(tl.load(x + start + place, inside), real)
 
     # `second` marks the elements that lie in the row after `row`.
     row = start // row_elems
@@ -147,11 +147,11 @@ def _linf_tile(
         nans = tl.zeros((HEIGHT, VEC), tl.int32)
     for k in range(COPIES):
         begin = start + k * candidate_elems
-        moved = tl.load(x_adv + begin + place, inside).to(real)
+        moved = widened(tl.load(x_adv + begin + place, inside), real)
         rows = k * samples
         if grad is not None:
             # 1 where nothing is loaded: neither zero nor NaN.
-            slope = tl.load(grad + begin + place, inside, other=1.0).to(real)
+            slope = widened(tl.load(grad + begin + place, inside, other=1.0), real)
             step = tl.where(second, tl.load(alpha + rows + after), tl.load(alpha + rows + row))
             if TARGETED:
                 step = -step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded
+from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
 
 _SATURATION = tl.constexpr(1 / 4096)  # as in reference.py
 
@@ -35,14 +35,14 @@ def saturation_proof(
         for first in range(0, CLASSES, WIDTH):
             column = first + tl.arange(0, WIDTH)
             other = (column < CLASSES) & (column != label)
-            z = tl.load(logits + column, other, other=float("-inf")).to(real)
+            z = widened(tl.load(logits + column, other, other=float("-inf")), real)
             largest = tl.maximum(largest, tl.max(z, 0))
         # Summed in float64: exact in any order for the terms that matter, so that backends need not agree on one.
         others = tl.full((), 0.0, tl.float64)
         for first in range(0, CLASSES, WIDTH):
             column = first + tl.arange(0, WIDTH)
             other = (column < CLASSES) & (column != label)
-            z = tl.load(logits + column, other, other=float("-inf")).to(real)
+            z = widened(tl.load(logits + column, other, other=float("-inf")), real)
             shifted = tl.where(z == float("-inf"), 0.0, _exp_nonpositive(z - largest))
             others += tl.sum(shifted.to(tl.float64), 0)
             tl.store(out + column, rounded(shifted, out.dtype.element_ty), other)
@@ -139,11 +139,11 @@ def _is_argmax(logits, label, CLASSES: tl.constexpr, SAMPLES: tl.constexpr, WIDT
     """Whether torch.argmax of each row [SAMPLES] at `logits` is its label: NaN is largest, the first of equals wins."""
     real: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     known = (label >= 0) & (label < CLASSES)
-    mine = tl.load(logits + label, known, other=0.0).to(real)[:, None]
+    mine = widened(tl.load(logits + label, known, other=0.0), real)[:, None]
     beaten = tl.zeros((SAMPLES, WIDTH), tl.int32)
     for first in range(0, CLASSES, WIDTH):
         column = (first + tl.arange(0, WIDTH))[None, :]
-        z = tl.load(logits[:, None] + column, column < CLASSES, other=float("-inf")).to(real)
+        z = widened(tl.load(logits[:, None] + column, column < CLASSES, other=float("-inf")), real)
         before = column < label[:, None]
         as_large = (z == mine) | (z != z) & (mine != mine)
         larger = (z > mine) | (z != z) & (mine == mine)

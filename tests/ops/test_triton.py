@@ -19,11 +19,13 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_interpreted_kernels_equal_the_reference() -> None:
-    """Parity, and through the public functions: registration (opcheck included), the step, and bad input."""
+    """Parity, and through the public functions: registration (opcheck included) and the step."""
     files = ["interpreted_triton.py", "test_registration.py", "test_pgd_step_linf.py"]
+    # Layouts that the wrapper copies anyway would double the time.
+    chosen = "not video and not expanded and not permuted and not scalars and not slice"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-        + [str(HERE / file) for file in files],
+        + ["-k", chosen, *(str(HERE / file) for file in files)],
         cwd=HERE.parent.parent,
         env=os.environ | {"TRITON_INTERPRET": "1", "IAAT_FAST_BACKEND": "triton"},
         capture_output=True,

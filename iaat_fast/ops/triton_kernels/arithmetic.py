@@ -13,8 +13,11 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def widened(value, dtype: tl.constexpr):
     """value in dtype, which holds it exactly."""
     if _INTERPRETED and value.dtype == tl.bfloat16:
-        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(dtype, bitcast=True)
-    return value.to(dtype)
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        result = bits.to(dtype, bitcast=True)
+    else:
+        result = value.to(dtype)
+    return result
 
 
 @triton.jit
@@ -22,9 +25,11 @@ def rounded(value, dtype: tl.constexpr):
     """value in dtype, rounded to nearest even."""
     if _INTERPRETED and dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
-        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return tl.where(value != value, 0x7FC0, upper).to(tl.uint16).to(dtype, bitcast=True)
-    return value.to(dtype)
+        upper = tl.where(value != value, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+        result = upper.to(tl.uint16).to(dtype, bitcast=True)
+    else:
+        result = value.to(dtype)
+    return result
 
 
 @triton.jit

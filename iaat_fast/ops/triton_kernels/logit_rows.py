@@ -60,20 +60,22 @@ def saturation_proof(
 def _exp_nonpositive(x):
     """exp(x) for x <= 0: in float32 out of single roundings, as in reference.py."""
     if x.dtype == tl.float64:
-        return tl.exp(x)
-    # Adding and taking away 1.5 * 2**23 rounds to nearest even where |x| < 2**22; beyond, the result is 0 anyway.
-    n = (x * 1.44269504 + 12582912.0) - 12582912.0
-    r = (x - n * 0.693359375) - n * -2.12194440e-4
-    p = r * (1 / 5040) + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    n = tl.where(n > -126.0, n, -126.0)
-    power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(x < -87.0, 0.0, p * power)
+        result = tl.exp(x)
+    else:
+        # Adding and taking away 1.5 * 2**23 rounds to nearest even where |x| < 2**22; beyond, the result is 0 anyway.
+        n = (x * 1.44269504 + 12582912.0) - 12582912.0
+        r = (x - n * 0.693359375) - n * -2.12194440e-4
+        p = r * (1 / 5040) + 1 / 720
+        p = p * r + 1 / 120
+        p = p * r + 1 / 24
+        p = p * r + 1 / 6
+        p = p * r + 0.5
+        p = p * r + 1.0
+        p = p * r + 1.0
+        n = tl.where(n > -126.0, n, -126.0)
+        power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+        result = tl.where(x < -87.0, 0.0, p * power)
+    return result
 
 
 @triton.jit
@@ -81,9 +83,11 @@ def _normalising_power(value):
     """The power of two that brings a number in (2**-13, 1] into [0.5, 1)."""
     if value.dtype == tl.float64:
         exponent = (value.to(tl.int64, bitcast=True) >> 52) & 0x7FF
-        return ((2045 - exponent) << 52).to(tl.float64, bitcast=True)
-    exponent = (value.to(tl.int32, bitcast=True) >> 23) & 0xFF
-    return ((253 - exponent) << 23).to(tl.float32, bitcast=True)
+        power = ((2045 - exponent) << 52).to(tl.float64, bitcast=True)
+    else:
+        exponent = (value.to(tl.int32, bitcast=True) >> 23) & 0xFF
+        power = ((253 - exponent) << 23).to(tl.float32, bitcast=True)
+    return power
 
 
 @triton.jit

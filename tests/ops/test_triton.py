@@ -24,8 +24,7 @@ def test_interpreted_kernels_equal_the_reference() -> None:
     # Layouts that the wrapper copies anyway would double the time.
     chosen = "not video and not expanded and not permuted and not scalars and not slice"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-        + ["-k", chosen, *(str(HERE / file) for file in files)],
+        [sys.executable, "-m", "pytest", "-q", "-k", chosen, *(str(HERE / file) for file in files)],
         cwd=HERE.parent.parent,
         env=os.environ | {"TRITON_INTERPRET": "1", "IAAT_FAST_BACKEND": "triton"},
         capture_output=True,

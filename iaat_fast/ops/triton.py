@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iaat_fast.ops import checks, reference
 from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 
 # 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
@@ -60,9 +61,9 @@ def pgd_step_linf_(
         grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     counts = None if stats is None else stats.contiguous()
     _linf(target, target, grad, x, eps.contiguous(), alpha.contiguous(), counts, lo, hi, targeted)
-    _written(x_adv, target)
+    written(x_adv, target)
     if stats is not None and counts is not None:
-        _written(stats, counts)
+        written(stats, counts)
 
 
 def random_start_linf(
@@ -181,7 +182,7 @@ def select_epsilon_(
                 num_warps=1 if width <= 128 else _WARPS,
                 **_BITS,
             )
-        _written(memory, values)
+        written(memory, values)
     return eps, choice
 
 
@@ -273,12 +274,3 @@ def _on(device: torch.device) -> Any:
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
-
-
-def _written(tensor: Tensor, storage: Tensor) -> None:
-    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
-    if storage is tensor:
-        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
-        torch.autograd.graph.increment_version(tensor)
-    else:
-        tensor.copy_(storage)

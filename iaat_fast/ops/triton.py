@@ -1,9 +1,9 @@
-"""The ops in Triton, for GPUs without nvcc and for AMD: tensors in, launches of `triton_kernels`.
+"""The ops in Triton, for GPUs without nvcc and for AMD: tensors in, launches of `triton_kernels` out.
 
-A kernel is compiled at the first call with a combination of dtype, alignment and divisibility of its arguments (a second
-or so, then cached on disk). A CUDA graph must therefore be captured after a call with the same kinds of arguments, as
-PyTorch asks of any captured code. With TRITON_INTERPRET=1 the ops run on CPU tensors; values are then checked as the
-other CPU backends check them.
+A kernel is compiled at its first call with a combination of dtypes, and of sizes and addresses that are multiples of 16
+(a second or so, then cached on disk). So a CUDA graph must be captured after a call with the same kinds of arguments on
+that device, as PyTorch asks of any captured code. With TRITON_INTERPRET=1 the ops run on CPU tensors; values are then
+checked as the other CPU backends check them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import triton
 from torch import Tensor
 
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops import triton_kernels as kernels
 from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.storage import written
+from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 
 # 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
 _VECTORS = 256
 _WARPS = 4
-_PHILOX_BLOCKS = 128  # one a thread
 _WIDTH = 1024  # classes at a time
 _PIXELS = 256
 _INT32_MAX = 2**31 - 1
@@ -61,9 +61,9 @@ def pgd_step_linf_(
         grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
     counts = None if stats is None else stats.contiguous()
     _linf(target, target, grad, x, eps.contiguous(), alpha.contiguous(), counts, lo, hi, targeted)
-    _written(x_adv, target)
+    written(x_adv, target)
     if stats is not None and counts is not None:
-        _written(stats, counts)
+        written(stats, counts)
 
 
 def random_start_linf(
@@ -79,8 +79,11 @@ def random_start_linf(
         row_elems = x.numel() // samples
         row_blocks = (row_elems + 3) // 4
         blocks = samples * row_blocks
+        # In float32 two blocks a thread. In the half types one: accesses of 8 bytes are enough where the rounds of
+        # Philox take the time, and those of 16 would send the noise through shared memory.
+        height = 2 * 32 * _WARPS if x.dtype == torch.float32 else 32 * _WARPS
         with _on(x.device):
-            kernels.random_start[(triton.cdiv(blocks, _PHILOX_BLOCKS),)](
+            draws.random_start[(triton.cdiv(blocks, height),)](
                 out,
                 x,
                 eps.contiguous(),
@@ -95,10 +98,9 @@ def random_start_linf(
                 COPIES=rows // samples,
                 ENTRIES=seed.numel(),
                 WHOLE=row_elems % 4 == 0,
-                WIDE=4 * (blocks + _PHILOX_BLOCKS) > _INT32_MAX,
-                LONG=row_blocks >= _PHILOX_BLOCKS,
-                ALIGN=_alignment(x),
-                HEIGHT=_PHILOX_BLOCKS,
+                WIDE=4 * (blocks + height) > _INT32_MAX,
+                LONG=row_blocks >= height,
+                HEIGHT=height,
                 num_warps=_WARPS,
                 **_BITS,
             )
@@ -120,7 +122,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     if rows:
         width = min(triton.next_power_of_2(classes), _WIDTH)
         with _on(logits.device):
-            kernels.saturation_proof[(rows,)](
+            logit_rows.saturation_proof[(rows,)](
                 out,
                 plain,
                 logits,
@@ -158,7 +160,7 @@ def select_epsilon_(
         width = min(triton.next_power_of_2(classes), _WIDTH)
         at_once = max(1, 128 // width)
         with _on(memory.device):
-            kernels.select_epsilon[(triton.cdiv(samples, at_once),)](
+            logit_rows.select_epsilon[(triton.cdiv(samples, at_once),)](
                 values,
                 index.contiguous(),
                 logits.contiguous(),
@@ -180,7 +182,7 @@ def select_epsilon_(
                 num_warps=1 if width <= 128 else _WARPS,
                 **_BITS,
             )
-        _written(memory, values)
+        written(memory, values)
     return eps, choice
 
 
@@ -195,7 +197,7 @@ def random_crop_flip(
     )
     if out.numel():
         with _on(images.device):
-            kernels.crop_flip[(index.shape[0], triton.cdiv(height * width, _PIXELS))](
+            draws.crop_flip[(index.shape[0], triton.cdiv(height * width, _PIXELS))](
                 out,
                 images.contiguous(),
                 index.contiguous(),
@@ -236,12 +238,12 @@ def _linf(
         vec = 1
     height = _VECTORS * 16 // x.element_size() // vec
     if row_elems >= height * vec:
-        rows = kernels.ONE_BORDER_A_TILE
+        rows = linf.ONE_BORDER_A_TILE
     else:
-        rows = kernels.ONE_BORDER_A_VECTOR if row_elems >= vec else kernels.ANY_BORDERS
+        rows = linf.ONE_BORDER_A_VECTOR if row_elems >= vec else linf.ANY_BORDERS
     vectors, tail = divmod(elements, vec)
     with _on(x.device):
-        kernels.linf[(max(1, triton.cdiv(vectors, height)),)](
+        linf.linf[(max(1, triton.cdiv(vectors, height)),)](
             out,
             x_adv,
             grad,
@@ -267,25 +269,8 @@ def _linf(
         )
 
 
-def _alignment(x: Tensor) -> int:
-    """The largest part of a 16-byte vector, in elements, of which x is a whole number."""
-    align = 16 // x.element_size()
-    while x.numel() % align:
-        align //= 2
-    return align
-
-
 def _on(device: torch.device) -> Any:
     """Triton launches on the current device, whichever its arguments lie on."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
-
-
-def _written(tensor: Tensor, storage: Tensor) -> None:
-    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
-    if storage is tensor:
-        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
-        torch.autograd.graph.increment_version(tensor)
-    else:
-        tensor.copy_(storage)

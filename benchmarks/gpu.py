@@ -60,7 +60,7 @@ STAGES = (
     # In several processes: after an illegal access a process gets nothing more out of the device.
     Stage(
         "tests",
-        _pytest("-n 6 --junitxml={out}/tests.xml tests/gpu --ignore=tests/gpu/test_sanitizer.py"),
+        _pytest("-n 8 --junitxml={out}/tests.xml tests/gpu --ignore=tests/gpu/test_sanitizer.py"),
         150,
         tail=40,
     ),
@@ -68,7 +68,7 @@ STAGES = (
     Stage(
         "tests_triton",
         _pytest(
-            "-n 6 --junitxml={out}/tests_triton.xml tests/gpu/test_public.py tests/gpu/test_attack.py"
+            "-n 8 --junitxml={out}/tests_triton.xml tests/gpu/test_public.py tests/gpu/test_attack.py"
         ),
         60,
         env=(("IAAT_FAST_BACKEND", "triton"),),
@@ -121,6 +121,12 @@ def missing() -> list[str]:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         lacking.append("Python.h")
     return lacking
+
+
+def remove_extension(root: Path) -> None:
+    """A build that then fails leaves no extension for this Python, rather than an old one to be tested."""
+    for old in root.glob(f"iaat_fast/_C*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        old.unlink()
 
 
 def run_stages(
@@ -222,9 +228,7 @@ def main(argv: Sequence[str]) -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if stages[0].name == "build":
-        # A build that fails shall leave no extension, rather than an old one to be tested.
-        for old in ROOT.glob(f"iaat_fast/_C*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-            old.unlink()
+        remove_extension(ROOT)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     rows = run_stages(stages, out)
     summary = {"time": started, "machine": _machine(), "stages": rows}

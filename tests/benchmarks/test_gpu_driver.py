@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_the_stages_fit_what_comes_back_from_a_run() -> None:
     assert all(stage.name.isidentifier() for stage in gpu.STAGES)
     assert gpu.SECONDS < 9 * 60
     assert gpu.STAGES[0].name == "build"
+
+
+def test_no_old_extension_outlives_a_build_that_fails(tmp_path: Path) -> None:
+    package = tmp_path / "iaat_fast"
+    package.mkdir()
+    mine, others = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C.cpython-27-other.so"
+    for name in (mine, others, "_C.pyi"):
+        (package / name).touch()
+    gpu.remove_extension(tmp_path)
+    assert sorted(path.name for path in package.iterdir()) == sorted([others, "_C.pyi"])
 
 
 @needs_no_gpu

@@ -42,7 +42,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,test,peers,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,test,peers,dev]'
 	touch $@
 
 # Keeps .venv and runs/.

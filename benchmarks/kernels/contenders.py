@@ -44,6 +44,6 @@ def _expression(case: Case) -> Call:
 
 def _module(name: str, device: torch.device) -> object:
     try:
-        return backends._load(name, device)
+        return backends.load(name, device)
     except backends.Unavailable as error:
         raise Missing(str(error)) from error

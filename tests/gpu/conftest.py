@@ -52,7 +52,7 @@ def device() -> torch.device:
 def backend(request: pytest.FixtureRequest, device: torch.device) -> ModuleType:
     """The functions of every backend in turn, whichever of them is the default."""
     try:
-        return backends._load(request.param, device)
+        return backends.load(request.param, device)
     except backends.Unavailable as error:
         pytest.skip(str(error))
 
@@ -61,7 +61,7 @@ def backend(request: pytest.FixtureRequest, device: torch.device) -> ModuleType:
 def kernels(request: pytest.FixtureRequest, device: torch.device) -> ModuleType:
     """As `backend`, without the reference."""
     try:
-        return backends._load(request.param, device)
+        return backends.load(request.param, device)
     except backends.Unavailable as error:
         pytest.skip(str(error))
 

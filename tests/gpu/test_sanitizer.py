@@ -28,7 +28,7 @@ def test_compute_sanitizer(tool: str) -> None:
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
     try:
-        backends._load("native", torch.device("cuda"))
+        backends.load("native", torch.device("cuda"))
     except backends.Unavailable as error:
         pytest.skip(str(error))
     root = PROGRAM.parents[2]

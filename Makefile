@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
-.PHONY: install train test lint format bench clean
+.PHONY: install train test lint format bench gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m iaat_fast.train $(ARGS)
@@ -31,13 +31,18 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
 
+# On a machine with a GPU: builds in place and tests and measures with its own Python; fetches nothing.
+gpu: PYTHON = python3
+gpu:
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
 install: $(INSTALLED)
 
 # The stamp goes stale when anything that shapes the build changes, so no command runs an old one.
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,test,peers,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,test,peers,dev]'
 	touch $@
 
 # Keeps .venv and runs/.

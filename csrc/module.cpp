@@ -54,6 +54,12 @@ bool select_epsilon(int dtype, Address memory, int64_t size, Address index, Addr
                                   classes, gamma, beta, eps_min, eps_max, clamp_candidate);
 }
 
+bool random_crop_flip(Address out, Address images, Address index, Address stream, int64_t n, int64_t size,
+                      int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip) {
+    return active->random_crop_flip(at<float>(out), at<uint8_t>(images), at<int64_t>(index), at<int64_t>(stream), n,
+                                    size, height, width, channels, padding, flip);
+}
+
 void use_isa(const std::string& name) {
     const iaat::Kernels* named = iaat::kernels_named(name.c_str());
     if (!named) throw py::value_error("isa '" + name + "': not built, or this processor cannot run it");
@@ -89,6 +95,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("random_start_linf", &random_start_linf, py::call_guard<py::gil_scoped_release>());
     module.def("saturation_proof", &saturation_proof, py::call_guard<py::gil_scoped_release>());
     module.def("select_epsilon", &select_epsilon, py::call_guard<py::gil_scoped_release>());
+    module.def("random_crop_flip", &random_crop_flip, py::call_guard<py::gil_scoped_release>());
     module.def("use_isa", &use_isa, "Switch to the kernels of one instruction set: for tests and benchmarks.");
     module.def("build_info", &build_info, "Version, compiler and instruction sets of this build.");
 }

@@ -63,5 +63,18 @@ def select_epsilon(
     eps_max: float,
     clamp_candidate: bool,
 ) -> bool: ...
+def random_crop_flip(
+    out: int,
+    images: int,
+    index: int,
+    stream: int,
+    n: int,
+    size: int,
+    height: int,
+    width: int,
+    channels: int,
+    padding: int,
+    flip: bool,
+) -> bool: ...
 def use_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...

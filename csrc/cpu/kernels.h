@@ -35,6 +35,9 @@ struct Kernels {
                            const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
                            int64_t classes, double gamma, double beta, double eps_min, double eps_max,
                            bool clamp_candidate);
+    // images: uint8 [size, height, width, channels]; out: float [n, channels, height, width]; stream: key and stream.
+    bool (*random_crop_flip)(float* out, const uint8_t* images, const int64_t* index, const int64_t* stream, int64_t n,
+                             int64_t size, int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip);
 };
 
 // The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.

@@ -189,7 +189,32 @@ def select_epsilon_(
     return eps, choice
 
 
-random_crop_flip = reference.random_crop_flip
+def random_crop_flip(
+    images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool
+) -> Tensor:
+    images, index, stream = (
+        images.contiguous(),
+        index.contiguous(),
+        reference.stream_of(seed).contiguous(),
+    )
+    size, height, width, channels = images.shape
+    out = images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
+    valid = _C.random_crop_flip(
+        out.data_ptr(),
+        images.data_ptr(),
+        index.data_ptr(),
+        stream.data_ptr(),
+        index.shape[0],
+        size,
+        height,
+        width,
+        channels,
+        padding,
+        flip,
+    )
+    if not valid:
+        checks.index_values(index, size)
+    return out
 
 
 def _written(tensor: Tensor, storage: Tensor) -> None:

@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
 .PHONY: install train test lint format bench gpu clean
@@ -21,12 +22,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)

@@ -133,7 +133,8 @@ def random_crop_flip(
     planes = images.index_select(0, index.clamp(0, size - 1)).permute(0, 3, 1, 2)
     planes = planes.reshape(-1, channels, height * width).gather(2, place.expand(-1, channels, -1))
     # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
-    x = planes.view(-1, channels, height, width) / torch.full((1,), 255.0, device=images.device)
+    x = torch.empty((len(index), channels, height, width), device=images.device)
+    x.copy_(planes.view_as(x)).div_(torch.full((1,), 255.0, device=images.device))
     if not index.is_cpu:  # nobody has looked at the numbers
         x = x.where(_per_row((index >= 0) & (index < size), 4), math.nan)
     return x

@@ -69,6 +69,14 @@ def test_images_of_every_layout(layout: object, k: int) -> None:
     assert_all_ops_agree(Images((2, 3, 8, 12), k, torch.float32, layout))
 
 
+@shapes
+def test_the_64_bit_path_of_large_tensors(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_ops, "_INT32_MAX", 0)
+    assert_all_ops_agree(Images(shape, 3, torch.float32, LAYOUTS["contiguous"]))
+
+
 @pytest.mark.parametrize("entries", [[5], [-7, 2**32 + 1], [2**63 - 1, -1, 2**31]])
 def test_a_seed_of_one_to_three_entries_of_any_size(entries: list[int]) -> None:
     args = (torch.rand(4, 8), torch.ones(12), torch.tensor(entries), torch.arange(4), -1.0, 2.0)

@@ -159,17 +159,20 @@ def cotangent(target: GPUTarget, classes: int, dtype: torch.dtype, **options: ob
     return compiled(logit_rows, "saturation_proof", call, target, **options)
 
 
-def selection(target: GPUTarget, classes: int, dtype: torch.dtype) -> Machine:
-    y = torch.zeros(128, dtype=torch.int64)
-    logits = torch.zeros(384, classes, dtype=dtype)
-    args = (torch.zeros(500), torch.arange(128), logits, y, 0.1, 0.1, 0.0, 1.0)
+def selection(target: GPUTarget, classes: int, dtype: torch.dtype, samples: int = 128) -> Machine:
+    y = torch.zeros(samples, dtype=torch.int64)
+    logits = torch.zeros(3 * samples, classes, dtype=dtype)
+    memory, misclassified = torch.zeros(samples), torch.zeros(samples, dtype=torch.bool)
+    args = (memory, y, logits, y, 0.1, 0.1, 0.0, 1.0, True, misclassified)
     call = functools.partial(triton_ops.select_epsilon_, *args)
     return compiled(logit_rows, "select_epsilon", call, target)
 
 
-def crop_flip(target: GPUTarget) -> Machine:
+def crop_flip(
+    target: GPUTarget, shape: tuple[int, ...] = (10, 32, 32, 3), padding: int = 4
+) -> Machine:
     numbers = torch.zeros(4, dtype=torch.int64)
-    args = (torch.zeros(10, 32, 32, 3, dtype=torch.uint8), numbers, numbers[:2], 4, True)
+    args = (torch.zeros(shape, dtype=torch.uint8), numbers, numbers[:2], padding, True)
     return compiled(draws, "crop_flip", lambda: triton_ops.random_crop_flip(*args), target)
 
 
@@ -313,6 +316,31 @@ def test_fusing_would_show(tmp_path: Path) -> None:
     """What the test above looks for is there where the launch does not forbid it."""
     machine = cotangent(CUDA[90], 10, torch.float32, enable_fp_fusion=True)
     assert "FFMA" in machine.sass(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (1, 4), (1, 5)], ids=str)
+def test_sizes_of_one_compile(shape: tuple[int, ...]) -> None:
+    """Triton turns an argument that is 1 into a constant, which has not all that a tensor has."""
+    for dtype in (torch.float32, torch.float64):
+        for k in (1, 3):
+            assert step(CUDA[90], shape, dtype, k).text
+            assert projection(CUDA[90], shape, dtype, k).text
+            assert start(CUDA[90], shape, dtype, k).text
+        assert cotangent(CUDA[90], 1, dtype).text
+        assert selection(CUDA[90], 1, dtype, samples=1).text
+    for images_shape in ((1, 1, 1, 1), (1, 8, 1, 1)):
+        for padding in (0, 1):
+            assert crop_flip(CUDA[90], images_shape, padding).text
+
+
+@pytest.mark.parametrize("shape", [(128, 3, 32, 32), (4, 63)], ids=str)
+def test_the_64_bit_path_of_large_tensors_compiles(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_ops, "_INT32_MAX", 0)
+    for make in (step, projection, start):
+        machine = make(CUDA[90], shape, torch.float32)
+        assert "div.s64" in machine.text
 
 
 @dtypes

@@ -69,8 +69,8 @@ def random_start(
     if WHOLE:
         place = tl.arange(0, HEIGHT * 4)
         first = tl.cast(start, tl.int64) * 4
-        inside = start * 4 + place < blocks * 4
         candidate_elems = tl.cast(blocks, tl.int64) * 4
+        inside = first + place < candidate_elems
     else:
         element = block[:, None] * 4 + tl.arange(0, 4)[None, :]
         place = sample[:, None].to(tl.int64) * row_elems + element

@@ -53,6 +53,11 @@ def test_the_public_functions_run_on_triton() -> None:
     expected = reference.project_linf(case.x_adv, case.x, case.eps, 0.0, 1.0)
     assert_same("projection", expected, ops.project_linf(case.x_adv, case.x, case.eps))
 
+    images = torch.arange(2 * 8 * 8 * 3).view(2, 8, 8, 3).to(torch.uint8)
+    index = torch.tensor([1, 0, 1])
+    crops = reference.random_crop_flip(images, index, torch.tensor([5]), 4, True)
+    assert_same("crops", crops, ops.random_crop_flip(images, index, 5))
+
 
 @dtypes
 @shapes

@@ -20,7 +20,9 @@ from iaat_fast.ops.reference import softmax_minus_onehot
 
 LOSSES = ("ce", "cw", "dlr")
 
-_TINY = 1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
+_TINY = (
+    1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
+)
 
 # The op itself, behind the checks of the public function.
 _ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default

@@ -160,9 +160,7 @@ class PGD(Attack):
             lambda logits: self._cotangent(logits, self._goal(call, logits.shape[1], run.rows)),
         )
         direction = self._direction(grad, run.momentum)
-        _pgd_step_linf_(
-            run.x_adv, direction, run.x, run.eps, run.alpha, *self._rule(), call.stats
-        )
+        _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *self._rule(), call.stats)
         call.count(grad)
         return logits
 

@@ -41,7 +41,7 @@ class AttackStats:
         """
         if self.nan:
             warnings.warn(
-                "some gradient entries are NaN and moved no pixel (PGD.stats counts them), so robustness looks higher "
+                "some gradient entries are NaN and moved no pixel (`stats` counts them), so robustness looks higher "
                 "than it is; likely cause: NaN or huge weights, or a function in the model without a gradient where it "
                 "was evaluated (a square root or norm at 0, 0/0)",
                 RuntimeWarning,
@@ -49,7 +49,7 @@ class AttackStats:
             )
         if self.zero > SUSPICIOUS_ZEROS * self.total:
             warnings.warn(
-                "more than half of the gradient entries are 0 and moved no pixel (PGD.stats counts them), so "
+                "more than half of the gradient entries are 0 and moved no pixel (`stats` counts them), so "
                 "robustness looks higher than it is; likely cause: masked gradients (a quantised, thresholded or "
                 "detached input) or dead units (training that has collapsed)",
                 RuntimeWarning,

@@ -146,7 +146,8 @@ class Attack:
             gradients=call.gradients,
             planned=call.planned,
         )
-        self.stats.warn()
+        # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
+        self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
 
     def logits(self, x: Tensor) -> Tensor:

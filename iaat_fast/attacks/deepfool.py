@@ -80,6 +80,8 @@ class DeepFool(Attack):
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all rows: there are no restarts to leave any out."""
+        assert rows is None
         state = self._begin(call, x_adv)
         kept, y = x_adv.clone(), state.y
         found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)

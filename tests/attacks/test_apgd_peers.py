@@ -166,12 +166,30 @@ def test_the_same_verdicts_on_a_real_network(
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=10, loss=loss)
 
 
+def test_a_confident_network_falls_at_least_as_often(
+    cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
+) -> None:
+    """The plain engine gives AutoAttack's verdicts; the saturation-proof one fools those samples, and may fool more."""
+    net, x, y = checkpoint("resnet20"), cifar10[0][:64], cifar10[1][:64]
+    eps, steps = 0.75 / 255, 6
+    ours = APGD(net, eps, steps, random_start=False, engine="exact")
+    assert_the_same_verdicts(net, x, y, ours, eps=eps, steps=steps, loss="ce", both=False)
+    start = (x + eps).clamp(0, 1)
+    standing = net(ours(x, y, start=start)).argmax(1) == y
+    proof = net(APGD(net, eps, steps, random_start=False)(x, y, start=start)).argmax(1) == y
+    assert (proof <= standing).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.parametrize("name", ["resnet4b", "resnet2b"])
 def test_the_same_verdicts_over_100_steps(
-    loss: str, cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
+    name: str,
+    loss: str,
+    cifar10: tuple[Tensor, Tensor],
+    checkpoint: Callable[[str], nn.Module],
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:128], cifar10[1][:128]
+    net, (x, y) = checkpoint(name), cifar10
     ours = APGD(net, 4 / 255, 100, loss=loss, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=100, loss=loss, both=False)
 
@@ -180,6 +198,6 @@ def test_the_same_verdicts_over_100_steps(
 def test_the_same_verdicts_towards_all_classes(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:128], cifar10[1][:128]
-    ours = APGDT(net, 4 / 255, 12, random_start=False)
-    assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=12, targets=9)
+    net, (x, y) = checkpoint("resnet4b"), cifar10
+    ours = APGDT(net, 4 / 255, 15, random_start=False)
+    assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=15, targets=9)

@@ -3,6 +3,7 @@
 
 #include "cpu/crop.h"
 #include "math/cotangent.h"
+#include "math/dtypes.h"
 #include "math/epsilon.h"
 #include "math/linf.h"
 #include "math/philox.h"
@@ -205,22 +206,6 @@ template <bool kValue>
 struct Bool {
     static constexpr bool value = kValue;
 };
-
-// Calls body with a null pointer of the element type that `dtype` names.
-template <typename Body>
-bool with_type(DType dtype, const Body& body) {
-    switch (dtype) {
-        case DType::kFloat32:
-            return body(static_cast<float*>(nullptr));
-        case DType::kFloat64:
-            return body(static_cast<double*>(nullptr));
-        case DType::kFloat16:
-            return body(static_cast<Half*>(nullptr));
-        case DType::kBFloat16:
-            return body(static_cast<BFloat16*>(nullptr));
-    }
-    return false;
-}
 
 template <typename T>
 const T* as(const void* pointer, T*) {

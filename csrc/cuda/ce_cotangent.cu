@@ -1,10 +1,10 @@
 // The gradient of the cross-entropy by the logits, scaled or replaced where it saturates: a warp takes a row.
 #include <type_traits>
 
-#include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/warps.cuh"
 #include "math/cotangent.h"
+#include "math/dtypes.h"
 
 namespace iaat {
 namespace cuda {

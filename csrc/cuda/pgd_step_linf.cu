@@ -1,10 +1,10 @@
 // The fused step: x_adv + alpha * sign(grad), projected onto the ball round x and into the box, in place.
 #include <type_traits>
 
-#include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/walk.cuh"
 #include "cuda/warps.cuh"
+#include "math/dtypes.h"
 #include "math/linf.h"
 
 namespace iaat {

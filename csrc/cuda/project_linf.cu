@@ -1,9 +1,9 @@
 // The projection of x_adv onto the ball round x and into the box.
 #include <type_traits>
 
-#include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/walk.cuh"
+#include "math/dtypes.h"
 #include "math/linf.h"
 
 namespace iaat {

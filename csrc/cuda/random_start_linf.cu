@@ -1,9 +1,9 @@
 // The random start: x plus Philox noise within the ball, clamped into the box.
 #include <type_traits>
 
-#include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/walk.cuh"
+#include "math/dtypes.h"
 #include "math/linf.h"
 #include "math/philox.h"
 

@@ -1,9 +1,9 @@
 // Algorithm 2's choice for a batch, and the memory of the radii updated: a warp takes a sample.
 #include <type_traits>
 
-#include "cuda/dtypes.cuh"
 #include "cuda/launch.h"
 #include "cuda/warps.cuh"
+#include "math/dtypes.h"
 #include "math/epsilon.h"
 
 namespace iaat {

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.layout import in_one_layout, memory_format
 from iaat_fast.ops.storage import CODES, written
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
-    layout = memory_format(x_adv)
-    if not (x_adv.is_contiguous() and x.is_contiguous()):
-        x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    out = torch.empty_like(x_adv, memory_format=layout)
+    x_adv, x = in_one_layout(x_adv, x)
+    out = torch.empty_like(x_adv, memory_format=memory_format(x_adv))
     rows, samples = x_adv.shape[0], x.shape[0]
     # Bound to a name: a temporary would be freed before the kernel reads it.
     eps = eps.contiguous()
@@ -53,11 +51,7 @@ def pgd_step_linf_(
     targeted: bool,
     stats: Tensor | None,
 ) -> None:
-    target = x_adv
-    if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
-        layout = memory_format(x_adv)
-        target = x_adv.contiguous(memory_format=layout)
-        grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    target, grad, x = in_one_layout(x_adv, grad, x)
     rows, samples = x_adv.shape[0], x.shape[0]
     if not rows:
         return

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.layout import in_one_layout, memory_format
 from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 
@@ -33,10 +33,8 @@ _BITS = {"enable_fp_fusion": False}
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
     if eps.is_cpu:
         checks.radii_values(eps)
-    layout = memory_format(x_adv)
-    if not (x_adv.is_contiguous() and x.is_contiguous()):
-        x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    out = torch.empty_like(x_adv, memory_format=layout)
+    x_adv, x = in_one_layout(x_adv, x)
+    out = torch.empty_like(x_adv, memory_format=memory_format(x_adv))
     _linf(out, x_adv, None, x, eps.contiguous(), None, None, lo, hi, False)
     return out
 
@@ -54,11 +52,7 @@ def pgd_step_linf_(
 ) -> None:
     if eps.is_cpu:
         checks.step_values(alpha, eps)
-    target = x_adv
-    if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
-        layout = memory_format(x_adv)
-        target = x_adv.contiguous(memory_format=layout)
-        grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    target, grad, x = in_one_layout(x_adv, grad, x)
     counts = None if stats is None else stats.contiguous()
     _linf(target, target, grad, x, eps.contiguous(), alpha.contiguous(), counts, lo, hi, targeted)
     written(x_adv, target)

@@ -5,11 +5,11 @@
 #include "types.h"
 
 namespace iaat {
-namespace cuda {
+inline namespace IAAT_ISA {
 
-// Calls body with a null pointer of the element type that `dtype` names.
+// Calls body with a null pointer of the element type that `dtype` names, and returns what it returns.
 template <typename Body>
-void with_type(DType dtype, const Body& body) {
+auto with_type(DType dtype, const Body& body) -> decltype(body(static_cast<float*>(nullptr))) {
     switch (dtype) {
         case DType::kFloat32:
             return body(static_cast<float*>(nullptr));
@@ -20,7 +20,8 @@ void with_type(DType dtype, const Body& body) {
         case DType::kBFloat16:
             return body(static_cast<BFloat16*>(nullptr));
     }
+    return decltype(body(static_cast<float*>(nullptr)))();
 }
 
-}  // namespace cuda
+}  // namespace IAAT_ISA
 }  // namespace iaat

@@ -137,7 +137,9 @@ class Attack:
                 return call.x.clone()
             call.planned = call.rows * self.steps * self.restarts
             with self.network.attacked(call.x):
+                call.x = self.network.laid_out(call.x)
                 x_adv = self._attack(call)
+            x_adv = x_adv.contiguous(memory_format=memory_format(x))
             zero, nan = call.stats.tolist()
         self.stats = AttackStats(
             total=call.entries,

@@ -63,4 +63,7 @@ class MIFGSM(PGD):
         size = wide.abs().flatten(1).mean(1)
         size = torch.where(size == 0, 1.0, size)
         momentum.mul_(self.decay).add_(wide / column(size, wide))
-        return momentum.to(grad.dtype)
+        if momentum.dtype is grad.dtype:
+            return momentum
+        # A cast alone would make 0 of small entries. A NaN, which is counted, stays one.
+        return torch.where(momentum.isnan(), momentum, momentum.sign()).to(grad.dtype)

@@ -184,6 +184,20 @@ def test_more_target_classes_are_never_weaker(net: nn.Module, many: Tensor) -> N
     assert planned == [48 * 5 * n for n in (1, 3, 9, 9)]
 
 
+def test_every_target_and_restart_has_a_start_of_its_own(
+    net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    seen: list[Tensor] = []
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append(images.detach().clone())
+        return net(images)
+
+    APGDT(watched, 1e-4, 0, n_target_classes=3, restarts=2, seed=0)(x, y)
+    starts = torch.stack(seen[1:]).unique(dim=0)  # the first images are x
+    assert len(starts) == 6
+
+
 @APGDS
 def test_a_misclassified_sample_counts_as_fooled(
     attack: Any, net: nn.Module, x: Tensor, y: Tensor

@@ -104,6 +104,22 @@ def test_the_same_iterates(
     assert_the_same_images(peer, ours, net, images, y, loss, steps, None)
 
 
+@pytest.mark.parametrize("steps", [5, 20])
+def test_the_same_iterates_from_a_start_that_is_hard_to_better(
+    steps: int, net: nn.Module, images: Tensor
+) -> None:
+    """The best loss does not rise before the first checkpoint, which alone does not halve a step there."""
+    net = net.double()
+    y = net(images).argmax(1)
+    start = APGD(net, EPS, 100, seed=0, early_stop=False)(images, y)
+    with float64_everywhere():
+        theirs = by_autoattack(net, images, y, EPS, steps, "ce", None)
+        best, standing, _, adversarial = theirs.attack_single_run(images, y, x_init=start)
+    expected = torch.where(standing.bool().view(-1, 1, 1, 1), best, adversarial)
+    x_adv = APGD(net, EPS, steps, random_start=False, early_stop=False)(images, y, start=start)
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-10)
+
+
 @peers
 @pytest.mark.parametrize("steps", [5, 20, 100])
 def test_the_same_iterates_towards_the_runner_up(

@@ -48,19 +48,53 @@ def test_without_momentum_it_is_pgd(net: nn.Module, x: Tensor, y: Tensor) -> Non
     assert torch.equal(MIFGSM(net, decay=0, **options)(x, y), PGD(net, **options)(x, y))
 
 
-def test_the_momentum_follows_its_sample_out_of_the_batch(
-    net: nn.Module, x: Tensor, y: Tensor
-) -> None:
-    net, x = net.double(), x.double()
-    options: dict[str, Any] = {"eps": 0.1, "alpha": 0.01}
-    iterates = [MIFGSM(net, **options, steps=k)(x, y) for k in range(9)]
+def test_the_momentum_follows_its_sample_out_of_the_batch(net: nn.Module) -> None:
+    net, x = net.double(), torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    x = x.double()
+    y = net(x).argmax(1)
+    options: dict[str, Any] = {"eps": 0.015, "alpha": 0.007}
+    iterates = [MIFGSM(net, **options, steps=k)(x, y) for k in range(13)]
     expected = iterates[-1].clone()
     for iterate in reversed(iterates):
         fooled = net(iterate).argmax(1) != y
         expected[fooled] = iterate[fooled]
-    attack = MIFGSM(net, **options, steps=8, early_stop=True)
+    attack = MIFGSM(net, **options, steps=12, early_stop=True)
     assert torch.equal(attack(x, y), expected)
+    assert 0 < (net(expected).argmax(1) != y).sum() < 64
     assert attack.stats.gradients < attack.stats.planned, "some have left"
+
+
+@pytest.mark.filterwarnings("error")
+def test_float16_keeps_the_signs_of_small_entries(x: Tensor) -> None:
+    """1e-6 is 1e-9 of the gradient's mean, less than float16 holds."""
+    weight = torch.full((192,), 1000.0)
+    weight[::2] = 1e-6
+    weight = weight.half()
+
+    def model(images: Tensor) -> Tensor:
+        score = (images.flatten(1) - 0.5) @ weight
+        return torch.stack([score, -score], dim=1)
+
+    x = x.half().clamp(0.1, 0.9)
+    attack = MIFGSM(model, 0.05, 0.02, 3, loss="cw")
+    x_adv = attack(x, torch.zeros(8, dtype=torch.int64))
+    assert attack.stats.zero == 0
+    assert (x_adv < x).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_nan_gradient_is_counted(
+    dtype: torch.dtype, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    net, x = net.to(dtype), x.to(dtype)
+
+    def rooted(images: Tensor) -> Tensor:
+        return net(images) + 0 * (images - images.detach()).sqrt().flatten(1).sum(1, keepdim=True)
+
+    attack = MIFGSM(rooted, EPS, ALPHA, 2)
+    with pytest.warns(RuntimeWarning, match="are NaN"):
+        attack(x, y)
+    assert attack.stats.nan == 2 * x.numel()
 
 
 @pytest.mark.filterwarnings("ignore:.* gradient entries are 0:RuntimeWarning")

@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
+CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
-.PHONY: install train test lint format bench clean
+.PHONY: install train test lint format bench gpu clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m iaat_fast.train $(ARGS)
@@ -21,15 +22,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.hpp %.cpp %.cu %.cuh,$(CSRC))
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
+
+# On a machine with a GPU: builds in place and tests and measures with its own Python; fetches nothing.
+gpu: PYTHON = python3
+gpu:
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 install: $(INSTALLED)
 
@@ -37,7 +43,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,test,peers,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,test,peers,dev]'
 	touch $@
 
 # Keeps .venv and runs/.

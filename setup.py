@@ -1,7 +1,8 @@
 """Builds iaat_fast._C: finds the compiler, hands everything else to CMake (CMakeLists.txt).
 
 Environment: CXX chooses the C++ compiler, IAAT_CUDA=1 adds the CUDA kernels and
-IAAT_CUDA_ARCHS="80;90" says for which GPUs. Neither torch nor a GPU is needed to build.
+IAAT_CUDA_ARCHS="80;90" says for which GPUs (nvcc is found on PATH, in CUDA_HOME or as CUDACXX).
+Neither torch nor a GPU is needed to build.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class CMakeBuild(build_ext):
             f"-DIAAT_CUDA={'ON' if CUDA == '1' else 'OFF'}",
         ]
         if archs := os.environ.get("IAAT_CUDA_ARCHS"):
-            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={archs}")
+            configure.append(f"-DIAAT_CUDA_ARCHS={archs}")
         for command in (configure, [cmake, "--build", build]):
             if subprocess.run(command, env=environment).returncode:
                 raise SystemExit("iaat-fast: the extension did not build, see above")

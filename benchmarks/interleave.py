@@ -29,15 +29,19 @@ class Timings:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 50, calls: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 50,
+    calls: int | Mapping[str, int] = 1,
 ) -> Timings:
-    """Time every contender once a round, `calls` calls at a time, after two untimed rounds."""
+    """Time every contender once a round, `calls` (of all, or of each) at a time, after two untimed rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + 2):
         for name, call in contenders.items():
+            count = calls if isinstance(calls, int) else calls[name]
             start = time.perf_counter()
-            for _ in range(calls):
+            for _ in range(count):
                 call()
             if round_number >= 2:
-                seconds[name].append((time.perf_counter() - start) / calls)
+                seconds[name].append((time.perf_counter() - start) / count)
     return Timings({name: np.array(values) for name, values in seconds.items()})

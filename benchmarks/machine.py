@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,91 @@ import torch
 from iaat_fast import __version__
 from iaat_fast.ops import backend
 
+# Read, never set: a figure holds for the clocks it was measured at.
+GPU_QUERY = {
+    "driver": "driver_version",
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "max_sm_clock_mhz": "clocks.max.sm",
+    "power_limit_w": "power.limit",
+    "temperature_c": "temperature.gpu",
+}
 
-def describe() -> dict[str, Any]:
-    """Processor, threads, versions and commit."""
-    cpu = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    return {
-        "cpu": cpu,
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Processor, threads, versions and commit; for "cuda" also the GPU, its driver and clocks as found."""
+    found = {
+        "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "iaat_fast": __version__,
-        "commit": commit.stdout.strip(),
-        "backend": backend("cpu"),
+        "commit": commit(),
+        "backend": backend(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+    return {**found, **_gpu()} if device == "cuda" else found
+
+
+def commit() -> str:
+    """`git describe` of the checkout, else the environment variable IAAT_FAST_COMMIT of a copy without git."""
+    try:
+        described = subprocess.run(
+            ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+        ).stdout.strip()
+    except OSError:
+        described = ""
+    return described or os.environ.get("IAAT_FAST_COMMIT", "")
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            return names[0].split(":")[1].strip()
+    return platform.processor()
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = None
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "triton": triton,
+        "extension": _extension(),
+        **_nvidia_smi(),
+    }
+
+
+def _extension() -> dict[str, Any] | None:
+    """Compilers and GPUs that the extension was built with and for; None where it is not built."""
+    try:
+        from iaat_fast import _C
+    except ImportError:
+        return None
+    return dict(_C.build_info())
+
+
+def _nvidia_smi() -> dict[str, str]:
+    query = f"--query-gpu={','.join(GPU_QUERY.values())}"
+    number = str(torch.cuda.current_device())
+    command = ["nvidia-smi", "-i", number, query, "--format=csv,noheader,nounits"]
+    try:
+        line = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(GPU_QUERY, (field.strip() for field in line.split(",")), strict=False))

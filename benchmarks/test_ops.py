@@ -80,17 +80,65 @@ def test_pgd_step(
     benchmark(case.fused)
 
 
+def reflect(position: Tensor, size: int) -> Tensor:
+    return size - 1 - (size - 1 - position.abs()).abs()
+
+
+def gathered_crops(images: Tensor, index: Tensor, padding: int = 4) -> Tensor:
+    """Crop and flip in eager torch: whole images, then one gather by computed pixel numbers, then a division."""
+    n, height, width, channels = len(index), *images.shape[1:]
+    down, right = torch.randint(-padding, padding + 1, (2, n, 1))
+    columns = torch.arange(width)
+    flipped = torch.where(torch.rand(n, 1) < 0.5, width - 1 - columns, columns)
+    row, column = reflect(torch.arange(height) + down, height), reflect(flipped + right, width)
+    pixels = (row[:, :, None] * width + column[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
+    planes = images.index_select(0, index).permute(0, 3, 1, 2).reshape(n, channels, -1)
+    return planes.gather(2, pixels).view(n, channels, height, width).float().div_(255)
+
+
+def test_random_crop_flip(benchmark: Any, record: Callable[..., None]) -> None:
+    """A CIFAR batch out of 50,000 images: the op against the gather in eager torch, and against writing the result."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50_000, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    index = torch.randperm(50_000, generator=generator)[:128]
+    written = torch.empty(128, 3, 32, 32)
+
+    def fused() -> Tensor:
+        return ops.random_crop_flip(images, index, 0)
+
+    ways = {
+        "eager": lambda: gathered_crops(images, index),
+        "fused": fused,
+        "fill": lambda: written.fill_(0.5),
+    }
+    times = interleave(ways, rounds=100, calls=10)
+    ratio = times.ratio("eager", "fused")
+    low, middle, high = times.percentiles("fused")
+    record(
+        f"random_crop_flip 128x3x32x32: {middle * 1e6:.0f} us [p20 {low * 1e6:.0f}, p80 {high * 1e6:.0f}], "
+        f"{ratio:.1f}x eager, {middle / times.median('fill'):.1f} times as long as fill_",
+        eager_over_fused=ratio,
+        fused_p20_us=low * 1e6,
+        fused_p50_us=middle * 1e6,
+        fused_p80_us=high * 1e6,
+        fill_p50_us=times.median("fill") * 1e6,
+    )
+    benchmark(fused)
+
+
 def tiny_calls() -> dict[str, Callable[[], object]]:
     x = torch.rand(2, 3, 4, 4)
     x_adv, grad, radii = x.clone(), torch.randn_like(x), torch.full((2,), 0.03)
     logits, y, memory = torch.randn(2, 10), torch.tensor([1, 2]), torch.zeros(2)
     index, three = torch.tensor([0, 1]), torch.randn(6, 10)
+    images = torch.randint(256, (2, 6, 8, 1), dtype=torch.uint8)
     return {
         "pgd_step_linf_": lambda: ops.pgd_step_linf_(x_adv, grad, x, radii, radii),
         "project_linf": lambda: ops.project_linf(x_adv, x, radii),
         "random_start_linf": lambda: ops.random_start_linf(x, radii, 0, index),
         "ce_cotangent": lambda: ops.ce_cotangent(logits, y),
         "select_epsilon_": lambda: ops.select_epsilon_(memory, index, three, y, 0.01, 0.1),
+        "random_crop_flip": lambda: ops.random_crop_flip(images, index, 0),
     }
 
 

@@ -3,25 +3,21 @@
 
 #include <string>
 
+#include "address.h"
 #include "cpu/kernels.h"
+#if defined(IAAT_CUDA)
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = uintptr_t;
+using iaat::Address;
+using iaat::at;
+using iaat::dtype_of;
+
 const iaat::Kernels* active = &iaat::best_kernels();
-
-template <typename T = void>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-iaat::DType dtype_of(int code) {
-    if (code < 0 || code > int(iaat::DType::kBFloat16))
-        throw py::value_error("dtype code " + std::to_string(code) + ": expected 0 to 3");
-    return iaat::DType(code);
-}
 
 bool project_linf(int dtype, Address out, Address x_adv, Address x, Address eps, int64_t rows, int64_t samples,
                   int64_t row_elems, double lo, double hi) {
@@ -54,6 +50,12 @@ bool select_epsilon(int dtype, Address memory, int64_t size, Address index, Addr
                                   classes, gamma, beta, eps_min, eps_max, clamp_candidate);
 }
 
+bool random_crop_flip(Address out, Address images, Address index, Address stream, int64_t n, int64_t size,
+                      int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip) {
+    return active->random_crop_flip(at<float>(out), at<uint8_t>(images), at<int64_t>(index), at<int64_t>(stream), n,
+                                    size, height, width, channels, padding, flip);
+}
+
 void use_isa(const std::string& name) {
     const iaat::Kernels* named = iaat::kernels_named(name.c_str());
     if (!named) throw py::value_error("isa '" + name + "': not built, or this processor cannot run it");
@@ -76,7 +78,17 @@ py::dict build_info() {
 #else
     info["openmp"] = false;
 #endif
+    py::list cuda_archs;
+#if defined(IAAT_CUDA)
+    info["cuda"] = true;
+    for (int arch : {IAAT_CUDA_ARCHS}) cuda_archs.append(arch);
+    info["cuda_ptx"] = IAAT_CUDA_PTX;
+    info["cuda_compiler"] = IAAT_CUDA_COMPILER;
+#else
     info["cuda"] = false;
+    info["cuda_ptx"] = 0;
+#endif
+    info["cuda_archs"] = cuda_archs;
     return info;
 }
 
@@ -89,6 +101,11 @@ PYBIND11_MODULE(_C, module) {
     module.def("random_start_linf", &random_start_linf, py::call_guard<py::gil_scoped_release>());
     module.def("saturation_proof", &saturation_proof, py::call_guard<py::gil_scoped_release>());
     module.def("select_epsilon", &select_epsilon, py::call_guard<py::gil_scoped_release>());
+    module.def("random_crop_flip", &random_crop_flip, py::call_guard<py::gil_scoped_release>());
     module.def("use_isa", &use_isa, "Switch to the kernels of one instruction set: for tests and benchmarks.");
-    module.def("build_info", &build_info, "Version, compiler and instruction sets of this build.");
+    module.def("build_info", &build_info, "Version, compiler, instruction sets and GPUs of this build.");
+#if defined(IAAT_CUDA)
+    py::module_ cuda = module.def_submodule("cuda");
+    iaat::cuda::bind(cuda);
+#endif
 }

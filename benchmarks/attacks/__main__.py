@@ -165,16 +165,9 @@ def _header(options: argparse.Namespace, argv: Sequence[str], setting: Setting) 
         "command": ["python", "-m", "benchmarks.attacks", *argv],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
-        "machine": _machine(options.device),
+        "machine": machine.describe(options.device),
         "setting": {**dataclasses.asdict(setting), **how},
     }
-
-
-def _machine(device: str) -> dict[str, Any]:
-    described = machine.describe()
-    if device == "cuda":
-        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return described
 
 
 def _write(options: argparse.Namespace, header: dict[str, Any], cases: Sequence[Case]) -> None:

@@ -1,7 +1,9 @@
 // Vectorised, multithreaded loops over csrc/math, compiled once per instruction set.
 #include "cpu/kernels.h"
 
+#include "cpu/crop.h"
 #include "math/cotangent.h"
+#include "math/dtypes.h"
 #include "math/epsilon.h"
 #include "math/linf.h"
 #include "math/philox.h"
@@ -187,26 +189,23 @@ bool select_epsilon_typed(float* memory, int64_t size, const int64_t* index, con
     return true;
 }
 
+bool random_crop_flip(float* out, const uint8_t* images, const int64_t* index, const int64_t* stream, int64_t n,
+                      int64_t size, int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip) {
+    if (!all_within(index, n, size)) return false;
+    const uint64_t key = uint64_t(stream[0]);
+    const int64_t elements = height * width * channels;
+#pragma omp parallel for if (n * elements > kGrain)
+    for (int64_t i = 0; i < n; ++i)
+        crop_flip_image(out + i * elements, images + index[i] * elements,
+                        draw_crop_flip(key, uint32_t(stream[1]), uint32_t(index[i]), int32_t(padding), flip), height,
+                        width, channels);
+    return true;
+}
+
 template <bool kValue>
 struct Bool {
     static constexpr bool value = kValue;
 };
-
-// Calls body with a null pointer of the element type that `dtype` names.
-template <typename Body>
-bool with_type(DType dtype, const Body& body) {
-    switch (dtype) {
-        case DType::kFloat32:
-            return body(static_cast<float*>(nullptr));
-        case DType::kFloat64:
-            return body(static_cast<double*>(nullptr));
-        case DType::kFloat16:
-            return body(static_cast<Half*>(nullptr));
-        case DType::kBFloat16:
-            return body(static_cast<BFloat16*>(nullptr));
-    }
-    return false;
-}
 
 template <typename T>
 const T* as(const void* pointer, T*) {
@@ -264,8 +263,8 @@ bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t*
 #define IAAT_STRING(text) IAAT_STRING_(text)
 
 extern const Kernels kernels;
-const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,     pgd_step_linf_any,
-                      random_start_linf_any, saturation_proof_any, select_epsilon_any};
+const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,   pgd_step_linf_any, random_start_linf_any,
+                      saturation_proof_any,  select_epsilon_any, random_crop_flip};
 
 }  // namespace IAAT_ISA
 }  // namespace iaat

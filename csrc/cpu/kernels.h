@@ -1,19 +1,9 @@
 // The CPU kernels: plain pointers and sizes in, one table of them per instruction set.
 #pragma once
 
-#include <cstdint>
+#include "types.h"
 
 namespace iaat {
-
-// Codes shared with iaat_fast/ops/native.py.
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
-
-// Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row
-// k * samples + i is candidate k of sample i. eps and alpha hold one value per row, in float (double for double
-// images).
-struct Rows {
-    int64_t rows, samples, row_elems;
-};
 
 // Kernels that read radii, classes or logits return false, with nothing written, where one of them is invalid: a radius
 // or step size that is negative or NaN (or a step of 0 in a ball that is not a point), a class or index out of range, a
@@ -35,6 +25,9 @@ struct Kernels {
                            const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
                            int64_t classes, double gamma, double beta, double eps_min, double eps_max,
                            bool clamp_candidate);
+    // images: uint8 [size, height, width, channels]; out: float [n, channels, height, width]; stream: key and stream.
+    bool (*random_crop_flip)(float* out, const uint8_t* images, const int64_t* index, const int64_t* stream, int64_t n,
+                             int64_t size, int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip);
 };
 
 // The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iaat_fast.attacks import inputs
+from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.call import Call, StepSize, prepare_call
 from iaat_fast.attacks.model_state import BN_MODES
 from iaat_fast.attacks.network import Network
@@ -51,6 +51,7 @@ class Attack:
         engine: str | EngineOptions = "auto",
         early_stop: bool = False,
         seed: int | None = None,
+        loss: str = "ce",
     ) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a callable, got {type(model).__name__}")
@@ -58,6 +59,7 @@ class Attack:
         inputs.whole_number("restarts", restarts, at_least=1)
         inputs.one_of("targeted", targeted, (False, True, "random"))
         inputs.one_of("bn", bn, BN_MODES)
+        inputs.one_of("loss", loss, losses.LOSSES)
         if seed is not None:
             checks.int64_number("seed", seed)
         checks.box(lo, hi)
@@ -71,7 +73,7 @@ class Attack:
         self.eps, self.alpha, self.steps = eps, alpha, steps
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
         self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
-        self.early_stop, self.seed = early_stop, seed
+        self.early_stop, self.seed, self.loss = early_stop, seed, loss
         self._classes: int | None = None  # of the model, once it has been called
         self.stats = AttackStats()
 
@@ -133,17 +135,21 @@ class Attack:
             if call.rows == 0:
                 self.stats = AttackStats()
                 return call.x.clone()
+            call.planned = call.rows * self.steps * self.restarts
             with self.network.attacked(call.x):
+                call.x = self.network.laid_out(call.x)
                 x_adv = self._attack(call)
+            x_adv = x_adv.contiguous(memory_format=memory_format(x))
             zero, nan = call.stats.tolist()
         self.stats = AttackStats(
             total=call.entries,
             zero=zero,
             nan=nan,
             gradients=call.gradients,
-            planned=call.rows * self.steps * self.restarts,
+            planned=call.planned,
         )
-        self.stats.warn()
+        # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
+        self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
 
     def logits(self, x: Tensor) -> Tensor:
@@ -156,13 +162,17 @@ class Attack:
         if self.restarts == 1 and not self.early_stop:
             return self._descend(call, self._start(call, restart=0), None)[0]
         worst = WorstCase(call)
-        for restart in range(self.restarts):
+        self._run(call, worst, range(self.restarts))
+        return worst.images
+
+    def _run(self, call: Call, worst: WorstCase, restarts: range) -> None:
+        """Restarts of these numbers, which their noise follows, on the rows still standing."""
+        for restart in restarts:
             rows = worst.rows()
             if not len(rows):
                 break
             start = self._start(call, restart)[rows]
             worst.take(rows, *self._descend(call, start, rows))
-        return worst.images
 
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
@@ -190,14 +200,22 @@ class Attack:
         """The class whose loss is climbed, or for a target descended."""
         if call.goal is None:
             self._classes = classes
-            if call.largest_class >= classes:
-                raise ValueError(
-                    f"y: {call.largest_class}, expected a class in 0 ... {classes - 1}"
-                )
+            call.check_classes(classes)
             call.goal = call.y
             if self.targeted == "random":
                 call.goal = random_targets(call.y, classes, call.stream, call.index)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
+
+    def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
+        return losses.cotangent(
+            self.loss,
+            logits,
+            goal,
+            targeted=self.targeted is not False,
+            source=source,
+            # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
+            saturation_proof=self.network.saturation_proof,
+        )
 
     def _verdict(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """By the live model: whether images fool it, and how much, for choosing among those that do not."""
@@ -205,6 +223,16 @@ class Attack:
             logits = self.network.logits(x_adv)
             loss = F.cross_entropy(logits.float(), y, reduction="none")
         return self._fooled(logits, y), -loss if self.targeted is True else loss
+
+    def _confirmed(self, images: Tensor, y: Tensor, fooled: Tensor) -> Tensor:
+        """Which of the images that fool the network gradients come from fool the live model."""
+        if not self.network.is_shadowed:
+            return fooled
+        rows = fooled.nonzero()[:, 0]
+        if len(rows):
+            with torch.no_grad():
+                fooled[rows] = self._fooled(self.network.logits(images[rows]), y[rows])
+        return fooled
 
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
         right = logits.argmax(1) == y

@@ -32,6 +32,7 @@ class Call:
     largest_class: int = -1
     entries: int = 0
     gradients: int = 0
+    planned: int = 0
 
     @property
     def rows(self) -> int:
@@ -41,6 +42,11 @@ class Call:
         """Take note of gradients [rows, ...] that were taken."""
         self.entries += times * grad.numel()
         self.gradients += times * len(grad)
+
+    def check_classes(self, classes: int) -> None:
+        """Raise ValueError where y holds a class that the model does not have."""
+        if self.largest_class >= classes:
+            raise ValueError(f"y: {self.largest_class}, expected a class in 0 ... {classes - 1}")
 
     def per_row(self, x: Tensor) -> Tensor:
         """x repeated for the candidates."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,15 @@ def whole_number(name: str, value: int, at_least: int) -> None:
         raise TypeError(f"{name}: {value!r}, expected an int")
     if value < at_least:
         raise ValueError(f"{name}: {value}, expected at least {at_least}")
+
+
+def number(name: str, value: float, *, most: float = math.inf) -> None:
+    """A number from 0 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {value!r}, expected a float")
+    if not (0 <= value <= most and math.isfinite(value)):
+        expected = "a number >= 0" if most == math.inf else f"a number in [0, {most:g}]"
+        raise ValueError(f"{name}: {value}, expected {expected}")
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -106,15 +106,14 @@ class Network:
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
-        leaf, low = x.detach(), _DTYPES.get(self._resolved)
-        if self._shadow is not None:
-            layout = torch.preserve_format
-            if self._levers.channels_last and x.dim() == 4:
-                layout = torch.channels_last
-            leaf = leaf.to(dtype=low or x.dtype, memory_format=layout)
+        leaf, low = self.laid_out(x.detach()), _DTYPES.get(self._resolved)
+        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if low is not None and self._shadow is None:
+            autocast = torch.autocast(x.device.type, low)
+        elif low is not None:
+            leaf = leaf.to(low)
         leaf = leaf.detach().requires_grad_()
-        autocast = low is not None and self._shadow is None
-        with torch.autocast(x.device.type, low, enabled=autocast):
+        with autocast:
             logits = self._source(leaf)
         _check_logits(logits, x)
         if not logits.requires_grad:
@@ -130,6 +129,12 @@ class Network:
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return wide, grad.to(x.dtype)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """x in the memory format that the shadow's kernels like."""
+        if self._shadow is not None and self._levers.channels_last and x.dim() == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
 
     def captures(self, x: Tensor) -> bool:
         """Whether steps on x may be captured: on CUDA, of a module whose buffers stand still."""
@@ -191,7 +196,7 @@ class Network:
                 what = f"with {shadow.folded} BatchNorm layers folded" if fold else "not folded"
                 self.taken = f"a copy in {low or 'its own precision'}, {what}"
                 break
-        because = f" ({'; '.join(reasons)})" if reasons else ""
+        because = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
         report = logger.warning if self._shadow is None else logger.info
         report("attack: gradients come from %s%s", self.taken, because)
 

@@ -12,16 +12,14 @@ from torch import Tensor
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, StepSize
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import compacted, looks
-from iaat_fast.ops.reference import softmax_minus_onehot
+from iaat_fast.attacks.survivors import column, compacted, looks
 
-# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
-_ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
 
 
 class PGD(Attack):
-    """Projected gradient descent on the cross-entropy, from a random point of the ball.
+    """Projected gradient descent on the cross-entropy or another loss, from a random point of the ball.
 
         pgd = PGD(model, eps=8 / 255, alpha=2 / 255, steps=10)
         x_adv = pgd(x, y)
@@ -54,6 +52,8 @@ class PGD(Attack):
             `EngineOptions`: each lever by itself. "auto": exact but for saturation in fp32, else fast.
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
+        loss: "ce", cross-entropy; "cw", the margin of Carlini and Wagner 2017; "dlr", the difference of logits ratio of
+            Croce and Hein 2020, for at least 3 classes, with targets 4.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -79,6 +79,7 @@ class PGD(Attack):
         engine: str | EngineOptions = "auto",
         early_stop: bool = False,
         seed: int | None = None,
+        loss: str = "ce",
     ) -> None:
         super().__init__(
             model,
@@ -96,12 +97,13 @@ class PGD(Attack):
             engine=engine,
             early_stop=early_stop,
             seed=seed,
+            loss=loss,
         )
 
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        run = Run.begin(call, x_adv, rows)
+        run = self._begin(call, x_adv, rows)
         if self.early_stop:
             return self._descend_to_first(call, run)
         if self.network.captures(x_adv) and self._classes is not None:
@@ -128,35 +130,27 @@ class PGD(Attack):
             before = run.x_adv.clone()
             logits = self._step(call, run)
             fooled = self._fooled(logits, run.y) & ~found[place]
-            if self.network.is_shadowed:
-                fooled = self._confirmed(before, run.y, fooled)
-            kept[place] = torch.where(_column(fooled, kept), before, kept[place])
+            fooled = self._confirmed(before, run.y, fooled)
+            kept[place] = torch.where(column(fooled, kept), before, kept[place])
             found[place] |= fooled
         last = found[place] if len(place) else found[:0]
-        kept[place] = torch.where(_column(last, kept), kept[place], run.x_adv)
+        kept[place] = torch.where(column(last, kept), kept[place], run.x_adv)
         fooled, loss = self._verdict(kept, y)
         return kept, found | fooled, loss
-
-    def _confirmed(self, images: Tensor, y: Tensor, fooled: Tensor) -> Tensor:
-        """Which of the images that fool the shadow fool the live model."""
-        rows = fooled.nonzero()[:, 0]
-        if len(rows):
-            with torch.no_grad():
-                fooled[rows] = self._fooled(self.network.logits(images[rows]), y[rows])
-        return fooled
 
     def _replay(self, call: Call, run: Run, goal: Tensor) -> None:
         """All steps, in place, by a graph where one has been captured."""
 
         def step(tensors: Sequence[Tensor]) -> None:
-            x_adv, goal, *rest, stats = tensors
+            x_adv, goal, x, eps, alpha, stats, *momentum = tensors
             _, grad = self.network.pull_back(x_adv, lambda logits: self._cotangent(logits, goal))
-            _pgd_step_linf_(x_adv, grad, *rest, self.lo, self.hi, self.targeted is not False, stats)
+            direction = self._direction(grad, *momentum)
+            _pgd_step_linf_(x_adv, direction, x, eps, alpha, *self._rule(), stats)
 
         tensors = [run.x_adv, goal, run.x, run.eps, run.alpha, call.stats]
-        self.network.replay(
-            (self.lo, self.hi, self.targeted is not False), tensors, step, self.steps
-        )
+        if run.momentum is not None:
+            tensors.append(run.momentum)
+        self.network.replay((*self._rule(), self.loss), tensors, step, self.steps)
         call.count(run.x_adv, self.steps)
 
     def _step(self, call: Call, run: Run) -> Tensor:
@@ -165,23 +159,28 @@ class PGD(Attack):
             run.x_adv,
             lambda logits: self._cotangent(logits, self._goal(call, logits.shape[1], run.rows)),
         )
-        _pgd_step_linf_(
-            *(run.x_adv, grad, run.x, run.eps, run.alpha, self.lo, self.hi),
-            *(self.targeted is not False, call.stats),
-        )
+        direction = self._direction(grad, run.momentum)
+        _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *self._rule(), call.stats)
         call.count(grad)
         return logits
 
-    def _cotangent(self, logits: Tensor, goal: Tensor) -> Tensor:
-        # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
-        if self.network.saturation_proof:
-            return _ce_cotangent(logits, goal, self.targeted is not False)
-        return softmax_minus_onehot(logits, goal)
+    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
+        return Run.begin(call, x_adv, rows)
+
+    def _direction(self, grad: Tensor, momentum: Tensor | None = None) -> Tensor:
+        """What the step takes the sign of."""
+        return grad
+
+    def _rule(self) -> tuple[float, float, bool]:
+        return self.lo, self.hi, self.targeted is not False
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The rows of one run: iterates (changed in place), centres, classes, radii, step sizes; their numbers or None."""
+    """The rows of one run: iterates (changed in place), centres, classes, radii, step sizes; their numbers or None.
+
+    momentum: of MI-FGSM, changed in place.
+    """
 
     x_adv: Tensor
     x: Tensor
@@ -189,6 +188,7 @@ class Run:
     eps: Tensor
     alpha: Tensor
     rows: Tensor | None
+    momentum: Tensor | None = None
 
     @classmethod
     def begin(cls, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
@@ -209,8 +209,5 @@ class Run:
             self.eps[some],
             self.alpha[some],
             self.rows[some],
+            None if self.momentum is None else self.momentum[some],
         )
-
-
-def _column(mask: Tensor, images: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (images.dim() - 1))

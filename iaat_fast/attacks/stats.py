@@ -34,22 +34,24 @@ class AttackStats:
             gradients=self.gradients + call.gradients,
         )
 
-    def warn(self) -> None:
+    def warn(self, *, zeros: bool = True) -> None:
         """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put.
+
+        `zeros` says whether many zeros are suspicious.
 
         The texts hold no counts, so that Python's own filter shows each of them once per place and not at every step.
         """
         if self.nan:
             warnings.warn(
-                "some gradient entries are NaN and moved no pixel (PGD.stats counts them), so robustness looks higher "
+                "some gradient entries are NaN and moved no pixel (`stats` counts them), so robustness looks higher "
                 "than it is; likely cause: NaN or huge weights, or a function in the model without a gradient where it "
                 "was evaluated (a square root or norm at 0, 0/0)",
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if self.zero > SUSPICIOUS_ZEROS * self.total:
+        if zeros and self.zero > SUSPICIOUS_ZEROS * self.total:
             warnings.warn(
-                "more than half of the gradient entries are 0 and moved no pixel (PGD.stats counts them), so "
+                "more than half of the gradient entries are 0 and moved no pixel (`stats` counts them), so "
                 "robustness looks higher than it is; likely cause: masked gradients (a quantised, thresholded or "
                 "detached input) or dead units (training that has collapsed)",
                 RuntimeWarning,

@@ -42,6 +42,11 @@ class WorstCase:
         self._standing = self._standing[~torch.isin(self._standing, rows[fooled])]
 
 
+def column(per_row: Tensor, images: Tensor) -> Tensor:
+    """[n] as [n, 1, ...], to be broadcast over images [n, ...]."""
+    return per_row.view(-1, *[1] * (images.dim() - 1))
+
+
 def looks(step: int, device: torch.device) -> bool:
     """Whether an attack that stops early looks, before this step, at who is left."""
     return step % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0

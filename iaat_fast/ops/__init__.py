@@ -1,8 +1,8 @@
 """The library's ops over images [N, ...]: typed, checked and documented; `reference.py` defines each in plain torch.
 
-Everywhere: images are float32, float64, float16 or bfloat16, contiguous or channels_last; radii and step sizes are
-floats or one value per row, on the scale of the images; `lo` and `hi` bound the pixels. Where `x_adv` (or `eps`) holds
-K*N rows for the N rows of `x`, row k*N + i is candidate k of sample i.
+In the ops of attacks, images are float32, float64, float16 or bfloat16, contiguous or channels_last; radii and step
+sizes are floats or one value per row, on the scale of the images; `lo` and `hi` bound the pixels. Where `x_adv` (or
+`eps`) holds K*N rows for the N rows of `x`, row k*N + i is candidate k of sample i.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "ce_cotangent",
     "pgd_step_linf_",
     "project_linf",
+    "random_crop_flip",
     "random_start_linf",
     "select_epsilon_",
 ]
@@ -29,6 +30,7 @@ _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 _ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
 _select_epsilon_ = torch.ops.iaat_fast.select_epsilon_.default
+_random_crop_flip = torch.ops.iaat_fast.random_crop_flip.default
 
 
 def backend(device: str | torch.device = "cpu") -> str:
@@ -158,16 +160,10 @@ def random_start_linf(
         index = torch.arange(n, device=x.device)
     else:
         checks.int64_vector("index", index, n, x.device)
-    if not isinstance(seed, Tensor):
-        checks.int64_number("seed", seed)
-        checks.int64_number("restart", restart)
-        checks.int64_number("candidate", candidate)
-        seed = torch.tensor([seed, restart, candidate], device=x.device)
-    else:
-        checks.int64_vector("seed", seed.reshape(-1), None, x.device)
-        if not 1 <= seed.numel() <= 3:
-            raise ValueError(f"seed: {seed.numel()} entries, expected 1 to 3")
-    return _random_start_linf(x.detach(), checks.per_row("eps", eps, rows, x), seed, index, lo, hi)
+    stream = _seed(seed, x.device, restart=restart, candidate=candidate)
+    return _random_start_linf(
+        x.detach(), checks.per_row("eps", eps, rows, x), stream, index, lo, hi
+    )
 
 
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
@@ -278,3 +274,61 @@ def select_epsilon_(
         clamp_candidate,
         misclassified,
     )
+
+
+def random_crop_flip(
+    images: Tensor,
+    index: Tensor,
+    seed: int | Tensor,
+    *,
+    padding: int = 4,
+    flip: bool = True,
+    stream: int = 0,
+) -> Tensor:
+    """Gather images of bytes as a float batch, each cropped at random from its reflect-padded self and flipped.
+
+    The padding mirrors the image about its edge pixels, which are not repeated; every one of the (2*padding + 1)**2
+    places of the crop is equally likely, and so is either side of the flip. Nothing padded is stored. Crop and flip are
+    words of Philox4x32-10 with key = seed and counter = (0, sample number, stream, 2**32 - 1): they follow the sample
+    through any batch, are the same on every backend, and share no word with the attacks' noise of the same seed.
+
+    Args:
+        images: uint8 [size, H, W, C], contiguous: a whole data set.
+        index: int64 [N], the numbers of the samples to gather, on the device of images.
+        seed: an int, or an int64 tensor of 1 or 2 entries on the device of images: key, stream.
+        padding: how far, in pixels, a crop may reach beyond the image, less than H and W. 0 with flip=False is the
+            plain gather.
+        flip: flip left and right with probability 1/2.
+        stream: number of the stream, where seed is an int: the streams of one seed are independent.
+
+    Returns:
+        float32 [N, C, H, W] in [0, 1], contiguous: pixel / 255, correctly rounded.
+
+    Raises:
+        TypeError: images that are not uint8, an index or seed that is not int64, a padding that is not an int.
+        ValueError: images that are not contiguous [size, H, W, C] or too small for the padding, a negative padding, an
+            index that is not [N] or out of range (where it lies on an accelerator: an image of NaN), a seed that
+            needs more than 64 bits, devices that differ.
+
+    Source: the standard augmentation of CIFAR (He et al. 2016, Section 4.2), with reflection in place of zeros.
+    """
+    checks.pixels("images", images, padding)
+    checks.int64_vector("index", index, None, images.device)
+    if not len(images) and len(index):
+        raise ValueError(f"index: {len(index)} samples of a data set of 0")
+    return _random_crop_flip(
+        images, index, _seed(seed, images.device, stream=stream), padding, flip
+    )
+
+
+def _seed(seed: int | Tensor, device: torch.device, **numbers: int) -> Tensor:
+    """The seed tensor of an op: the key, then the numbers of its stream, which a tensor brings along."""
+    if not isinstance(seed, Tensor):
+        checks.int64_number("seed", seed)
+        for name, number in numbers.items():
+            checks.int64_number(name, number)
+        return torch.tensor([seed, *numbers.values()], device=device)
+    checks.int64_vector("seed", seed.reshape(-1), None, device)
+    if not 1 <= seed.numel() <= 1 + len(numbers):
+        raise ValueError(f"seed: {seed.numel()} entries, expected 1 to {1 + len(numbers)}")
+    return seed

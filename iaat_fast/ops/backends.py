@@ -31,7 +31,7 @@ class Unavailable(ImportError):
     """A backend does not serve a device here; the message says why and what to do about it."""
 
 
-def _load(backend: str, device: torch.device) -> ModuleType:
+def load(backend: str, device: torch.device) -> ModuleType:
     """The module that implements the ops for a device. Raises Unavailable."""
     if backend == "reference":
         return reference
@@ -82,13 +82,13 @@ def choose(device: torch.device, forced: str) -> tuple[str, ModuleType]:
     """The backend of a device, and its module. Raises Unavailable where it is forced and does not serve the device."""
     if forced:
         try:
-            return forced, _load(forced, device)
+            return forced, load(forced, device)
         except Unavailable as error:
             raise Unavailable(f"IAAT_FAST_BACKEND={forced} on {device}: {error}") from error
     reasons = []
     for backend in ORDER[device.type]:
         try:
-            module = _load(backend, device)
+            module = load(backend, device)
         except Unavailable as error:
             reasons.append(str(error))
             continue
@@ -140,7 +140,7 @@ def _bind() -> None:
         schema.library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
         schema.library.impl(name, _route(name), "CUDA")
     if FORCED == "triton" and torch.cuda.is_available():
-        _load("triton", torch.device("cuda"))
+        load("triton", torch.device("cuda"))
         implementation = _route  # CPU tensors are refused when they come
     else:
         # Straight to the module's functions: a route costs a tiny call 0.3 us.

@@ -119,6 +119,29 @@ def logits(name: str, z: Tensor) -> None:
         raise ValueError(f"{name}: shape {tuple(z.shape)}, expected [N, C]")
 
 
+def pixels(name: str, images: Tensor, padding: int) -> None:
+    """A data set of bytes, uint8 [size, H, W, C], that can be reflected `padding` pixels beyond its edges."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(images).__name__}")
+    if images.dtype is not torch.uint8:
+        raise TypeError(f"{name}: dtype {images.dtype}, expected uint8")
+    if images.dim() != 4 or not images.is_contiguous():
+        kind = "" if images.dim() != 4 else ", not contiguous"
+        raise ValueError(
+            f"{name}: shape {tuple(images.shape)}{kind}, expected contiguous [size, H, W, C]"
+        )
+    if isinstance(padding, bool) or not isinstance(padding, int):
+        raise TypeError(f"padding: {padding!r}, expected an int")
+    if padding < 0:
+        raise ValueError(f"padding: {padding}, expected 0 or more pixels")
+    height, width = images.shape[1:3]
+    if min(height, width) <= padding:
+        raise ValueError(
+            f"padding: images of {height} x {width} are too small to reflect {padding} pixels, "
+            f"expected at least {padding + 1} x {padding + 1}"
+        )
+
+
 def in_place(name: str, x: Tensor) -> None:
     if x.requires_grad:
         raise ValueError(

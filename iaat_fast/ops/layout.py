@@ -1,4 +1,4 @@
-"""The memory format of the ops' results, the same for tracing and for every backend."""
+"""Memory formats: of the ops' results, the same for tracing and for every backend, and of what kernels read."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
     ):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def in_one_layout(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The tensors densely in the memory format of the first: themselves where they are so already, else copies."""
+    tensors = (x, *others)
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return tensors
+    layout = memory_format(x)
+    return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)

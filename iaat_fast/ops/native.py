@@ -12,22 +12,19 @@ from torch import Tensor
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import memory_format
-
-_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+from iaat_fast.ops.layout import in_one_layout, memory_format
+from iaat_fast.ops.storage import CODES, written
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
-    layout = memory_format(x_adv)
-    if not (x_adv.is_contiguous() and x.is_contiguous()):
-        x_adv, x = x_adv.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
-    out = torch.empty_like(x_adv, memory_format=layout)
+    x_adv, x = in_one_layout(x_adv, x)
+    out = torch.empty_like(x_adv, memory_format=memory_format(x_adv))
     rows, samples = x_adv.shape[0], x.shape[0]
     # Bound to a name: a temporary would be freed before the kernel reads it.
     eps = eps.contiguous()
     if rows:
         valid = _C.project_linf(
-            _CODES[x.dtype],
+            CODES[x.dtype],
             out.data_ptr(),
             x_adv.data_ptr(),
             x.data_ptr(),
@@ -54,18 +51,14 @@ def pgd_step_linf_(
     targeted: bool,
     stats: Tensor | None,
 ) -> None:
-    target = x_adv
-    if not (x_adv.is_contiguous() and grad.is_contiguous() and x.is_contiguous()):
-        layout = memory_format(x_adv)
-        target = x_adv.contiguous(memory_format=layout)
-        grad, x = grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout)
+    target, grad, x = in_one_layout(x_adv, grad, x)
     rows, samples = x_adv.shape[0], x.shape[0]
     if not rows:
         return
     eps, alpha = eps.contiguous(), alpha.contiguous()
     counts = None if stats is None else stats.contiguous()
     valid = _C.pgd_step_linf(
-        _CODES[x.dtype],
+        CODES[x.dtype],
         target.data_ptr(),
         grad.data_ptr(),
         x.data_ptr(),
@@ -81,9 +74,9 @@ def pgd_step_linf_(
     )
     if not valid:
         checks.step_values(alpha, eps)
-    _written(x_adv, target)
+    written(x_adv, target)
     if stats is not None and counts is not None:
-        _written(stats, counts)
+        written(stats, counts)
 
 
 def random_start_linf(
@@ -100,7 +93,7 @@ def random_start_linf(
     )
     if rows:
         valid = _C.random_start_linf(
-            _CODES[x.dtype],
+            CODES[x.dtype],
             out.data_ptr(),
             x.data_ptr(),
             eps.data_ptr(),
@@ -128,7 +121,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         raise
     if rows.numel():
         valid = _C.saturation_proof(
-            _CODES[logits.dtype],
+            CODES[logits.dtype],
             rows.data_ptr(),
             logits.data_ptr(),
             y.data_ptr(),
@@ -164,7 +157,7 @@ def select_epsilon_(
     eps, choice = memory.new_empty(index.shape), torch.empty_like(index)
     if index.shape[0]:
         valid = _C.select_epsilon(
-            _CODES[logits.dtype],
+            CODES[logits.dtype],
             values.data_ptr(),
             memory.shape[0],
             index.data_ptr(),
@@ -185,14 +178,33 @@ def select_epsilon_(
             checks.index_values(index, memory.shape[0])
             checks.class_values(y, logits.shape[1])
             checks.logit_values(logits)
-        _written(memory, values)
+        written(memory, values)
     return eps, choice
 
 
-def _written(tensor: Tensor, storage: Tensor) -> None:
-    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
-    if storage is tensor:
-        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
-        torch.autograd.graph.increment_version(tensor)
-    else:
-        tensor.copy_(storage)
+def random_crop_flip(
+    images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool
+) -> Tensor:
+    images, index, stream = (
+        images.contiguous(),
+        index.contiguous(),
+        reference.stream_of(seed).contiguous(),
+    )
+    size, height, width, channels = images.shape
+    out = images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
+    valid = _C.random_crop_flip(
+        out.data_ptr(),
+        images.data_ptr(),
+        index.data_ptr(),
+        stream.data_ptr(),
+        index.shape[0],
+        size,
+        height,
+        width,
+        channels,
+        padding,
+        flip,
+    )
+    if not valid:
+        checks.index_values(index, size)
+    return out

@@ -110,6 +110,46 @@ def select_epsilon_(
     return eps, choice
 
 
+def random_crop_flip(
+    images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool
+) -> Tensor:
+    size, height, width, channels = images.shape
+    if index.is_cpu:
+        checks.index_values(index, size)
+    key, stream, _ = stream_of(seed).unbind()
+    words = philox(
+        key, torch.zeros_like(index), index, stream, torch.full_like(index, AUGMENTATION)
+    )
+    down, right = ((word * (2 * padding + 1) >> 32) - padding for word in words[:2])
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device).expand(len(index), -1)
+    if flip:
+        column = torch.where((words[2] >> 31 == 1).view(-1, 1), width - 1 - column, column)
+    row = _reflect(row + down.view(-1, 1), height)
+    column = _reflect(column + right.view(-1, 1), width)
+    place = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(-1, 1, height * width)
+    # Whole images first (one memcpy each), then single pixels of the small batch: 0.8 ms at [128, 3, 32, 32] on two
+    # cores, where gathering pixels from the whole set took 6.7 ms.
+    planes = images.index_select(0, index.clamp(0, size - 1)).permute(0, 3, 1, 2)
+    planes = planes.reshape(-1, channels, height * width).gather(2, place.expand(-1, channels, -1))
+    # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
+    x = torch.empty((len(index), channels, height, width), device=images.device)
+    x.copy_(planes.view_as(x)).div_(torch.full((1,), 255.0, device=images.device))
+    if not index.is_cpu:  # nobody has looked at the numbers
+        x = x.where(_per_row((index >= 0) & (index < size), 4), math.nan)
+    return x
+
+
+# The last counter word of the augmentation's draws, where the attacks count their restarts from 0.
+AUGMENTATION = 0xFFFFFFFF
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Positions up to `size - 1` outside 0 ... size - 1, mirrored about the edge pixels, which are not repeated."""
+    last = size - 1
+    return last - (last - position.abs()).abs()
+
+
 # Below this 1 - p_y the plain gradient has lost too many bits of float32's 24 to be trusted.
 SATURATION = 1 / 4096
 

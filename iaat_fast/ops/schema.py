@@ -30,6 +30,9 @@ SCHEMAS = {
         "float eps_min, float eps_max, bool clamp_candidate=False, Tensor? misclassified=None) "
         "-> (Tensor eps, Tensor choice)"
     ),
+    "random_crop_flip": (
+        "(Tensor images, Tensor index, Tensor seed, int padding, bool flip) -> Tensor"
+    ),
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -86,6 +89,12 @@ def _(
     misclassified: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return memory.new_empty(index.shape), index.new_empty(index.shape)
+
+
+@_fake("random_crop_flip")
+def _(images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool) -> Tensor:
+    _, height, width, channels = images.shape
+    return images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
 
 
 def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -113,6 +113,12 @@ class AttackConfig:
     or batch statistics that also update the running ones (train_update)."""
     clamp_start: bool = True
     """Clamp the random start to [0, 1] before the first forward."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
+    """Of the attack's gradients; auto: what the hardware is fast in. Weights and evaluation stay in
+    fp32."""
+    engine: Literal["auto", "exact", "fast"] = "auto"
+    """Where the attack's gradients come from: the plain arithmetic (exact), a folded copy of the
+    network (fast), or exact in fp32 and fast below (auto)."""
 
     def __post_init__(self) -> None:
         _number("attack.eps", self.eps, 0, 1, pixels=True)
@@ -120,6 +126,8 @@ class AttackConfig:
         choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
         _integer("attack.steps", self.steps, 1)
         choice("attack.bn", self.bn, ("eval", "train", "train_update"))
+        choice("attack.precision", self.precision, ("fp32", "tf32", "bf16", "fp16", "auto"))
+        choice("attack.engine", self.engine, ("auto", "exact", "fast"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
-from iaat_fast import models
+from iaat_fast import models, ops
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate import accuracy, check_model
@@ -181,7 +181,7 @@ class _Run:
         self.quiet = quiet
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
-        self.generator = torch.Generator(device=state.device)
+        self.images = data.train.images.contiguous()  # as the op that augments wants them
 
     def train(self) -> None:
         state, config = self.state, self.config
@@ -232,12 +232,13 @@ class _Run:
 
     def _train_step(self, index: Tensor, epoch: int) -> None:
         state, seed = self.state, self.config.run.seed
-        augment = self.config.data.augment
-        if augment:
-            self.generator.manual_seed(step_seed(seed, state.step, Stream.AUGMENT))
-        x, y = datasets.fetch(
-            self.data.train, index, augment=augment, generator=self.generator if augment else None
-        )
+        if self.config.data.augment:
+            x = ops.random_crop_flip(
+                self.images, index, step_seed(seed, state.step, Stream.AUGMENT)
+            )
+            y = self.data.train.labels[index]
+        else:
+            x, y = datasets.fetch(self.data.train, index)
         attack_seed = step_seed(seed, state.step, Stream.ATTACK)
         state.training_step(x, y, index, epoch=epoch, seed=attack_seed)
         state.step += 1

@@ -38,6 +38,8 @@ def make_attack(config: AttackConfig, model: nn.Module) -> attacks.PGD:
         steps=config.steps,
         clamp_start=config.clamp_start,
         bn=config.bn,
+        precision=config.precision,
+        engine=config.engine,
     )
 
 

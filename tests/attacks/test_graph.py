@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD, EngineOptions
+from iaat_fast.attacks import MIFGSM, PGD, EngineOptions
 from iaat_fast.attacks.graph import _KEPT, GraphRunner, _steps_at_once
 
 
@@ -113,6 +113,28 @@ def test_a_replayed_attack_is_the_eager_one(
         assert torch.equal(pgd(x[:n], y[:n], eps=eps), eager(x[:n], y[:n], eps=eps))
         assert pgd.stats == eager.stats
     assert tape.replayed > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "cw"}, {"loss": "dlr"}, {"loss": "dlr", "targeted": True}], ids=str
+)
+def test_replays_on_other_losses(
+    net: nn.Module, x: Tensor, y: Tensor, options: dict[str, Any]
+) -> None:
+    pgd, tape = played(net, **options)
+    for _ in range(3):
+        assert torch.equal(pgd(x, y), PGD(net, seed=0, **options)(x, y))
+    assert tape.replayed > 0
+
+
+def test_replays_carry_the_momentum(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    attack, tape = MIFGSM(net, steps=40), Tape()
+    attack.network._graphs = GraphRunner(tape)
+    attack.network._capturable = ("cpu",)
+    expected = MIFGSM(net, steps=40)(x, y)
+    for _ in range(4):
+        assert torch.equal(attack(x, y), expected)
+    assert tape.replayed > 2, "20 steps a graph: what the first leaves, the second goes on with"
 
 
 def test_replays_see_new_weights_and_another_model_gets_new_graphs(

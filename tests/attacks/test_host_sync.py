@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iaat_fast.attacks import FGSM, PGD
+from iaat_fast.attacks import APGD, FGSM, MIFGSM, PGD
 
 # Ops that read a value, or whose result's shape depends on values.
 WAITING = {
@@ -44,7 +44,7 @@ class Recorder(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def loop_of(pgd: PGD, *args: Tensor, **options: Any) -> list[str]:
+def loop_of(pgd: PGD | APGD, *args: Tensor, **options: Any) -> list[str]:
     with Recorder() as recorder:
         pgd(*args, **options)
     names = recorder.names
@@ -63,6 +63,9 @@ def loop_of(pgd: PGD, *args: Tensor, **options: Any) -> list[str]:
         {"targeted": "random"},
         {"engine": "exact"},
         {"bn": "train"},
+        {"loss": "cw"},
+        {"loss": "dlr"},
+        {"loss": "dlr", "targeted": "random"},
         {"alpha": lambda eps: eps / 4},
     ],
     ids=str,
@@ -80,6 +83,17 @@ def test_the_loop_over_candidates_does_not_wait(net: nn.Module, x: Tensor, y: Te
 
 def test_fgsm_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
     assert not WAITING & set(loop_of(FGSM(net), x, y))
+
+
+def test_mifgsm_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    assert not WAITING & set(loop_of(MIFGSM(net, steps=4), x, y))
+
+
+@pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])
+def test_apgd_that_lets_nobody_leave_does_not_wait(
+    loss: str, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    assert not WAITING & set(loop_of(APGD(net, steps=9, loss=loss, early_stop=False), x, y))
 
 
 def test_a_wait_would_show(net: nn.Module, x: Tensor, y: Tensor) -> None:

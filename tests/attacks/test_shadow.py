@@ -268,6 +268,33 @@ def test_every_precision_attacks_in_the_images_dtype_and_layout(
     assert (model(x_adv).argmax(1) != y).float().mean() > 0.7
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("engine", ["exact", "fast"])
+def test_the_images_come_back_in_their_layout(
+    resnet: nn.Module, images: Tensor, engine: str, layout: torch.memory_format
+) -> None:
+    x = images.contiguous(memory_format=layout)
+    y = resnet(x).argmax(1)
+    pgd = PGD(resnet, steps=2, engine=engine, seed=0)
+    assert pgd(x, y).stride() == x.stride()
+    # The noise follows the pixels, not their place in memory.
+    start = PGD(resnet, steps=0, seed=0)(images, y)
+    assert torch.equal(PGD(resnet, steps=0, engine=engine, seed=0)(x, y), start)
+
+
+def test_a_callers_autocast_is_left_alone(images: Tensor) -> None:
+    seen = []
+
+    def model(x: Tensor) -> Tensor:
+        logits = x.flatten(1)[:, :50] @ torch.ones(50, 4)
+        seen.append(logits.dtype)
+        return logits
+
+    with torch.autocast("cpu", torch.bfloat16):
+        PGD(model, steps=1)(images, torch.zeros(len(images), dtype=torch.int64))
+    assert seen == [torch.bfloat16]
+
+
 def test_folded_parameters_need_no_affine_weights() -> None:
     layer, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, affine=False)
     weight, bias = folded_parameters(layer, norm)

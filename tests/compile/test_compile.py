@@ -44,7 +44,13 @@ def select(x: Tensor) -> tuple[Tensor, ...]:
     return memory * 2, eps, choice
 
 
-FUNCTIONS = [project, step, start, cotangent, select]
+def crop(x: Tensor) -> Tensor:
+    data, index = (255 * x).byte().permute(0, 2, 3, 1).contiguous(), torch.tensor([1, 0, 1])
+    plain = ops.random_crop_flip(data, index, torch.tensor([7, 2]), padding=0, flip=False)
+    return ops.random_crop_flip(data, index, 7, stream=2) + 2 * plain
+
+
+FUNCTIONS = [project, step, start, cotangent, select, crop]
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 

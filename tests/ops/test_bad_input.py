@@ -13,6 +13,7 @@ from iaat_fast import ops
 X = torch.full((4, 3), 0.5)
 LABELS = torch.tensor([0, 1, 2, 0])
 LOGITS = torch.zeros(4, 3)
+PIXELS = torch.zeros(4, 5, 6, 1, dtype=torch.uint8)
 
 
 def step(**changes: Any) -> None:
@@ -43,6 +44,11 @@ def select(**changes: Any) -> None:
         **changes,
     }
     ops.select_epsilon_(**arguments)
+
+
+def crop(**changes: Any) -> None:
+    arguments = {"images": PIXELS, "index": torch.arange(4), "seed": 0, **changes}
+    ops.random_crop_flip(**arguments)
 
 
 @pytest.mark.parametrize("op", [project, step, start])
@@ -161,26 +167,34 @@ def test_counters_of_another_dtype_or_device() -> None:
         step(stats=torch.zeros(2, dtype=torch.int64, device="meta"))
 
 
+@pytest.mark.parametrize("op", [start, crop])
 @pytest.mark.parametrize("seed", [0.5, True, None, "0", torch.tensor([0.5])])
-def test_a_seed_of_another_type(seed: Any) -> None:
+def test_a_seed_of_another_type(op: Any, seed: Any) -> None:
     with pytest.raises(TypeError, match=r"^seed: .*expected"):
-        start(seed=seed)
+        op(seed=seed)
 
 
-def test_seeds_and_stream_numbers_out_of_range() -> None:
+@pytest.mark.parametrize(("op", "most"), [(start, 3), (crop, 2)])
+def test_seeds_and_stream_numbers_out_of_range(op: Any, most: int) -> None:
     with pytest.raises(ValueError, match=r"^seed: 9223372036854775808, expected a number in"):
-        start(seed=2**63)
-    with pytest.raises(ValueError, match=r"^seed: 4 entries, expected 1 to 3"):
-        start(seed=torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^seed: 0 entries, expected 1 to 3"):
-        start(seed=torch.zeros(0, dtype=torch.int64))
+        op(seed=2**63)
+    for entries in (most + 1, 0):
+        with pytest.raises(ValueError, match=rf"^seed: {entries} entries, expected 1 to {most}"):
+            op(seed=torch.zeros(entries, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^seed: device meta, expected cpu"):
+        op(seed=torch.zeros(1, dtype=torch.int64, device="meta"))
+
+
+def test_stream_numbers_that_are_no_whole_numbers() -> None:
+    with pytest.raises(TypeError, match=r"^stream: 1\.0, expected an int"):
+        crop(stream=1.0)
     with pytest.raises(TypeError, match=r"^restart: 0\.5, expected an int"):
         start(restart=0.5)
     with pytest.raises(TypeError, match=r"^candidate: 1\.0, expected an int"):
         start(candidate=1.0)
 
 
-@pytest.mark.parametrize("op", [start, select])
+@pytest.mark.parametrize("op", [start, select, crop])
 def test_sample_numbers_of_another_type_or_length(op: Any) -> None:
     with pytest.raises(TypeError, match=r"^index: dtype torch.int32, expected int64"):
         op(index=torch.arange(4, dtype=torch.int32))
@@ -283,3 +297,51 @@ def test_a_memory_that_is_not_float32() -> None:
     for memory in (torch.zeros(9, dtype=torch.float64), torch.zeros(3, 3)):
         with pytest.raises(TypeError, match=r"^memory: .*expected float32 \[size\]"):
             select(memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": [[0]]}, TypeError, r"^images: expected a torch\.Tensor, got list"),
+        ({"images": PIXELS.float()}, TypeError, r"^images: dtype torch.float32, expected uint8"),
+        (
+            {"images": PIXELS[0]},
+            ValueError,
+            r"^images: shape \(5, 6, 1\), expected contiguous \[size, H, W, C\]",
+        ),
+        (
+            {"images": PIXELS.transpose(1, 2)},
+            ValueError,
+            r"^images: shape \(4, 6, 5, 1\), not contiguous, expected contiguous",
+        ),
+        (
+            {"padding": 5},
+            ValueError,
+            r"^padding: images of 5 x 6 are too small to reflect 5 pixels, .* at least 6 x 6",
+        ),
+        ({"padding": -1}, ValueError, r"^padding: -1, expected 0 or more pixels"),
+        ({"padding": 1.0}, TypeError, r"^padding: 1\.0, expected an int"),
+        ({"padding": True}, TypeError, r"^padding: True, expected an int"),
+        (
+            {"index": torch.tensor([0, 4])},
+            ValueError,
+            r"^index: 4 at index 1, expected a sample in 0 \.\.\. 3",
+        ),
+        (
+            {"index": torch.tensor([-1])},
+            ValueError,
+            r"^index: -1 at index 0, expected a sample in 0 \.\.\. 3",
+        ),
+        ({"images": PIXELS[:0]}, ValueError, r"^index: 4 samples of a data set of 0"),
+        (
+            {"index": torch.arange(4, device="meta")},
+            ValueError,
+            r"^index: device meta, expected cpu",
+        ),
+    ],
+)
+def test_bad_arguments_of_the_augmentation(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        crop(**changes)

@@ -10,64 +10,19 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import reference
+from tests.ops.cases import (
+    LAYOUTS,
+    Images,
+    Selection,
+    assert_same,
+    candidates,
+    dtypes,
+    layouts,
+    logits_and_classes,
+    shapes,
+)
 
 native = pytest.importorskip("iaat_fast.ops.native")
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(5, 1), (4, 63), (2, 3, 32, 32), (3, 1000), (0, 3, 8, 8), (3, 0)]
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x,
-    "channels_last": lambda x: (
-        x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    ),
-    "every_second": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
-    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
-}
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-candidates = pytest.mark.parametrize("k", [1, 3])
-
-
-def assert_same(name: str, expected: Tensor, actual: Tensor) -> None:
-    """The same dtype, strides and values, NaN where NaN is expected."""
-    assert actual.dtype is expected.dtype, name
-    assert actual.stride() == expected.stride(), name
-    different = ~((expected == actual) | (expected.isnan() & actual.isnan()))
-    assert not different.any(), (
-        f"{name}: {int(different.sum())} of {different.numel()} entries differ, "
-        f"first {expected[different][0]} against {actual[different][0]}"
-    )
-
-
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-class Images:
-    """x in [0, 1]; x_adv round it, partly outside ball and box, with NaN and infinity; gradients with 0 and NaN."""
-
-    def __init__(
-        self, shape: tuple[int, ...], k: int, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]
-    ) -> None:
-        generator = torch.Generator().manual_seed(len(shape) + shape[-1] + k)
-        rows = (k * shape[0], *shape[1:])
-
-        def rand(*size: int) -> Tensor:
-            return torch.rand(size, generator=generator, dtype=torch.float64)
-
-        x = rand(*shape)
-        x_adv = x.repeat(k, *[1] * (len(shape) - 1)) + 0.8 * (rand(*rows) - 0.5)
-        grad = rand(*rows) - 0.5
-        grad[rand(*rows) < 0.1] = 0.0
-        for target, value, share in ((x_adv, math.nan, 0.01), (x_adv, math.inf, 0.01)):
-            target[rand(*rows) < share] = value
-        grad[rand(*rows) < 0.05] = math.nan
-        self.x, self.x_adv, self.grad = (layout(t.to(dtype)) for t in (x, x_adv, grad))
-        radii = torch.tensor([0.0, 8 / 255, 0.3, 1e-9, 2.0], dtype=arithmetic(dtype))
-        self.eps = radii.repeat(rows[0])[: rows[0]]
-        self.alpha = self.eps / 4 + (self.eps > 0) * 0.01
 
 
 @dtypes
@@ -124,12 +79,7 @@ def test_random_start_linf(
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
 def test_ce_cotangent(isa: str, dtype: torch.dtype, k: int, classes: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(classes)
-    logits = scale * torch.randn(6 * k, classes, generator=generator)
-    logits[:, -1:][1::3] = -math.inf if classes > 1 else 0.0
-    logits = logits.to(dtype)
-    y = torch.randint(classes, (6,), generator=generator)
-    y[:3] = logits[:3].argmax(1)
+    logits, y = logits_and_classes(k, classes, scale, dtype)
     expected = reference.ce_cotangent(logits, y, False)
     actual = native.ce_cotangent(logits, y, False)
     if dtype is torch.float64:  # the two call different exponentials
@@ -146,17 +96,14 @@ def test_ce_cotangent(isa: str, dtype: torch.dtype, k: int, classes: int, scale:
 def test_select_epsilon(
     isa: str, dtype: torch.dtype, samples: int, clamp_candidate: bool, masked: bool
 ) -> None:
-    generator = torch.Generator().manual_seed(samples)
-    logits = torch.randn(3 * samples, 4, generator=generator).round().to(dtype)  # with ties
-    y = torch.randint(4, (samples,), generator=generator)
-    index = torch.randperm(300, generator=generator)[:samples]
-    mask = torch.rand(samples, generator=generator) < 0.3 if masked else None
-    memory = 0.1 * torch.rand(300, generator=generator)
+    case = Selection(samples, dtype)
+    mask = case.misclassified if masked else None
     results = []
     for backend in (reference, native):
-        updated = memory.clone()
-        args = (updated, index, logits, y, 0.03, 0.1, 0.01, 0.09, clamp_candidate, mask)
-        results.append((updated, *backend.select_epsilon_(*args)))
+        memory = case.memory.clone()
+        args = (memory, case.index, case.logits, case.y)
+        options = (0.03, 0.1, 0.01, 0.09, clamp_candidate, mask)
+        results.append((memory, *backend.select_epsilon_(*args, *options)))
     for name, expected, actual in zip(("memory", "eps", "choice"), *results, strict=True):
         assert_same(name, expected, actual)
 

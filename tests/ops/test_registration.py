@@ -77,6 +77,14 @@ def test_select_epsilon(masked: bool) -> None:
     torch.library.opcheck(_ops.select_epsilon_, (*args, 0.1, 0.1, 0.0, 1.0, masked, mask))
 
 
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("seed", [[1], [1, 2]], ids=str)
+def test_random_crop_flip(n: int, seed: list[int]) -> None:
+    data = torch.randint(256, (3, 6, 7, 2), dtype=torch.uint8)
+    args = (data, torch.arange(n) % 3, torch.tensor(seed), 4, True)
+    torch.library.opcheck(_ops.random_crop_flip, args)
+
+
 @images
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_strides_that_tracing_sees_are_those_of_the_result(

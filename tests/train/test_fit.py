@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.data import ImageData, Split
+from iaat_fast import ops
+from iaat_fast.data import ImageData, Split, epoch_order
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import FitResult, Interrupted, TrainConfig, fit
 from iaat_fast.train.loop import learning_rate
+from iaat_fast.train.seeds import Stream, step_seed
 
 Fit = Callable[..., FitResult]
 
@@ -496,6 +499,33 @@ def test_augmentation_is_resumed_bit_by_bit(
             fit(config("run"), model=model(), data=tiny_data, quiet=True)
     resumed = fit(config("run"), model=model(), data=tiny_data, resume=True, quiet=True)
     assert_same_run(resumed.folder, reference)
+
+
+def test_augmented_images_are_those_that_the_op_draws_for_the_step(
+    tiny_config: Callable[..., TrainConfig], tiny_data: ImageData, tmp_path: Path
+) -> None:
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(36, 3)
+            self.seen: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen.append(x.detach().clone())
+            return self.linear(x.flatten(1))
+
+    # Images as a caller may have made them, stored channels first.
+    stored = tiny_data.train.images.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+    data = replace(tiny_data, train=Split(stored, tiny_data.train.labels))
+    config = tiny_config(tmp_path / "run", method="clean", data={"augment": True}, run={"seed": 3})
+    model = Recorder()
+    fit(config, model=model, data=data, quiet=True)
+    batches = [part for epoch in range(3) for part in epoch_order(24, seed=3, epoch=epoch).split(5)]
+    assert len(model.seen) == len(batches)
+    for step, (x, index) in enumerate(zip(model.seen, batches, strict=True)):
+        seed = step_seed(3, step, Stream.AUGMENT)
+        assert torch.equal(x, ops.random_crop_flip(tiny_data.train.images, index, seed))
 
 
 def test_images_of_one_label_only_still_train(

@@ -254,3 +254,12 @@ def test_iaat_counts_s_plus_and_those_of_it_that_withstand(case: Callable[..., C
     _, clean, robust = it.step.totals.tolist()
     assert clean == correct.sum()
     assert 0 <= robust <= clean
+
+
+def test_the_attack_takes_its_gradients_as_configured(
+    tiny_config: Callable[..., TrainConfig], tiny_model: Callable[[], nn.Module]
+) -> None:
+    network = make_attack(
+        tiny_config(attack={"precision": "bf16", "engine": "exact"}).attack, tiny_model()
+    ).network
+    assert (network.precision, network.engine) == ("bf16", "exact")

@@ -1,0 +1,245 @@
+"""`make gpu`: everything that needs a GPU, stage by stage, into a few files.
+
+It fetches nothing, installs nothing and needs no git: torch, pytest and the build tools are those of the machine's own
+Python. A stage that fails or runs out of time is reported and the rest still runs.
+
+Written to --out: summary.json (stages, machine), logs.txt, and what the stages write there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 525.0
+"""For all stages together: 15 under the nine minutes that a run may take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A command with a time limit in seconds; `{python}`, `{out}` and `{seconds}` (four fifths of what it was granted)
+    are filled in. The last `tail` lines of its output are shown."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    env: tuple[tuple[str, str], ...] = ()
+    tail: int = 15
+
+
+def _module(words: str) -> tuple[str, ...]:
+    return ("{python}", "-m", *words.split())
+
+
+def _pytest(words: str) -> tuple[str, ...]:
+    return _module(f"pytest -q -m gpu -p no:cacheprovider --timeout=120 {words}")
+
+
+STAGES = (
+    Stage(
+        "build",
+        ("{python}", "setup.py", "build_ext", "--inplace"),
+        150,
+        env=(("IAAT_CUDA", "1"),),
+        tail=5,
+    ),
+    # In several processes: after an illegal access a process gets nothing more out of the device.
+    Stage(
+        "tests",
+        _pytest("-n 8 --junitxml={out}/tests.xml tests/gpu --ignore=tests/gpu/test_sanitizer.py"),
+        150,
+        tail=40,
+    ),
+    # The public functions once more with Triton's kernels, which are not the default where CUDA's are built.
+    Stage(
+        "tests_triton",
+        _pytest(
+            "-n 8 --junitxml={out}/tests_triton.xml tests/gpu/test_public.py tests/gpu/test_attack.py"
+        ),
+        60,
+        env=(("IAAT_FAST_BACKEND", "triton"),),
+        tail=20,
+    ),
+    Stage(
+        "kernels",
+        _module("benchmarks.kernels --device cuda --out {out} --time-limit {seconds}"),
+        200,
+        tail=40,
+    ),
+    Stage("sanitizer", _pytest("-n 2 -rs tests/gpu/test_sanitizer.py"), 110),
+)
+
+MODULES = (
+    "torch",
+    "numpy",
+    "matplotlib",
+    "pytest",
+    "pytest_timeout",
+    "rich",
+    "sklearn",
+    "tqdm",
+    "xdist",
+)
+TOOLS = ("cmake", "ninja", "nvcc", "c++")
+PROBE = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '', end='')"
+DESCRIBE = (
+    "import json; from benchmarks import machine; print(json.dumps(machine.describe('cuda')))"
+)
+
+
+def no_device() -> str:
+    """Why no GPU can be used, or an empty string. Asked of another process: this one shall hold no context."""
+    if importlib.util.find_spec("torch") is None:
+        return f"{sys.executable} has no torch to see one with"
+    probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    if probe.returncode:
+        return probe.stderr.strip().splitlines()[-1]
+    return "" if probe.stdout else "torch.cuda.is_available() is False"
+
+
+def missing() -> list[str]:
+    """What the stages need and this machine lacks."""
+    lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    lacking += [tool for tool in TOOLS if shutil.which(tool, path=scripts) is None]
+    if importlib.util.find_spec("pybind11") is None:
+        lacking.append("pybind11")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        lacking.append("Python.h")
+    return lacking
+
+
+def remove_extension(root: Path) -> None:
+    """A build that then fails leaves no extension for this Python, rather than an old one to be tested."""
+    for old in root.glob(f"iaat_fast/_C*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        old.unlink()
+
+
+def run_stages(
+    stages: Sequence[Stage], out: Path, *, seconds: float = SECONDS
+) -> list[dict[str, Any]]:
+    """Run the stages one after the other, at most `seconds` in all; a row of the summary for each."""
+    started, rows = time.monotonic(), []
+    with (out / "logs.txt").open("w") as logs:
+        for stage in stages:
+            left = seconds - (time.monotonic() - started)
+            row = _run(stage, out, min(stage.seconds, left), logs)
+            rows.append(row)
+            print(f"== {stage.name}: {row['status']}, {row['seconds']:.1f} s", flush=True)
+            for line in row.pop("output").splitlines()[-stage.tail :]:
+                print(f"   {line}", flush=True)
+    return rows
+
+
+def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any]:
+    filled = {"python": sys.executable, "out": str(out), "seconds": f"{0.8 * granted:.0f}"}
+    command = [word.format(**filled) for word in stage.command]
+    row = {"stage": stage.name, "command": command, "limit": round(granted, 1), "seconds": 0.0}
+    if granted <= 0:
+        return {**row, "status": "no time left", "exit": None, "output": ""}
+    logs.write(f"==== {stage.name}: {' '.join(command)}\n")
+    logs.flush()
+    begins, started = logs.tell(), time.monotonic()
+    # A session of its own, so that what the stage started can be stopped with it.
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**_environment(), **dict(stage.env)},
+            stdin=subprocess.DEVNULL,
+            stdout=logs,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return {**row, "status": "failed", "exit": None, "output": str(error)}
+    try:
+        status = "failed" if process.wait(timeout=granted) else "ok"
+    except subprocess.TimeoutExpired:
+        status = "timed out"
+    finally:
+        _stop(process)
+    logs.seek(0, os.SEEK_END)
+    output = (out / "logs.txt").read_bytes()[begins:].decode(errors="replace")
+    took = round(time.monotonic() - started, 1)
+    return {**row, "seconds": took, "status": status, "exit": process.returncode, "output": output}
+
+
+def _environment() -> dict[str, str]:
+    """This checkout first, then whatever the caller's PYTHONPATH adds."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and everything in its session, after five seconds by force."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _machine() -> dict[str, Any]:
+    command = [sys.executable, "-c", DESCRIBE]
+    try:
+        found = subprocess.run(
+            command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=60
+        )
+        described: dict[str, Any] = json.loads(found.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        return {"error": str(error)}
+    return described
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 if every stage succeeded, 1 if one did not, 2 where nothing could be run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "build/gpu"))
+    parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], metavar="NAME")
+    options = parser.parse_args(argv)
+    if reason := no_device():
+        print(f"make gpu: no CUDA device: {reason}", file=sys.stderr)
+        return 2
+    if lacking := missing():
+        print(f"make gpu: this machine lacks {', '.join(lacking)}", file=sys.stderr)
+        if set(lacking) & set(MODULES):
+            return 2
+    stages = [s for s in STAGES if options.stages is None or s.name in options.stages]
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if stages[0].name == "build":
+        remove_extension(ROOT)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = run_stages(stages, out)
+    summary = {"time": started, "machine": _machine(), "stages": rows}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    bad = [row["stage"] for row in rows if row["status"] != "ok"]
+    print(
+        f"summary.json and logs.txt are in {out}; "
+        + (f"not ok: {', '.join(bad)}" if bad else "all ok")
+    )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""What is measured: an op at a problem, its arguments and the fewest bytes it can move."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import problems
+from benchmarks.kernels.problems import FLOATS, Problem
+
+OPS = (
+    "pgd_step_linf_",
+    "project_linf",
+    "random_start_linf",
+    "ce_cotangent",
+    "select_epsilon_",
+    "random_crop_flip",
+)
+MUTATED = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}
+"""Positions of the arguments that an op writes."""
+
+LO, HI = 0.0, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An op at one problem; `counted` says whether the step counts zero and NaN gradients, as an attack's does."""
+
+    op: str
+    problem: Problem
+    counted: bool = True
+
+    @property
+    def title(self) -> str:
+        dtype = str(self.problem.dtype).removeprefix("torch.")
+        return f"{self.op}{'' if self.counted else ' (no stats)'} {self.problem.label} {dtype}"
+
+    def arguments(self, device: torch.device, seed: int) -> tuple[object, ...]:
+        """The arguments of the op's schema, of random values."""
+        generator = torch.Generator(device).manual_seed(seed)
+        if self.op == "random_crop_flip":
+            return _augment_arguments(self.problem, generator)
+        if self.op in ("ce_cotangent", "select_epsilon_"):
+            return _logits_arguments(self.op, self.problem, generator)
+        return _image_arguments(self.op, self.problem, generator, self.counted)
+
+    def moved(self, args: tuple[object, ...]) -> int:
+        """Bytes read and written, each once: inputs, outputs, the rows of the memory that are visited."""
+        read = [a for a in args if isinstance(a, Tensor)]
+        size, written = self.problem.numel * self.problem.dtype.itemsize, 0
+        if self.op == "random_crop_flip":
+            read, written = read[1:], self.problem.numel * (1 + 4)
+        elif self.op == "select_epsilon_":
+            # memory: read and written at the index; eps float32 and choice int64 written
+            read, written = read[1:], self.problem.shape[0] * (4 + 4 + 4 + 8)
+        else:
+            written = size
+        return sum(t.nbytes for t in read) + written
+
+
+def make_cases(
+    ops: Iterable[str], dtypes: Iterable[torch.dtype], *, quick: bool, on_gpu: bool
+) -> list[Case]:
+    """All cases, dtype by dtype, so that a run cut short has the first dtypes complete."""
+    ops, dtypes = list(ops), list(dtypes)
+    cases = []
+    for dtype in dtypes:
+        images = problems.image_problems(dtype, quick=quick, on_gpu=on_gpu)
+        for op in ops:
+            if op == "random_crop_flip":
+                if dtype is dtypes[0]:  # uint8 in, float32 out
+                    cases += [Case(op, p) for p in problems.augment_problems(quick=quick)]
+            elif op == "ce_cotangent":
+                found = problems.logits_problems(dtype, quick=quick, candidates=None)
+                cases += [Case(op, p) for p in found]
+            elif op == "select_epsilon_":
+                found = problems.logits_problems(dtype, quick=quick, candidates=3)
+                cases += [Case(op, p) for p in found]
+            else:
+                cases += [Case(op, p) for p in images]
+        if "pgd_step_linf_" in ops:
+            flat = [p for p in images if len(p.shape) == 2 and dtype is not torch.float16]
+            cases += [Case("pgd_step_linf_", p, counted=False) for p in flat]
+    return cases
+
+
+def _image_arguments(
+    op: str, problem: Problem, generator: torch.Generator, counted: bool
+) -> tuple[object, ...]:
+    device, dtype, k, n = generator.device, problem.dtype, problem.k, problem.shape[0]
+    rows = (k * n, *problem.shape[1:])
+
+    def uniform(shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device, dtype=dtype)
+
+    x = uniform(problem.shape)
+    eps = torch.rand(k * n, generator=generator, device=device) * 16 / 255
+    if op == "random_start_linf":
+        key = torch.tensor([generator.initial_seed(), 0, 0], device=device)
+        return x, eps, key, torch.arange(n, device=device), LO, HI
+    x_adv = uniform(rows)
+    if op == "project_linf":
+        return x_adv, x, eps, LO, HI
+    grad = torch.randn(rows, generator=generator, device=device, dtype=dtype)
+    grad.view(-1)[::97] = 0  # for the step to count
+    stats = torch.zeros(2, dtype=torch.int64, device=device) if counted else None
+    return x_adv, grad, x, eps, eps / 4, LO, HI, False, stats
+
+
+def _logits_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+    device, (n, classes) = generator.device, problem.shape
+    shape = (problem.k * n, classes)
+    logits = torch.randn(shape, generator=generator, device=device).to(problem.dtype)
+    y = torch.randint(classes, (n,), generator=generator, device=device)
+    if op == "ce_cotangent":
+        return logits, y, False
+    y[::2] = logits[:n:2].argmax(1)  # so that every choice is met
+    memory = torch.rand(50_000, generator=generator, device=device) * 16 / 255
+    index = torch.randperm(len(memory), generator=generator, device=device)[:n]
+    return memory, index, logits, y, 1.9 / 255, 0.1, 0.0, 1.0, False, None
+
+
+def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+    device, (n, channels, height, width) = generator.device, problem.shape
+    size = (16 * n, height, width, channels)
+    images = torch.randint(256, size, generator=generator, device=device, dtype=torch.uint8)
+    index = torch.randperm(16 * n, generator=generator, device=device)[:n]
+    return images, index, torch.tensor([generator.initial_seed(), 0], device=device), 4, True
+
+
+__all__ = ["FLOATS", "MUTATED", "OPS", "Case", "make_cases"]

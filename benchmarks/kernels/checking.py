@@ -1,0 +1,131 @@
+"""Whether a contender computes the op: compared with the reference before anything is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.cases import MUTATED, Case
+from benchmarks.kernels.contenders import BASELINES, Call
+from benchmarks.kernels.expressions import prepared
+from iaat_fast.ops import reference
+
+CHUNK = 2**22
+"""Elements of a random start that the reference draws at once: it holds some thirty int64 tensors of the size."""
+
+
+def expected(case: Case, args: tuple[object, ...]) -> list[Tensor]:
+    """What the reference gives for copies of the arguments."""
+    if case.op == "random_start_linf":
+        return [_reference_start(*args)]
+    return outcome(case, getattr(reference, case.op), args)
+
+
+def fault(
+    name: str, case: Case, call: Call, args: tuple[object, ...], right: list[Tensor]
+) -> str | None:
+    """What is wrong with a contender's result, or None.
+
+    A backend must give the reference's bits. A baseline computes something close (other roundings, another generator,
+    no proof against saturation) and is held to what it has in common with the op.
+    """
+    if name not in BASELINES:
+        return _different(outcome(case, call, args), right)
+    copies = _copies(args)
+    result = call(*prepared(case.op, copies))
+    return _COMPARE[case.op](result, right, copies)
+
+
+def outcome(case: Case, call: Call, args: tuple[object, ...]) -> list[Tensor]:
+    """What a call leaves behind: the arguments that it writes and what it returns."""
+    copies = _copies(args)
+    returned = call(*copies)
+    tensors = returned if isinstance(returned, tuple) else (returned,)
+    written = [copies[position] for position in MUTATED.get(case.op, ())]
+    return [t for t in (*written, *tensors) if isinstance(t, Tensor)]
+
+
+def _copies(args: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+
+
+def _different(actual: list[Tensor], right: list[Tensor]) -> str | None:
+    if len(actual) != len(right):
+        return f"{len(actual)} results, expected {len(right)}"
+    for ours, theirs in zip(actual, right, strict=True):
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+            return f"{ours.dtype} {list(ours.shape)}, expected {theirs.dtype} {list(theirs.shape)}"
+        wrong = ~((ours == theirs) | (ours.isnan() & theirs.isnan()))
+        if count := int(wrong.sum()):
+            first = f"{ours[wrong][0].item()!r}, expected {theirs[wrong][0].item()!r}"
+            return f"{count} of {wrong.numel()} entries differ from the reference, first {first}"
+    return None
+
+
+def _reference_start(
+    x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
+    """The reference, some rows at a time: the noise follows sample and candidate, so the pieces are the whole."""
+    n, step = len(x), max(CHUNK // x[0].numel(), 1)
+    pieces = []
+    for row in range(0, len(eps), n):
+        stream = seed + torch.tensor([0, 0, row // n], device=seed.device)
+        for first in range(0, n, step):
+            part = slice(first, first + step)
+            radii = eps[row : row + n][part]
+            pieces.append(reference.random_start_linf(x[part], radii, stream, index[part], lo, hi))
+    return torch.cat(pieces)
+
+
+def _close(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
+    """Within a few roundings of the dtype at 1, the largest pixel."""
+    bound = 8 * torch.finfo(right[0].dtype).eps
+    worst = (result.reshape(right[0].shape).float() - right[0].float()).abs().max().item()
+    return (
+        None if worst <= bound else f"differs from the reference by {worst:g}, more than {bound:g}"
+    )
+
+
+def _close_directions(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
+    """Rows alike up to a positive factor."""
+    rows, expected_rows = (t.float() / t.float().abs().amax(1, True) for t in (result, right[0]))
+    return _close(rows.to(result.dtype), [expected_rows.to(result.dtype)], args)
+
+
+def _close_selection(
+    result: tuple[Tensor, Tensor], right: list[Tensor], args: tuple[object, ...]
+) -> str | None:
+    if not torch.equal(result[1], right[2]):
+        return "other choices than the reference"
+    return _close(result[0], [right[1]], args)
+
+
+def _in_ball(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
+    """Another generator's noise: inside the box and the ball, and not all alike."""
+    x, eps = args[0], args[1]
+    distance = (result.float() - x.float()).abs().reshape(len(eps), -1).amax(1)
+    slack = 4 * torch.finfo(x.dtype).eps
+    inside = bool((distance <= eps + slack).all()) and result.min() >= 0 and result.max() <= 1
+    return (
+        None if inside and bool((distance > 0).any()) else "not noise inside the ball and the box"
+    )
+
+
+def _whole_pixels(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
+    """Other crops: the same shape and dtype, and pixels that are whole 255ths."""
+    if (result.shape, result.dtype) != (right[0].shape, right[0].dtype):
+        return f"{result.dtype} {list(result.shape)}"
+    off = (result * 255 - (result * 255).round()).abs().max().item()
+    return None if off < 1e-4 else "pixels that are no whole 255ths"
+
+
+_COMPARE: dict[str, Callable[..., str | None]] = {
+    "project_linf": _close,
+    "pgd_step_linf_": _close,
+    "random_start_linf": _in_ball,
+    "ce_cotangent": _close_directions,
+    "select_epsilon_": _close_selection,
+    "random_crop_flip": _whole_pixels,
+}

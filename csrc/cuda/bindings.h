@@ -1,0 +1,13 @@
+// What csrc/module.cpp asks of a build with CUDA kernels.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace iaat {
+namespace cuda {
+
+// Adds the launchers to `module`, iaat_fast._C.cuda.
+void bind(pybind11::module_& module);
+
+}  // namespace cuda
+}  // namespace iaat

@@ -1,0 +1,111 @@
+// Algorithm 2's choice for a batch, and the memory of the radii updated: a warp takes a sample.
+#include <type_traits>
+
+#include "cuda/launch.h"
+#include "cuda/warps.cuh"
+#include "math/dtypes.h"
+#include "math/epsilon.h"
+
+namespace iaat {
+namespace cuda {
+namespace {
+
+template <typename T>
+struct Selection {
+    float* memory;
+    int64_t size;
+    const int64_t* index;
+    const T* logits;
+    const int64_t* y;
+    float* eps;
+    int64_t* choice;
+    const bool* misclassified;
+    int64_t samples, classes;
+    float gamma, beta, keep, eps_min, eps_max;
+    bool clamp_candidate;
+};
+
+// The largest of the logits seen so far and its class. As in torch.argmax, NaN is the largest of all, and the first of
+// equals counts.
+template <typename A>
+struct Largest {
+    A value = -A(INFINITY);
+    int64_t of = INT64_MAX;
+
+    IAAT_DEVICE void see(A other, int64_t other_of) {
+        const bool nan = value != value, other_nan = other != other;
+        const bool equal = value == other || (nan && other_nan);
+        if (equal ? other_of < of : (other_nan || (!nan && other > value))) {
+            value = other;
+            of = other_of;
+        }
+    }
+    IAAT_DEVICE void see_other_lanes() {
+#pragma unroll
+        for (int apart = kWarp / 2; apart > 0; apart /= 2) {
+            const A other = __shfl_xor_sync(kFullWarp, value, apart);
+            see(other, __shfl_xor_sync(kFullWarp, of, apart));
+        }
+    }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) select_epsilon_kernel(Selection<T> s) {
+    using A = typename Arithmetic<T>::type;
+    const auto [i, lane] = warp_row();
+    if (i >= s.samples) return;
+    const int64_t at = s.index[i], label = s.y[i];
+    const bool known = at >= 0 && at < s.size;
+    const float prev = known ? s.memory[at] : NAN;
+
+    const T *first = s.logits + i * s.classes, *second = first + s.samples * s.classes;
+    Largest<A> at_first, at_second;
+    for (int64_t j = lane; j < s.classes; j += kWarp) {
+        const A a = widen(first[j]), b = widen(second[j]);
+        at_first.see(a, j);
+        at_second.see(b, j);
+    }
+    at_first.see_other_lanes();
+    at_second.see_other_lanes();
+    if (lane != 0) return;
+    const int64_t choice = choose_candidate(at_first.of == label, at_second.of == label);
+    const float eps = smooth_epsilon(prev, choice, s.gamma, s.beta, s.keep, s.clamp_candidate,
+                                     s.misclassified && s.misclassified[i], s.eps_min, s.eps_max);
+    s.eps[i] = known ? eps : NAN;
+    s.choice[i] = known ? choice : -1;
+    if (known) s.memory[at] = eps;
+}
+
+}  // namespace
+
+void launch_select_epsilon(DType dtype, float* memory, int64_t size, const int64_t* index, const void* logits,
+                           const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
+                           int64_t classes, double gamma, double beta, double eps_min, double eps_max,
+                           bool clamp_candidate, int device, void* stream) {
+    if (samples == 0) return;
+    const Queue queue("select_epsilon", device, stream);
+    with_type(dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        // The weights are rounded from double, as torch rounds Python's numbers.
+        const Selection<T> selection{memory,
+                                     size,
+                                     index,
+                                     static_cast<const T*>(logits),
+                                     y,
+                                     eps,
+                                     choice,
+                                     misclassified,
+                                     samples,
+                                     classes,
+                                     float(gamma),
+                                     float(beta),
+                                     float(1.0 - beta),
+                                     float(eps_min),
+                                     float(eps_max),
+                                     clamp_candidate};
+        queue.launch(select_epsilon_kernel<T>, blocks_of_warps(samples), kWarpsPerBlock * kWarp, selection);
+    });
+}
+
+}  // namespace cuda
+}  // namespace iaat

@@ -1,0 +1,18 @@
+// Element types and batch shapes: what the kernels of every device take beside pointers.
+#pragma once
+
+#include <cstdint>
+
+namespace iaat {
+
+// Codes shared with iaat_fast/ops/storage.py.
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row
+// k * samples + i is candidate k of sample i. eps and alpha hold one value per row, in float (double for double
+// images).
+struct Rows {
+    int64_t rows, samples, row_elems;
+};
+
+}  // namespace iaat

@@ -1,0 +1,261 @@
+"""APGD: PGD with momentum that finds its own step sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.survivors import column, compacted, looks
+
+# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+_pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
+_project_linf = torch.ops.iaat_fast.project_linf.default
+
+_MOMENTUM = 0.75  # alpha in the paper: the weight of the new step
+
+
+class APGD(Attack):
+    """Auto-PGD: steps with momentum whose size, per sample, is halved at checkpoints where the loss has stalled.
+
+    It starts with steps of 2 * eps. At a checkpoint a sample's step is halved, and its best iterate so far becomes the
+    current one, where less than a share `rho` of the steps since the last checkpoint have raised the loss, or where
+    neither the step nor the best loss has changed since then. All of it is per sample; so are the radii.
+
+    As in the authors' released code, whose numbers are the published ones, and unlike Algorithm 1: the periods between
+    checkpoints are rounded down (the same checkpoints at 100 steps); exactly `rho` of the steps is still too few; the
+    loss after the first step is compared with a loss of 0; the second condition waits for the second checkpoint. Unlike
+    there, the random start is uniform in the ball, not stretched to touch it, and the last iterate is only looked at,
+    which saves a gradient.
+
+    Args:
+        model: maps images [N, ...] in [lo, hi] to logits [N, C].
+        eps: radius on the scale of the images, a float or a tensor [N].
+        steps: number of gradient steps.
+        loss: "ce", "dlr" or "cw", as `PGD`'s.
+        rho: share of steps that must raise the loss.
+        restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
+        early_stop: a sample keeps the first iterate that fools the model and leaves the batch. Otherwise it goes on
+            and keeps the last one that does. No verdict depends on it. A sample that is never fooled keeps its iterate
+            of largest loss.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+        parameter-free attacks", Algorithm 1, and the code released with it, AutoAttack.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor = 8 / 255,
+        steps: int = 100,
+        *,
+        loss: str = "ce",
+        rho: float = 0.75,
+        restarts: int = 1,
+        random_start: bool = True,
+        targeted: bool | Literal["random"] = False,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+        early_stop: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        inputs.number("rho", rho, most=1.0)
+        super().__init__(
+            model,
+            eps,
+            None,
+            steps,
+            restarts=restarts,
+            random_start=random_start,
+            targeted=targeted,
+            lo=lo,
+            hi=hi,
+            bn=bn,
+            precision=precision,
+            engine=engine,
+            early_stop=early_stop,
+            seed=seed,
+            loss=loss,
+        )
+        self.rho = rho
+
+    def _descend(
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        state = self._begin(call, x_adv, rows)
+        y = state.y
+        kept = x_adv.clone()
+        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
+        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
+        periods = checkpoints(self.steps)
+        for step in range(self.steps + 1):
+            if step:
+                self._move(call, state, first=step == 1)
+            logits = self._look(call, state, gradient=step < self.steps)
+            fooled = self._fooled(logits, state.y)
+            if self.early_stop:
+                fooled &= ~found[place]
+            fooled = self._confirmed(state.x_adv, state.y, fooled)
+            kept[place] = torch.where(column(fooled, kept), state.x_adv, kept[place])
+            found[place] |= fooled
+            self._compare(call, state, logits, first=step == 0)
+            if step in periods:
+                self._halve(state, periods[step])
+            if self.early_stop and not call.coupled and looks(step, kept.device):
+                some = compacted(found[place])
+                if some is not None:
+                    self._keep_best(kept, found, place, state)
+                    state, place = state.only(some), place[some]
+                    if not len(some):
+                        break
+        self._keep_best(kept, found, place, state)
+        if rows is None:
+            return kept, found, state.best_loss
+        fooled, loss = self._verdict(kept, y)
+        return kept, found | fooled, loss
+
+    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> _State:
+        if rows is None:
+            rows = torch.arange(call.rows, device=x_adv.device)
+        n, eps = len(call.y), call.eps[rows]
+        loss = eps.new_full((len(rows),), -torch.inf)
+        return _State(
+            rows=rows,
+            x=call.x[rows % n],
+            y=call.y[rows % n],
+            eps=eps,
+            step=2 * eps,
+            x_adv=x_adv,
+            previous=x_adv,
+            grad=torch.zeros_like(x_adv),
+            best=x_adv,
+            best_grad=torch.zeros_like(x_adv),
+            loss=loss,
+            best_loss=loss,
+            checked_loss=loss,
+            raised=torch.zeros_like(rows),
+            halved=torch.ones_like(rows, dtype=torch.bool),
+        )
+
+    def _move(self, call: Call, state: _State, *, first: bool) -> None:
+        """Lines 7 and 8 of Algorithm 1; its first step, line 2, has no momentum."""
+        x, eps, box = state.x, state.eps, (self.lo, self.hi)
+        stepped = state.x_adv.clone()
+        descend = self.targeted is not False
+        _pgd_step_linf_(stepped, state.grad, x, eps, state.step, *box, descend, call.stats)
+        new = 1.0 if first else _MOMENTUM
+        moved = state.x_adv + (stepped - state.x_adv) * new
+        moved += (state.x_adv - state.previous) * (1 - new)
+        state.previous, state.x_adv = state.x_adv, _project_linf(moved, x, eps, *box)
+
+    def _look(self, call: Call, state: _State, *, gradient: bool) -> Tensor:
+        """The logits at the current iterates and, for another step, the gradient."""
+        if not gradient:
+            with torch.no_grad():
+                logits = self.network.logits(state.x_adv)
+            return logits if logits.dtype is torch.float64 else logits.float()
+        logits, state.grad = self.network.pull_back(
+            state.x_adv,
+            lambda logits: self._cotangent(
+                logits,
+                self._goal(call, logits.shape[1], state.rows),
+                self._source(call, state.rows),
+            ),
+        )
+        call.count(state.grad)
+        return logits
+
+    def _compare(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
+        """Lines 3 to 5 and 9: the best iterates so far, and the count of steps that have raised the loss."""
+        targeted = self.targeted is not False
+        loss = losses.value(
+            self.loss,
+            logits,
+            self._goal(call, logits.shape[1], state.rows),
+            targeted=targeted,
+            source=self._source(call, state.rows),
+        )
+        loss = (-loss if targeted else loss).to(state.best_loss.dtype)
+        better = (loss > state.best_loss) | first
+        images = column(better, state.x_adv)
+        state.best = torch.where(images, state.x_adv, state.best)
+        state.best_grad = torch.where(images, state.grad, state.best_grad)
+        state.best_loss = torch.where(better, loss, state.best_loss)
+        if first:
+            zero = losses.zero(self.loss)
+            state.loss = torch.full_like(loss, -zero if targeted else zero)
+            state.checked_loss = loss
+        else:
+            state.raised = state.raised + (loss > state.loss)
+            state.loss = loss
+
+    def _halve(self, state: _State, period: int) -> None:
+        """Lines 10 to 14, at a checkpoint `period` steps after the last one."""
+        stalled = ~state.halved & (state.best_loss <= state.checked_loss)
+        halve = (state.raised <= self.rho * period) | stalled
+        state.step = torch.where(halve, state.step / 2, state.step)
+        images = column(halve, state.x_adv)
+        state.x_adv = torch.where(images, state.best, state.x_adv)
+        state.grad = torch.where(images, state.best_grad, state.grad)
+        state.halved, state.checked_loss = halve, state.best_loss
+        state.raised = torch.zeros_like(state.raised)
+
+    def _keep_best(self, kept: Tensor, found: Tensor, place: Tensor, state: _State) -> None:
+        kept[place] = torch.where(column(found[place], kept), kept[place], state.best)
+
+    def _source(self, call: Call, rows: Tensor) -> Tensor | None:
+        """The true classes beside the targets, where the loss is to know them."""
+        return None
+
+
+@dataclasses.dataclass
+class _State:
+    """What one run knows of every row. Tensors are replaced, never written into: several names may share one."""
+
+    rows: Tensor
+    x: Tensor
+    y: Tensor
+    eps: Tensor
+    step: Tensor
+    x_adv: Tensor
+    previous: Tensor
+    grad: Tensor
+    best: Tensor
+    best_grad: Tensor
+    loss: Tensor
+    best_loss: Tensor
+    checked_loss: Tensor
+    raised: Tensor
+    halved: Tensor
+
+    def only(self, some: Tensor) -> _State:
+        """Some of the rows, by their place."""
+        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
+
+
+def checkpoints(steps: int) -> dict[int, int]:
+    """The steps after which step sizes are looked at, each with the number of steps since the last time.
+
+    The first period is 22 % of the steps, each one 3 % shorter than the one before it but no shorter than 6 %
+    (Croce and Hein 2020, Section 3.2), each rounded down to a whole number of steps but at least one.
+    """
+    period, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    found, step = {}, period
+    while step <= steps:
+        found[step] = period
+        period = max(period - shrink, shortest)
+        step += period
+    return found

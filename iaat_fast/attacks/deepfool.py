@@ -1,0 +1,181 @@
+"""DeepFool in the L-infinity norm: to the nearest boundary of the linearised network, again and again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks import inputs
+from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.ops import checks
+
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
+_project_linf = torch.ops.iaat_fast.project_linf.default
+
+# Added to every distance, in logits over L1 norm, so that a step does not die on the boundary; and to the norm (both of
+# the authors' code and of foolbox).
+_PAST, _TINY = 1e-4, 1e-8
+
+
+class DeepFool(Attack):
+    """DeepFool: a small perturbation that fools, found by stepping to the nearest linearised decision boundary.
+
+    Each sample stops at its first iterate that fools the model, and leaves the batch; one that is misclassified already
+    stays as it is. Unlike PGD it looks for a small perturbation, not for the worst one in a ball: a radius only clips
+    the iterates.
+
+    Args:
+        model: maps images [N, ...] in [lo, hi] to logits [N, C].
+        eps: radius of the ball that iterates are clipped to, a float or a tensor [N]; None, the whole box.
+        steps: the most steps.
+        overshoot: how far past the boundary, relative to the perturbation (eta in the paper).
+        candidates: classes that are tried, the true one and those with the largest logits at x. A step takes one pass
+            through the network and back for each but the true one.
+        lo, hi, bn, precision, engine: as `PGD`'s.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Moosavi-Dezfooli, Fawzi and Frossard 2016, "DeepFool: a simple and accurate method to fool deep neural
+        networks", Algorithm 2 with the L-infinity norm (Section 3.3).
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor | None = None,
+        steps: int = 50,
+        *,
+        overshoot: float = 0.02,
+        candidates: int = 10,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+    ) -> None:
+        inputs.number("overshoot", overshoot)
+        inputs.whole_number("candidates", candidates, at_least=2)
+        checks.box(lo, hi)
+        super().__init__(
+            model,
+            hi - lo if eps is None else eps,
+            None,
+            steps,
+            random_start=False,
+            lo=lo,
+            hi=hi,
+            bn=bn,
+            precision=precision,
+            engine=engine,
+        )
+        self.overshoot, self.candidates = overshoot, candidates
+
+    def _descend(
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all rows: there are no restarts to leave any out."""
+        assert rows is None
+        state = self._begin(call, x_adv)
+        kept, y = x_adv.clone(), state.y
+        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
+        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
+        for step in range(self.steps):
+            logits, grad = self._pull_back(call, state, 0)
+            fooled = self._fooled(logits, state.y) & ~found[place]
+            found[place] |= self._confirmed(state.x_adv, state.y, fooled)
+            if not call.coupled and looks(step, kept.device):
+                some = compacted(found[place])
+                if some is not None:
+                    kept[place] = state.x_adv
+                    state, place = state.only(some), place[some]
+                    logits, grad = logits[some], grad[some]
+                    if not len(some):
+                        break
+            self._move(state, found[place], *self._nearest(call, state, logits, grad))
+        kept[place] = state.x_adv
+        return kept, found, y
+
+    def _begin(self, call: Call, x_adv: Tensor) -> _State:
+        with torch.no_grad():
+            logits = self.network.logits(call.per_row(call.x))
+        classes = logits.shape[1]
+        call.check_classes(classes)
+        if classes < 2:
+            raise ValueError(f"model: returned {classes} class, expected at least 2")
+        x, y = call.per_row(call.x), call.per_row(call.y)
+        wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
+        others = min(self.candidates, classes) - 1
+        call.planned *= others
+        return _State(
+            x=x,
+            y=y,
+            eps=call.eps,
+            x_adv=x_adv,
+            delta=torch.zeros_like(x_adv),
+            others=wrong.argsort(dim=1, descending=True, stable=True)[:, :others],
+        )
+
+    def _pull_back(self, call: Call, state: _State, k: int) -> tuple[Tensor, Tensor]:
+        """The logits, and the gradient of what the k-th other class is ahead of the true one."""
+
+        def cotangent(logits: Tensor) -> Tensor:
+            one = logits.new_ones(len(logits), 1)
+            ahead = torch.zeros_like(logits).scatter_(1, state.others[:, k : k + 1], one)
+            return ahead.scatter_(1, state.y.view(-1, 1), -one)
+
+        logits, grad = self.network.pull_back(state.x_adv, cotangent)
+        call.count(grad)
+        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
+        return logits, grad
+
+    def _nearest(
+        self, call: Call, state: _State, logits: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Lines 5 to 9: the distance to the nearest boundary, and its gradient; those of class 0 are given."""
+        nearest = self._distance(state, logits, grad, 0)
+        for k in range(1, state.others.shape[1]):
+            logits, candidate = self._pull_back(call, state, k)
+            distance = self._distance(state, logits, candidate, k)
+            nearer = distance < nearest
+            nearest = torch.where(nearer, distance, nearest)
+            grad = torch.where(column(nearer, grad), candidate, grad)
+        return nearest, grad
+
+    def _distance(self, state: _State, logits: Tensor, grad: Tensor, k: int) -> Tensor:
+        behind = logits.gather(1, state.y.view(-1, 1)) - logits.gather(
+            1, state.others[:, k : k + 1]
+        )
+        return behind[:, 0].abs() / (grad.flatten(1).to(logits.dtype).abs().sum(1) + _TINY)
+
+    def _move(self, state: _State, found: Tensor, distance: Tensor, grad: Tensor) -> None:
+        """Lines 10 and 11, with the overshoot in every iterate as in the authors' code; found rows stay."""
+        length = column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
+        radius = column(state.eps, grad).to(grad.dtype)
+        delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
+        moved = _project_linf(state.x + delta, state.x, state.eps, self.lo, self.hi)
+        stays = column(found, grad)
+        state.delta = torch.where(stays, state.delta, delta)
+        state.x_adv = torch.where(stays, state.x_adv, moved)
+
+
+@dataclasses.dataclass
+class _State:
+    """What a run knows of every row."""
+
+    x: Tensor
+    y: Tensor
+    eps: Tensor
+    x_adv: Tensor
+    delta: Tensor
+    others: Tensor
+
+    def only(self, some: Tensor) -> _State:
+        """Some of the rows, by their place."""
+        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})

@@ -1,0 +1,126 @@
+"""The losses that attacks climb: per-sample values, and their gradients with respect to the logits in closed form.
+
+Each is a function of the logits z and a goal: the true class y, whose loss an attack ascends, or a target t, whose loss
+it descends.
+
+    "ce"   cross-entropy
+    "cw"   the margin max_{j != goal} z_j - z_goal (Carlini and Wagner 2017, Section V-A, f_6 without its floor)
+    "dlr"  difference of logits ratio: the margin over z_(1) - z_(3), of the logits in descending order; for a target
+           z_source - z_t over z_(1) - (z_(3) + z_(4)) / 2 (Croce and Hein 2020, Equations 6 and 7)
+
+Where the true class is not known beside the target, the strongest class other than the target is the source.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iaat_fast.ops.reference import softmax_minus_onehot
+
+LOSSES = ("ce", "cw", "dlr")
+
+_TINY = (
+    1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
+)
+
+# The op itself, behind the checks of the public function.
+_ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
+
+
+def value(
+    loss: str, logits: Tensor, goal: Tensor, *, targeted: bool, source: Tensor | None = None
+) -> Tensor:
+    """What orders a sample's iterates by the loss.
+
+    Args:
+        loss: one of LOSSES.
+        logits: [K*N, C].
+        goal: int64 [N], true classes or targets.
+        targeted: the goals are targets.
+        source: int64 [N], the true classes beside targets.
+
+    Returns:
+        [K*N]. For "ce" the log-odds log((1 - p_goal) / p_goal), of which the cross-entropy log(1 + exp(.)) is a growing
+        function: unlike it they do not saturate.
+
+    Raises:
+        ValueError: the loss needs more classes than the logits have.
+    """
+    _check_classes(loss, logits, targeted)
+    goal = _per_candidate(goal, logits)
+    if loss == "ce":
+        others = logits.scatter(1, goal, -torch.inf)
+        return others.logsumexp(1) - logits.gather(1, goal)[:, 0]
+    rival = _rival(loss, logits, goal, source)
+    margin = (logits.gather(1, rival) - logits.gather(1, goal))[:, 0]
+    return margin if loss == "cw" else margin / _spread(logits, targeted)[0][:, 0]
+
+
+def zero(loss: str) -> float:
+    """What `value` gives where the loss is 0."""
+    return -torch.inf if loss == "ce" else 0.0
+
+
+def cotangent(
+    loss: str,
+    logits: Tensor,
+    goal: Tensor,
+    *,
+    targeted: bool,
+    source: Tensor | None = None,
+    saturation_proof: bool = False,
+) -> Tensor:
+    """The gradient of the summed loss with respect to the logits, [K*N, C], with the bits that autograd gives.
+
+    Args: as of `value`, and
+        saturation_proof: "ce" by `ops.ce_cotangent`, each row times a positive factor; the others do not saturate.
+
+    Raises:
+        ValueError: the loss needs more classes than the logits have.
+    """
+    _check_classes(loss, logits, targeted)
+    if loss == "ce":
+        if saturation_proof:
+            return _ce_cotangent(logits, goal, targeted)
+        return softmax_minus_onehot(logits, goal)
+    goal = _per_candidate(goal, logits)
+    rival = _rival(loss, logits, goal, source)
+    one, result = logits.new_ones(len(logits), 1), torch.zeros_like(logits)
+    if loss == "cw":
+        return result.scatter_add_(1, rival, one).scatter_add_(1, goal, -one)
+    spread, order = _spread(logits, targeted)
+    margin = logits.gather(1, rival) - logits.gather(1, goal)
+    pull = margin / spread / spread
+    result.scatter_add_(1, rival, one / spread).scatter_add_(1, goal, -one / spread)
+    result.scatter_add_(1, order[:, :1], -pull)
+    if not targeted:
+        return result.scatter_add_(1, order[:, 2:3], pull)
+    return result.scatter_add_(1, order[:, 2:4], (pull / 2).expand(-1, 2))
+
+
+def _rival(loss: str, logits: Tensor, goal: Tensor, source: Tensor | None) -> Tensor:
+    """[K*N, 1], the class that the goal is compared with: the source of a DLR, else the strongest other one."""
+    if source is not None and loss == "dlr":
+        return _per_candidate(source, logits)
+    return logits.scatter(1, goal, -torch.inf).argmax(1, keepdim=True)
+
+
+def _spread(logits: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
+    """The denominator of the DLR, [K*N, 1], and the classes with the largest logits in descending order."""
+    largest, order = logits.topk(4 if targeted else 3, dim=1)
+    low = largest[:, 2:].sum(1, keepdim=True) / 2 if targeted else largest[:, 2:]
+    return largest[:, :1] - low + _TINY, order
+
+
+def _per_candidate(classes: Tensor, logits: Tensor) -> Tensor:
+    return classes.repeat(len(logits) // len(classes)).view(-1, 1)
+
+
+def _check_classes(loss: str, logits: Tensor, targeted: bool) -> None:
+    needed = {"ce": 1, "cw": 2, "dlr": 4 if targeted else 3}[loss]
+    if logits.shape[1] < needed:
+        kind = "targeted " if targeted else ""
+        raise ValueError(
+            f"loss: {kind}{loss!r} needs at least {needed} classes, the model has {logits.shape[1]}"
+        )

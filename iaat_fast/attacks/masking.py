@@ -1,0 +1,128 @@
+"""Signs of masked gradients: where an attack on the cross-entropy measures a robustness that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.call import StepSize
+from iaat_fast.attacks.fgsm import FGSM
+from iaat_fast.attacks.pgd import PGD
+from iaat_fast.ops import checks, reference
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingReport:
+    """Shares in [0, 1]; all but `correct` are near 0 for a network whose gradients can be trusted.
+
+    samples: how many were looked at.
+    correct: samples that are classified correctly without an attack.
+    zero_gradients: entries of the cross-entropy's gradient at x that are exactly 0.
+    saturated: samples with p_y >= 1 - 2**-12 at x, whose cross-entropy has next to no gradient.
+    stronger_loss: samples that PGD on the C&W margin or on the DLR fools, and PGD on the cross-entropy does not.
+    fgsm_beats_pgd: samples that one step of FGSM fools, and PGD on the cross-entropy does not.
+    """
+
+    samples: int
+    correct: float
+    zero_gradients: float
+    saturated: float
+    stronger_loss: float
+    fgsm_beats_pgd: float
+
+    def __str__(self) -> str:
+        lines = [
+            ("classified correctly", self.correct),
+            ("zero entries in the gradient", self.zero_gradients),
+            ("saturated, p_y >= 1 - 2**-12", self.saturated),
+            ("fooled by C&W or DLR, not by CE", self.stronger_loss),
+            ("fooled by FGSM, not by PGD", self.fgsm_beats_pgd),
+        ]
+        body = (f"  {name:<32} {100 * share:5.1f} %" for name, share in lines)
+        return "\n".join([f"signs of gradient masking, {self.samples} images", *body])
+
+
+def masking_report(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    eps: float | Tensor = 8 / 255,
+    alpha: StepSize = 2 / 255,
+    steps: int = 20,
+    *,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    batch_size: int = 256,
+) -> MaskingReport:
+    """Look for signs of masked gradients in a model.
+
+    All attacks start at x and are those of the plain loop (`engine="exact"`): the saturation-proof cotangent of the
+    other engines would hide what is looked for. Three PGD attacks and an FGSM.
+
+    Args:
+        model: maps images [N, ...] in [lo, hi] to logits [N, C]. With two classes there is no DLR, and C&W alone is the
+            stronger loss.
+        x: images [N, ...], N >= 1.
+        y: int64 [N], true classes.
+        eps, alpha: radius and step size, floats or tensors [N]; alpha also a function of the radii.
+        steps: of PGD, at least 1.
+        lo, hi: range of the pixels.
+        batch_size: images attacked at once.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Athalye, Carlini and Wagner 2018, "Obfuscated gradients give a false sense of security", Section 3.1; Croce
+        and Hein 2020, Section 4 (rescaled logits).
+    """
+    inputs.whole_number("steps", steps, at_least=1)
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    checks.images("x", x)
+    n = len(x)
+    if n == 0:
+        raise ValueError("x: 0 images, expected at least 1")
+    checks.int64_vector("y", y, n, x.device)
+    radii = checks.per_row("eps", eps, n, x)
+    sizes = checks.per_row("alpha", alpha(radii) if callable(alpha) else alpha, n, x)
+    fgsm = FGSM(model, lo=lo, hi=hi, engine="exact")
+    climbers = {
+        loss: PGD(model, steps=steps, random_start=False, lo=lo, hi=hi, engine="exact", loss=loss)
+        for loss in losses.LOSSES
+    }
+    correct = saturated = stronger = beaten = zero = 0
+    for part in torch.arange(n, device=x.device).split(batch_size):
+        images, classes, radius, size = x[part], y[part], radii[part], sizes[part]
+        with warnings.catch_warnings():  # of what the report says
+            warnings.filterwarnings("ignore", ".*gradient entries are", RuntimeWarning)
+            by_fgsm = _fooled(fgsm, fgsm(images, classes, eps=radius), classes)
+            logits = fgsm.logits(images).double()
+            if logits.shape[1] < 3:
+                climbers.pop("dlr", None)
+            fooled = {
+                loss: _fooled(pgd, pgd(images, classes, eps=radius, alpha=size), classes)
+                for loss, pgd in climbers.items()
+            }
+        by_ce = fooled.pop("ce")
+        missing = 1 - logits.softmax(1).gather(1, classes.view(-1, 1))
+        correct += int((logits.argmax(1) == classes).sum())
+        saturated += int((missing <= reference.SATURATION).sum())
+        stronger += int((torch.stack(list(fooled.values())).any(0) & ~by_ce).sum())
+        beaten += int((by_fgsm & ~by_ce).sum())
+        zero += fgsm.stats.zero
+    return MaskingReport(
+        samples=n,
+        correct=correct / n,
+        zero_gradients=zero / max(x.numel(), 1),
+        saturated=saturated / n,
+        stronger_loss=stronger / n,
+        fgsm_beats_pgd=beaten / n,
+    )
+
+
+def _fooled(attack: PGD, x_adv: Tensor, y: Tensor) -> Tensor:
+    return attack.logits(x_adv).argmax(1) != y

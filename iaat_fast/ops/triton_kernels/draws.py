@@ -1,0 +1,155 @@
+"""What is drawn with Philox: the random start of an attack, and the augmentation's crops and flips."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+
+_AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in reference.py
+
+
+@triton.jit
+def philox(key, c0, c1, c2, c3):
+    """Philox4x32-10 (Salmon et al., SC 2011): a 64-bit key, four counter words in uint32."""
+    key0, key1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
+        low0 = tl.mul(c0, 0xD2511F53, sanitize_overflow=False)
+        low1 = tl.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 = tl.add(key0, 0x9E3779B9, sanitize_overflow=False)
+        key1 = tl.add(key1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def random_start(
+    out,
+    x,
+    eps,
+    stream,
+    index,
+    samples,
+    row_elems,
+    row_blocks,
+    blocks,
+    lo: tl.float64,
+    hi: tl.float64,
+    COPIES: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    LONG: tl.constexpr,
+    HEIGHT: tl.constexpr,
+):
+    """x plus noise. One program per HEIGHT Philox blocks, of 4 elements each; a row begins with a block of its own.
+
+    WHOLE: rows are whole blocks, so the tile is contiguous. LONG: rows are no shorter than a tile. WIDE: as in `linf`.
+    """
+    real = eps.dtype.element_ty
+    key = tl.load(stream)
+    restart = tl.load(stream + 1).to(tl.uint32) if ENTRIES > 1 else tl.full((), 0, tl.uint32)
+    candidate = tl.load(stream + 2).to(tl.uint32) if ENTRIES > 2 else tl.full((), 0, tl.uint32)
+
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    start = program * HEIGHT
+    row = start // row_blocks
+    rest = start - row * row_blocks
+    number = tl.arange(0, HEIGHT)
+    if LONG:
+        skipped = (number >= tl.minimum(row_blocks - rest, HEIGHT).to(tl.int32)).to(tl.int32)
+    else:
+        skipped = (rest.to(tl.int32) + number) // row_blocks
+    block = rest + number - skipped * row_blocks
+    sample = tl.minimum(row + skipped, samples - 1)
+    if WHOLE:
+        place = tl.arange(0, HEIGHT * 4)
+        first = tl.cast(start, tl.int64) * 4
+        candidate_elems = tl.cast(blocks, tl.int64) * 4
+        inside = first + place < candidate_elems
+    else:
+        element = block[:, None] * 4 + tl.arange(0, 4)[None, :]
+        place = sample[:, None].to(tl.int64) * row_elems + element
+        first = tl.full((), 0, tl.int64)
+        inside = (start + number < blocks)[:, None] & (element < row_elems)
+        candidate_elems = tl.cast(samples, tl.int64) * row_elems
+    centre = widened(tl.load(x + first + place, inside), real)
+    number_in_set = tl.load(index + sample).to(tl.uint32)
+
+    low, high = tl.full((1,), lo, real), tl.full((1,), hi, real)
+    for k in range(COPIES):
+        radius = tl.load(eps + k * samples + sample)
+        c0, c1, c2, c3 = philox(
+            key, block.to(tl.uint32), number_in_set, candidate + tl.full((), k, tl.uint32), restart
+        )
+        even = tl.join(_noise(c0, radius), _noise(c2, radius))
+        odd = tl.join(_noise(c1, radius), _noise(c3, radius))
+        noise = tl.reshape(tl.join(even, odd), place.shape)
+        begun = rounded(clamp(centre + noise, low, high), out.dtype.element_ty)
+        tl.store(out + first + k * candidate_elems + place, begun, inside)
+
+
+@triton.jit
+def _noise(word, radius):
+    """The top 24 bits k as (2k + 1 - 2**24) / 2**24, strictly inside (-1, 1), times the radius."""
+    centred = 2 * (word >> 8).to(tl.int32) + (1 - (1 << 24))
+    return centred.to(radius.dtype) * (1.0 / (1 << 24)) * radius
+
+
+@triton.jit
+def crop_flip(
+    out,
+    images,
+    index,
+    seed,
+    size,
+    height,
+    width,
+    padding,
+    CHANNELS: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    FLIP: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """PIXELS pixels of one sample per program; a sample number outside the images gives NaN."""
+    sample = tl.program_id(0).to(tl.int64)
+    number = tl.load(index + sample)
+    key = tl.load(seed)
+    stream = tl.load(seed + 1).to(tl.uint32) if ENTRIES > 1 else tl.full((), 0, tl.uint32)
+    first = tl.full((), 0, tl.uint32)
+    last = tl.full((), _AUGMENTATION, tl.uint32)
+    c0, c1, c2, _ = philox(key, first, number.to(tl.uint32), stream, last)
+    places = tl.cast(2 * padding + 1, tl.uint32)
+    down = tl.umulhi(c0, places).to(tl.int32) - padding
+    right = tl.umulhi(c1, places).to(tl.int32) - padding
+
+    area = height * width
+    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
+    row = pixel // width
+    column = pixel - row * width
+    if FLIP:
+        column = tl.where((c2 >> 31) != 0, width - 1 - column, column)
+    source = (_reflect(row + down, height) * width + _reflect(column + right, width)) * CHANNELS
+    inside = pixel < area
+    # Compared as a block: the interpreter of Triton 3.9 broadcasts a truth value to int32, which is no mask.
+    numbers = tl.full((PIXELS,), number, tl.int64)
+    known = (numbers >= 0) & (numbers < size)
+    image = images + number * (tl.cast(area, tl.int64) * CHANNELS)
+    plane = out + sample * (tl.cast(area, tl.int64) * CHANNELS)
+    for channel in range(CHANNELS):
+        value = tl.load(image + source + channel, inside & known).to(tl.float32)
+        # value / 255, correctly rounded, as in csrc/math/augment.h: 1 / 255 is 2**-8 + 2**-16 plus 2**-16 times itself.
+        unit = value * (257.0 / 65536) + value * (1.0 / (255.0 * 65536))
+        tl.store(plane + pixel, tl.where(known, unit, float("nan")), inside)
+        plane += area
+
+
+@triton.jit
+def _reflect(position, size):
+    """Mirrored about the edge pixels, which are not repeated."""
+    last = size - 1
+    return last - tl.abs(last - tl.abs(position))

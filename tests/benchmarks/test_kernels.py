@@ -1,0 +1,215 @@
+"""The kernel benchmark: what a run leaves behind, and that a wrong result is never timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import __main__ as command
+from benchmarks.kernels import contenders, measure
+from benchmarks.kernels.cases import OPS, Case, make_cases
+from benchmarks.kernels.faster import faster
+from benchmarks.kernels.measure import Record
+from benchmarks.kernels.problems import Problem
+from iaat_fast.ops import reference
+
+CPU = torch.device("cpu")
+SMALL = {
+    "images": Problem("small", (3, 3, 8, 8), 3, torch.float32, False),
+    "logits": Problem("small", (4, 10), 3, torch.float32, False),
+    "pixels": Problem("small", (3, 3, 8, 8), 1, torch.uint8, False),
+}
+
+
+def small_case(op: str) -> Case:
+    kind = {"random_crop_flip": "pixels", "ce_cotangent": "logits", "select_epsilon_": "logits"}
+    return Case(op, SMALL[kind.get(op, "images")])
+
+
+def measured(op: str, *names: str) -> dict[str, Record]:
+    records = measure.measure(small_case(op), names, CPU, seconds=0.001, rounds=3)
+    return {record.backend: record for record in records}
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """A backend called triton of the given functions."""
+    module = ModuleType("planted")
+    vars(module).update(functions)
+    found = contenders._module
+    monkeypatch.setattr(
+        contenders,
+        "_module",
+        lambda name, device: module if name == "triton" else found(name, device),
+    )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_and_eager_are_measured(op: str) -> None:
+    for name, record in measured(op, "reference", "eager").items():
+        assert (record.status, record.detail) == ("ok", ""), name
+        assert record.n == 3
+        assert 0 < record.p20_us <= record.p50_us <= record.p80_us
+        assert record.gigabytes_per_second == pytest.approx(record.bytes / record.p50_us / 1e3)
+        assert record.share_of_copy > 0
+        assert record.launches is None
+        assert record.graph_us is None
+
+
+@pytest.mark.parametrize(
+    ("op", "moved"),
+    [
+        ("pgd_step_linf_", 4 * 576 * (3 * 3 + 1) + 2 * 9 * 4 + 2 * 8),
+        ("project_linf", 4 * 576 * (2 * 3 + 1) + 9 * 4),
+        ("random_start_linf", 4 * 576 * (3 + 1) + 9 * 4 + 3 * 8 + 3 * 8),
+        ("ce_cotangent", 2 * 4 * 120 + 4 * 8),
+        ("select_epsilon_", 4 * 120 + 4 * (8 + 8) + 4 * (4 + 4 + 4 + 8)),
+        ("random_crop_flip", 576 * (1 + 4) + 3 * 8 + 2 * 8),
+    ],
+)
+def test_the_bytes_are_the_fewest_possible(op: str, moved: int) -> None:
+    """3 images of 192 elements, 576 in all, or 4 rows of 10 logits; 3 candidates; and the values per row."""
+    case = small_case(op)
+    assert case.moved(case.arguments(CPU, seed=0)) == moved
+
+
+def test_a_wrong_backend_is_listed_as_wrong_and_never_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def off_by_a_bit(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+        right = reference.project_linf(x_adv, x, eps, lo, hi)
+        right.view(-1)[5] = right.view(-1)[5].nextafter(torch.tensor(2.0))
+        return right
+
+    planted(monkeypatch, project_linf=off_by_a_bit)
+    record = measured("project_linf", "triton", "reference")["triton"]
+    assert record.status == "wrong"
+    assert "1 of 1728 entries differ" in record.detail
+    assert record.p50_us is None
+    assert record.share_of_copy is None
+
+
+@pytest.mark.parametrize(
+    ("op", "position"), [("pgd_step_linf_", 0), ("pgd_step_linf_", 8), ("select_epsilon_", 0)]
+)
+def test_a_backend_that_leaves_an_argument_unwritten_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, op: str, position: int
+) -> None:
+    def writes_elsewhere(*args: Any) -> Any:
+        copies = list(args)
+        copies[position] = args[position].clone()
+        return getattr(reference, op)(*copies)
+
+    planted(monkeypatch, **{op: writes_elsewhere})
+    assert measured(op, "triton")["triton"].status == "wrong"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_wrong_baseline_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = contenders._expression(small_case(op))
+
+    def doubled(*args: Any) -> Any:
+        result = right(*args)
+        return (2 * result[0] + 1, *result[1:]) if isinstance(result, tuple) else 2.5 * result + 1
+
+    monkeypatch.setattr(contenders, "_expression", lambda case: doubled)
+    assert measured(op, "eager")["eager"].status == "wrong"
+
+
+def test_a_backend_that_breaks_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: Any) -> None:
+        raise RuntimeError("project_linf: CUDA error:\n out of luck")
+
+    planted(monkeypatch, project_linf=breaks)
+    records = measured("project_linf", "triton", "reference")
+    assert records["triton"].status == "failed"
+    assert records["triton"].detail == "RuntimeError: project_linf: CUDA error: out of luck"
+    assert records["reference"].status == "ok"
+
+
+def test_a_backend_without_the_op_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch)
+    record = measured("project_linf", "triton")["triton"]
+    assert (record.status, record.detail) == ("missing", "triton has no project_linf")
+
+
+def test_the_sizes_of_a_full_run() -> None:
+    cases = make_cases(OPS, (torch.float32, torch.bfloat16), quick=False, on_gpu=True)
+    shapes = {(c.problem.shape, c.problem.k) for c in cases}
+    assert {
+        ((128, 3, 32, 32), 1),
+        ((128, 3, 32, 32), 3),
+        ((32, 3, 224, 224), 1),
+        ((64, 3, 224, 224), 3),
+        ((128, 1000), 3),
+    } <= shapes
+    flat = [c.problem for c in cases if c.op == "project_linf" and len(c.problem.shape) == 2]
+    assert sorted(p.numel * p.dtype.itemsize // 2**20 for p in flat) == [64, 64, 1024, 1024]
+    assert len(cases) == len({c.title for c in cases})
+
+
+def test_a_run_writes_records_tables_and_a_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--device", "cpu", "--quick", "--ops", "ce_cotangent", "--dtypes", "float32"]
+    assert command.main([*argv, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert result["command"][:3] == ["python", "-m", "benchmarks.kernels"]
+    assert {"cpu", "torch", "commit", "backend"} <= result["machine"].keys()
+    assert {"time", "seconds", "left_out", "faster"} <= result.keys()
+    assert {r["backend"] for r in result["records"]} == {"native", "triton", "reference", "eager"}
+    for record in result["records"]:
+        assert record.keys() == {f.name for f in dataclasses.fields(Record)}
+    table = (tmp_path / "kernels.md").read_text()
+    assert "| ce_cotangent | 128x10 | float32 | reference |" in table
+    assert "missing: Triton runs on CPU tensors only with TRITON_INTERPRET=1" in table
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+    assert "which backend is faster" in capsys.readouterr().out
+
+
+def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:
+    argv = ["--device", "cpu", "--quick", "--time-limit", "-1", "--out", str(tmp_path)]
+    command.main(argv)
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert result["records"] == []
+    assert "ce_cotangent 128x10 float32" in result["left_out"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--device", "cuda"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def record(backend: str, op: str = "project_linf", **values: Any) -> Record:
+    case = Case(op, dataclasses.replace(SMALL["images"], label=values.pop("problem", "small")))
+    found = dataclasses.replace(measure._empty(case, backend), **values)
+    return dataclasses.replace(found, n=1)
+
+
+def test_the_faster_backend_is_that_of_the_problems_both_were_measured_at() -> None:
+    rows = faster(
+        [
+            record("native", p50_us=9.0, graph_us=2.0),
+            record("triton", p50_us=8.0, graph_us=4.0),
+            record("native", p50_us=1.0, problem="only native"),
+            record("eager", p50_us=0.1),
+            record("native", p50_us=30.0, graph_us=1.0, bandwidth_bound=True),
+            record("triton", p50_us=20.0, graph_us=9.0, bandwidth_bound=True),
+            record("reference", status="wrong", bandwidth_bound=True),
+        ]
+    )
+    assert [(r["sizes"], r["faster"], r["problems"]) for r in rows] == [
+        ("small", "native", 1),
+        ("bandwidth-bound", "triton", 1),
+    ]
+    assert rows[0]["relative_time"] == pytest.approx({"native": 1.0, "triton": 2.0})
+    assert rows[1]["relative_time"] == pytest.approx({"native": 1.5, "triton": 1.0})

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         _write(options, header, cases)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    print(f"attacks.json, attacks.md and a figure per network are in {options.out}")
+    what = "attacks.json is" if options.record_only else "attacks.json, attacks.md and figures are"
+    print(f"{what} in {options.out}")
     for name in header["left_out"]:
         print(f"left out after {options.time_limit:g} s: {name}")
     bad = [(case, r) for case in cases for r in case.records if r.status in ("wrong", "failed")]
@@ -173,6 +174,8 @@ def _header(options: argparse.Namespace, argv: Sequence[str], setting: Setting) 
 def _write(options: argparse.Namespace, header: dict[str, Any], cases: Sequence[Case]) -> None:
     result = {**header, "cases": [dataclasses.asdict(case) for case in cases]}
     (options.out / "attacks.json").write_text(json.dumps(result, indent=1) + "\n")
+    if options.record_only:
+        return
     known = {name: version or "missing" for name, version in header["peers"].items()}
     settings = {**header["setting"], **known, "command": " ".join(header["command"])}
     (options.out / "attacks.md").write_text(tables.markdown(header["machine"], settings, cases))

@@ -53,6 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--time-limit", type=float, default=float("inf"), metavar="S", help="start no case after")
     add("--quick", action="store_true", help="a small network, few steps: does it work?")
     add("--out", type=Path, default=Path("build/attacks"), metavar="FOLDER")
+    add("--record-only", action="store_true", help="write attacks.json alone")
     survivors = parser.add_argument_group("restarts on survivors")
     add = survivors.add_argument
     add("--survivors", action="store_true", help="measure this instead, on a checkpoint")

@@ -66,7 +66,7 @@ def loop_of(pgd: PGD | APGD, *args: Tensor, **options: Any) -> list[str]:
         {"loss": "cw"},
         {"loss": "dlr"},
         {"loss": "dlr", "targeted": "random"},
-        {"alpha": lambda eps: eps / 4},
+        pytest.param({"alpha": lambda eps: eps / 4}, id="alpha of eps"),
     ],
     ids=str,
 )

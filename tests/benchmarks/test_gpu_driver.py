@@ -90,7 +90,10 @@ def test_no_old_extension_outlives_a_build_that_fails(tmp_path: Path) -> None:
 def test_without_a_gpu_nothing_is_built() -> None:
     before = sorted(ROOT.glob("iaat_fast/_C*"))
     made = subprocess.run(
-        ["make", "gpu", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+        ["make", "--no-print-directory", "gpu", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert made.returncode == 2
     # make adds a line of its own, which counts the makes that it runs in.

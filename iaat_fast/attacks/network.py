@@ -170,12 +170,14 @@ class Network:
             if self._shadow is not None:
                 self._shadow.refresh()
             return
-        self._shadow, self._source = None, model
-        self._made_for = made_for
+        self._shadow, self._source, self._made_for = None, model, None
         self._graphs.forget()
         self.taken = "the live model" if low is None else f"the live model under {low} autocast"
         if self._levers.shadow:
             self._make_shadow(model, x, low)
+        self._made_for = (
+            made_for  # last: making that was interrupted, by lack of memory say, is begun anew
+        )
 
     def _make_shadow(self, model: nn.Module, x: Tensor, low: torch.dtype | None) -> None:
         """The best shadow that gives what the live model gives; the live model where none does."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from iaat_fast.models.digits_cnn import DigitsCNN
+from iaat_fast.models.imagenet_resnet import BLOCKS, ImageNetResNet
 from iaat_fast.models.normalize import STATISTICS, Normalize
 from iaat_fast.models.resnet import ResNet
 from iaat_fast.models.wide_resnet import WideResNet
@@ -25,6 +26,10 @@ _DEFAULTS = {
     "digits-cnn": _Default(width=32, depth=3, in_channels=1),
     "resnet18": _Default(width=64, depth=18, in_channels=3),
     "wrn32-10": _Default(width=10, depth=32, in_channels=3),
+    **{
+        f"imagenet-resnet{depth}": _Default(width=64, depth=depth, in_channels=3)
+        for depth in BLOCKS
+    },
 }
 NAMES: tuple[str, ...] = tuple(_DEFAULTS)
 
@@ -46,15 +51,18 @@ def build(
     input gradient of "digits-cnn" on two cores.
 
     Args:
-        name: "digits-cnn" (`DigitsCNN`), "resnet18" (`ResNet`) or "wrn32-10" (`WideResNet`).
+        name: "digits-cnn" (`DigitsCNN`), "resnet18" (`ResNet`), "wrn32-10" (`WideResNet`), or "imagenet-resnet18",
+            -34, -50, -101 and -152 (`ImageNetResNet`).
         num_classes: number of logits.
         width: channels of the first convolution ("digits-cnn", 32), channels of the first stage
-            ("resnet18", 64) or the widening factor ("wrn32-10", 10).
+            ("resnet18" and "imagenet-resnet...", 64) or the widening factor ("wrn32-10", 10).
         depth: number of layers: 8n + 2 for "resnet18" (18), 6n + 2 for "wrn32-10" (32);
-            "digits-cnn" has 3 convolutions and no other depth.
+            the others have that of their name and no other.
         in_channels: channels of the images; None: 1 for "digits-cnn", 3 for the others.
         mean: per-channel mean the model subtracts first; None: that of the digits for one channel,
-            of CIFAR-10 for three. `STATISTICS` has CIFAR-100's. Kept in the state dict.
+            of CIFAR-10 (of ImageNet for "imagenet-resnet...") for three. `STATISTICS` has
+            CIFAR-100's. Kept in the state dict, but for "imagenet-resnet...", whose state dict is
+            torchvision's.
         std: per-channel standard deviation it divides by; given if and only if `mean` is.
 
     Raises:
@@ -72,13 +80,16 @@ def build(
         if value < 1:
             raise ValueError(f"{argument}: expected 1 or more, got {value}")
 
-    normalization = _normalization(in_channels, mean, std)
+    imagenet = name.startswith("imagenet-")
+    if (name == "digits-cnn" or imagenet) and depth != default.depth:
+        raise ValueError(f"depth: {name} has depth {default.depth} only, got {depth}")
+    if mean is None and std is None and imagenet and in_channels == 3:
+        mean, std = STATISTICS["imagenet"]
+    normalization = _normalization(in_channels, mean, std, persistent=not imagenet)
     if name == "digits-cnn":
-        if depth != default.depth:
-            raise ValueError(f"depth: digits-cnn has depth {default.depth} only, got {depth}")
         model: nn.Module = DigitsCNN(normalization, in_channels, num_classes, width)
     else:
-        network = ResNet if name == "resnet18" else WideResNet
+        network = ImageNetResNet if imagenet else ResNet if name == "resnet18" else WideResNet
         model = network(normalization, in_channels, num_classes, width, depth)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
@@ -113,7 +124,11 @@ def build_for(
 
 
 def _normalization(
-    in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    in_channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    persistent: bool,
 ) -> Normalize:
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std: expected both or neither, got mean={mean}, std={std}")
@@ -126,4 +141,4 @@ def _normalization(
         mean, std = by_channels[in_channels]
     if len(mean) != in_channels:
         raise ValueError(f"mean: expected {in_channels} values, one per channel, got {list(mean)}")
-    return Normalize(mean, std)
+    return Normalize(mean, std, persistent=persistent)

@@ -22,6 +22,11 @@ def parameters(model: nn.Module) -> int:
         ("resnet18", 100, 11_173_962 + 90 * 513),
         ("wrn32-10", 10, 46_160_474),
         ("wrn32-10", 100, 46_160_474 + 90 * 641),
+        ("imagenet-resnet18", 1000, 11_689_512),
+        ("imagenet-resnet34", 1000, 21_797_672),
+        ("imagenet-resnet50", 1000, 25_557_032),
+        ("imagenet-resnet101", 1000, 44_549_160),
+        ("imagenet-resnet152", 1000, 60_192_808),
     ],
 )
 def test_parameter_counts_are_the_published_ones(
@@ -39,6 +44,7 @@ def test_parameter_counts_are_the_published_ones(
         ("digits-cnn", {"width": 4}),
         ("resnet18", {"width": 4, "depth": 10}),
         ("wrn32-10", {"width": 1, "depth": 8}),
+        ("imagenet-resnet18", {"width": 4}),
     ],
 )
 def test_every_network_takes_grey_and_colour_images_of_any_size(
@@ -66,17 +72,21 @@ def test_width_and_depth_slim_a_network_down() -> None:
         assert parameters(models.build("resnet18", width=16, depth=10)) < parameters(resnet)
         assert parameters(models.build("wrn32-10", width=2, depth=14)) < parameters(wide)
         assert parameters(models.build("digits-cnn", width=8)) < 5_000
+        assert parameters(models.build("imagenet-resnet50", width=8)) < 1_000_000
     assert resnet.get_submodule("layer4").get_submodule("1.conv2").out_channels == 128
     assert wide.get_submodule("block3").get_submodule("4.conv2").out_channels == 128
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_normalisation_is_inside_and_in_the_state_dict(name: str) -> None:
+def test_normalisation_is_inside_and_but_for_imagenet_in_the_state_dict(name: str) -> None:
     model = models.build(name, width=1).eval()
-    statistics = "digits" if name == "digits-cnn" else "cifar10"
+    imagenet = name.startswith("imagenet-")
+    statistics = "digits" if name == "digits-cnn" else "imagenet" if imagenet else "cifar10"
     mean, std = (torch.tensor(value) for value in models.STATISTICS[statistics])
-    assert torch.equal(model.state_dict()["normalize.mean"], mean)
-    assert torch.equal(model.state_dict()["normalize.std"], std)
+    assert torch.equal(model.get_buffer("normalize.mean"), mean)
+    assert torch.equal(model.get_buffer("normalize.std"), std)
+    # The state dict of an ImageNet network is torchvision's, which knows no normalisation.
+    assert ("normalize.mean" in model.state_dict()) is not imagenet
     seen = []
     model.get_submodule("conv1").register_forward_hook(lambda _, x, __: seen.append(x[0]))
     x = torch.rand(2, len(mean), 8, 8)
@@ -147,6 +157,8 @@ def test_images_of_another_channel_count_are_refused() -> None:
         ("wrn32-10", {"depth": 34}, r"depth: expected 6n \+ 2 .* got 34"),
         ("wrn32-10", {"depth": 2}, r"depth: expected 6n \+ 2 .* got 2"),
         ("digits-cnn", {"depth": 4}, "depth: digits-cnn has depth 3 only, got 4"),
+        ("imagenet-resnet50", {"depth": 101}, "imagenet-resnet50 has depth 50 only, got 101"),
+        ("resnet50", {}, "unknown, did you mean"),
         ("digits-cnn", {"in_channels": 2}, "in_channels: expected 1 or 3, or .* got 2"),
         ("resnet18", {"mean": (0.5,) * 3}, "mean and std: expected both or neither"),
         ("resnet18", {"mean": (0.5,), "std": (0.5,)}, "mean: expected 3 values, .*0.5"),

@@ -1,9 +1,22 @@
-"""Image data sets held whole as uint8, and batches gathered and augmented on their device."""
+"""Image data sets, whole in memory or as files decoded when they are needed, and batches of them."""
 
 from __future__ import annotations
 
 from iaat_fast.data.batches import epoch_order, fetch
+from iaat_fast.data.decoding import UnreadableImage
+from iaat_fast.data.folder import ON_BAD_IMAGE, FolderSplit
 from iaat_fast.data.loading import NAMES, load
-from iaat_fast.data.splits import ImageData, Split
+from iaat_fast.data.splits import ImageData, Samples, Split
 
-__all__ = ["NAMES", "ImageData", "Split", "epoch_order", "fetch", "load"]
+__all__ = [
+    "NAMES",
+    "ON_BAD_IMAGE",
+    "FolderSplit",
+    "ImageData",
+    "Samples",
+    "Split",
+    "UnreadableImage",
+    "epoch_order",
+    "fetch",
+    "load",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from iaat_fast.data.splits import Split
+from iaat_fast.data.splits import Samples
 
 
 def epoch_order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
 
 
-def fetch(split: Split, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fetch(split: Samples, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather the samples `index` as a float batch.
 
     Args:
@@ -40,17 +40,12 @@ def fetch(split: Split, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     Raises:
         TypeError: `index` is not int64.
         ValueError: `index` is not [B].
+        UnreadableImage: a file that cannot be decoded, named.
         IndexError: a number outside 0 .. len(split)-1 (where `index` lies on the CPU; on a GPU
             the check would cost a synchronisation and is left to the gather).
     """
     _check_index(index, len(split))
-    images, index = split.images, index.to(split.images.device)
-    planes = images.index_select(0, index).permute(0, 3, 1, 2)
-    x = torch.empty(planes.shape, device=images.device)
-    x.copy_(planes)
-    # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
-    x.div_(torch.full((1,), 255.0, device=images.device))
-    return x, split.labels.index_select(0, index)
+    return split.gather(index), split.labels.index_select(0, index.to(split.labels.device))
 
 
 def _check_index(index: torch.Tensor, size: int) -> None:

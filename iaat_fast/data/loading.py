@@ -8,10 +8,11 @@ from pathlib import Path
 
 from iaat_fast.data.cifar import CIFAR_CLASSES, load_cifar
 from iaat_fast.data.digits import load_digits
+from iaat_fast.data.folder import ON_BAD_IMAGE, load_folder
 from iaat_fast.data.npz import load_npz
 from iaat_fast.data.splits import ImageData
 
-NAMES: tuple[str, ...] = ("digits", *CIFAR_CLASSES)
+NAMES: tuple[str, ...] = ("digits", *CIFAR_CLASSES, "imagenet")
 
 
 def load(
@@ -20,25 +21,35 @@ def load(
     *,
     limit: int | None = None,
     download: bool = True,
+    workers: int | None = None,
+    on_bad_image: str = "stop",
 ) -> ImageData:
-    """Load a data set, whole, into memory.
+    """Load a data set: whole into memory, or as image files that are decoded when they are needed.
 
     Args:
-        name: "digits" (embedded: scikit-learn's 8x8 handwritten digits), "cifar10" or "cifar100".
-        path: a folder that has the CIFAR data (its archive, extracted or not), or an `.npz` of
+        name: "digits" (embedded: scikit-learn's 8x8 handwritten digits), "cifar10", "cifar100" or "imagenet".
+        path: a folder that has the CIFAR data (its archive, extracted or not), for ImageNet a folder with
+            train/CLASS/IMAGE and val/CLASS/IMAGE, or an `.npz` of
             `x_train, y_train, x_test, y_test` (see `iaat_fast.data.npz`), which every name takes.
             None: for CIFAR, `$XDG_CACHE_HOME/iaat_fast` (by default `~/.cache/iaat_fast`).
-        limit: keep the first `limit` samples of train and of test.
+        limit: keep the first `limit` samples of train and of test. ImageNet's are numbered through the classes in
+            turn, so the first ones are spread over all classes.
         download: fetch CIFAR from its authors' site into the folder where the folder has none of
             it. A `path` that does not exist is an error all the same: it is more often mistyped
             than meant to be made.
+        workers: of ImageNet: processes that decode training images, and threads that decode test images; None: one
+            per core, 16 at most.
+        on_bad_image: of ImageNet, at a file that cannot be decoded: "stop", raise; "skip", leave it out. Test images
+            are looked at here, training images when they are needed; a training image that is left out keeps its
+            number.
 
     Returns:
         ImageData on the CPU. `num_classes` is the data set's own, or for an `.npz` its largest
         label + 1; `limit` does not change it.
 
     Raises:
-        ValueError: an unknown name, a limit below 1, or data that is damaged or not as described.
+        ValueError: an unknown name, a limit below 1, or data that is damaged or not as described; ImageNet without
+            torchvision.
         FileNotFoundError: no data there, and none could be downloaded.
     """
     if name not in NAMES:
@@ -47,12 +58,20 @@ def load(
         raise ValueError(f"data set {name!r} is unknown{hint} expected one of {', '.join(NAMES)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 sample, got {limit}")
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise ValueError(
+            f"on_bad_image: {on_bad_image!r}, expected one of {', '.join(ON_BAD_IMAGE)}"
+        )
 
     source = None if path is None else Path(path).expanduser()
     if source is not None and not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or .npz to load {name} from")
     if source is not None and not source.is_dir():
         data = load_npz(source, name, max_classes=CIFAR_CLASSES.get(name))
+    elif name == "imagenet":
+        if source is None:
+            raise ValueError("imagenet: expected a folder with train/ and val/ (--data), got none")
+        return load_folder(source, name, limit=limit, workers=workers, on_bad_image=on_bad_image)
     elif name in CIFAR_CLASSES:
         data = load_cifar(name, _cache_folder() if source is None else source, download=download)
     elif source is None:

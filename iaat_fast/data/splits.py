@@ -1,10 +1,34 @@
-"""The containers of a data set: `Split` (images, labels) and `ImageData` (train, test)."""
+"""The containers of a data set: `Samples`, what both kinds of split offer, `Split` and `ImageData` (train, test)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
+
+
+class Samples(Protocol):
+    """Images with their labels, numbered from 0: whole in memory (`Split`) or files of a folder (`FolderSplit`)."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Class numbers, int64 [N], on the device on which batches are wanted."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same samples with their labels, and what is fetched, on `device`."""
+
+    def first(self, n: int) -> Self:
+        """The samples 0 .. n-1, all of them where there are fewer."""
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """The images of `index`, int64 [B], as `data.fetch` returns them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.images.shape[3]
+
     def to(self, device: torch.device | str) -> Split:
         """The same split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -51,6 +80,19 @@ class Split:
         if n < 1:
             raise ValueError(f"n: expected at least 1 sample, got {n}")
         return Split(self.images[:n], self.labels[:n])
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """See `Samples.gather`."""
+        images = self.images.index_select(0, index.to(self.images.device))
+        return unit_range(images.permute(0, 3, 1, 2))
+
+
+def unit_range(planes: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels [B, C, H, W] as contiguous float32 in [0, 1]: pixel / 255, rounded once."""
+    x = torch.empty(planes.shape, device=planes.device)
+    x.copy_(planes)
+    # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
+    return x.div_(torch.full((1,), 255.0, device=planes.device))
 
 
 @dataclass(frozen=True)
@@ -65,8 +107,8 @@ class ImageData:
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Samples
+    test: Samples
     num_classes: int
 
     def to(self, device: torch.device | str) -> ImageData:

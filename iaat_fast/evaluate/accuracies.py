@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks import PGD, inputs
 from iaat_fast.attacks.model_state import attacked
 from iaat_fast.attacks.stats import AttackStats
-from iaat_fast.data import Split, fetch
+from iaat_fast.data import Samples, fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RobustResult:
     gradients: AttackStats
 
 
-def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
+def accuracy(model: nn.Module, split: Samples, *, batch_size: int = 256) -> float:
     """Natural accuracy, the share of the samples classified correctly, in [0, 1].
 
     Args:
@@ -55,7 +56,7 @@ def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
 
 def robust_accuracy(
     model: nn.Module,
-    split: Split,
+    split: Samples,
     *,
     eps: float,
     alpha: float,
@@ -63,6 +64,7 @@ def robust_accuracy(
     restarts: int,
     batch_size: int = 256,
     seed: int = 0,
+    targeted: Literal[False, "random"] = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RobustResult:
     """Accuracy under PGD with random restarts, in eval mode and without early stopping.
@@ -86,7 +88,9 @@ def robust_accuracy(
         steps: steps of each restart; 0 leaves the random start.
         restarts: random starts, at least 1.
         batch_size: samples attacked at once.
-        seed: of the random starts.
+        seed: of the random starts and targets.
+        targeted: False; "random": descend to a class drawn from the others, once per sample. Robust
+            is still who keeps the true class.
         progress: called after each batch as progress(done, all), in samples times restarts; samples
             that have fallen are done.
 
@@ -97,7 +101,7 @@ def robust_accuracy(
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
     inputs.whole_number("restarts", restarts, at_least=1)
-    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed)
+    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed, targeted=targeted)
     gradients = AttackStats(planned=len(split) * steps * restarts)
     standing = _numbers(split)
     for restart in range(restarts):
@@ -124,7 +128,7 @@ def robust_accuracy(
     return RobustResult(accuracy=len(standing) / len(split), correct=correct, gradients=gradients)
 
 
-def check_model(model: nn.Module, *splits: Split) -> None:
+def check_model(model: nn.Module, *splits: Samples) -> None:
     """Raise ValueError unless the model takes these images and has a logit for each label.
 
     One image is passed through the model, in eval mode; its mode is restored.
@@ -153,7 +157,7 @@ def _correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
-def _numbers(split: Split) -> Tensor:
+def _numbers(split: Samples) -> Tensor:
     """The sample numbers 0 ... N-1 on the split's device."""
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")

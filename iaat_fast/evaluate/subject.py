@@ -12,7 +12,7 @@ from torch import nn
 from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.command_line import choice
-from iaat_fast.data import Split
+from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model
 from iaat_fast.evaluate.weights import fit_weights
 from iaat_fast.files import load_tensors
@@ -33,6 +33,7 @@ class Source:
         dataset: a name of `data.NAMES`.
         data: folder or .npz with the images; None: where `data.load` looks.
         limit: the first `limit` test images; None: all.
+        on_bad_image: what to do at an image file that cannot be decoded, see `data.load`.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Source:
     dataset: str = "cifar10"
     data: str | None = None
     limit: int | None = None
+    on_bad_image: str = "stop"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Subject:
     """
 
     model: nn.Module
-    split: Split
+    split: Samples
     description: dict[str, Any]
 
 
@@ -86,6 +88,7 @@ def run_source(
             dataset=dataset,
             data=data or images["path"],
             limit=limit or images["limit"],
+            on_bad_image=images.get("on_bad_image", "stop"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -132,7 +135,9 @@ def load_subject(
             raise FileNotFoundError(f"{source.weights}: no such file of weights")
         content = load_tensors(source.weights)
     factory = models.load_factory(source.model) if own else None
-    data = datasets.load(source.dataset, source.data, limit=source.limit)
+    data = datasets.load(
+        source.dataset, source.data, limit=source.limit, on_bad_image=source.on_bad_image
+    )
     if factory is not None:
         model = _call(factory, source.model)
     else:
@@ -140,7 +145,7 @@ def load_subject(
             data.name,
             source.model,
             num_classes=data.num_classes,
-            in_channels=data.test.images.shape[3],
+            in_channels=data.test.channels,
             width=source.width,
             depth=source.depth,
         )

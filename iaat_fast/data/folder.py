@@ -1,0 +1,226 @@
+"""Images in a folder per class, as ImageNet comes: listed, numbered, and decoded when they are asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iaat_fast.data._torchvision import datasets
+from iaat_fast.data.decoding import SIZE, UnreadableImage, decode, test_transform
+from iaat_fast.data.loader import prefetch
+from iaat_fast.data.splits import ImageData, unit_range
+
+logger = logging.getLogger("iaat_fast")
+
+ON_BAD_IMAGE = ("stop", "skip")
+# Test images up to this many bytes stay decoded: 14,000 of 224 x 224. ImageNet's 50,000 would take 7 GiB.
+CACHED_BYTES = 2 * 2**30
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Image files with their labels, see `Samples`.
+
+    Sample numbers run through the classes in turn: the first image of each class, the second of each, and so on. So
+    the first N samples are spread over the classes, and a sample's number does not depend on how many are taken.
+
+    Args:
+        root: folder of the class folders.
+        files: paths below `root` as bytes, an array, which worker processes share without copying.
+        labels: int64 [N], class numbers.
+        workers: processes that decode training batches, and threads that decode others; at least 0.
+        on_bad_image: "stop", raise at a file that cannot be decoded; "skip", leave it out.
+        pixels: uint8 [N, 3, SIZE, SIZE] on the CPU, the test view of all images, where it is kept.
+    """
+
+    root: Path
+    files: np.ndarray
+    labels: torch.Tensor
+    workers: int
+    on_bad_image: str = "stop"
+    pixels: torch.Tensor | None = None
+
+    channels = 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, number: int) -> Path:
+        """The file of a sample."""
+        return self.root / os.fsdecode(self.files[number])
+
+    def to(self, device: torch.device | str) -> FolderSplit:
+        """The same samples, fetched to `device`."""
+        return self._with(self.files, self.labels.to(device), self.pixels)
+
+    def first(self, n: int) -> FolderSplit:
+        """The first `n` samples, all of them where there are fewer."""
+        if n < 1:
+            raise ValueError(f"n: expected at least 1 sample, got {n}")
+        return self._with(
+            self.files[:n], self.labels[:n], None if self.pixels is None else self.pixels[:n]
+        )
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        """The test view of `index`, see `Samples.gather`: resized to 256, the centre 224 x 224.
+
+        Raises:
+            UnreadableImage: a file that cannot be decoded, named.
+        """
+        numbers = index.cpu()
+        if self.pixels is not None:
+            pixels = self.pixels.index_select(0, numbers)
+        else:
+            pixels = torch.empty(len(numbers), 3, SIZE, SIZE, dtype=torch.uint8)
+            for row, decoded in enumerate(self._decoded(numbers)):
+                if isinstance(decoded, UnreadableImage):
+                    raise decoded
+                pixels[row] = decoded
+        return unit_range(pixels.to(self.labels.device))
+
+    def batches(
+        self, batches: Sequence[torch.Tensor], seeds: Sequence[int], *, augment: bool
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Training batches in the order given, decoded ahead by worker processes.
+
+        Args:
+            batches: sample numbers, int64 [B] each.
+            seeds: of the augmentation of each batch, whose draws follow the sample's number.
+            augment: random resized crop and flip, or the test view.
+
+        Yields:
+            x float32 [B, 3, 224, 224] in [0, 1], y int64 [B] and the sample numbers int64 [B], on the device of the
+            labels; of fewer samples where on_bad_image is "skip" and files could not be decoded.
+
+        Raises:
+            UnreadableImage: a file that cannot be decoded, named, where on_bad_image is "stop".
+            ChildProcessError: a worker process has died.
+        """
+        device, known = self.labels.device, set[str]()
+        for pixels, numbers, problems in prefetch(
+            self.root, self.files, batches, seeds, augment=augment, workers=self.workers, to=device
+        ):
+            for problem in problems:
+                if self.on_bad_image == "stop":
+                    raise UnreadableImage(problem)
+                if problem not in known:
+                    logger.warning("left out: %s", problem)
+                known.add(problem)
+            index = numbers.to(device, non_blocking=True)
+            x = unit_range(pixels.to(device, non_blocking=True))
+            yield x, self.labels.index_select(0, index), index
+
+    def checked(self) -> FolderSplit:
+        """The same samples, each decoded once: without those that cannot be, and kept decoded where they are few.
+
+        For the test images, of which an evaluation needs every one: found here, a bad file costs no work.
+
+        Raises:
+            UnreadableImage: a file that cannot be decoded, named, where on_bad_image is "stop".
+            ValueError: no file can be decoded.
+        """
+        keep = len(self) * 3 * SIZE * SIZE <= CACHED_BYTES
+        readable, pixels = [], []
+        for number, decoded in enumerate(self._decoded(torch.arange(len(self)))):
+            if isinstance(decoded, UnreadableImage):
+                if self.on_bad_image == "stop":
+                    raise decoded
+                logger.warning("left out: %s", decoded)
+                continue
+            readable.append(number)
+            if keep:
+                pixels.append(decoded)
+        if not readable:
+            raise ValueError(f"{self.root}: none of its {len(self)} images can be decoded")
+        rows = torch.tensor(readable)
+        kept = torch.stack(pixels) if keep else None
+        return self._with(self.files[readable], self.labels[rows.to(self.labels.device)], kept)
+
+    def _decoded(self, numbers: torch.Tensor) -> Iterator[torch.Tensor | UnreadableImage]:
+        """The test views, in order, by threads: PIL lets go of the interpreter while it decodes and resizes."""
+
+        def one(number: int) -> torch.Tensor | UnreadableImage:
+            try:
+                return decode(self.path(number), test_transform())
+            except UnreadableImage as error:
+                return error
+
+        threads = max(self.workers, 1)
+        with ThreadPoolExecutor(threads) as pool:
+            # In parts, because a pool decodes all it is given, however slowly its results are taken.
+            for part in numbers.split(4 * threads):
+                yield from pool.map(one, part.tolist())
+
+    def _with(
+        self, files: np.ndarray, labels: torch.Tensor, pixels: torch.Tensor | None
+    ) -> FolderSplit:
+        return FolderSplit(self.root, files, labels, self.workers, self.on_bad_image, pixels)
+
+
+def load_folder(
+    folder: Path,
+    name: str,
+    *,
+    limit: int | None,
+    workers: int | None,
+    on_bad_image: str,
+) -> ImageData:
+    """`folder` with train/CLASS/IMAGE and val/CLASS/IMAGE as the data set `name`.
+
+    Args:
+        folder, name, limit, workers, on_bad_image: see `data.load`.
+
+    Raises:
+        FileNotFoundError: train/ or val/ is missing, or a class folder holds no image, named.
+        ValueError: other classes in train/ than in val/, or a test image that cannot be decoded.
+    """
+    workers = _workers() if workers is None else workers
+    splits, classes = {}, {}
+    for part in ("train", "val"):
+        root = folder / part
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: missing, expected {folder} to hold train/ and val/")
+        files, labels, classes[part] = _listed(root)
+        splits[part] = FolderSplit(root, files, labels, workers, on_bad_image)
+    for part, other in (("train", "val"), ("val", "train")):
+        alone = sorted(set(classes[part]) - set(classes[other]))
+        if alone:
+            raise ValueError(
+                f"{folder}: {part}/ has {len(alone)} classes that {other}/ has not, for example {alone[0]}; "
+                "expected the same class folders in both"
+            )
+    train, test = splits["train"], splits["val"]
+    if limit is not None:
+        train, test = train.first(limit), test.first(limit)
+    return ImageData(name, train, test.checked(), len(classes["train"]))
+
+
+def _listed(root: Path) -> tuple[np.ndarray, torch.Tensor, list[str]]:
+    """Files and labels in the order of the sample numbers, and the class folders."""
+    listing = datasets().ImageFolder(root, allow_empty=True)
+    labels = np.asarray(listing.targets, dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(listing.classes))
+    for name, count in zip(listing.classes, counts, strict=True):
+        if not count:
+            known = ", ".join(datasets().folder.IMG_EXTENSIONS)
+            raise FileNotFoundError(f"{root / name}: holds no image, expected files ({known})")
+    # Sorted by class, as the listing is, the place within the class is the distance to the class's first.
+    within = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels]
+    order = np.lexsort((labels, within))
+    prefix = os.path.join(root, "")
+    below = [os.fsencode(file.removeprefix(prefix)) for file, _ in listing.samples]
+    return np.array(below)[order], torch.from_numpy(labels[order]), listing.classes
+
+
+def _workers() -> int:
+    """One per core that this process may use, shared with the other processes of its machine under torchrun."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(MOST_WORKERS, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -151,6 +152,22 @@ class Attack:
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
         self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
+
+    def with_steps(self, steps: int, alpha: StepSize | None) -> Self:
+        """The same attack with another number of steps and step size; both share the copy of the model.
+
+        Args:
+            steps, alpha: as `PGD`'s; alpha is None for an attack that finds its own step sizes.
+
+        Raises:
+            TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+        """
+        inputs.whole_number("steps", steps, at_least=0)
+        if alpha is not None and not callable(alpha):
+            inputs.radius("alpha", alpha, positive=steps > 0)
+        twin = copy.copy(self)
+        twin.steps, twin.alpha, twin.stats = steps, alpha, AttackStats()
+        return twin
 
     def logits(self, x: Tensor) -> Tensor:
         """The model's logits [N, C] for x in the attack's BatchNorm mode, without gradients."""

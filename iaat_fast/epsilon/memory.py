@@ -171,6 +171,7 @@ class EpsilonMemory:
         correct: Tensor | None = None,
         judge: bool = False,
         seed: int | None = None,
+        final_attack: Attack | None = None,
     ) -> Selection:
         """Run Algorithm 2 for a batch, update the memory, and make the adversarial images to train on.
 
@@ -182,7 +183,10 @@ class EpsilonMemory:
             correct: bool [N], whether the clean image is classified correctly; needed by "shrink", unless judge.
             judge: classify the clean images, in one forward with the candidates where the strategy allows, before the
                 attacks where it does not. `self.correct` holds the verdicts afterwards.
-            seed: of the attacks' noise; None draws one from torch's generator.
+            seed: of the attacks' noise and random targets, which the candidates share; None draws one from torch's
+                generator.
+            final_attack: the one at the smoothed radius, where `attack` is a weaker one (ImageNet: PGD-10 selects,
+                PGD-30 trains); None: `attack`.
 
         Returns:
             `Selection`: eps, choice, x_adv.
@@ -225,7 +229,7 @@ class EpsilonMemory:
             else None,
         )
         if self.final == "exact":
-            x_adv = batch.attacked(attack, eps, _FINAL)
+            x_adv = batch.attacked(final_attack or attack, eps, _FINAL)
         else:
             chosen = chosen_images(attack, batch, candidates, choice)
             x_adv = ops.project_linf(chosen, x, eps, attack.lo, attack.hi)

@@ -16,7 +16,7 @@ class RunSummary:
     Args:
         natural: natural test accuracy, in [0, 1].
         robust: test accuracy under `attack`, in [0, 1].
-        attack: "eps" and "alpha" on the [0, 1] scale, "steps" and "restarts" of the PGD attack.
+        attack: "eps" and "alpha" on the [0, 1] scale, "steps", "restarts" and "targeted" of the PGD attack.
         eps_mean, eps_std, eps_min, eps_max: of the radii of all training samples, [0, 1] scale;
             None for a method that has none (clean).
     """
@@ -31,8 +31,9 @@ class RunSummary:
 
 
 def attack_name(attack: dict[str, Any]) -> str:
-    """`PGD-10 × 5 at ε = 8/255`."""
-    return f"PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255"
+    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
+    aim = "targeted " if attack.get("targeted") == "random" else ""
+    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255"
 
 
 def closing_table(summary: RunSummary, *, title: str | None = None) -> Table:

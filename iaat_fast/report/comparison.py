@@ -10,7 +10,7 @@ from typing import Any
 from iaat_fast.report.closing import attack_name
 from iaat_fast.run_folder import RunFolder
 
-NOT_COMPARED = ("run.", "data.path")
+NOT_COMPARED = ("run.", "data.path", "data.workers")
 """Where and with which seed a run was carried out, and where its images lay."""
 
 VARIANTS = ("attack.", "epsilon.")

@@ -32,6 +32,7 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
         restarts=how.restarts,
         batch_size=how.batch_size,
         seed=result.config.run.seed,
+        targeted="random" if how.targeted == "random" else False,
     )
     results = {
         "natural_accuracy": natural,
@@ -41,6 +42,7 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
             "alpha": how.alpha,
             "steps": how.steps,
             "restarts": how.restarts,
+            "targeted": how.targeted,
         },
         **_radii(result),
         "samples": len(result.data.test),

@@ -64,18 +64,28 @@ class DataConfig:
     """The images."""
 
     name: Annotated[str, arg(name="dataset")] = "cifar10"
-    """Data set: digits, cifar10 or cifar100."""
+    """Data set: digits, cifar10, cifar100 or imagenet."""
     path: Annotated[str | None, arg(name="data")] = None
-    """Folder that holds the data set, or an .npz with x_train, y_train, x_test, y_test."""
+    """Folder that holds the data set (imagenet: train/CLASS/IMAGE and val/CLASS/IMAGE), or an .npz
+    with x_train, y_train, x_test, y_test."""
     limit: int | None = None
-    """Take the first N training and the first N test images."""
+    """Take the first N training and the first N test images; imagenet's go through the classes in
+    turn."""
     augment: bool = True
-    """Reflect-pad by 4, random crop, horizontal flip."""
+    """Reflect-pad by 4, random crop, horizontal flip; imagenet: random resized crop, horizontal
+    flip."""
+    workers: int | None = None
+    """imagenet: processes that decode images; one per core by default, 16 at most; 0: none but the
+    training process."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """imagenet: at an image that cannot be decoded, stop with a checkpoint, or leave it out."""
 
     def __post_init__(self) -> None:
         if self.name != CUSTOM:
             choice("data.name", self.name, datasets.NAMES)
         _integer("data.limit", self.limit, 1, optional=True)
+        _integer("data.workers", self.workers, 0, optional=True)
+        choice("data.on_bad_image", self.on_bad_image, datasets.ON_BAD_IMAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,7 @@ class ModelConfig:
     """The network."""
 
     name: Annotated[str, arg(name="model")] = "resnet18"
-    """Network: digits-cnn, resnet18 or wrn32-10."""
+    """Network: digits-cnn, resnet18, wrn32-10, or imagenet-resnet18, -34, -50, -101 or -152."""
     width: int | None = None
     """Channels of the first stage, for slim versions; the network's own by default."""
     depth: int | None = None
@@ -108,6 +118,9 @@ class AttackConfig:
     """fixed: alpha for every sample; scaled: max(eps_i / (0.5 steps), alpha) for sample i."""
     steps: int = 10
     """Steps of the attack."""
+    targeted: Literal["no", "random"] = "no"
+    """no: away from the true class; random: towards a class drawn for each sample and step from the
+    others."""
     bn: Literal["eval", "train", "train_update"] = "eval"
     """BatchNorm while attacking and selecting: frozen statistics (eval), batch statistics (train),
     or batch statistics that also update the running ones (train_update)."""
@@ -125,6 +138,7 @@ class AttackConfig:
         _number("attack.alpha", self.alpha, 0, 1, above=True, pixels=True)
         choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
         _integer("attack.steps", self.steps, 1)
+        choice("attack.targeted", self.targeted, ("no", "random"))
         choice("attack.bn", self.bn, ("eval", "train", "train_update"))
         choice("attack.precision", self.precision, ("fp32", "tf32", "bf16", "fp16", "auto"))
         choice("attack.engine", self.engine, ("auto", "exact", "fast"))
@@ -144,6 +158,8 @@ class EpsilonConfig:
     """Weight of the chosen candidate in the exponential average."""
     eps_min: Pixels = 0.0
     """Lower bound of the radius after selection."""
+    selection_steps: int | None = None
+    """Steps of the attacks that select the radius; as many as the training attack's by default."""
     strategy: Literal["lazy", "batched", "sequential"] = "lazy"
     """How the candidates are attacked: the second only where the first was fooled (lazy), together
     in one batch (batched), or one after the other on the whole batch (sequential)."""
@@ -166,8 +182,14 @@ class EpsilonConfig:
         _number("epsilon.gamma", self.gamma, 0, 1, pixels=True)
         _number("epsilon.beta", self.beta, 0, 1)
         _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
+        _integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
         choice("epsilon.strategy", self.strategy, ("lazy", "batched", "sequential"))
         choice("epsilon.final", self.final, ("exact", "reuse"))
+        if self.selection_steps is not None and self.final == "reuse":
+            raise ValueError(
+                "epsilon.final is 'reuse', which trains on the images of the selection: expected "
+                f"'exact' with epsilon.selection_steps {self.selection_steps}"
+            )
         choice("epsilon.clamp", self.clamp, ("result", "candidate"))
         choice("epsilon.misclassified", self.misclassified, ("algorithm2", "shrink"))
         choice("epsilon.misclassified_input", self.misclassified_input, ("clean", "adversarial"))
@@ -184,6 +206,12 @@ class OptimConfig:
     """Images per step."""
     lr: float = 0.1
     """Learning rate at the start."""
+    lr_reference_batch: int | None = None
+    """Batch size that lr is meant for: the learning rate is lr x batch-size / K (Goyal et al. 2017);
+    lr itself by default."""
+    lr_warmup_epochs: int = 0
+    """Epochs over which the learning rate rises, step by step, from lr to its scaled value, where
+    that is larger."""
     momentum: float = 0.9
     """Momentum."""
     weight_decay: float = 0.0002
@@ -192,11 +220,22 @@ class OptimConfig:
     """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Precision of the forward and backward of the weight update; fp16 scales the loss. Weights stay
+    in fp32."""
 
     def __post_init__(self) -> None:
         _integer("optim.epochs", self.epochs, 1)
         _integer("optim.batch_size", self.batch_size, 1)
         _number("optim.lr", self.lr, 0, above=True)
+        _integer("optim.lr_reference_batch", self.lr_reference_batch, 1, optional=True)
+        _integer("optim.lr_warmup_epochs", self.lr_warmup_epochs, 0)
+        if self.lr_warmup_epochs and self.lr_reference_batch is None:
+            raise ValueError(
+                f"optim.lr_warmup_epochs is {self.lr_warmup_epochs}: expected 0, or "
+                "optim.lr_reference_batch, from whose rate it rises"
+            )
+        choice("optim.amp", self.amp, ("off", "bf16", "fp16"))
         _number("optim.momentum", self.momentum, 0, 1)
         _number("optim.weight_decay", self.weight_decay, 0)
         for epoch in self.decay_epochs:
@@ -212,6 +251,8 @@ class EvaluationConfig:
 
     eps: Annotated[Pixels, arg(name="eval-eps")] = 8 / 255
     """Radius of the closing attack."""
+    targeted: Annotated[Literal["no", "random"], arg(name="eval-targeted")] = "no"
+    """Whether the closing attack aims at random classes; robust is still who keeps the true one."""
     alpha: Annotated[Pixels, arg(name="eval-alpha")] = 2 / 255
     """Step size of the closing attack."""
     steps: Annotated[int, arg(name="eval-steps")] = 10
@@ -224,6 +265,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _number("evaluation.eps", self.eps, 0, 1, pixels=True)
         _number("evaluation.alpha", self.alpha, 0, 1, above=True, pixels=True)
+        choice("evaluation.targeted", self.targeted, ("no", "random"))
         _integer("evaluation.steps", self.steps, 1)
         _integer("evaluation.restarts", self.restarts, 1)
         _integer("evaluation.batch_size", self.batch_size, 1)
@@ -296,6 +338,8 @@ PARTS: dict[str, type] = {
 FREE = frozenset(
     {
         "data.path",
+        "data.workers",
+        "data.on_bad_image",
         "run.out",
         "run.device",
         "run.checkpoint_steps",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
-from iaat_fast import models, ops
+from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate import accuracy, check_model
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.board import Board
-from iaat_fast.train.config import CUSTOM, OptimConfig, TrainConfig, override
+from iaat_fast.train.config import CUSTOM, TrainConfig, override
+from iaat_fast.train.feed import Feed
 from iaat_fast.train.opening import open_folder
 from iaat_fast.train.progress import Progress
+from iaat_fast.train.schedule import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
 from iaat_fast.train.state import TrainState
 from iaat_fast.train.step import TrainingStep, make_memory
@@ -106,15 +108,17 @@ def fit(
     )
 
 
-def learning_rate(config: OptimConfig, epoch: int) -> float:
-    """The learning rate of the epoch with this index (from 0): step decay."""
-    return config.lr * config.decay_factor ** sum(epoch >= start for start in config.decay_epochs)
-
-
 def _load_data(config: TrainConfig) -> ImageData:
     if config.data.name == CUSTOM:
         raise ValueError("the images of this run came from Python: pass them again, fit(data=...)")
-    return datasets.load(config.data.name, config.data.path, limit=config.data.limit)
+    part = config.data
+    return datasets.load(
+        part.name,
+        part.path,
+        limit=part.limit,
+        workers=part.workers,
+        on_bad_image=part.on_bad_image,
+    )
 
 
 def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
@@ -125,7 +129,7 @@ def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
         data.name,
         part.name,
         num_classes=data.num_classes,
-        in_channels=data.train.images.shape[3],
+        in_channels=data.train.channels,
         width=part.width,
         depth=part.depth,
     )
@@ -181,7 +185,7 @@ class _Run:
         self.quiet = quiet
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
-        self.images = data.train.images.contiguous()  # as the op that augments wants them
+        self.feed = Feed(data.train, augment=config.data.augment)
 
     def train(self) -> None:
         state, config = self.state, self.config
@@ -207,13 +211,19 @@ class _Run:
     def _train_epoch(self, signals: StopSignals) -> None:
         state, config = self.state, self.config
         epoch, size = state.epoch, len(self.data.train)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, epoch)
         order = datasets.epoch_order(size, seed=config.run.seed, epoch=epoch).to(state.device)
         started = time.perf_counter() - state.seconds
         batches = order.split(config.optim.batch_size)
-        for position in range(state.step - epoch * state.steps_per_epoch, len(batches)):
-            self._train_step(batches[position], epoch)
+        first = state.step - epoch * state.steps_per_epoch
+        seeds = [
+            step_seed(config.run.seed, state.step + ahead, Stream.AUGMENT)
+            for ahead in range(len(batches) - first)
+        ]
+        feed = self.feed(batches[first:], seeds)
+        for position in range(first, len(batches)):
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(config.optim, epoch, position / len(batches))
+            self._train_step(*self._next(feed), epoch)
             state.seconds = time.perf_counter() - started
             if position == len(batches) - 1:
                 self._end_epoch(epoch)
@@ -230,32 +240,32 @@ class _Run:
         every = self.config.run.checkpoint_steps
         return every > 0 and self.state.step % every == 0
 
-    def _train_step(self, index: Tensor, epoch: int) -> None:
+    def _next(self, feed: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """The next batch; where an image of it stops the run, after a checkpoint was saved."""
+        try:
+            return next(feed)
+        except datasets.UnreadableImage as error:
+            self._save()
+            raise datasets.UnreadableImage(
+                f"{error}; stopped after step {self.state.step}, checkpoint saved: mend it, or leave it out with "
+                f"--on-bad-image skip, and go on with --resume --out {self.folder.path}"
+            ) from error
+
+    def _train_step(self, x: Tensor, y: Tensor, index: Tensor, epoch: int) -> None:
         state, seed = self.state, self.config.run.seed
-        if self.config.data.augment:
-            x = ops.random_crop_flip(
-                self.images, index, step_seed(seed, state.step, Stream.AUGMENT)
-            )
-            y = self.data.train.labels[index]
-        else:
-            x, y = datasets.fetch(self.data.train, index)
-        attack_seed = step_seed(seed, state.step, Stream.ATTACK)
-        state.training_step(x, y, index, epoch=epoch, seed=attack_seed)
+        if len(index):
+            attack_seed = step_seed(seed, state.step, Stream.ATTACK)
+            state.training_step(x, y, index, epoch=epoch, seed=attack_seed)
         state.step += 1
         self.progress.step(epoch)
         if state.step % self.read_every == 0:
             eps = state.memory.values.mean().item()
             self.progress.values(loss=self._mean_loss(), eps=eps)
 
-    def _seen(self) -> int:
-        """Samples the totals of the epoch under way are over."""
-        within = self.state.step % self.state.steps_per_epoch
-        size = len(self.data.train)
-        return within * self.config.optim.batch_size if within else size
-
     def _mean_loss(self) -> float:
         """The mean loss of the epoch so far, which must be finite."""
-        loss = float(self.state.training_step.totals[0]) / self._seen()
+        loss, _, _, seen = self.state.training_step.totals.tolist()
+        loss /= max(seen, 1)
         if not math.isfinite(loss):
             path = self.folder.checkpoint_path
             kept = f"the last good checkpoint is {path}" if path.is_file() else "none saved yet"
@@ -288,13 +298,14 @@ class _Run:
 
     def _row(self, epoch: int) -> dict[str, Any]:
         state, config = self.state, self.config
-        loss, size = self._mean_loss(), len(self.data.train)
-        _, clean, robust = state.training_step.totals.tolist()
+        loss = self._mean_loss()
+        _, clean, robust, seen = state.training_step.totals.tolist()
+        size = max(seen, 1)
         eps = state.memory.values
         return {
             "epoch": epoch + 1,
             "step": state.step,
-            "lr": learning_rate(config.optim, epoch),
+            "lr": state.optimizer.param_groups[0]["lr"],
             "train_loss": loss,
             "train_clean_accuracy": None if config.method == "adv" else clean / size,
             "train_robust_accuracy": None if config.method == "clean" else robust / size,

@@ -1,4 +1,4 @@
-"""Presets (the paper's Table 7, and digits) and what the protocols set.
+"""Presets (the paper's Tables 7 and 8, and digits) and what the protocols set.
 
 A protocol is nothing but defaults of configuration fields: the training loop never asks for it.
 """
@@ -48,6 +48,50 @@ _TABLE7_WRN32_10: Changes = {
     },
     "evaluation": _TABLE7_ATTACK["evaluation"],
 }
+
+
+def _table8(depth: int, gpus: int) -> Changes:
+    """ImageNet: Table 8, Section 4.2 (targets) and Appendix D.2 (selection, lower bound, precision)."""
+    return {
+        "data": {"name": "imagenet"},
+        "model": {"name": f"imagenet-resnet{depth}"},
+        "attack": {
+            "eps": 16 / 255,
+            "alpha": 1 / 255,
+            "steps": 30,
+            "targeted": "random",
+            "precision": "fp16",
+        },
+        "epsilon": {
+            "warmup_epochs": 30,
+            "eps_w": 16 / 255,
+            "gamma": 4 / 255,
+            "beta": 0.1,
+            "eps_min": 4 / 255,
+            "selection_steps": 10,
+        },
+        "optim": {
+            "lr": 0.1,
+            "lr_reference_batch": 256,
+            "lr_warmup_epochs": 5,
+            "momentum": 0.9,
+            "weight_decay": 0.0001,
+            "epochs": 110,
+            "decay_epochs": (35, 70, 95),
+            "decay_factor": 0.1,
+            "batch_size": 32 * gpus,
+        },
+        # The paper's PGD-1000 takes hours: this is a first look, `evaluate` measures the rest.
+        "evaluation": {
+            "eps": 16 / 255,
+            "alpha": 1 / 255,
+            "steps": 30,
+            "restarts": 1,
+            "targeted": "random",
+        },
+    }
+
+
 # 8 x 8 images of strokes: the classes lie far apart, so the radii are larger than on CIFAR, and a
 # crop padded by 4 or a flip would make other digits of them. A radius moves by at most gamma * beta
 # a visit, so the schedule is as long as a minute on two cores allows.
@@ -73,6 +117,9 @@ PRESETS: dict[str, Changes] = {
     "cifar10-wrn32-10": {"data": {"name": "cifar10"}, **_TABLE7_WRN32_10},
     "cifar100-resnet18": {"data": {"name": "cifar100"}, **_TABLE7_RESNET18},
     "cifar100-wrn32-10": {"data": {"name": "cifar100"}, **_TABLE7_WRN32_10},
+    "imagenet-resnet50": _table8(50, gpus=64),
+    "imagenet-resnet101": _table8(101, gpus=128),
+    "imagenet-resnet152": _table8(152, gpus=128),
 }
 
 PROTOCOL_FIELDS: dict[str, Changes] = {
@@ -104,18 +151,24 @@ def preset(
     """The configuration of a preset.
 
     Args:
-        name: one of `PRESETS`; the CIFAR ones carry Table 7 of Balaji et al. 2019.
+        name: one of `PRESETS`; the CIFAR ones carry Table 7 of Balaji et al. 2019, the ImageNet
+            ones Table 8.
         method: "clean", "adv" (fixed radius, Madry et al. 2018) or "iaat".
         protocol: "paper" or "released"; sets the fields of `PROTOCOL_FIELDS`.
         parts: further changes by part, e.g. `optim={"epochs": 3}, run={"seed": 1}`.
 
     Raises:
-        ValueError: an unknown preset, method, protocol or field (the nearest is named), or a value
-            out of range.
+        ValueError: an unknown preset, method, protocol or field (the nearest is named), a value out
+            of range, or "released" for ImageNet, of which the authors have released no code.
         TypeError: a value of the wrong type.
     """
     choice("preset", name, PRESETS)
     choice("protocol", protocol, PROTOCOLS)
+    if protocol == "released" and name.startswith("imagenet"):
+        raise ValueError(
+            f"protocol is 'released': expected 'paper' with preset {name}, as the authors released "
+            "code for CIFAR-10 only"
+        )
     base = override(TrainConfig(preset=name), PRESETS[name])
     base = override(base, {"method": method, "protocol": protocol, **PROTOCOL_FIELDS[protocol]})
     return override(base, parts)

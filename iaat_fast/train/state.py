@@ -47,6 +47,7 @@ class TrainState:
             "config": config,
             "seconds": self.seconds,
             "totals": self.training_step.totals.cpu(),
+            "scaler": self.training_step.amp.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
 
@@ -61,6 +62,7 @@ class TrainState:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.memory.load(checkpoint["epsilon"])
             self.training_step.totals.copy_(checkpoint["totals"])
+            self.training_step.amp.load_state_dict(checkpoint["scaler"])
             self.step = int(checkpoint["step"])
             self.seconds = float(checkpoint["seconds"])
             rng = checkpoint["rng"]

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iaat_fast import attacks
+from iaat_fast.attacks.call import StepSize
 from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.config import AttackConfig, TrainConfig
 
 
@@ -29,17 +31,30 @@ class Batch:
 
 def make_attack(config: AttackConfig, model: nn.Module) -> attacks.PGD:
     """The PGD attack of the training step."""
-    alpha = config.alpha
-    step = attacks.scaled_step(config.steps, alpha) if config.alpha_rule == "scaled" else alpha
     return attacks.PGD(
         model,
         eps=config.eps,
-        alpha=step,
+        alpha=_step_size(config, config.steps),
         steps=config.steps,
         clamp_start=config.clamp_start,
+        targeted="random" if config.targeted == "random" else False,
         bn=config.bn,
         precision=config.precision,
         engine=config.engine,
+    )
+
+
+def make_selector(config: TrainConfig, attack: attacks.PGD) -> attacks.PGD:
+    """The attack on the candidates of Algorithm 2: `attack`, or the same of fewer steps."""
+    steps = config.epsilon.selection_steps
+    if steps is None:
+        return attack
+    return attack.with_steps(steps, _step_size(config.attack, steps))
+
+
+def _step_size(config: AttackConfig, steps: int) -> StepSize:
+    return (
+        attacks.scaled_step(steps, config.alpha) if config.alpha_rule == "scaled" else config.alpha
     )
 
 
@@ -66,9 +81,9 @@ def make_memory(config: TrainConfig, size: int, device: torch.device) -> Epsilon
 class TrainingStep:
     """One update of the weights (and, for iaat, of the radii) from a batch.
 
-    `totals` [3] float64 on the device sums, over the steps since it was last zeroed, the loss of
-    each sample, the samples classified correctly before the attack, and those still classified
-    correctly, in the training forward, on their adversarial sample. They stay on the device:
+    `totals` [4] float64 on the device sums, over the steps since it was last zeroed, the loss of
+    each sample, the samples classified correctly before the attack, those still classified
+    correctly, in the training forward, on their adversarial sample, and all samples. They stay on the device:
     reading them each step would make the host wait for a GPU.
     """
 
@@ -84,8 +99,10 @@ class TrainingStep:
         self.model = model
         self.memory = memory
         self.optimizer = optimizer
+        self.amp = MixedPrecision(config.optim.amp, device)
         self.attack = make_attack(config.attack, model)
-        self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.selector = make_selector(config, self.attack)
+        self.totals = torch.zeros(4, dtype=torch.float64, device=device)
         self._make = {"clean": self._clean, "adv": self._adversarial, "iaat": self._adaptive}[
             config.method
         ]
@@ -106,10 +123,11 @@ class TrainingStep:
         batch = self._make(x, y, index, epoch, seed)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(batch.x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        self.optimizer.step()
+        with self.amp.autocast():
+            logits = self.model(batch.x)
+        loss = F.cross_entropy(logits.float(), y)
+        self.amp.backward(loss)
+        self.amp.step(self.optimizer)
         self._count(loss.detach(), logits.detach(), y, batch)
         return loss.detach()
 
@@ -129,7 +147,9 @@ class TrainingStep:
             eps = self.memory.warm_up(index, config.eps_w, correct=correct, rule=config.warmup_rule)
             x_adv = self.attack(x, y, eps=eps, index=index, seed=seed)
         else:
-            x_adv = self.memory.select(self.attack, x, y, index, judge=True, seed=seed).x_adv
+            x_adv = self.memory.select(
+                self.selector, x, y, index, judge=True, seed=seed, final_attack=self.attack
+            ).x_adv
             assert self.memory.correct is not None
             correct = self.memory.correct
         if config.misclassified_input == "clean":
@@ -146,3 +166,4 @@ class TrainingStep:
             self.totals[1] += clean.sum()
         if batch.attacked:
             self.totals[2] += robust.sum()
+        self.totals[3] += len(y)

@@ -1,0 +1,60 @@
+"""The forward and backward of the weight update in half precision: autocast, and the scaling of the loss in fp16."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class MixedPrecision:
+    """Weights, optimizer and loss stay in float32; `amp` "off" changes nothing.
+
+        with amp.autocast():
+            logits = model(x)
+        amp.backward(cross_entropy(logits.float(), y))
+        amp.step(optimizer)
+
+    In fp16 the loss is scaled, by a factor that falls where gradients overflow (their step is left out) and rises
+    where they have not for long.
+
+    Args:
+        amp: "off", "bf16" or "fp16".
+        device: of the model.
+
+    Source: Micikevicius et al. 2018, arXiv 1710.03740.
+    """
+
+    def __init__(self, amp: str, device: torch.device) -> None:
+        self._device, self._dtype = device.type, _DTYPES.get(amp)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Around the forward."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, scaled."""
+        scaled: Tensor = self._scaler.scale(loss)
+        scaled.backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Undo the scaling, and take the step unless a gradient has overflowed."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; empty where nothing is scaled."""
+        state: dict[str, Any] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the scale of a checkpoint."""
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state)

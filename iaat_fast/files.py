@@ -49,6 +49,16 @@ def replace(path: Path, content: bytes | memoryview) -> None:
             os.close(folder)
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Raise OSError, naming the flag, where `path` could not be written, before any work is done for it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{flag} {path}: is a folder, expected a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{flag} {path}: {path.parent} is not writable")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Put `content` at `path` as JSON, atomically."""
     replace(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,104 @@
+"""How many passes of the network one training step takes, per image: Algorithms 1 and 2 counted out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iaat_fast.command_line import choice
+from iaat_fast.train.config import TrainConfig
+
+Kind = Literal["forward", "gradient", "update"]
+"""A pass: a forward without gradient, of the live network; a forward and the gradient of the images, of the network
+that the attack sees; or the training forward and the gradient of the weights, of the live network."""
+
+Phase = Literal["warm-up", "adaptive", "every epoch"]
+METHODS = ("clean", "adv", "iaat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a step: `passes` of one kind for each image of the batch."""
+
+    name: str
+    kind: Kind
+    passes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fooled:
+    """Shares, in [0, 1], of the samples that Algorithm 2's candidates fool.
+
+    once: those that the attack at prev + gamma fools, which the strategy lazy attacks at prev as well.
+    twice: those that both fool; a final "reuse" then attacks them at prev - gamma.
+    """
+
+    once: float = 0.5
+    twice: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, value in (("fooled", self.once), ("fooled-twice", self.twice)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"--{name}: {value:g}, expected a share in [0, 1]")
+        if self.twice > self.once:
+            raise ValueError(
+                f"--fooled-twice: {self.twice:g}, expected at most --fooled, {self.once:g}"
+            )
+
+
+def phases(config: TrainConfig) -> dict[Phase, int]:
+    """The epochs of each kind of step."""
+    epochs = config.optim.epochs
+    if config.method != "iaat":
+        return {"every epoch": epochs}
+    warm_up = min(config.epsilon.warmup_epochs, epochs)
+    counts: dict[Phase, int] = {"warm-up": warm_up, "adaptive": epochs - warm_up}
+    return {phase: count for phase, count in counts.items() if count}
+
+
+def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ...]:
+    """What a step of `phase` does, in its order.
+
+    Raises:
+        ValueError: a method whose passes are not counted here.
+    """
+    choice("method", config.method, METHODS)
+    update = Stage(name="update of the weights", kind="update", passes=1)
+    if config.method == "clean":
+        return (update,)
+    attack = Stage(name="training attack", kind="gradient", passes=config.attack.steps)
+    if config.method == "adv":
+        return attack, update
+    if phase == "warm-up":
+        judged = Stage(name="clean verdicts", kind="forward", passes=1)
+        return judged, attack, update
+    return *_selection(config, fooled), *_final(config, attack, fooled), update
+
+
+def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
+    """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
+    steps = _selection_steps(config)
+    attacked, judged = {
+        "lazy": (1 + fooled.once, 2 + fooled.once),
+        "batched": (3, 4),
+        "sequential": (2, 3),
+    }[config.epsilon.strategy]
+    return (
+        Stage(name="attacks of the selection", kind="gradient", passes=attacked * steps),
+        Stage(name="verdicts of the selection", kind="forward", passes=judged),
+    )
+
+
+def _final(config: TrainConfig, attack: Stage, fooled: Fooled) -> tuple[Stage, ...]:
+    """Algorithm 1, line 8, or what reusing the candidates still attacks."""
+    if config.epsilon.final == "exact":
+        return (attack,)
+    if config.epsilon.strategy == "batched":
+        return ()
+    passes = fooled.twice * _selection_steps(config)
+    return (Stage(name="attack at prev - gamma", kind="gradient", passes=passes),)
+
+
+def _selection_steps(config: TrainConfig) -> int:
+    steps = config.epsilon.selection_steps
+    return config.attack.steps if steps is None else steps

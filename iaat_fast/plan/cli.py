@@ -151,7 +151,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     ]
     title = f"{config.preset}, {config.method}, {gpu.name}"
     console.print(table(plans, title))
-    notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans)]
+    notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
     for line in notes:
         console.print(line, highlight=False, markup=False)
     found = {
@@ -169,7 +169,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
 
 def _config(command: Command) -> TrainConfig:
     """The preset with what the arguments change; all of it is checked as for a training."""
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "data": {"limit": command.limit},
         "model": {"width": command.width},
         "attack": {"precision": command.precision},
@@ -282,7 +282,7 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
     notes = [f"{kind} passes: {source}" for kind, source in first.sources.items()]
     if not command.measure:
         notes.append(
-            f"assumed: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} of the peak "
+            f"assumed, as given: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} of the peak "
             f"bandwidth (--bandwidth-share), {command.launch:g} us for the smallest operator (--launch)"
         )
     if any(step.phase == "adaptive" for step in first.steps):
@@ -292,7 +292,7 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
     if max(command.gpus) > 1:
         hidden = "hidden behind the backward as far as it goes" if command.overlap else "not hidden"
         notes.append(
-            f"assumed: nodes of {command.per_node} (--per-node), {command.between:g} GB/s between them (--between), "
+            f"assumed, as given: nodes of {command.per_node} (--per-node), {command.between:g} GB/s between them (--between), "
             f"hops of {command.latency:g} and {command.latency_between:g} us; gradients are {hidden}"
         )
     notes.append("not in the hours: evaluations, checkpoints, a loader that lags")

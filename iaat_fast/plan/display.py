@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
-from iaat_fast.plan.estimate import COMMUNICATION, Figure, Plan
-from iaat_fast.plan.rates import ARITHMETIC, LAUNCHES, MEASURED, TRAFFIC
+from iaat_fast.plan.estimate import COMMUNICATION, Plan
+from iaat_fast.plan.rates import ARITHMETIC, LAUNCHES, TRAFFIC
+from iaat_fast.train.config import TrainConfig
 
 # Below so many images per GPU, BatchNorm's statistics are those of few images.
 _FEW = 8
-_REMEDIES = {
-    ARITHMETIC: "attack in half precision (--precision), select lazily and with fewer steps, or take more GPUs",
-    TRAFFIC: "attack in half precision with BatchNorm folded (--precision fp16), update in it (--amp), or compile",
-    LAUNCHES: "larger batches per GPU (--batch-per-gpu), captured steps, or fewer GPUs",
-    COMMUNICATION: "larger batches per GPU (--batch-per-gpu), a faster network between nodes, or fewer GPUs",
-    MEASURED: "the passes were timed whole; without --measure the model says what they are spent on",
-}
 
 
 def table(plans: Sequence[Plan], title: str) -> Table:
@@ -28,37 +22,58 @@ def table(plans: Sequence[Plan], title: str) -> Table:
         shown.add_column(f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}", justify="right")
     shown.add_column("unit")
     shown.add_column("source")
-    columns = [{_key(figure): figure for figure in plan.figures()} for plan in plans]
+    columns = [{(f.group, f.name): f for f in plan.figures()} for plan in plans]
+    group = ""
     for key in dict.fromkeys(key for column in columns for key in column):
-        found = [column.get(key) for column in columns]
-        known = next(figure for figure in found if figure is not None)
-        values = [f"{figure.value:.4g}" if figure else "0" for figure in found]
-        shown.add_row(known.name, *values, known.unit, known.source)
+        known = next(column[key] for column in columns if key in column)
+        if known.group != group:
+            group = known.group
+            shown.add_section()
+            shown.add_row(f"[bold]{group}")
+        values = [f"{column[key].value:.4g}" if key in column else "0" for column in columns]
+        shown.add_row(f"  {known.name}", *values, known.unit, known.source)
     return shown
 
 
-def remarks(plans: Iterable[Plan]) -> list[str]:
+def remarks(plans: Iterable[Plan], config: TrainConfig) -> list[str]:
     """What limits each plan, and what one would do about it."""
     lines = []
     for plan in plans:
         what, share = next(iter(plan.spent.items()))
-        lines.append(
-            f"{plan.gpus} GPUs: limited by {what} ({share:.0%} of the time, modelled): {_REMEDIES[what]}"
-        )
+        remedies = "; ".join(_remedies(what, config))
+        lines.append(f"{plan.gpus} GPUs: {share:.0%} (modelled) of the time is {what}: {remedies}")
         if not plan.fits:
-            held = sum(plan.held.values()) / 1e9
             lines.append(
-                f"{plan.gpus} GPUs: needs at least {held:.1f} GB (modelled) of {plan.capacity / 1e9:.0f} GB (given): "
-                "smaller batches per GPU, --amp, or --strategy lazy"
+                f"{plan.gpus} GPUs: at least {plan.held_bytes / 1e9:.1f} GB (modelled) of "
+                f"{plan.capacity / 1e9:.0f} GB (given): smaller batches per GPU, --amp, or --strategy lazy"
             )
         batch = plan.batch_size // plan.gpus
         if batch < _FEW:
             lines.append(
-                f"{plan.gpus} GPUs: {batch} images per GPU (given) are few for BatchNorm's statistics: fewer GPUs, or "
-                "a larger batch with its learning rate"
+                f"{plan.gpus} GPUs: {batch} images per GPU (given) are few for BatchNorm's statistics: synchronise "
+                "them, take fewer GPUs, or larger batches with their learning rate"
             )
     return lines
 
 
-def _key(figure: Figure) -> tuple[str, str]:
-    return figure.name, figure.unit
+def _remedies(what: str, config: TrainConfig) -> Iterator[str]:
+    """What lessens that share of the time and is not yet done."""
+    has_attack = config.method != "clean"
+    in_half = config.attack.precision in ("fp16", "bf16", "auto")
+    if what in (ARITHMETIC, TRAFFIC):
+        if has_attack and not in_half:
+            yield "attack in half precision, from a folded copy (--precision bf16)"
+        if config.method == "iaat" and config.epsilon.strategy != "lazy":
+            yield "attack the second candidate only where it is needed (--strategy lazy)"
+        if config.optim.amp == "off":
+            yield "update in half precision (--amp bf16)"
+        yield "more GPUs"
+    elif what == LAUNCHES:
+        yield "larger batches per GPU (--batch-per-gpu)"
+        yield "fewer GPUs"
+    elif what == COMMUNICATION:
+        yield "larger batches per GPU (--batch-per-gpu)"
+        yield "a faster network between nodes"
+        yield "fewer GPUs"
+    else:
+        yield "passes were timed whole, what they are spent on is not known"

@@ -6,34 +6,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from iaat_fast.plan.communication import Network, gradients
 from iaat_fast.plan.counting import Pass
+from iaat_fast.plan.figure import Figure, Source
 from iaat_fast.plan.memory import memory
 from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, phases, stages
 from iaat_fast.plan.rates import Rates
 from iaat_fast.plan.workload import Counts
 
-Source = Literal["given", "counted", "measured", "modelled"]
 COMMUNICATION = "communication"
 _ITEM = 4
 _RADIUS = 8  # bytes: radii are exchanged in float64
 _TALLIES = 4  # numbers that the ranks sum in the same message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A number of the plan, its unit, and where it comes from.
-
-    source: "given" by the configuration or an argument; "counted" on the network or in the algorithm, exactly;
-        "measured" on a device; "modelled", computed from anything that is assumed.
-    """
-
-    name: str
-    value: float
-    unit: str
-    source: Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +29,7 @@ class Step:
     passes: images taken through the network, per image of the batch, by kind.
     operations, traffic: of one GPU.
     compute: seconds by what they are spent on.
+    is_counted: whether passes, and with them operations and traffic, rest on no assumed share of samples.
     """
 
     phase: Phase
@@ -51,10 +38,24 @@ class Step:
     operations: float
     traffic: float
     compute: dict[str, float]
+    is_counted: bool
 
-    def seconds(self, waits: float) -> float:
-        """Of the step with `waits` seconds of communication that nothing hides."""
-        return sum(self.compute.values()) + waits
+    def figures(self, waited: float) -> Iterator[Figure]:
+        """All numbers of a step that waits for communication for so many seconds."""
+        group = f"a step, {self.phase}"
+        source: Source = "counted" if self.is_counted else "modelled"
+        yield Figure(group=group, name="epochs of such", value=self.epochs, unit="", source="given")
+        numbers: list[tuple[str, float, str]] = [
+            (f"{kind} passes per image", passes, "") for kind, passes in self.passes.items()
+        ]
+        numbers.append(("operations per GPU", self.operations / 1e12, "TFLOP"))
+        numbers.append(("memory traffic per GPU", self.traffic / 1e9, "GB"))
+        for name, value, unit in numbers:
+            yield Figure(group=group, name=name, value=value, unit=unit, source=source)
+        seconds = sum(self.compute.values())
+        yield from _modelled(
+            group, ("compute", 1e3 * seconds, "ms"), ("whole", 1e3 * (seconds + waited), "ms")
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Plan:
 
     all_reduce: seconds that the exchange of the gradients takes, waited for or not.
     waits: seconds of communication per step that nothing hides, by what is sent.
-    held: bytes of a GPU's memory by what they hold; capacity: all that it has.
+    held: a GPU's memory in GB by what it holds; capacity: bytes of all that it has.
     passes: seconds of a pass over a GPU's batch; sources: where they come from.
     """
 
@@ -76,7 +77,7 @@ class Plan:
     radius_bytes: float
     all_reduce: float
     waits: dict[str, float]
-    held: dict[str, float]
+    held: tuple[Figure, ...]
     capacity: float
     passes: dict[Kind, float]
     sources: dict[Kind, str]
@@ -116,63 +117,53 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether what is counted of the memory fits."""
-        return sum(self.held.values()) <= self.capacity
+        return self.held_bytes <= self.capacity
+
+    @property
+    def held_bytes(self) -> float:
+        """What is counted of a GPU's memory."""
+        return 1e9 * sum(figure.value for figure in self.held)
 
     def figures(self) -> Iterator[Figure]:
         """All numbers, in the order in which they are shown."""
-        batch = self.batch_size // self.gpus
-        yield Figure(name="GPUs", value=self.gpus, unit="", source="given")
-        yield Figure(name="batch size, all GPUs", value=self.batch_size, unit="", source="given")
-        yield Figure(name="batch size per GPU", value=batch, unit="", source="given")
-        yield Figure(name="steps per epoch", value=self.steps_per_epoch, unit="", source="counted")
+        yield from _given(
+            "run",
+            ("GPUs", self.gpus, ""),
+            ("batch size", self.batch_size, "images"),
+            ("batch size per GPU", self.batch_size // self.gpus, "images"),
+        )
+        yield from _modelled(
+            "run",
+            ("images per second", self.images_per_second, ""),
+            ("training steps", self.hours, "h"),
+            ("training steps, of all GPUs", self.hours * self.gpus, "GPU h"),
+        )
         for kind, seconds in self.passes.items():
             source: Source = "measured" if self.sources[kind].startswith("measured") else "modelled"
-            yield Figure(name=f"{kind} pass", value=seconds * 1e3, unit="ms", source=source)
-        for step in self.steps:
-            yield from self._of(step)
-        yield Figure(
-            name="gradient message", value=self.gradient_bytes / 1e6, unit="MB", source="counted"
-        )
-        yield Figure(name="all-reduce", value=self.all_reduce * 1e3, unit="ms", source="modelled")
-        for name, seconds in self.waits.items():
-            yield Figure(name=f"waited: {name}", value=seconds * 1e3, unit="ms", source="modelled")
-        yield Figure(
-            name="radii message", value=self.radius_bytes / 1e3, unit="kB", source="counted"
-        )
-        yield Figure(
-            name="images per second", value=self.images_per_second, unit="", source="modelled"
-        )
-        yield Figure(name="training steps", value=self.hours, unit="h", source="modelled")
-        yield Figure(
-            name="training steps", value=self.hours * self.gpus, unit="GPU h", source="modelled"
-        )
-        for name, size in self.held.items():
-            yield Figure(name=f"memory: {name}", value=size / 1e9, unit="GB", source="modelled")
-        held = sum(self.held.values())
-        yield Figure(
-            name="memory per GPU, at least", value=held / 1e9, unit="GB", source="modelled"
-        )
-        yield Figure(name="memory of a GPU", value=self.capacity / 1e9, unit="GB", source="given")
-        for what, share in self.spent.items():
             yield Figure(
-                name=f"share of the time: {what}", value=100 * share, unit="%", source="modelled"
+                group="a pass over a GPU's batch",
+                name=kind,
+                value=seconds * 1e3,
+                unit="ms",
+                source=source,
             )
+        for step in self.steps:
+            yield from step.figures(self.waited)
+        yield from self._communication()
+        yield from self.held
+        yield from _modelled("memory per GPU", ("sum, at least", self.held_bytes / 1e9, "GB"))
+        yield from _given("memory per GPU", ("of the GPU", self.capacity / 1e9, "GB"))
+        spent = [(what, 100 * share, "%") for what, share in self.spent.items()]
+        yield from _modelled("where the time goes", *spent)
 
-    def _of(self, step: Step) -> Iterator[Figure]:
-        phase = step.phase
-        yield Figure(name=f"{phase}: epochs", value=step.epochs, unit="", source="given")
-        # A share of samples that a step takes on, counted or not, is assumed or read off a run.
-        source: Source = "modelled" if phase == "adaptive" else "counted"
-        for kind, passes in step.passes.items():
-            name = f"{phase}: {kind} passes per image"
-            yield Figure(name=name, value=passes, unit="", source=source)
-        operations, traffic = step.operations / 1e12, step.traffic / 1e9
-        for name, value, unit in (("operations", operations, "T"), ("traffic", traffic, "GB")):
-            name = f"{phase}: {name} per GPU and step"
-            yield Figure(name=name, value=value, unit=unit, source=source)
-        seconds = sum(step.compute.values())
-        for name, value in (("compute", seconds), ("step", step.seconds(self.waited))):
-            yield Figure(name=f"{phase}: {name}", value=value * 1e3, unit="ms", source="modelled")
+    def _communication(self) -> Iterator[Figure]:
+        group = "communication per step"
+        for name, size in (("gradients", self.gradient_bytes), ("radii", self.radius_bytes)):
+            yield Figure(group=group, name=name, value=size / 1e6, unit="MB", source="counted")
+        waits = [(f"waiting for {name}", 1e3 * wait, "ms") for name, wait in self.waits.items()]
+        yield from _modelled(
+            group, ("all-reduce of gradients", 1e3 * self.all_reduce, "ms"), *waits
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -237,7 +228,7 @@ def make_plan(
             "radii": network.all_reduce(radius_bytes, gpus),
             "BatchNorm statistics": network.broadcast(counts.statistics, gpus),
         },
-        held=memory(counts, by_phase, batch, gpus=gpus),
+        held=tuple(memory(counts, by_phase, batch, gpus=gpus)),
         capacity=capacity,
         passes={
             kind: sum(rates.seconds(kind, counts.of(kind, batch), precision).values())
@@ -268,6 +259,7 @@ def _step(
         operations=operations,
         traffic=traffic,
         compute=dict(compute),
+        is_counted=not any(stage.depends_on_samples for stage in parts),
     )
 
 
@@ -276,3 +268,13 @@ def _backward(counts: Counts, rates: Rates, batch: int) -> float:
     counted: Pass = counts.of("update", batch)
     whole = sum(rates.seconds("update", counted, counts.precisions["update"]).values())
     return whole * (1 - counted.forward / counted.operations)
+
+
+def _given(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:
+    for name, value, unit in numbers:
+        yield Figure(group=group, name=name, value=value, unit=unit, source="given")
+
+
+def _modelled(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:
+    for name, value, unit in numbers:
+        yield Figure(group=group, name=name, value=value, unit=unit, source="modelled")

@@ -18,11 +18,15 @@ METHODS = ("clean", "adv", "iaat")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of a step: `passes` of one kind for each image of the batch."""
+    """A part of a step: `passes` of one kind for each image of the batch.
+
+    depends_on_samples: whether they rest on the shares of `Fooled`.
+    """
 
     name: str
     kind: Kind
     passes: float
+    depends_on_samples: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +87,14 @@ def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
         "batched": (3, 4),
         "sequential": (2, 3),
     }[config.epsilon.strategy]
-    return (
-        Stage(name="attacks of the selection", kind="gradient", passes=attacked * steps),
-        Stage(name="verdicts of the selection", kind="forward", passes=judged),
+    parts: tuple[tuple[str, Kind, float], ...] = (
+        ("attacks of the selection", "gradient", attacked * steps),
+        ("verdicts of the selection", "forward", judged),
+    )
+    is_lazy = config.epsilon.strategy == "lazy"
+    return tuple(
+        Stage(name=name, kind=kind, passes=passes, depends_on_samples=is_lazy)
+        for name, kind, passes in parts
     )
 
 
@@ -96,7 +105,8 @@ def _final(config: TrainConfig, attack: Stage, fooled: Fooled) -> tuple[Stage, .
     if config.epsilon.strategy == "batched":
         return ()
     passes = fooled.twice * _selection_steps(config)
-    return (Stage(name="attack at prev - gamma", kind="gradient", passes=passes),)
+    name = "attack at prev - gamma"
+    return (Stage(name=name, kind="gradient", passes=passes, depends_on_samples=True),)
 
 
 def _selection_steps(config: TrainConfig) -> int:

@@ -282,8 +282,8 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
     notes = [f"{kind} passes: {source}" for kind, source in first.sources.items()]
     if not command.measure:
         notes.append(
-            f"assumed, as given: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} of the peak "
-            f"bandwidth (--bandwidth-share), {command.launch:g} us for the smallest operator (--launch)"
+            f"assumed, as given: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} "
+            f"of the peak bandwidth (--bandwidth-share), {command.launch:g} us for the smallest operator (--launch)"
         )
     if any(step.phase == "adaptive" for step in first.steps):
         notes.append(
@@ -292,8 +292,8 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
     if max(command.gpus) > 1:
         hidden = "hidden behind the backward as far as it goes" if command.overlap else "not hidden"
         notes.append(
-            f"assumed, as given: nodes of {command.per_node} (--per-node), {command.between:g} GB/s between them (--between), "
-            f"hops of {command.latency:g} and {command.latency_between:g} us; gradients are {hidden}"
+            f"assumed, as given: nodes of {command.per_node} (--per-node), {command.between:g} GB/s between them "
+            f"(--between), hops of {command.latency:g} and {command.latency_between:g} us; gradients are {hidden}"
         )
     notes.append("not in the hours: evaluations, checkpoints, a loader that lags")
     return notes

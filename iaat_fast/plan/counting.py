@@ -58,8 +58,9 @@ class Pass:
 
 def count_forward(network: nn.Module, shape: Sequence[int]) -> Pass:
     """A forward without gradient, on images of `shape` [N, C, H, W]."""
+    x = _images(network, shape)
     with torch.no_grad():
-        kernels = _kernels(lambda: network(_images(network, shape)))
+        kernels = _kernels(lambda: network(x))
     return Pass(
         images=shape[0],
         forward=_operations(kernels),

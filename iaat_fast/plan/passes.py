@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from iaat_fast.command_line import choice
 from iaat_fast.train.config import TrainConfig
 
 Kind = Literal["forward", "gradient", "update"]
@@ -66,7 +65,10 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
     Raises:
         ValueError: a method whose passes are not counted here.
     """
-    choice("method", config.method, METHODS)
+    if config.method not in METHODS:
+        raise ValueError(
+            f"method is {config.method!r}: its passes are not counted, expected one of {', '.join(METHODS)}"
+        )
     update = Stage(name="update of the weights", kind="update", passes=1)
     if config.method == "clean":
         return (update,)

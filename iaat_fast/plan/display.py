@@ -19,7 +19,7 @@ def table(plans: Sequence[Plan], title: str) -> Table:
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     for plan in plans:
-        shown.add_column(f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}", justify="right")
+        shown.add_column(_name(plan), justify="right")
     shown.add_column("unit")
     shown.add_column("source")
     columns = [{(f.group, f.name): f for f in plan.figures()} for plan in plans]
@@ -41,19 +41,23 @@ def remarks(plans: Iterable[Plan], config: TrainConfig) -> list[str]:
     for plan in plans:
         what, share = next(iter(plan.spent.items()))
         remedies = "; ".join(_remedies(what, config))
-        lines.append(f"{plan.gpus} GPUs: {share:.0%} (modelled) of the time is {what}: {remedies}")
+        lines.append(f"{_name(plan)}: {share:.0%} (modelled) of the time is {what}: {remedies}")
         if not plan.fits:
             lines.append(
-                f"{plan.gpus} GPUs: at least {plan.held_bytes / 1e9:.1f} GB (modelled) of "
+                f"{_name(plan)}: at least {plan.held_bytes / 1e9:.1f} GB (modelled) of "
                 f"{plan.capacity / 1e9:.0f} GB (given): smaller batches per GPU, --amp, or --strategy lazy"
             )
         batch = plan.batch_size // plan.gpus
         if batch < _FEW:
             lines.append(
-                f"{plan.gpus} GPUs: {batch} images per GPU (given) are few for BatchNorm's statistics: synchronise "
+                f"{_name(plan)}: {batch} images per GPU (given) are few for BatchNorm's statistics: synchronise "
                 "them, take fewer GPUs, or larger batches with their learning rate"
             )
     return lines
+
+
+def _name(plan: Plan) -> str:
+    return "1 GPU" if plan.gpus == 1 else f"{plan.gpus} GPUs"
 
 
 def _remedies(what: str, config: TrainConfig) -> Iterator[str]:

@@ -42,7 +42,7 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
             "alpha": how.alpha,
             "steps": how.steps,
             "restarts": how.restarts,
-            "targeted": how.targeted,
+            **({"targeted": how.targeted} if how.targeted != "no" else {}),
         },
         **_radii(result),
         "samples": len(result.data.test),

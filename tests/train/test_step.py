@@ -251,9 +251,10 @@ def test_the_weights_move_and_the_loss_is_the_mean_cross_entropy(
 def test_iaat_counts_s_plus_and_those_of_it_that_withstand(case: Callable[..., Case]) -> None:
     it = case(epsilon={"warmup_epochs": 1})
     _, correct = it.run_mixed(epoch=0)
-    _, clean, robust = it.step.totals.tolist()
+    _, clean, robust, seen = it.step.totals.tolist()
     assert clean == correct.sum()
     assert 0 <= robust <= clean
+    assert seen == 12
 
 
 def test_the_attack_takes_its_gradients_as_configured(

@@ -193,9 +193,9 @@ def load_folder(
     for part, other in (("train", "val"), ("val", "train")):
         alone = sorted(set(classes[part]) - set(classes[other]))
         if alone:
+            shown = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
             raise ValueError(
-                f"{folder}: {part}/ has {len(alone)} classes that {other}/ has not, for example {alone[0]}; "
-                "expected the same class folders in both"
+                f"{folder}: {part}/ has class folders that {other}/ lacks ({shown}), expected the same in both"
             )
     train, test = splits["train"], splits["val"]
     if limit is not None:

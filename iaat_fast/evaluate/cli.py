@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -63,7 +63,8 @@ class Command:
     json: Annotated[Path | None, optional("FILE", "none")] = None
     """Write the result to this file; that of a run is always kept in its folder too."""
     model: Annotated[str | None, optional("MODEL", "the run's")] = None
-    """digits-cnn, resnet18, wrn32-10, or package.module:function."""
+    """digits-cnn, resnet18, wrn32-10, imagenet-resnet18 (-34, -50, -101, -152), or
+    package.module:function."""
     weights: Annotated[Path | None, optional("FILE", "the run's")] = None
     """Weights of --model: a state dict, or one under "state_dict" or "model"; never run as code."""
     width: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
@@ -71,11 +72,16 @@ class Command:
     depth: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
     """Depth of --model."""
     dataset: Annotated[str | None, optional("NAME", "the run's, or cifar10")] = None
-    """Data set: digits, cifar10 or cifar100."""
+    """Data set: digits, cifar10, cifar100 or imagenet."""
     data: Annotated[str | None, optional("PATH", "the run's, or where training looks for it")] = (
         None
     )
-    """Folder that holds the data set, or an .npz with x_train, y_train, x_test, y_test."""
+    """Folder that holds the data set (imagenet: train/CLASS/IMAGE and val/CLASS/IMAGE), or an .npz
+    with x_train, y_train, x_test, y_test."""
+    on_bad_image: Annotated[
+        Literal["stop", "skip"] | None, optional("{stop,skip}", "the run's, or stop")
+    ] = None
+    """imagenet: at an image that cannot be decoded, stop, or leave it out."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -146,6 +152,7 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
             dataset=command.dataset,
             data=command.data,
             limit=command.limit,
+            on_bad_image=command.on_bad_image,
         )
         return load_subject(source, device, folder=folder)
     if command.model is None:
@@ -160,6 +167,7 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
         dataset=command.dataset or "cifar10",
         data=command.data,
         limit=command.limit,
+        on_bad_image=command.on_bad_image or "stop",
     )
     return load_subject(source, device)
 

@@ -65,6 +65,7 @@ def run_source(
     dataset: str | None = None,
     data: str | None = None,
     limit: int | None = None,
+    on_bad_image: str | None = None,
 ) -> Source:
     """The source that a run folder records, with what is given in place of what it says.
 
@@ -88,7 +89,7 @@ def run_source(
             dataset=dataset,
             data=data or images["path"],
             limit=limit or images["limit"],
-            on_bad_image=images.get("on_bad_image", "stop"),
+            on_bad_image=on_bad_image or images.get("on_bad_image", "stop"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(

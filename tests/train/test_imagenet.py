@@ -121,7 +121,7 @@ def test_bad_folders_end_the_command_with_one_line(
     shutil.rmtree(image_folder / "val/b")
     for arguments, message in (
         ([], "--data"),
-        (["--data", str(image_folder)], "train/ has 1 classes that val/ has not, for example b"),
+        (["--data", str(image_folder)], "train/ has class folders that val/ lacks (b)"),
         (["--data", str(image_folder / "train")], "train/train: missing"),
         (["--protocol", "released"], "protocol is 'released': expected 'paper'"),
     ):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +135,31 @@ def test_bad_folders_end_the_command_with_one_line(
         assert error.count("\n") == 1
         assert message in error
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_ends_the_step_and_saves(
+    image_folder: Path, tmp_path: Path, signum: int, status: int
+) -> None:
+    out = tmp_path / "run"
+    command = f"""-m iaat_fast.train imagenet-resnet50 --model imagenet-resnet18 --width 4 --workers 2
+        --batch-size 4 --steps 2 --selection-steps 1 --precision fp32 --epochs 1000 --device cpu
+        --checkpoint-steps 1 --no-tensorboard --data {image_folder} --out {out}"""
+    run = subprocess.Popen(
+        [sys.executable, *command.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while run.poll() is None and not (out / "checkpoint.pt").is_file():
+            time.sleep(0.1)
+        os.killpg(run.pid, signum)
+        _, error = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == status, error
+    assert error.count("\n") == 1
+    assert "checkpoint saved; resume with" in error

@@ -16,7 +16,7 @@ class MixedPrecision:
 
         with amp.autocast():
             logits = model(x)
-        amp.backward(cross_entropy(logits.float(), y))
+        amp.backward(cross_entropy(amp.wide(logits), y))
         amp.step(optimizer)
 
     In fp16 the loss is scaled, by a factor that falls where gradients overflow (their step is left out) and rises
@@ -38,6 +38,10 @@ class MixedPrecision:
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device, self._dtype)
+
+    def wide(self, logits: Tensor) -> Tensor:
+        """What was made under autocast, in float32 again; else as it is."""
+        return logits if self._dtype is None else logits.float()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""

@@ -125,7 +125,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         with self.amp.autocast():
             logits = self.model(batch.x)
-        loss = F.cross_entropy(logits.float(), y)
+        loss = F.cross_entropy(self.amp.wide(logits), y)
         self.amp.backward(loss)
         self.amp.step(self.optimizer)
         self._count(loss.detach(), logits.detach(), y, batch)

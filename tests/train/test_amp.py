@@ -26,7 +26,7 @@ def update(amp: MixedPrecision, *, weight: float, x: float) -> tuple[nn.Linear, 
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     with amp.autocast():
         out = layer(torch.full((1, 1), x))
-    amp.backward(out.float().sum() / 4)
+    amp.backward(amp.wide(out).sum() / 4)
     amp.step(optimizer)
     return layer, out.dtype
 

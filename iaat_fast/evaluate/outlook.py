@@ -69,3 +69,25 @@ def expected_passes(
                 passes += count * (depth - shallower)
             shallower = depth
     return passes
+
+
+class Rates:
+    """Passes taken per pass planned, of first restarts and of later ones: what attacks yet to come will need."""
+
+    def __init__(self) -> None:
+        self._first, self._later = Economy(), Economy()
+
+    def add(self, restart: int, taken: int, planned: int) -> None:
+        """A restart that is finished: the passes it took, and samples times steps."""
+        if restart == 0:
+            self._first = Economy(self._first.taken + taken, self._first.asked + planned)
+        else:
+            self._later = Economy(self._later.taken + taken, self._later.asked + planned)
+
+    def expected(self, upcoming: Sequence[Sequence[int]]) -> float:
+        """Gradient passes of attacks to come, given the planned ones of each restart."""
+        return sum(
+            planned * (self._later if restart else self._first).ratio
+            for attack in upcoming
+            for restart, planned in enumerate(attack)
+        )

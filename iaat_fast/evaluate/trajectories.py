@@ -138,7 +138,7 @@ class Trajectories:
 
     def is_known(self, mark: int) -> bool:
         """Whether the verdicts of the mark of this number are final."""
-        done = self.restart + (self.settled == len(self._split))
+        done = self.restart + self.restart_finished
         return done >= self.marks[mark].restarts or not bool(self._standing[mark].any())
 
     def standing(self, mark: int) -> Tensor:
@@ -148,6 +148,21 @@ class Trajectories:
     def tally(self, mark: int) -> Tally:
         """What the mark of this number has cost: passes that served several are counted at the one of fewest steps."""
         return self._tallies[mark]
+
+    @property
+    def passes(self) -> int:
+        """Gradients taken, one image each."""
+        return sum(tally.gradients.gradients for tally in self._tallies)
+
+    @property
+    def passes_of_restart(self) -> int:
+        """Those of the restart under way, up to the steps that samples were dropped within a stretch."""
+        return self._economy.taken + int(self._slots.taken.sum())
+
+    @property
+    def restart_finished(self) -> bool:
+        """Whether all samples are done with the restart under way."""
+        return self.settled == len(self._split)
 
     @property
     def settled(self) -> int:
@@ -178,7 +193,7 @@ class Trajectories:
     def advance(self, most: int = STRETCH) -> None:
         """Take all samples in the batch to the nearest mark of one of them, `most` steps ahead at most."""
         started = time.perf_counter()
-        if self.settled == len(self._split):
+        if self.restart_finished:
             self._begin(self.restart + 1)
         slots = self._filled()
         marks = self._next_marks(slots)

@@ -13,7 +13,7 @@ the same images, and their accuracies are not to be compared.
 from __future__ import annotations
 
 from iaat_fast.evaluate.corruptions.cifar_c import CifarC
-from iaat_fast.evaluate.corruptions.generated import GeneratedCorruptions
+from iaat_fast.evaluate.corruptions.generated import GeneratedCorruptions, can_be_generated
 from iaat_fast.evaluate.corruptions.imagenet_c import ImageNetC
 from iaat_fast.evaluate.corruptions.images import CorruptedImages
 from iaat_fast.evaluate.corruptions.measure import (
@@ -34,6 +34,7 @@ __all__ = [
     "GeneratedCorruptions",
     "ImageNetC",
     "Measured",
+    "can_be_generated",
     "mean_corruption_error",
     "measure_corruptions",
     "open_corruptions",

@@ -54,7 +54,7 @@ class GeneratedCorruptions:
         normalised: bool = False,
     ) -> None:
         height, width, channels = split.images.shape[1:]
-        if channels != 3 or min(height, width) < SMALLEST:
+        if not can_be_generated(split):
             raise ValueError(
                 f"corruptions are generated for RGB images of at least {SMALLEST}x{SMALLEST}, got "
                 f"{height}x{width} with {channels} channel{'s' if channels != 1 else ''}"
@@ -69,6 +69,12 @@ class GeneratedCorruptions:
 
     def images(self, name: str, severity: int) -> ImageSequence:
         return _Corrupted(self._images, name, severity, self._seed)
+
+
+def can_be_generated(split: Split) -> bool:
+    """Whether the library takes these images."""
+    height, width, channels = split.images.shape[1:]
+    return channels == 3 and min(height, width) >= SMALLEST
 
 
 class _Corrupted:

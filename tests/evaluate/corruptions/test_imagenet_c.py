@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -43,7 +44,11 @@ def right_at(name: str, severity: int) -> int:
 def tree(tmp_path: Path) -> Path:
     """15 corruptions of six images; the first `right_at` of them show their class, the others the next one."""
     root = tmp_path / "ImageNet-C"
-    greys = [Image.new("RGB", (16, 16), (40 + 50 * k,) * 3) for k in range(3)]
+    greys = []
+    for k in range(3):
+        with io.BytesIO() as file:
+            Image.new("RGB", (16, 16), (40 + 50 * k,) * 3).save(file, "JPEG")
+            greys.append(file.getvalue())
     for name in MAIN:
         for severity in range(1, 6):
             for number in range(SAMPLES):
@@ -51,7 +56,8 @@ def tree(tmp_path: Path) -> Path:
                 right = number < right_at(name, severity)
                 folder = root / name / str(severity) / WNIDS[label]
                 folder.mkdir(parents=True, exist_ok=True)
-                greys[label if right else (label + 1) % 3].save(folder / f"val_{which}.JPEG")
+                shown = greys[label if right else (label + 1) % 3]
+                (folder / f"val_{which}.JPEG").write_bytes(shown)
     return root
 
 

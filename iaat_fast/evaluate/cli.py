@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             evaluate(command, Console())
         for warning in caught:
             print(f"{PROG}: warning: {warning.message}", file=sys.stderr)
-    except (ValueError, TypeError, OSError, ImportError, torch.OutOfMemoryError) as error:
+    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0

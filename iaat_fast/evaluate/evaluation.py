@@ -75,9 +75,9 @@ def evaluate_suite(
 
     Raises:
         ValueError, TypeError: an argument is not as described, or the folder's record is damaged, of a newer version,
-            or of other settings, weights or samples; or corruptions are those of another data set.
-        OSError: the folder cannot be written, or holds no corruptions.
-        ImportError: corruptions are to be generated and the library for it is not installed.
+            or of other settings, weights or samples; or corruptions are those of another data set, or to be generated
+            by a library that is not installed.
+        OSError: the folder cannot be written, or the one of corruptions holds none.
     """
     chosen = suite_named(suite)
     names = chosen.chosen(

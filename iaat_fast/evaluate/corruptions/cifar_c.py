@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iaat_fast.command_line import one_line
 from iaat_fast.data import Split
+from iaat_fast.evaluate.corruptions.clean import image_shape
 from iaat_fast.evaluate.corruptions.images import ImageSequence
 from iaat_fast.evaluate.corruptions.names import ALL, SEVERITIES
 
@@ -43,7 +44,7 @@ class CifarC:
         self.labels: Tensor = split.labels.cpu()
         total = len(_agreeing_labels(folder / LABELS, self.labels.numpy()))
         self._block = total // len(SEVERITIES)
-        expected = (total, *split.images.shape[1:])
+        expected = (total, *image_shape(split))
         self._arrays: dict[str, np.ndarray] = {}
         self.missing: dict[str, str] = {}
         for name in ALL:

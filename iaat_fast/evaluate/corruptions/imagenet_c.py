@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,19 +27,20 @@ class Listing(NamedTuple):
 class ImageNetC:
     """The published JPEGs of ImageNet-C, decoded as they are needed.
 
-    Classes are numbered by their sorted wnids and images are ordered by class and name, as `ImageFolder` does.
-    Images are taken as they are, 224x224, unless `size` asks for something else.
+    Classes are numbered by their sorted wnids, as `ImageFolder` does. Images are taken as they are, 224x224, unless
+    `size` asks for something else.
 
     Args:
         folder: holds `<corruption>/<severity>/<wnid>/*.JPEG`.
-        split: the clean images in the same order, whose labels must agree; its length is how many are taken.
-        limit: where there is no split: take the first `limit` images of each severity; None: all.
+        split: the clean images. Where it names its `files` (<wnid>/<name>), those of the same names are taken in its
+            order; else the first len(split), by class and name. The labels must agree either way.
+        limit: where there is no split: take `limit` images of each severity, going through the classes in turn (the
+            first image of each, the second of each, ...); None: all, by class and name.
         size: height and width that the model takes; other images are cropped to a square and resized, bilinearly.
 
     Raises:
         FileNotFoundError: no corruption is there, whole.
-        ValueError: the labels are not those of `split`.
-        ImportError: torchvision is not installed.
+        ValueError: the labels are not those of `split`, or an image of it is not there.
 
     A corruption with a severity that is missing, or that does not hold the files that the others hold, is left out
     and named in `missing`.
@@ -84,11 +85,11 @@ class ImageNetC:
                     f"{name}/{wrong[0]}", listings[wrong[0] - 1], usual
                 )
         self.names = tuple(name for name in found if name not in self.missing)
-        if split is not None:
-            limit = len(split)
-            _check_labels(folder, usual, split.labels.cpu())
         self.classes = usual.classes
-        self._files = usual.files[:limit]
+        if split is not None:
+            self._files = _counterparts(folder, usual, split)
+        else:
+            self._files = usual.files if limit is None else _in_turn(usual.files)[:limit]
         self.labels: Tensor = torch.tensor([label for _, label in self._files])
 
     def images(self, name: str, severity: int) -> ImageSequence:
@@ -125,21 +126,11 @@ def _listing(folder: Path) -> Listing:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.parent.name}/{folder.name}: missing")
     try:
-        tree = _torchvision().ImageFolder(folder)
+        tree = datasets().ImageFolder(folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder.parent.name}/{folder.name}: {error}") from error
     files = tuple((str(Path(path).relative_to(folder)), label) for path, label in tree.samples)
     return Listing(tuple(tree.classes), files)
-
-
-def _torchvision() -> ModuleType:
-    try:
-        return datasets()
-    except ImportError as error:
-        raise ImportError(
-            f"ImageNet-C is read by torchvision, which cannot be imported ({error}): "
-            "pip install 'iaat-fast[train]'"
-        ) from error
 
 
 def _usual(found: dict[str, list[Listing]]) -> Listing:
@@ -158,16 +149,40 @@ def _difference(place: str, listing: Listing, usual: Listing) -> str:
     return f"{place}: {strange} is not elsewhere"
 
 
-def _check_labels(folder: Path, usual: Listing, labels: Tensor) -> None:
-    if len(usual.files) < len(labels):
+def _in_turn(files: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """The first image of each class, the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    places = []
+    for _, label in files:
+        places.append((seen[label], label))
+        seen[label] += 1
+    order = sorted(range(len(files)), key=places.__getitem__)
+    return tuple(files[number] for number in order)
+
+
+def _counterparts(folder: Path, usual: Listing, split: Split) -> tuple[tuple[str, int], ...]:
+    """The files that are the corrupted images of `split`, in its order."""
+    names = getattr(split, "files", None)
+    if len(usual.files) < len(split):
         raise ValueError(
-            f"{folder}: has {len(usual.files)} images per severity, the test split has {len(labels)}; "
+            f"{folder}: has {len(usual.files)} images per severity, the test split has {len(split)}; "
             f"take no more than are corrupted (--limit {len(usual.files)})"
         )
-    own = torch.tensor([label for _, label in usual.files[: len(labels)]])
-    different = int((own != labels).sum())
+    if names is None:
+        files = usual.files[: len(split)]
+    else:
+        label_of = dict(usual.files)
+        wanted = [os.fsdecode(name) for name in names]
+        absent = [name for name in wanted if name not in label_of]
+        if absent:
+            raise ValueError(
+                f"{folder}: {len(absent)} of {len(wanted)} test images are not there, for example {absent[0]}"
+            )
+        files = tuple((name, label_of[name]) for name in wanted)
+    different = int((torch.tensor([label for _, label in files]) != split.labels.cpu()).sum())
     if different:
         raise ValueError(
-            f"{folder}: {different} of {len(labels)} labels are not those of the test split: these "
+            f"{folder}: {different} of {len(split)} labels are not those of the test split: these "
             "are the corruptions of another data set"
         )
+    return files

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from iaat_fast.data import Split
+from iaat_fast.data.loading import _cache_folder
 from iaat_fast.evaluate.corruptions.cifar_c import LABELS, CifarC
+from iaat_fast.evaluate.corruptions.clean import image_shape
 from iaat_fast.evaluate.corruptions.generated import GeneratedCorruptions
 from iaat_fast.evaluate.corruptions.imagenet_c import ImageNetC
 from iaat_fast.evaluate.corruptions.images import CorruptedImages
@@ -30,16 +32,16 @@ def open_corruptions(
         dataset: its name, one of `iaat_fast.data.NAMES`.
         folder: the published files. None: the folder CIFAR-10-C, CIFAR-100-C or ImageNet-C in or beside `data`;
             where there is none, the corruptions are generated.
-        data: where the data set itself lies.
+        data: where the data set itself lies; None: where `data.load` puts it.
         seed: of generated corruptions.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no corruption.
-        ValueError: the files are of another data set, or the images are too small to corrupt.
-        ImportError: generating them needs the extra "corruptions".
+        ValueError: the files are of another data set, or the images are too small to corrupt, or generating them needs
+            the extra "corruptions".
     """
-    if folder is None and data is not None:
-        folder = published(dataset, data)
+    if folder is None:
+        folder = published(dataset, _cache_folder() if data is None else data)
     if folder is not None:
         return open_published(folder, split)
     natural = dataset == "imagenet"
@@ -76,5 +78,5 @@ def open_published(folder: Path, split: Split) -> CifarC | ImageNetC:
 
 
 def _side(split: Split) -> int | None:
-    height, width = split.images.shape[1:3]
-    return int(height) if height == width else None
+    height, width, _ = image_shape(split)
+    return height if height == width else None

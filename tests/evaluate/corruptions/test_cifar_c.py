@@ -241,6 +241,14 @@ def test_the_published_folder_is_found_in_or_beside_the_data(
     assert isinstance(found, CifarC)
 
 
+def test_the_published_folder_is_found_beside_data_that_was_downloaded(
+    folder: Path, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent.parent))
+    folder.parent.rename(folder.parent.parent / "iaat_fast")
+    assert isinstance(open_corruptions(split, dataset="cifar10"), CifarC)
+
+
 def test_a_batch_size_below_one_is_refused(published: Any, folder: Path, split: Split) -> None:
     with pytest.raises(ValueError, match="batch_size: 0, expected at least 1"):
         list(measure_corruptions(published.model, CifarC(folder, split), batch_size=0))

@@ -185,5 +185,5 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     split = Split(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ImportError, match=r"pip install 'iaat-fast\[corruptions\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'iaat-fast\[corruptions\]'"):
         GeneratedCorruptions(split)

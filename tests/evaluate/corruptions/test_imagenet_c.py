@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,34 @@ def test_accuracies_and_mce_are_exact(tree: Path) -> None:
     assert (summary["types"], summary["complete"], summary["source"]) == (15, True, "official")
 
 
-def test_a_limited_tree_takes_the_first_of_each_severity(tree: Path) -> None:
-    images = ImageNetC(tree, limit=3)
+def test_a_limited_tree_takes_images_of_the_classes_in_turn(tree: Path) -> None:
+    images = ImageNetC(tree, limit=4)
+    assert images.labels.tolist() == [0, 1, 2, 0]
     (one,) = measure_corruptions(ReadsTheGrey(), images, done=MAIN[1:])
-    expected = [min(3, right_at(MAIN[0], severity)) for severity in range(1, 6)]
-    assert one.verdicts.sum(1).tolist() == expected
+    # In the tree's own order these are the images 0, 2, 4 and 1.
+    expected = [[n < right_at(MAIN[0], s) for n in (0, 2, 4, 1)] for s in range(1, 6)]
+    assert one.verdicts.tolist() == expected
+
+
+@dataclass(frozen=True)
+class Files(Split):
+    """A split that names its files, as image folders do."""
+
+    files: tuple[bytes, ...] = ()
+
+
+def test_images_are_found_by_the_names_of_the_clean_ones(tree: Path) -> None:
+    files = tuple(f"{WNIDS[k]}/val_{i}.JPEG".encode() for k, i in ((2, 1), (0, 0), (1, 1)))
+    whole = clean([2, 0, 1])
+    images = ImageNetC(tree, Files(whole.images, whole.labels, files))
+    assert images.labels.tolist() == [2, 0, 1]
+    (one,) = measure_corruptions(ReadsTheGrey(), images, done=MAIN[1:])
+    expected = [[n < right_at(MAIN[0], s) for n in (5, 0, 3)] for s in range(1, 6)]
+    assert one.verdicts.tolist() == expected
+    with pytest.raises(ValueError, match=r"1 of 3 test images are not there, .* n01440764/other"):
+        ImageNetC(tree, Files(whole.images, whole.labels, (*files[:2], b"n01440764/other.JPEG")))
+    with pytest.raises(ValueError, match="3 of 3 labels are not those of the test split"):
+        ImageNetC(tree, Files(whole.images, (whole.labels + 1) % 3, files))
 
 
 def test_images_of_another_size_are_resized(tree: Path) -> None:

@@ -242,10 +242,11 @@ def test_the_published_folder_is_found_in_or_beside_the_data(
 
 
 def test_the_published_folder_is_found_beside_data_that_was_downloaded(
-    folder: Path, split: Split, monkeypatch: pytest.MonkeyPatch
+    folder: Path, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent.parent))
-    folder.parent.rename(folder.parent.parent / "iaat_fast")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "iaat_fast").mkdir()
+    folder.rename(tmp_path / "iaat_fast" / "CIFAR-10-C")
     assert isinstance(open_corruptions(split, dataset="cifar10"), CifarC)
 
 

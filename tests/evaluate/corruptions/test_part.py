@@ -139,9 +139,10 @@ class Bright(nn.Module):
 
 
 def test_published_files_take_the_place_of_generated_images_and_never_the_reverse(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("imagecorruptions")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 32, 32, 3), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.tensor([0, 1]))

@@ -112,7 +112,7 @@ def evaluate_suite(
             subject.split,
             dataset=data["name"],
             folder=None if corruptions is None else Path(corruptions),
-            data=None if data["path"] is None else Path(data["path"]),
+            data=None if data["path"] is None else Path(data["path"]).expanduser(),
             seed=seed,
         )
     elif corruptions is not None:

@@ -64,6 +64,7 @@ def measure_corruptions(
 
     Raises:
         ValueError: a batch size below 1.
+        ChildProcessError: a worker process has died.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size}, expected at least 1")
@@ -177,10 +178,17 @@ def _batches(images: ImageSequence, batch_size: int, workers: int) -> Iterator[T
         # Its own: a loader without one draws a number from torch's.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise UnreadableImage(batch)
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UnreadableImage(batch)
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that reads or corrupts images has died, out of memory or killed ({one_line(error)})"
+        ) from error
 
 
 class _Readable(Dataset):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from iaat_fast.data import Split
 from iaat_fast.evaluate.corruptions import (
@@ -253,6 +255,22 @@ def test_the_published_folder_is_found_beside_data_that_was_downloaded(
 def test_a_batch_size_below_one_is_refused(published: Any, folder: Path, split: Split) -> None:
     with pytest.raises(ValueError, match="batch_size: 0, expected at least 1"):
         list(measure_corruptions(published.model, CifarC(folder, split), batch_size=0))
+
+
+def test_a_worker_that_dies_is_an_error_in_one_line(folder: Path, split: Split) -> None:
+    class Deadly(CifarC):
+        def images(self, name: str, severity: int) -> Any:
+            return DiesWhenRead()
+
+    class DiesWhenRead:
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, number: int) -> np.ndarray:
+            os._exit(1)
+
+    with pytest.raises(ChildProcessError, match="a process that reads or corrupts images has died"):
+        list(measure_corruptions(nn.Identity(), Deadly(folder, split), workers=1))
 
 
 def test_alexnet_itself_has_an_mce_of_100() -> None:

@@ -13,6 +13,7 @@ the same images, and their accuracies are not to be compared.
 from __future__ import annotations
 
 from iaat_fast.evaluate.corruptions.cifar_c import CifarC
+from iaat_fast.evaluate.corruptions.footnotes import footnotes
 from iaat_fast.evaluate.corruptions.generated import GeneratedCorruptions, can_be_generated
 from iaat_fast.evaluate.corruptions.imagenet_c import ImageNetC
 from iaat_fast.evaluate.corruptions.images import CorruptedImages
@@ -35,6 +36,7 @@ __all__ = [
     "ImageNetC",
     "Measured",
     "can_be_generated",
+    "footnotes",
     "mean_corruption_error",
     "measure_corruptions",
     "open_corruptions",

@@ -12,7 +12,7 @@ from torch import nn
 
 from iaat_fast.data import Split
 from iaat_fast.evaluate import Subject, evaluate_suite, read_record, recount
-from iaat_fast.evaluate.corruptions import ALL
+from iaat_fast.evaluate.corruptions import ALL, footnotes
 from iaat_fast.evaluate.evaluation import folder_name
 
 PARTS = ("natural", "corruptions")
@@ -94,11 +94,13 @@ def test_files_that_were_missing_are_measured_when_they_have_come(
     rows = rows_of(evaluate_suite(subject, **settings))
     assert not rows["corruptions"]["complete"]
     assert rows["corruptions"]["missing"] == ["fog: missing"]
+    assert footnotes(rows["corruptions"]) == ["corruptions: incomplete, 18 measured; fog: missing"]
     aside.rename(file)
     again = rows_of(evaluate_suite(subject, **settings))
     assert again["corruption-snow"] == rows["corruption-snow"]
     assert again["corruptions"]["complete"]
     assert again["corruptions"]["types"] == 19
+    assert footnotes(again["corruptions"]) == []
     # And a file that goes once it has been measured takes nothing away.
     file.unlink()
     assert rows_of(evaluate_suite(subject, **settings)) == again
@@ -151,6 +153,7 @@ def test_published_files_take_the_place_of_generated_images_and_never_the_revers
     generated = rows_of(evaluate_suite(subject, "quick", folder=folder, parts=PARTS))
     assert generated["corruptions"]["source"] == "generated"
     assert generated["corruptions"]["types"] == 19
+    assert "not the published files" in footnotes(generated["corruptions"])[0]
 
     published = tmp_path / "CIFAR-10-C"
     published.mkdir()

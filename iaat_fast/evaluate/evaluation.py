@@ -85,6 +85,8 @@ def evaluate_suite(
         surrogate=surrogate is not None,
         corruptible=corruptions is not None or can_be_generated(subject.split),
     )
+    if parts is None and corruptions is not None and "corruptions" not in names:
+        names = (*names, "corruptions")
     radii = tuple(eps) or chosen.eps
     alpha = chosen.alpha if alpha is None else alpha
     for radius in radii:

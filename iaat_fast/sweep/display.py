@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +15,7 @@ from rich.text import Text
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run
 from iaat_fast.sweep.jobs import Job, as_typed, is_trained
-from iaat_fast.sweep.logs import last_line
+from iaat_fast.sweep.logs import Log
 
 
 class Display:
@@ -29,7 +28,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total = self._done = self._failed = 0
-        self._running: dict[str, tuple[float, Path]] = {}
+        self._running: dict[str, tuple[float, Log]] = {}
         # rich prints what is printed beside it above the live lines.
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._refreshed = 0.0
@@ -52,21 +51,21 @@ class Display:
         self._total, self._done = total, done
         self._say(f"{total} jobs, {done} of them done")
 
-    def started(self, job: Job, log: Path) -> None:
+    def started(self, job: Job, log: Log) -> None:
         """A job is under way."""
         self._running[job.name] = (time.monotonic(), log)
-        self._say(f"{job.name}: started, log {log}")
+        self._say(f"{job.name}: started, log {log.path}")
 
     def done(self, job: Job) -> None:
         """A job has come to its end."""
         self._done += 1
         self._say(f"{job.name}: done in {self._end(job)}; {self._done} of {self._total} jobs done")
 
-    def failed(self, job: Job, line: str, log: Path) -> None:
+    def failed(self, job: Job, line: str, log: Log) -> None:
         """A job has failed; `line` is the last of its log."""
         self._end(job)
         self._failed += 1
-        self._say(f"{job.name}: FAILED, {line}; log {log}")
+        self._say(f"{job.name}: FAILED, {line}; log {log.path}")
 
     def stopping(self, running: int) -> None:
         """The sweep was told to stop and waits for its jobs."""
@@ -85,7 +84,7 @@ class Display:
     def _lines(self) -> Group:
         lines = []
         for name, (since, log) in self._running.items():
-            text = f"{name}  {_duration(time.monotonic() - since)}  {last_line(log)}"
+            text = f"{name}  {_duration(time.monotonic() - since)}  {log.last_line()}"
             lines.append(Text(text, no_wrap=True, overflow="ellipsis"))
         failed = f", {self._failed} failed" if self._failed else ""
         total = f"{self._done} of {self._total} jobs done, {len(self._running)} running{failed}"

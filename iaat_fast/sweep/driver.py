@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from iaat_fast.command_line import one_line
 from iaat_fast.sweep.display import Display
 from iaat_fast.sweep.jobs import Job
 from iaat_fast.sweep.launchers import Launcher, Started
-from iaat_fast.sweep.logs import begin, failure
+from iaat_fast.sweep.logs import Log
 from iaat_fast.train.stopping import StopSignals
 
 POLL_S = 0.2
@@ -40,7 +41,7 @@ def drive(jobs: Sequence[Job], launcher: Launcher, logs: Path, display: Display)
     outcome = Outcome()
     finished = {job.name for job in jobs if job.state == "done"}
     waiting = [job for job in jobs if job.name not in finished]
-    running: dict[str, tuple[Job, Started]] = {}
+    running: dict[str, tuple[Job, Started, Log]] = {}
     with display, StopSignals() as signals:
         display.start(total=len(jobs), done=len(finished))
         while waiting or running:
@@ -48,32 +49,32 @@ def drive(jobs: Sequence[Job], launcher: Launcher, logs: Path, display: Display)
                 outcome.signum = signals.received
                 waiting = []
                 display.stopping(len(running))
-                for _, started in running.values():
+                for _, started, _ in running.values():
                     started.stop()
             for job in _ready(waiting, finished, free=launcher.slots - len(running)):
                 waiting.remove(job)
-                log = logs / f"{job.name}.log"
+                log = Log(logs / f"{job.name}.log")
                 try:
-                    begin(log, job.command)
-                    running[job.name] = (job, launcher.start(job.name, job.command, log))
+                    log.begin(job.command)
+                    started = launcher.start(job.name, job.command, log.path)
                 except OSError as error:
-                    outcome.failed[job.name] = f"not started: {error}"
+                    outcome.failed[job.name] = f"not started, {one_line(error)}"
                     display.failed(job, outcome.failed[job.name], log)
                     continue
+                running[job.name] = (job, started, log)
                 display.started(job, log)
-            for name, (job, started) in list(running.items()):
+            for name, (job, started, log) in list(running.items()):
                 status = started.poll()
                 if status is None:
                     continue
                 del running[name]
-                log = logs / f"{job.name}.log"
                 if job.state == "done":
                     finished.add(name)
                     display.done(job)
                 elif outcome.signum is not None:
                     display.stopped(job)
                 else:
-                    outcome.failed[name] = failure(log, status)
+                    outcome.failed[name] = log.failure(status)
                     display.failed(job, outcome.failed[name], log)
             waiting = _without_blocked(waiting, outcome)
             display.refresh()

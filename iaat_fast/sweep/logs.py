@@ -1,4 +1,4 @@
-"""The logs of jobs: their heads, and their last lines."""
+"""The log of a job: what it printed, under a head with the time and the command."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def begin(log: Path, command: Sequence[str]) -> None:
-    """Head a job's part of its log with the time and the command."""
-    with open(log, "a", encoding="utf-8") as file:
-        file.write(f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
+class Log:
+    """The file that a job's output is appended to, each time the job is started."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begun = 0
 
-def failure(log: Path, status: int) -> str:
-    """The last line that a failed job printed, and how it ended if it printed none."""
-    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-    line = last_line(log)
-    return how if not line or line.startswith("# ") else f"{line} ({how})"
+    def begin(self, command: Sequence[str]) -> None:
+        """Write the head of a start of the job."""
+        head = f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(head)
+            self._begun = file.tell()
 
-
-def last_line(log: Path) -> str:
-    """The last line of a log that is not empty; "" where there is none."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 4096))
+    def last_line(self) -> str:
+        """The last line printed since the job was started; "" where there is none."""
+        with open(self.path, "rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(self._begun, end - 4096))
             lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def failure(self, status: int) -> str:
+        """The last line that a failed job printed, and how it ended."""
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        line = self.last_line()
+        return f"{line} ({how})" if line else how

@@ -94,7 +94,7 @@ def test_a_damaged_grid_is_named(tmp_path: Path, content: str, message: str) -> 
 def test_a_grid_names_the_training_flags(tmp_path: Path) -> None:
     record(tmp_path, methods=("clean",), flags=("--epochs", "3"))
     entry = json.loads((tmp_path / "sweep.json").read_text())["runs"]["clean-seed0"]
-    assert entry["train"] == "digits --method clean --seed 0 --epochs 3".split()
+    assert entry["train"] == ["digits", "--method", "clean", "--seed", "0", "--epochs", "3"]
 
 
 HOLD = """

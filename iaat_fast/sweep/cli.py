@@ -16,14 +16,14 @@ from rich.console import Console
 from tyro.conf import arg
 
 from iaat_fast import command_line
-from iaat_fast.command_line import PixelList, UsageError, choice, one_line, optional
+from iaat_fast.command_line import PixelList, UsageError, one_line, optional
 from iaat_fast.environment import resolve_device
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
 from iaat_fast.sweep.driver import Outcome, drive
 from iaat_fast.sweep.folder import SweepFolder
 from iaat_fast.sweep.grid import Grid, Run, Warmup
-from iaat_fast.sweep.jobs import SUITES, Suite, as_typed, is_trained, plan
+from iaat_fast.sweep.jobs import Suite, as_typed, is_trained, plan
 from iaat_fast.sweep.launchers import Launcher, LocalLauncher
 from iaat_fast.sweep.slurm import SubmititLauncher, parse_parameters
 
@@ -106,9 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid]:
         data=command.data,
         flags=tuple(words[split + 1 :]),
     )
-    if command.suite is not None:
-        choice("--suite", command.suite, SUITES)
-    elif command.suite_flags:
+    if command.suite is None and command.suite_flags:
         raise UsageError("--suite-flags: expected a --suite that they are for")
     if command.jobs is not None and command.jobs < 1:
         raise UsageError(f"--jobs: {command.jobs}, expected at least 1")

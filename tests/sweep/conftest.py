@@ -11,7 +11,7 @@ from iaat_fast.files import write_json
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run
 
-RESULTS = {"natural_accuracy": 0.9, "robust_accuracy": 0.5, "eps_mean": 0.3}
+RESULTS = {"natural_accuracy": 0.9, "robust_accuracy": 0.5, "eps_mean": 0.3, "samples": 360}
 
 
 @pytest.fixture
@@ -42,17 +42,30 @@ def train(begin: Callable[[Run], RunFolder]) -> Callable[[Run], RunFolder]:
 def evaluate(train: Callable[[Run], RunFolder]) -> Callable[..., None]:
     """Leaves a run with the record of an evaluation by a suite."""
 
-    def make(run: Run, suite: str, *, complete: bool = True, kinds: tuple[str, ...] = ()) -> None:
-        folder = train(run)
+    def make(
+        run: Run,
+        suite: str,
+        *parts: str,
+        complete: bool = True,
+        samples: int = 360,
+        seed: int = 0,
+        rule: str = "last",
+    ) -> None:
+        folder = RunFolder(run.folder)
+        if not folder.results_path.exists():
+            train(run)
         record: dict[str, Any] = {
             "schema": 1,
             "suite": suite,
+            "rule": rule,
             "complete": complete,
-            "data": {"name": "digits", "samples": 360},
-            "measurements": [{"key": kind, "kind": kind} for kind in ("natural", *kinds)],
+            "seed": seed,
+            "data": {"name": "digits", "samples": samples},
+            "measurements": [{"key": part, "part": part} for part in parts],
         }
-        path = folder.evaluation_dir / f"{suite}-digits-360-seed0" / "results.json"
-        path.parent.mkdir(parents=True)
+        name = f"{suite}-digits-{samples}-seed{seed}" + ("-any" if rule == "any" else "")
+        path = folder.evaluation_dir / name / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
 
     return make

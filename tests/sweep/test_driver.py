@@ -27,11 +27,13 @@ from iaat_fast.sweep.launchers import LocalLauncher, share
 TRAIN = """
 os.makedirs('{run}')
 write('{run}/config.json', {{}})
-write('{run}/results.json', {{"natural_accuracy": 0.9}})
+write('{run}/results.json', {{"natural_accuracy": 0.9, "samples": 9}})
 """
 EVALUATE = """
 os.makedirs('{run}/evaluation/quick')
-write('{run}/evaluation/quick/results.json', {{"suite": "quick", "complete": True}})
+rows = [{{"part": "natural"}}, {{"part": "pgd"}}]
+record = {{"suite": "quick", "rule": "last", "seed": 0, "complete": True, "measurements": rows}}
+write('{run}/evaluation/quick/results.json', {{**record, "data": {{"samples": 9}}}})
 """
 FAIL = "print('epoch 1/3'); sys.exit('train: error: diverged')"
 SILENT = "os.kill(os.getpid(), 9)"

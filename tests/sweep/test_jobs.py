@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,14 +35,14 @@ def test_an_evaluation_is_done_when_its_record_is_complete(
     runs = Grid(methods=("clean", "iaat")).runs(tmp_path)
     clean, iaat = runs
     train(clean)
-    evaluate(iaat, "quick", complete=False)
+    evaluate(iaat, "quick", "natural", complete=False)
     assert states(plan(runs, suite=Suite(name="quick"))) == {
         "clean-seed0.train": "done",
         "clean-seed0.evaluate": "new",
         "iaat-seed0.train": "done",
         "iaat-seed0.evaluate": "resumes",
     }
-    evaluate(clean, "quick")
+    evaluate(clean, "quick", "natural", "pgd")
     assert plan([clean], suite=Suite(name="quick"))[1].state == "done"
     assert plan([clean], suite=Suite(name="cifar"))[1].state == "new"
 
@@ -50,8 +51,9 @@ def test_a_record_without_the_transfer_that_is_now_possible_is_not_complete(
     tmp_path: Path, evaluate: Callable[..., None]
 ) -> None:
     runs = Grid(methods=("clean",), seeds=(0, 1)).runs(tmp_path)
-    evaluate(runs[0], "cifar")
-    evaluate(runs[1], "cifar", kinds=("transfer",))
+    white_box = ("natural", "pgd", "eps-sweep", "steps-sweep")
+    evaluate(runs[0], "cifar", *white_box)
+    evaluate(runs[1], "cifar", *white_box, "transfer")
     alone = plan(runs[:1], suite=Suite(name="cifar"))
     both = plan(runs, suite=Suite(name="cifar"))
     assert alone[1].state == "done"
@@ -100,8 +102,46 @@ def test_only_suites_with_transfer_get_a_surrogate(
 
 def test_a_damaged_record_is_named(tmp_path: Path, evaluate: Callable[..., None]) -> None:
     (run,) = Grid(methods=("clean",)).runs(tmp_path)
-    evaluate(run, "quick")
+    evaluate(run, "quick", "natural")
     (path,) = RunFolder(run.folder).evaluation_dir.glob("*/results.json")
     path.write_text("{")
     with pytest.raises(ValueError, match=r"results.json: not readable as JSON"):
         _ = plan([run], suite=Suite(name="quick"))[1].state
+
+
+@pytest.mark.parametrize(
+    ("flags", "made", "done"),
+    [
+        ("", {}, True),
+        ("", {"samples": 100}, False),
+        ("--limit 100", {"samples": 100}, True),
+        ("--limit 500", {}, True),
+        ("--limit 100 --batch-size 8", {}, True),
+        ("--seed 1", {}, False),
+        ("--seed 1", {"seed": 1}, True),
+        ("--any-iterate", {}, False),
+        ("--any-iterate", {"rule": "any"}, True),
+        ("--parts natural", {}, True),
+        ("--parts natural corruptions", {}, False),
+    ],
+)
+def test_a_record_counts_for_what_is_asked(
+    tmp_path: Path, evaluate: Callable[..., None], flags: str, made: dict[str, Any], done: bool
+) -> None:
+    (run,) = Grid(methods=("clean",)).runs(tmp_path)
+    evaluate(run, "quick", "natural", "pgd", **made)
+    job = plan([run], suite=Suite(name="quick", flags=tuple(flags.split())))[1]
+    assert (job.state == "done") == done
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("cifat", "", "did you mean 'cifar'"),
+        ("quick", "--against x", "--against is not for a sweep"),
+        ("quick", "--model resnet18", "--model is not for a sweep"),
+    ],
+)
+def test_a_bad_suite_is_refused(name: str, flags: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Suite(name=name, flags=tuple(flags.split()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from tyro.conf import arg
 from iaat_fast import command_line
 from iaat_fast.command_line import PixelList, UsageError, one_line, optional
 from iaat_fast.environment import resolve_device
+from iaat_fast.evaluate import cli as evaluate
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
 from iaat_fast.sweep.driver import Outcome, drive
@@ -35,7 +35,8 @@ skipped, and what was killed goes on where its last checkpoint is: the same comm
 a sweep, and with more methods, radii or seeds it extends one. Another configuration in the same \
 --out is refused.
 
-What follows a -- is passed to python -m iaat_fast.train: ... --out DIR -- --epochs 10 --width 16
+What follows a -- is passed to python -m iaat_fast.train, and what follows a second one to python -m \
+iaat_fast.evaluate: ... --out DIR --suite cifar -- --epochs 10 --width 16 -- --parts natural pgd
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 1 2 4 8 are radii of 1/255 to 8/255.
 
@@ -70,8 +71,6 @@ class Command:
     )
     """Evaluate every run by this suite: quick, cifar or imagenet. The transfer attacks of cifar are
     crafted on the run of another seed, where there is one."""
-    suite_flags: Annotated[str, arg(metavar="TEXT")] = ""
-    """Further flags of python -m iaat_fast.evaluate, in quotes: "--parts natural pgd"."""
     launcher: Literal["local", "submitit"] = "local"
     """Processes on this machine, or jobs of a SLURM cluster."""
     jobs: Annotated[int | None, optional("INT", "1, or all with submitit")] = None
@@ -86,17 +85,17 @@ class Command:
     """At the end, compare the runs (python -m iaat_fast.report)."""
 
 
-def parse(argv: Sequence[str]) -> tuple[Command, Grid]:
-    """The command that the arguments ask for, and the grid in it.
+def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
+    """The command that the arguments ask for, its grid and its suite.
 
     Raises:
         UsageError: bad arguments.
         ValueError: an unknown preset, method or value (the nearest is named).
+        FileNotFoundError: there are no data.
         SystemExit: with status 0, after --help was printed.
     """
-    words = list(argv)
-    split = words.index("--") if "--" in words else len(words)
-    command = command_line.parse(_tyro, words[:split])
+    words, training, evaluation = _divided(argv)
+    command = command_line.parse(_tyro, words)
     grid = Grid(
         preset=command.preset,
         methods=command.methods,
@@ -104,39 +103,61 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid]:
         seeds=command.seeds,
         warmup=command.warmup,
         data=command.data,
-        flags=tuple(words[split + 1 :]),
+        flags=training,
     )
-    if command.suite is None and command.suite_flags:
-        raise UsageError("--suite-flags: expected a --suite that they are for")
+    suite = None if command.suite is None else Suite(name=command.suite, flags=evaluation)
+    if suite is None and evaluation:
+        raise UsageError(f"{evaluation[0]}: after the second --, expected a --suite that it is for")
+    # An unknown flag shall not have to wait for the trainings.
+    command_line.parse(_evaluation, ["RUN", *evaluation])
     if command.jobs is not None and command.jobs < 1:
         raise UsageError(f"--jobs: {command.jobs}, expected at least 1")
     if command.launcher == "local" and command.slurm:
         raise UsageError("--slurm: for --launcher submitit only")
     if command.data is not None and not Path(command.data).exists():
         raise FileNotFoundError(f"--data {command.data}: no such file or folder")
-    return command, grid
+    return command, grid, suite
+
+
+def _divided(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The arguments before, between and after the first two --."""
+    parts: list[list[str]] = [[]]
+    for word in argv:
+        if word == "--":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    if len(parts) > 3:
+        raise UsageError(
+            "--: given more than twice, expected flags of training, then of evaluation"
+        )
+    words, training, evaluation = (tuple(part) for part in (*parts, [], [])[:3])
+    return words, training, evaluation
 
 
 def _tyro(argv: Sequence[str]) -> Command:
     return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
 
 
+def _evaluation(argv: Sequence[str]) -> evaluate.Command:
+    return tyro.cli(evaluate.Command, args=list(argv))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
-        command, grid = parse(argv)
-        return _sweep(command, grid, argv, Console())
+        command, grid, suite = parse(argv)
+        return _sweep(command, grid, suite, argv, Console())
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def _sweep(command: Command, grid: Grid, argv: Sequence[str], console: Console) -> int:
+def _sweep(
+    command: Command, grid: Grid, suite: Suite | None, argv: Sequence[str], console: Console
+) -> int:
     folder = SweepFolder(command.out)
     runs = grid.runs(folder.path)
-    suite = None
-    if command.suite is not None:
-        suite = Suite(name=command.suite, flags=tuple(shlex.split(command.suite_flags)))
     everything = folder.extended(runs)
     jobs = plan(runs, everything, suite=suite)
     if command.dry_run:

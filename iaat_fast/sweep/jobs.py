@@ -45,7 +45,7 @@ class Suite:
         for word in self.flags:
             flag = word.partition("=")[0]
             if flag in ("--suite", "--against", "--json", "--model", "--weights", "--overwrite"):
-                raise UsageError(f"--suite-flags: {flag} is not for a sweep")
+                raise UsageError(f"{flag}: set by the sweep, or not for one")
 
     def parts(self, *, surrogate: bool) -> tuple[str, ...]:
         """What is to be measured; the transfer only where there is a surrogate."""
@@ -83,7 +83,7 @@ class Suite:
         try:
             return flags.parse_known_args(list(self.flags))[0]
         except argparse.ArgumentError as error:
-            raise UsageError(f"--suite-flags: {error}") from error
+            raise UsageError(f"after the second --: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,11 @@ BAD_LINES = [
     ("--out sweep --seeds 0 0", "--seeds: 0 is given twice"),
     ("--out sweep --jobs 0", "--jobs: 0"),
     ("--out sweep --suite cifat", "did you mean 'cifar'"),
-    ("--out sweep --suite-flags x", "--suite-flags: expected a --suite"),
+    ("--out sweep -- -- --limit 9", "--limit: after the second --, expected a --suite"),
+    ("--out sweep --suite quick -- -- --limit nine", "--limit"),
+    ("--out sweep --suite quick -- -- --against x", "--against: set by the sweep"),
+    ("--out sweep --suite quick -- -- --limt 9", "--limt: unknown flag, did you mean '--limit'"),
+    ("--out sweep -- -- --", "--: given more than twice"),
     ("--out sweep --slurm partition=gpu", "--slurm: for --launcher submitit only"),
     ("--out sweep --data nowhere", "--data nowhere: no such file"),
     ("--out sweep -- --epoch 3", "--epoch: unknown flag, did you mean '--epochs'"),
@@ -78,15 +82,19 @@ def test_a_dry_run_lists_states_and_commands_and_writes_nothing(
     begin(runs[0])
     train(runs[1])
     before = sorted(tmp_path.rglob("*"))
-    assert main(["--out", str(tmp_path), "--suite", "quick", "--dry-run"]) == 0
+    line = ["--out", str(tmp_path), "--suite", "quick", "--dry-run"]
+    assert main([*line, "--", "--device", "cpu", "--", "--limit", "9"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^(\w+) +(\S+)$", text, re.MULTILINE) == [
         *(("resumes", "clean-seed0.train"), ("new", "clean-seed0.evaluate")),
         *(("done", "adv-eps76.5-seed0.train"), ("new", "adv-eps76.5-seed0.evaluate")),
         *(("new", "iaat-seed0.train"), ("new", "iaat-seed0.evaluate")),
     ]
-    assert f"-m iaat_fast.train digits --method iaat --seed 0 --out {runs[2].folder}" in text
-    assert f"-m iaat_fast.evaluate {runs[2].folder} --suite quick" in text
+    assert (
+        f"-m iaat_fast.train digits --method iaat --seed 0 --device cpu --out {runs[2].folder}"
+        in text
+    )
+    assert f"-m iaat_fast.evaluate {runs[2].folder} --suite quick --limit 9" in text
     assert sorted(tmp_path.rglob("*")) == before
 
 

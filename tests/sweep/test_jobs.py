@@ -138,8 +138,8 @@ def test_a_record_counts_for_what_is_asked(
     ("name", "flags", "message"),
     [
         ("cifat", "", "did you mean 'cifar'"),
-        ("quick", "--against x", "--against is not for a sweep"),
-        ("quick", "--model resnet18", "--model is not for a sweep"),
+        ("quick", "--against x", "--against: set by the sweep"),
+        ("quick", "--model resnet18", "--model: set by the sweep"),
     ],
 )
 def test_a_bad_suite_is_refused(name: str, flags: str, message: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from iaat_fast import report
+from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train.loop import FitResult
 
@@ -61,12 +60,6 @@ def _radii(result: FitResult) -> dict[str, float | None]:
     return dict.fromkeys(values) if result.config.method == "clean" else {**values}
 
 
-def _interpreter() -> str:
-    """How to call this Python: by its path where it lies below the working directory, as in .venv."""
-    executable, here = Path(sys.executable), Path.cwd()
-    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
-
-
 def close_run(result: FitResult, console: Console) -> None:
     """Evaluate, draw the plots, and print the table, where everything is and what comes next."""
     results = evaluate_run(result)
@@ -80,7 +73,7 @@ def close_run(result: FitResult, console: Console) -> None:
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
-    python = _interpreter()
+    python = interpreter()
     train = f"{python} -m iaat_fast.train {config.preset}"
     if config.data.path is not None:
         train += f" --data {shlex.quote(config.data.path)}"

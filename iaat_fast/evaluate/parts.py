@@ -269,6 +269,8 @@ def _run(
     for number, one in enumerate(group.measurements):
         if not record.has(one.key):
             _add(evaluation, one, run, number, files)
+        if files is not None:
+            files.discard(one.key)
     run.warn()
     record.save_progress(name, None)
     return run.passes - passes

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from iaat_fast.evaluate.interval import share
-from iaat_fast.files import load_tensors, read_json, replace, write_json
+from iaat_fast.files import is_temporary, load_tensors, read_json, replace, write_json
 
 SCHEMA = 1
 """Version of results.json."""
@@ -186,6 +186,9 @@ def open_record(
             (path / "progress.pt").unlink()
         return Record(path, fresh, {LABELS: labels})
     content, verdicts = read_record(path)
+    for entry in path.iterdir():
+        if is_temporary(entry):
+            entry.unlink()
     _refuse_other_settings(path, content, fresh)
     if not np.array_equal(verdicts[LABELS], labels):
         raise ValueError(f"{path}: labels: not those of these samples; {_ANEW}")

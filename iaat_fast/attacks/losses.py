@@ -149,11 +149,11 @@ def _spread(logits: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
 
 
 def _per_candidate(classes: Tensor, logits: Tensor) -> Tensor:
-    return classes.repeat(len(logits) // len(classes)).view(-1, 1)
+    return classes.repeat(len(logits) // max(len(classes), 1)).view(-1, 1)
 
 
 def _per_row(log_p: Tensor, logits: Tensor) -> Tensor:
-    return log_p.repeat(len(logits) // len(log_p), 1)
+    return log_p.repeat(len(logits) // max(len(log_p), 1), 1)
 
 
 def _check_classes(loss: str, logits: Tensor, targeted: bool) -> None:

@@ -156,7 +156,7 @@ def load_subject(
         "epoch": None if folder is None else content["epoch"],
         "model": {"name": source.model, "width": source.width, "depth": source.depth},
         "weights": None if source.weights is None else str(source.weights),
-        "ema": folder is not None and "ema" in content,
+        **({"ema": True} if folder is not None and "ema" in content else {}),
         "data": {
             "name": source.dataset,
             "path": source.data,

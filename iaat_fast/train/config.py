@@ -204,11 +204,6 @@ class BaselineConfig:
         _number("baseline.mart_beta", self.mart_beta, 0)
         _number("baseline.mma_d_max", self.mma_d_max, 0, 1, above=True, pixels=True)
         _number("baseline.mma_d_min", self.mma_d_min, 0, 1, above=True, pixels=True)
-        if self.mma_d_min > self.mma_d_max:
-            raise ValueError(
-                f"baseline.mma_d_min is {self.mma_d_min * 255:g}/255: expected at most mma_d_max, "
-                f"{self.mma_d_max * 255:g}/255"
-            )
         _number("baseline.mma_step_scale", self.mma_step_scale, 0, above=True)
         _integer("baseline.mma_bisections", self.mma_bisections, 1)
         _number("baseline.mma_clean_weight", self.mma_clean_weight, 0, 1)
@@ -323,6 +318,12 @@ class TrainConfig:
             raise ValueError(
                 f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
                 "whose batch statistics depend on which images share a batch"
+            )
+        least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
+        if self.method == "mma" and least > most:
+            raise ValueError(
+                f"baseline.mma_d_min is {least * 255:g}/255: expected at most baseline.mma_d_max, "
+                f"{most * 255:g}/255"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_trades_is_its_formula(make: Make, model: nn.Module, batch: tuple[Tensor
 def test_mart_is_its_formula(
     guards: bool, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
 ) -> None:
-    """Wang et al. 2020, Equations 7 to 11, with and without the released code's guards against log(0)."""
+    """Wang et al. 2020, with and without the released code's guards against log(0)."""
     (x, y), method = batch, make("mart", baseline={"mart_beta": 5.0})
     made = prepared(method, batch)
     start = gaussian_start(x, INDEX, 11, clamp=True)
@@ -303,7 +303,7 @@ class _Shift(nn.Module):
 
 
 def test_mma_is_its_formula(make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    """Ding et al. 2020, Equations 8 to 11, by sets of samples as the paper has them."""
+    """Ding et al. 2020, by sets of samples as the paper has them."""
     x, y = batch[0], batch[1].clone()
     y[:3] = (y[:3] + 1) % 3  # of which the network knows nothing
     method = make("mma", baseline={"mma_d_max": 0.14, "mma_d_min": 0.02, "mma_clean_weight": 0.25})

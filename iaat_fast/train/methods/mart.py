@@ -28,7 +28,7 @@ class Mart(Method):
     to [0, 1] unless attack.clamp_start is off.
 
     Source: Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified
-        examples", Equations 7 to 11 and Algorithm 1.
+        examples", and the code released with it.
     """
 
     def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:

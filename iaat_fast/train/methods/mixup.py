@@ -33,7 +33,7 @@ class InterpolatedAdversarial(Method):
     no accuracy is counted.
 
     Source: Lamb et al. 2019, "Interpolated adversarial training: achieving robust neural networks
-        without sacrificing accuracy", Section 3; Balaji et al. 2019, Table 6.
+        without sacrificing accuracy"; Balaji et al. 2019, Table 6.
     """
 
     counts_clean = False

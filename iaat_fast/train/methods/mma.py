@@ -45,7 +45,7 @@ class MaxMargin(Method):
     where it is trained on, there only in the bisection; and the schedule is the preset's.
 
     Source: Ding et al. 2020, "MMA training: direct input space margin maximization through
-        adversarial training", Equations 8 to 11, Algorithms 1 and 2.
+        adversarial training" (MMA and AN-PGD there), and the code released with it.
     """
 
     radii = "adaptive"

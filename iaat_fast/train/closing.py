@@ -11,6 +11,7 @@ from iaat_fast import report
 from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train.loop import FitResult
+from iaat_fast.train.methods import METHODS
 
 
 def evaluate_run(result: FitResult) -> dict[str, Any]:
@@ -21,9 +22,9 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
     [0, 1] scale.
     """
     how = result.config.evaluation
-    natural = accuracy(result.model, result.data.test, batch_size=how.batch_size)
+    natural = accuracy(result.evaluated, result.data.test, batch_size=how.batch_size)
     robust = robust_accuracy(
-        result.model,
+        result.evaluated,
         result.data.test,
         eps=how.eps,
         alpha=how.alpha,
@@ -49,15 +50,15 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
 
 
 def _radii(result: FitResult) -> dict[str, float | None]:
-    """Mean, spread and range of the radii; None for the method clean, which has none."""
+    """Mean, spread and range of the radii; None for a method without."""
     eps = result.epsilon
-    values = {
+    values: dict[str, float | None] = {
         "eps_mean": eps.mean().item(),
         "eps_std": eps.std(correction=0).item(),
         "eps_min": eps.min().item(),
         "eps_max": eps.max().item(),
     }
-    return dict.fromkeys(values) if result.config.method == "clean" else {**values}
+    return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 
 def close_run(result: FitResult, console: Console) -> None:

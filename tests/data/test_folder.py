@@ -175,6 +175,20 @@ def test_large_test_sets_are_not_kept_decoded(
     assert torch.equal(data.fetch(kept, index)[0], data.fetch(decoded, index)[0])
 
 
+def test_its_identity_tells_other_files_labels_and_pixels(image_folder: Path) -> None:
+    def identity(split: data.Samples) -> list[tuple[str, bytes]]:
+        return [(name, value.numpy().tobytes()) for name, value in split.identity()]
+
+    before = identity(load(image_folder).test)
+    assert identity(load(image_folder).test) == before
+    assert identity(load(image_folder, limit=3).test) != before
+    Image.new("RGB", (30, 30), "red").save(image_folder / "val/a/0.JPEG")
+    after = identity(load(image_folder).test)
+    assert [name for (name, a), (_, b) in zip(before, after, strict=True) if a != b] == ["pixels"]
+    (image_folder / "val/a/0.JPEG").rename(image_folder / "val/a/00.JPEG")
+    assert dict(identity(load(image_folder).test))["files"] != dict(before)["files"]
+
+
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_missing_part_is_named(image_folder: Path, part: str) -> None:
     shutil.rmtree(image_folder / part)

@@ -24,11 +24,13 @@ def update(amp: MixedPrecision, *, weight: float, x: float) -> tuple[nn.Linear, 
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, weight)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    with amp.autocast():
-        out = layer(torch.full((1, 1), x))
-    amp.backward(amp.wide(out).sum() / 4)
+    seen: list[torch.dtype] = []
+    layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    out = amp.forward(layer, torch.full((1, 1), x))
+    assert out.dtype == torch.float32
+    amp.backward(out.sum() / 4)
     amp.step(optimizer)
-    return layer, out.dtype
+    return layer, seen[0]
 
 
 @pytest.mark.parametrize(

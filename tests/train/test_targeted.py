@@ -13,7 +13,8 @@ from iaat_fast.attacks import PGD
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.step import TrainingStep, make_attack, make_memory, make_selector
+from iaat_fast.train.methods.attack import make_attack, make_selector
+from iaat_fast.train.step import TrainingStep, make_memory
 
 INDEX = torch.arange(12)
 
@@ -119,7 +120,8 @@ def test_training_attacks_climb_towards_one_other_class_drawn_per_step(
     )
     drawn = []
     for seed in (1, 2):
-        prepared = step._make(x, y, torch.arange(size), 0, seed).x
+        prepared = step.method.prepare(x, y, torch.arange(size), epoch=0, seed=seed).x_adv
+        assert prepared is not None
         moved = (prepared - x).flatten(1)
         target = moved.argmax(1)
         # The target's pixel rises to the edge, the others fall.

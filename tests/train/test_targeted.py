@@ -135,6 +135,19 @@ def test_training_attacks_climb_towards_one_other_class_drawn_per_step(
     assert not torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("method", ["trades", "mma"])
+def test_methods_whose_attack_has_no_target_refuse_one(
+    tiny_config: Callable[..., TrainConfig], method: str
+) -> None:
+    config = tiny_config(method=method, attack={"targeted": "random"})
+    model, device = Follows(), torch.device("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=rf"attack.targeted is 'random': .*--targeted no.*{method}"
+    ):
+        TrainingStep(config, model, make_memory(config, 3, device), optimizer, device)
+
+
 def test_a_sample_withstands_if_it_keeps_its_true_class_whatever_the_target() -> None:
     """Algorithm 2's test is untargeted: sample 0 falls to a class that is not its target, too."""
     model = Follows().eval()

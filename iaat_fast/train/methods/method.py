@@ -54,17 +54,27 @@ class Method:
         model: the bare network, which is attacked.
         memory: the radius of each training sample.
 
+    Raises:
+        ValueError: attack.targeted with a method that cannot aim.
+
     Attributes:
         radii: whether samples have radii ("none" for clean training), and whether each has its own
             ("adaptive") or all have the same ("fixed").
+        aims: whether its attack may aim at random classes (attack.targeted).
         counts_clean, counts_robust: whether outcomes say which samples are classified correctly.
     """
 
     radii: ClassVar[Literal["none", "fixed", "adaptive"]] = "fixed"
+    aims: ClassVar[bool] = True
     counts_clean: ClassVar[bool] = True
     counts_robust: ClassVar[bool] = True
 
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:
+        if config.attack.targeted != "no" and not self.aims:
+            raise ValueError(
+                f"attack.targeted is {config.attack.targeted!r}: expected 'no' (--targeted no) with "
+                f"method {config.method!r}, whose attack has no target"
+            )
         self.config = config
         self.memory = memory
         self.attack = make_attack(config.attack, model)

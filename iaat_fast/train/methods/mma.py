@@ -49,6 +49,7 @@ class MaxMargin(Method):
     """
 
     radii = "adaptive"
+    aims = False
     counts_robust = False  # the margin is where the prediction tips over
 
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:

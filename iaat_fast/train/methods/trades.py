@@ -25,6 +25,8 @@ class Trades(Method):
         Equation 5 and Algorithm 1.
     """
 
+    aims = False
+
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:
         super().__init__(config, model, memory)
         self.attack = make_attack(config.attack, model, loss="kl")

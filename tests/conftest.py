@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,3 +34,30 @@ def cifar10_npz(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     unpack = [sys.executable, str(real_data / "unpack.py"), "cifar10", str(file)]
     subprocess.run(unpack, check=True, stdout=subprocess.DEVNULL)
     return file
+
+
+@pytest.fixture(scope="session")
+def imagenette(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten classes of ImageNet, 150 training and 50 test images each, unpacked once a session."""
+    folder = tmp_path_factory.mktemp("imagenette")
+    with zipfile.ZipFile(real_data / "imagenette224-subset.zip") as archive:
+        archive.extractall(folder)
+    (train,) = folder.rglob("train")
+    return train.parent
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Made-up JPEG files of many sizes: train/ of 5, 3 and 4 images in classes a, b and c, val/ of 2, 1 and 2."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, counts in (("train", (5, 3, 4)), ("val", (2, 1, 2))):
+        for name, count in zip("abc", counts, strict=True):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = random.integers(20, 60, 2)
+                pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.JPEG")
+    return tmp_path / "images"

@@ -41,11 +41,13 @@ def decode(path: Path, transform: Any) -> torch.Tensor:
     Raises:
         UnreadableImage: the file is missing, cut short or no image.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with open(path, "rb") as file:
             image = Image.open(file).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"{path}: not an image in a format that PIL knows") from error
     # Damaged bytes end in whatever the decoder trips over.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -69,6 +69,14 @@ class FolderSplit:
             self.files[:n], self.labels[:n], None if self.pixels is None else self.pixels[:n]
         )
 
+    def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The files' names, the labels, and the pixels where they are kept: others are not decoded for it."""
+        names = np.frombuffer(b"\n".join(self.files.tolist()), dtype=np.uint8)
+        yield "files", torch.from_numpy(names.copy())
+        yield "labels", self.labels
+        if self.pixels is not None:
+            yield "pixels", self.pixels
+
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """The test view of `index`, see `Samples.gather`: resized to 256, the centre 224 x 224.
 
@@ -193,9 +201,9 @@ def load_folder(
     for part, other in (("train", "val"), ("val", "train")):
         alone = sorted(set(classes[part]) - set(classes[other]))
         if alone:
+            shown = ", ".join(alone[:3]) + (f" and {len(alone) - 3} more" if len(alone) > 3 else "")
             raise ValueError(
-                f"{folder}: {part}/ has {len(alone)} classes that {other}/ has not, for example {alone[0]}; "
-                "expected the same class folders in both"
+                f"{folder}: {part}/ has class folders that {other}/ lacks ({shown}), expected the same in both"
             )
     train, test = splits["train"], splits["val"]
     if limit is not None:

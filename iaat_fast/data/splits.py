@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -29,6 +30,9 @@ class Samples(Protocol):
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """The images of `index`, int64 [B], as `data.fetch` returns them."""
+
+    def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What tells these samples from others, by name."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class Split:
         if n < 1:
             raise ValueError(f"n: expected at least 1 sample, got {n}")
         return Split(self.images[:n], self.labels[:n])
+
+    def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Images and labels."""
+        yield "images", self.images
+        yield "labels", self.labels
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
         """See `Samples.gather`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class MixedPrecision:
     """Weights, optimizer and loss stay in float32; `amp` "off" changes nothing.
 
-        with amp.autocast():
-            logits = model(x)
-        amp.backward(cross_entropy(logits.float(), y))
+        amp.backward(cross_entropy(amp.forward(model, x), y))
         amp.step(optimizer)
 
     In fp16 the loss is scaled, by a factor that falls where gradients overflow (their step is left out) and rises
@@ -33,11 +31,12 @@ class MixedPrecision:
         self._device, self._dtype = device.type, _DTYPES.get(amp)
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Around the forward."""
+    def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What `model` makes of x under autocast, in float32 again; without one, as it is."""
         if self._dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device, self._dtype)
+            return model(x)
+        with torch.autocast(self._device, self._dtype):
+            return model(x).float()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""

@@ -24,15 +24,16 @@ from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"
-DESCRIPTION = f"""Train a network: clean, adversarially or instance adaptively (Balaji et al. 2019).
+DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
+a baseline.
 
 Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
 
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
-agree with it; only --data, --device, --checkpoint-steps, --snapshot-epochs and --tensorboard \
-may differ.
+agree with it; only --data, --workers, --on-bad-image, --device, --checkpoint-steps, \
+--snapshot-epochs and --tensorboard may differ.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint."""

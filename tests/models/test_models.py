@@ -121,6 +121,22 @@ def test_convolutions_start_as_he_et_al_prescribe() -> None:
                 assert not module.bias.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "last"),
+    [
+        ("resnet18", 8, True),
+        ("resnet18", 7, False),
+        ("imagenet-resnet50", 4, False),
+        ("wrn32-10", 1, True),
+    ],
+)
+def test_weights_are_channels_last_but_where_torch_would_crash(
+    name: str, width: int, last: bool
+) -> None:
+    weights = [p for p in models.build(name, width=width).parameters() if p.dim() == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights) is last
+
+
 def test_a_seed_fixes_the_initial_weights() -> None:
     torch.manual_seed(5)
     first = models.build("wrn32-10", width=1, depth=8).state_dict()

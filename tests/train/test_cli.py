@@ -30,8 +30,11 @@ def test_the_default_is_iaat_on_digits_by_the_paper() -> None:
     assert not command.overwrite
 
 
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("protocol", ["paper", "released"])
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [(name, "paper") for name in PRESETS]
+    + [("digits", "released"), ("cifar10-wrn32-10", "released")],
+)
 def test_preset_method_and_protocol_select_the_defaults(name: str, protocol: Any) -> None:
     command = parse([name, "--protocol", protocol, "--method=adv"])
     assert command.config == preset(name, method="adv", protocol=protocol)
@@ -65,6 +68,7 @@ PIXEL_FLAGS = {
     "--eps-w": ("epsilon", "eps_w"),
     "--gamma": ("epsilon", "gamma"),
     "--eps-min": ("epsilon", "eps_min"),
+    "--mma-d-max": ("baseline", "mma_d_max"),
     "--eval-eps": ("evaluation", "eps"),
     "--eval-alpha": ("evaluation", "alpha"),
 }

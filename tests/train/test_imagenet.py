@@ -1,0 +1,165 @@
+"""Training on real ImageNet images: random targets, a lower bound, files decoded by workers; resumed and evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iaat_fast.data import UnreadableImage
+from iaat_fast.evaluate.cli import main as evaluate
+from iaat_fast.train import TrainConfig, fit, preset
+from iaat_fast.train.cli import main as train
+from iaat_fast.train.step import TrainingStep
+
+LOWER_BOUND = 4 / 255
+
+
+def slim(images: Path, out: Path, **data: Any) -> TrainConfig:
+    """The ResNet-50 preset, slim and short: 20 images, 3 steps an epoch, one epoch of warm-up, fp32."""
+    return preset(
+        "imagenet-resnet50",
+        data={"path": str(images), "limit": 20, "workers": 0, **data},
+        model={"name": "imagenet-resnet18", "width": 4},
+        attack={"steps": 3, "precision": "fp32"},
+        epsilon={"warmup_epochs": 1, "selection_steps": 2},
+        optim={"epochs": 2, "batch_size": 8, "lr_reference_batch": 4, "lr_warmup_epochs": 1},
+        evaluation={"steps": 2, "batch_size": 20},
+        run={"out": str(out), "device": "cpu", "tensorboard": False, "checkpoint_steps": 1},
+    )
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
+    imagenette: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole = fit(slim(imagenette, tmp_path / "whole"), quiet=True)
+    assert len(whole.epsilon) == 20
+    # Visited once with eps_w = 16/255, then moved by at most gamma * beta.
+    assert (whole.epsilon - 16 / 255).abs().max() <= 0.4 / 255 + 1e-6
+    assert whole.epsilon.min() >= LOWER_BOUND
+    # The first epoch rises from 0.1, by thirds, to the scaled rate of 0.2, which the second keeps.
+    assert [row["lr"] for row in whole.metrics] == pytest.approx([0.1 + 0.1 * 2 / 3, 0.2])
+
+    call, steps = TrainingStep.__call__, 0
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise Killed
+        return call(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", dies)
+        with pytest.raises(Killed):
+            fit(slim(imagenette, tmp_path / "killed"), quiet=True)
+    # In other processes, which changes no bit.
+    resumed = fit(slim(imagenette, tmp_path / "killed", workers=1), resume=True, quiet=True)
+    assert torch.equal(resumed.epsilon, whole.epsilon)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+
+    record = tmp_path / "record.json"
+    arguments = [str(tmp_path / "killed"), "--device", "cpu", "--steps", "2", "--restarts", "1"]
+    assert evaluate([*arguments, "--json", str(record)]) == 0, capsys.readouterr().err
+    measured = json.loads(record.read_text())
+    assert measured["data"]["samples"] == 20
+    assert measured["natural"]["accuracy"] == resumed.metrics[-1]["test_accuracy"]
+
+
+def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: Path) -> None:
+    config = slim(image_folder, tmp_path / "run")
+    fit(
+        preset(
+            "imagenet-resnet50",
+            **{
+                **{part: value for part, value in config.to_dict().items() if isinstance(value, dict)},
+                "epsilon": {"warmup_epochs": 0, "selection_steps": 2, "beta": 1.0},
+                "optim": {"epochs": 1, "batch_size": 8, "lr_reference_batch": None,
+                          "lr_warmup_epochs": 0},
+            },
+        ),
+        quiet=True,
+    )  # fmt: skip
+    eps = torch.from_numpy(np.load(tmp_path / "run/epsilon/epoch-0001.npy"))
+    # From 0, a sample that withstands goes to gamma, which is the bound, and one that falls back to 0.
+    assert torch.equal(eps, torch.full((12,), LOWER_BOUND))
+
+
+def test_a_bad_image_stops_with_a_checkpoint_and_the_run_goes_on_without_it(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    bad = image_folder / "train/b/1.JPEG"
+    good = tmp_path / "good.JPEG"
+    shutil.copy(bad, good)
+    bad.write_bytes(good.read_bytes()[:200])
+    with pytest.raises(UnreadableImage, match=r"b/1\.JPEG.*checkpoint saved.*--on-bad-image skip"):
+        fit(slim(image_folder, tmp_path / "run"), quiet=True)
+    result = fit(slim(image_folder, tmp_path / "run", on_bad_image="skip"), resume=True, quiet=True)
+    assert result.epsilon[4] == 0, "sample 4 was never visited"
+    assert (result.epsilon[torch.arange(12) != 4] > 0).all()
+    assert 0 < result.metrics[-1]["train_loss"] < 20
+
+
+def run_cli(*arguments: str) -> int:
+    return train(["imagenet-resnet50", *arguments])
+
+
+def test_bad_folders_end_the_command_with_one_line(
+    image_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    shutil.rmtree(image_folder / "val/b")
+    for arguments, message in (
+        ([], "--data"),
+        (["--data", str(image_folder)], "train/ has class folders that val/ lacks (b)"),
+        (["--data", str(image_folder / "train")], "train/train: missing"),
+        (["--protocol", "released"], "protocol is 'released': expected 'paper'"),
+    ):
+        assert run_cli(*arguments, *out) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_ends_the_step_and_saves(
+    image_folder: Path, tmp_path: Path, signum: int, status: int
+) -> None:
+    out = tmp_path / "run"
+    command = f"""-m iaat_fast.train imagenet-resnet50 --model imagenet-resnet18 --width 4 --workers 2
+        --batch-size 4 --steps 2 --selection-steps 1 --precision fp32 --epochs 1000 --device cpu
+        --checkpoint-steps 1 --no-tensorboard --data {image_folder} --out {out}"""
+    run = subprocess.Popen(
+        [sys.executable, *command.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while run.poll() is None and not (out / "checkpoint.pt").is_file():
+            time.sleep(0.1)
+        os.killpg(run.pid, signum)
+        _, error = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == status, error
+    assert error.count("\n") == 1
+    assert "checkpoint saved; resume with" in error

@@ -18,7 +18,7 @@ from iaat_fast.plan.rates import MEASURED
 from iaat_fast.plan.workload import build, images_of
 from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.step import make_attack
+from iaat_fast.train.methods.attack import make_attack
 
 # Steps of the timed attack: its start and its copy of the network are spread over them, as in training.
 _STEPS = 5
@@ -57,9 +57,7 @@ def measure(config: TrainConfig, device: torch.device, *, batch: int, repeats: i
     def update() -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        with amp.autocast():
-            logits = model(x)
-        amp.backward(F.cross_entropy(logits.float(), y))
+        amp.backward(F.cross_entropy(amp.forward(model, x), y))
         amp.step(optimizer)
 
     calls: dict[Kind, Callable[[], object]] = {

@@ -32,7 +32,10 @@ def memory(
     if has_attack and counts.is_copied:
         item = _HALF if counts.precisions["gradient"] in ("fp16", "bf16") else _ITEM
         yield _counted("the attack's copy of the weights", item * counts.weights)
-    yield _counted("activations", max(counts.of("update", batch).saved, attacked))
+    # Of a loss on clean and adversarial images, both forwards are kept.
+    losses = max(s.passes for parts in stages.values() for s in parts if s.kind == "update")
+    updated = losses * counts.of("update", batch).saved
+    yield _counted("activations", max(updated, attacked))
     image = _ITEM * math.prod(counts.images.shape)
     # The clean images, and of each candidate its images and their gradients.
     yield Figure(

@@ -12,7 +12,9 @@ Kind = Literal["forward", "gradient", "update"]
 that the attack sees; or the training forward and the gradient of the weights, of the live network."""
 
 Phase = Literal["warm-up", "adaptive", "every epoch"]
-METHODS = ("clean", "adv", "iaat")
+METHODS = ("clean", "adv", "iaat", "mixup", "trades", "mart", "mma")
+# Their loss is of clean and of adversarial images.
+_TWO_LOSSES = ("mixup", "trades", "mart", "mma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +71,21 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
         raise ValueError(
             f"method is {config.method!r}: its passes are not counted, expected one of {', '.join(METHODS)}"
         )
-    update = Stage(name="update of the weights", kind="update", passes=1)
+    losses = 2 if config.method in _TWO_LOSSES else 1
+    update = Stage(name="update of the weights", kind="update", passes=losses)
     if config.method == "clean":
         return (update,)
     attack = Stage(name="training attack", kind="gradient", passes=config.attack.steps)
-    if config.method == "adv":
+    judged = Stage(name="clean verdicts", kind="forward", passes=1)
+    if config.method == "trades":  # whose attack leads away from the clean predictions
+        return Stage(name="clean predictions", kind="forward", passes=1), attack, update
+    if config.method == "mma":
+        halvings = config.baseline.mma_bisections
+        bisection = Stage(name="bisection of the margins", kind="forward", passes=halvings)
+        return judged, attack, bisection, update
+    if config.method != "iaat":
         return attack, update
     if phase == "warm-up":
-        judged = Stage(name="clean verdicts", kind="forward", passes=1)
         return judged, attack, update
     return *_selection(config, fooled), *_final(config, attack, fooled), update
 

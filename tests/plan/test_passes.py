@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from iaat_fast import models
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.epsilon.memory import Selection
-from iaat_fast.plan.passes import METHODS, Fooled, Phase, phases, stages
+from iaat_fast.plan.passes import Fooled, Phase, phases, stages
 from iaat_fast.train import preset
-from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.step import TrainingStep, make_memory
 
 N = 24

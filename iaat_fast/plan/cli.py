@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line
+from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, one_line, optional
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.files import check_writable, write_json
@@ -134,7 +135,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     network = _network(command, gpu)
     if command.json is not None:
         check_writable("--json", command.json)
-    counts = Counts(config, _precision(config, gpu))
+    counts = Counts(config, _precision(command, config, gpu))
     rates = _rates(command, config, gpu, sizes[0] // command.gpus[0])
     plans = [
         make_plan(
@@ -149,7 +150,8 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
         )
         for gpus, size in zip(command.gpus, sizes, strict=True)
     ]
-    title = f"{config.preset}, {config.method}, {gpu.name}"
+    what = "passes timed here, the rest of" if command.measure else "all of"
+    title = f"{config.preset}, {config.method}; {what} {gpu.name}"
     console.print(table(plans, title))
     notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
     for line in notes:
@@ -225,7 +227,8 @@ def _fooled_in(run: Path) -> tuple[float, str]:
     The attack at prev + gamma, which is larger, fools at least about as many.
     """
     rows = RunFolder(run).metrics()
-    robust = [row["train_robust_accuracy"] for row in rows if row.get("train_robust_accuracy")]
+    found = [row.get("train_robust_accuracy") for row in rows]
+    robust = [accuracy for accuracy in found if accuracy is not None]
     if not robust:
         raise ValueError(f"--run: {run} has no epoch with a robust accuracy in metrics.jsonl")
     return 1 - robust[-1], f"modelled, 1 - robust training accuracy of the last epoch of {run}"
@@ -249,9 +252,11 @@ def _network(command: Command, gpu: Gpu) -> Network:
     )
 
 
-def _precision(config: TrainConfig, gpu: Gpu) -> str:
-    """What "auto" means on that GPU; see `attacks.options.resolve_precision`."""
+def _precision(command: Command, config: TrainConfig, gpu: Gpu) -> str:
+    """What "auto" means on that GPU, or on the device that is timed."""
     precision = config.attack.precision
+    if command.measure:
+        return resolve_precision(precision, resolve_device(command.device))
     if precision != "auto":
         return precision
     return "fp16" if gpu.bf16 is None else "bf16"

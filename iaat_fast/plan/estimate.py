@@ -65,7 +65,7 @@ class Plan:
     all_reduce: seconds that the exchange of the gradients takes, waited for or not.
     waits: seconds of communication per step that nothing hides, by what is sent.
     held: a GPU's memory in GB by what it holds; capacity: bytes of all that it has.
-    passes: seconds of a pass over a GPU's batch; sources: where they come from.
+    passes: seconds of a pass per image; sources: where they come from.
     """
 
     gpus: int
@@ -141,10 +141,10 @@ class Plan:
         for kind, seconds in self.passes.items():
             source: Source = "measured" if self.sources[kind].startswith("measured") else "modelled"
             yield Figure(
-                group="a pass over a GPU's batch",
+                group="a pass, per image",
                 name=kind,
-                value=seconds * 1e3,
-                unit="ms",
+                value=1e6 * seconds,
+                unit="us",
                 source=source,
             )
         for step in self.steps:
@@ -231,7 +231,7 @@ def make_plan(
         held=tuple(memory(counts, by_phase, batch, gpus=gpus)),
         capacity=capacity,
         passes={
-            kind: sum(rates.seconds(kind, counts.of(kind, batch), precision).values())
+            kind: sum(rates.seconds(kind, counts.of(kind, batch), precision).values()) / batch
             for kind, precision in precisions.items()
         },
         sources={kind: rates.source(kind, precision) for kind, precision in precisions.items()},

@@ -208,7 +208,7 @@ class Trajectories:
         slots = Slots(slots.index, slots.taken + steps, slots.x, slots.y, x_adv)
         standing = self._judged(slots)
         stays = self._needed(slots.index, slots.step, standing).any(0)
-        # From here on nothing can be interrupted that would leave half a step behind.
+        # Only now is anything changed: an error or an interrupt above leaves all as it was.
         self._standing = standing
         self._charge(marks, steps, time.perf_counter() - started)
         self._economy = self._economy.with_left(

@@ -106,29 +106,22 @@ class Network:
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
-        leaf, low = self.laid_out(x.detach()), _DTYPES.get(self._resolved)
-        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if low is not None and self._shadow is None:
-            autocast = torch.autocast(x.device.type, low)
-        elif low is not None:
-            leaf = leaf.to(low)
-        leaf = leaf.detach().requires_grad_()
-        with autocast:
-            logits = self._source(leaf)
-        _check_logits(logits, x)
+        leaf = self._input(x).requires_grad_()
+        logits = self._forward(leaf)
         if not logits.requires_grad:
             raise ValueError(_NO_GRADIENT)
-        if self._watched is not None:
-            self._watched.check()
-            self._watched = None
-        wide = logits.detach()
-        wide = wide if wide.dtype in (torch.float32, torch.float64) else wide.float()
+        wide = _wide(logits.detach())
         (grad,) = torch.autograd.grad(
             logits, leaf, cotangent(wide).to(logits.dtype), allow_unused=True
         )
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return wide, grad.to(x.dtype)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """The logits [N, C] that `pull_back` would give, in float32 or wider, without a gradient; no verdicts."""
+        with torch.no_grad():
+            return _wide(self._forward(self._input(x)))
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory format that the shadow's kernels like."""
@@ -154,6 +147,26 @@ class Network:
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
         self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """x as what gradients come from takes it."""
+        low = _DTYPES.get(self._resolved)
+        x = self.laid_out(x.detach())
+        return (x if low is None or self._shadow is None else x.to(low)).detach()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
+        low = _DTYPES.get(self._resolved)
+        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if low is not None and self._shadow is None:
+            autocast = torch.autocast(x.device.type, low)
+        with autocast:
+            logits = self._source(x)
+        _check_logits(logits, x)
+        if self._watched is not None:
+            self._watched.check()
+            self._watched = None
+        return logits
 
     def _prepare(self, x: Tensor) -> None:
         """Make the shadow, or refresh the one there is; look at the weights first."""
@@ -249,6 +262,10 @@ class _State:
             raise ValueError(
                 "model: its forward changes its own weights or buffers, expected them to stand still in an attack"
             )
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def _check_logits(logits: object, x: Tensor) -> None:

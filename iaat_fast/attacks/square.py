@@ -81,7 +81,7 @@ class Square(Attack):
         inputs.whole_number("n_queries", n_queries, at_least=0)
         inputs.number("p_init", p_init, most=1.0)
         if p_init == 0:
-            raise ValueError("p_init: 0, expected a number > 0")
+            raise ValueError(f"p_init: {p_init}, expected a number > 0")
         super().__init__(
             model,
             eps,

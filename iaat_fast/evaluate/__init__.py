@@ -11,5 +11,13 @@ On the command line: `python -m iaat_fast.evaluate --help`.
 from __future__ import annotations
 
 from iaat_fast.evaluate.accuracies import RobustResult, accuracy, check_model, robust_accuracy
+from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
 
-__all__ = ["RobustResult", "accuracy", "check_model", "robust_accuracy"]
+__all__ = [
+    "AutoAttackResult",
+    "RobustResult",
+    "accuracy",
+    "autoattack",
+    "check_model",
+    "robust_accuracy",
+]

@@ -14,7 +14,8 @@ from iaat_fast.attacks import APGD, APGDT, FABT, Square, inputs
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.model_state import attacked, bare
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate.accuracies import _correct, _numbers, _whole
+from iaat_fast.evaluate.accuracies import natural_verdicts
+from iaat_fast.evaluate.trajectories import correct as is_correct
 from iaat_fast.ops import checks
 
 # Each stage draws from restarts of its own, so that no two start from the same noise: more than any of them counts,
@@ -151,13 +152,15 @@ def autoattack(
     inputs.number("eps", eps)
     inputs.one_of("version", version, ("standard",))
     checks.int64_number("seed", seed)
-    numbers, batch_size = _numbers(split), _whole(batch_size)
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    if len(split) == 0:
+        raise ValueError("split: empty, expected at least 1 sample")
     if attacks is None:
         attacks = standard(model)
         _check_classes(model, split)
     _check_attacks(model, attacks)
     if resume is None:
-        natural = _natural(model, split, batch_size)
+        natural = natural_verdicts(model, split, batch_size=batch_size)
         result = AutoAttackResult(
             eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
         )
@@ -170,13 +173,13 @@ def autoattack(
         tested = torch.zeros(len(split), dtype=torch.bool)
         tested = tested if result.tested is None else result.tested
         begun = int((result.correct | tested).sum())
-        todo = numbers[(result.correct & ~tested).to(numbers.device)]
+        todo = (result.correct & ~tested).nonzero()[:, 0].to(split.labels.device)
         for index in todo.split(batch_size) if len(todo) else ():
             started = time.perf_counter()
             x, y = fetch(split, index)
             x_adv = attack(x, y, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
             correct, tested = result.correct.clone(), tested.clone()
-            correct[index.cpu()] = _correct(attack.logits(x_adv), y).cpu()
+            correct[index.cpu()] = is_correct(attack.logits(x_adv), y).cpu()
             tested[index.cpu()] = True
             seconds = result.seconds + time.perf_counter() - started
             result = dataclasses.replace(result, correct=correct, tested=tested, seconds=seconds)
@@ -192,16 +195,6 @@ def autoattack(
         if save is not None:
             save(result)
     return result
-
-
-def _natural(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """bool [N] on the CPU: who is classified correctly as it is."""
-    right = []
-    with attacked(model, "eval"), torch.no_grad():
-        for index in _numbers(split).split(batch_size):
-            x, y = fetch(split, index)
-            right.append(_correct(model(x), y).cpu())
-    return torch.cat(right)
 
 
 def _check_classes(model: nn.Module, split: Split) -> None:

@@ -55,6 +55,28 @@ class Subject:
     split: Split
     description: dict[str, Any]
 
+    @classmethod
+    def of(cls, model: nn.Module, split: Split, *, dataset: str = CUSTOM) -> Subject:
+        """A model and samples from Python.
+
+        Raises:
+            ValueError: they do not fit each other.
+        """
+        check_model(model, split)
+        described = {"name": dataset, "path": None, "split": "test", "samples": len(split)}
+        model_described = {"name": CUSTOM, "width": None, "depth": None}
+        return cls(
+            model,
+            split,
+            {
+                "run": None,
+                "epoch": None,
+                "model": model_described,
+                "weights": None,
+                "data": described,
+            },
+        )
+
 
 def run_source(
     folder: RunFolder,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,14 @@ from torch import Tensor, nn
 from iaat_fast.attacks import APGD, APGDT, FABT, PGD, Square
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate import AutoAttackResult, accuracy, autoattack
+from iaat_fast.evaluate import (
+    AutoAttackResult,
+    Subject,
+    accuracy,
+    autoattack,
+    evaluate_suite,
+    recount,
+)
 from iaat_fast.evaluate.autoattack import standard
 
 EPS = 0.02
@@ -243,3 +253,69 @@ def test_a_result_of_something_else_is_not_resumed(
     attacks = {name: small(network, 1)[name] for name in changes.pop("attacks", result.attacks)}
     with pytest.raises(ValueError, match=message):
         autoattack(network, split, **{"eps": EPS, "attacks": attacks, **changes}, resume=result)
+
+
+@pytest.fixture
+def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys.modules["iaat_fast.evaluate.autoattack"], "standard", lambda model: small(model, 2)
+    )
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
+    subject = Subject.of(network, labelled(network, 30, wrong=5))
+    told: list[tuple[str, float, float]] = []
+    content = evaluate_suite(
+        subject,
+        "quick",
+        folder=tmp_path,
+        parts=["natural", "autoattack"],
+        eps=[0.005, 2 / 255],
+        tell=lambda *call: told.append(call),
+    )
+    assert content["complete"]
+    natural, lower, upper = content["measurements"]
+    assert [row["key"] for row in (lower, upper)] == ["autoattack-eps1.275", "autoattack-eps2"]
+    assert natural["accuracy"] >= lower["accuracy"] >= upper["accuracy"]
+    for row in (lower, upper):
+        assert row["kind"] == row["part"] == "autoattack"
+        assert [stage["attack"] for stage in row["stages"]] == list(small(network))
+        assert row["stages"][-1]["accuracy_after"] == row["accuracy"]
+        assert row["samples"] == 30
+        assert row["interval_95"][0] <= row["accuracy"] <= row["interval_95"][1]
+    direct = autoattack(network, subject.split, eps=2 / 255)
+    with np.load(tmp_path / "verdicts.npz") as verdicts:
+        assert np.array_equal(verdicts["autoattack-eps2"], direct.correct.numpy())
+    assert recount(tmp_path, np.arange(30))["autoattack-eps2"]["correct"] == upper["correct"]
+    assert told
+    assert told[-1][2] == 0
+    assert not (tmp_path / "progress.pt").exists()
+
+
+@pytest.mark.usefixtures("small_budgets")
+@pytest.mark.parametrize("stop_at", [1, 3, 6])
+def test_a_stopped_suite_goes_on_in_the_middle_of_an_attack(
+    stop_at: int, network: InFloat64, tmp_path: Path
+) -> None:
+    subject = Subject.of(network, labelled(network, 30, wrong=5))
+    options: Any = {"parts": ["autoattack"], "eps": [2 / 255], "batch_size": 8}
+    told: dict[str, list[float]] = {"whole": [], "stopped": []}
+
+    def measured(folder: str, stop_at: int = -1) -> dict[str, Any]:
+        def tell(name: str, done: float, remaining: float) -> None:
+            told[folder].append(done)
+            if len(told[folder]) == stop_at:
+                raise KeyboardInterrupt
+
+        content = evaluate_suite(subject, "quick", folder=tmp_path / folder, tell=tell, **options)
+        (row,) = content["measurements"]
+        stages = [{**stage, "seconds": 0} for stage in row["stages"]]
+        return {**row, "stages": stages, "seconds": 0}
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("stopped", stop_at)
+    assert (tmp_path / "stopped" / "progress.pt").exists()
+    assert measured("stopped") == measured("whole")
+    assert told["stopped"] == told["whole"], "no batch is attacked twice"
+    assert not (tmp_path / "stopped" / "progress.pt").exists()

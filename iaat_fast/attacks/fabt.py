@@ -22,7 +22,9 @@ _project_linf = torch.ops.iaat_fast.project_linf.default
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
 _TINY = 1e-8  # of the released code: keeps the weight of two steps of size 0 from being 0/0
-_BEYOND = 0.02  # how far past the point that a secant names the final search looks, as a share of what is left
+# How far past the point that a secant names the final search looks, as a share of what is left. Not less: an image on
+# the boundary to the last bit fools the model no more once its batch, or its memory format, is another.
+_BEYOND = 0.1
 
 
 class FABT(Attack):
@@ -31,7 +33,8 @@ class FABT(Attack):
     Each step linearises the boundary between the true and the target class at the iterate, and goes past the nearest
     point of that hyperplane within the box, with a bias towards the nearest such point to x itself. An iterate that
     fools (it may get any wrong class) is drawn back towards x. So unlike PGD it looks for a small perturbation, not for
-    the worst one in a ball, and the loss' scale and saturation do not matter.
+    the worst one in a ball, and the loss' scale and saturation do not matter. Where the boundary lies is always asked of
+    the live model; a copy in another precision gives the gradients alone.
 
     With its defaults it is the "fab-t" of AutoAttack, and a bit more: where the steps have found an image outside the
     radius, a final search on the segment from x to it finds where that crosses the boundary, and what is still too far
@@ -47,7 +50,8 @@ class FABT(Attack):
         alpha_max: the largest weight of the step that starts at x, in [0, 1].
         eta: how far past the hyperplane a step goes, at least 1.
         beta: how much of its perturbation an iterate that fools keeps, in [0, 1].
-        search_steps: forwards of the final search, after every target; 0 as in AutoAttack's code.
+        search_steps: forwards of the final search, after every target; each leaves a tenth of the excess where the
+            boundary is flat. 0 as in AutoAttack's code.
         restarts: per target; the first starts at x, the others at random in the ball of half the radius.
         lo, hi, bn, precision, engine, seed: as `PGD`'s.
         early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False
@@ -57,7 +61,7 @@ class FABT(Attack):
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
 
     Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-        Algorithm 1 with the L-infinity norm; its targeted version: Croce and Hein 2020, "Reliable evaluation of
+        Algorithm 1 with the L-infinity norm, with the constants of the code released with it; its targeted version: Croce and Hein 2020, "Reliable evaluation of
         adversarial robustness with an ensemble of diverse parameter-free attacks", Section 5.
     """
 
@@ -71,7 +75,7 @@ class FABT(Attack):
         alpha_max: float = 0.1,
         eta: float = 1.05,
         beta: float = 0.9,
-        search_steps: int = 3,
+        search_steps: int = 2,
         restarts: int = 1,
         lo: float = 0.0,
         hi: float = 1.0,
@@ -155,7 +159,8 @@ class FABT(Attack):
         assert call.goal is not None
         n = len(call.y)
         x, y, eps = call.x[rows % n], call.y[rows % n], call.eps[rows]
-        margin, wrong = self._look(x, y)
+        logits = self._look(x)
+        wrong = self._fooled(logits, y)
         return _State(
             x=x,
             y=y,
@@ -164,26 +169,27 @@ class FABT(Attack):
             x_adv=x_adv,
             best=x,
             distance=torch.where(wrong, 0.0, torch.full_like(eps, torch.inf)),
-            margin=margin,
+            margin=_margin(logits, y),
+            ahead=torch.full_like(eps, torch.nan),
         )
 
-    def _look(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """By how much the true class is ahead, [n]; and whether the images fool the model."""
-        logits = self.network.scores(images)
-        margin = -losses.value("cw", logits, y, targeted=False)
-        return margin, self._confirmed(images, y, self._fooled(logits, y))
+    def _look(self, images: Tensor) -> Tensor:
+        """The live model's logits, in float32 or wider: by a copy in half precision the boundary lies elsewhere."""
+        with torch.no_grad():
+            logits = self.network.logits(images)
+        return logits if logits.dtype is torch.float64 else logits.float()
 
     def _done(self, state: _State) -> Tensor:
         """Rows that need no further step."""
         return state.distance <= (state.eps if self.early_stop else 0)
 
     def _move(self, call: Call, state: _State) -> None:
-        """Lines 4 to 13 of Algorithm 1."""
+        """The loop body of Algorithm 1."""
         ahead, grad = self._pull_back(call, state)
         wide = state.distance.dtype
         w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
         x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
-        gap = -ahead.to(wide)
+        gap = -torch.where(state.ahead.isnan(), ahead.to(wide), state.ahead)
         gap_x = gap + (w * (x_adv - x)).sum(1)
         step = step_to_hyperplane(x_adv, w, gap, self.lo, self.hi)
         step_x = step_to_hyperplane(x, w, gap_x, self.lo, self.hi)
@@ -191,32 +197,34 @@ class FABT(Attack):
         alpha = (size / (size + size_x)).clamp(max=self.alpha_max)
         moved = (x_adv + self.eta * step) * (1 - alpha) + (x + self.eta * step_x) * alpha
         moved = moved.clamp(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
-        fooled = self._keep_nearer(state, moved)[1]
+        logits, fooled = self._keep_nearer(state, moved)
         back = state.x + self.beta * (moved - state.x)
         state.x_adv = torch.where(column(fooled, back), back, moved)
+        state.ahead = torch.where(fooled, torch.nan, _ahead(logits, state.target, state.y).to(wide))
 
     def _pull_back(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
         """How far the target is ahead of the true class, in logits, and the gradient of that."""
-        target, y = state.target.view(-1, 1), state.y.view(-1, 1)
 
         def cotangent(logits: Tensor) -> Tensor:
             one = logits.new_ones(len(logits), 1)
-            return torch.zeros_like(logits).scatter_(1, target, one).scatter_(1, y, -one)
+            up = torch.zeros_like(logits).scatter_(1, state.target.view(-1, 1), one)
+            return up.scatter_(1, state.y.view(-1, 1), -one)
 
         logits, grad = self.network.pull_back(state.x_adv, cotangent)
         call.count(grad)
         call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
-        return (logits.gather(1, target) - logits.gather(1, y))[:, 0], grad
+        return _ahead(logits, state.target, state.y), grad
 
     def _keep_nearer(self, state: _State, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep images that fool and are nearer to x than the best so far; `_look` at all of them."""
-        margin, fooled = self._look(images, state.y)
+        """Keep images that fool and are nearer to x than the best so far; the logits of all, and who fools."""
+        logits = self._look(images)
+        fooled = self._fooled(logits, state.y)
         wide = state.distance.dtype
         distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
         nearer = fooled & (distance < state.distance) & ~self._done(state)
         state.best = torch.where(column(nearer, images), images, state.best)
         state.distance = torch.where(nearer, distance, state.distance)
-        return margin, fooled
+        return logits, fooled
 
     def _search(self, state: _State) -> None:
         """Where the segment from x to the best image crosses the boundary: secants, with the crossing bracketed."""
@@ -226,12 +234,13 @@ class FABT(Attack):
         some = state.only(rows)
         way = some.best - some.x
         inside, above = torch.zeros_like(some.distance), some.margin
-        outside, below = torch.ones_like(inside), self._look(some.best, some.y)[0]
+        outside, below = torch.ones_like(inside), _margin(self._look(some.best), some.y)
         for _ in range(self.search_steps):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
             tried = (some.x + column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
-            margin, fooled = self._keep_nearer(some, tried)
+            logits, fooled = self._keep_nearer(some, tried)
+            margin = _margin(logits, some.y)
             inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
             outside, below = torch.where(fooled, at, outside), torch.where(fooled, margin, below)
         state.put(rows, some)
@@ -244,7 +253,7 @@ class FABT(Attack):
         if len(rows):
             clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
             best[rows] = clipped
-            near[rows] = self._look(clipped, state.y[rows])[1]
+            near[rows] = self._fooled(self._look(clipped), state.y[rows])
         return best, near, -state.distance.clamp(max=torch.finfo(state.distance.dtype).max)
 
 
@@ -253,7 +262,8 @@ class _State:
     """What one run knows of every row. Tensors are replaced, never written into: several names may share one.
 
     distance: of the best image that fools, in the L-infinity norm; infinite where there is none yet.
-    margin: by how much the true class is ahead at x.
+    margin: by how much the true class is ahead of all others at x.
+    ahead: how far the target is ahead of the true class at x_adv; NaN where the live model has not been asked.
     """
 
     x: Tensor
@@ -264,6 +274,7 @@ class _State:
     best: Tensor
     distance: Tensor
     margin: Tensor
+    ahead: Tensor
 
     def only(self, some: Tensor) -> _State:
         """Some of the rows, by their place."""
@@ -273,3 +284,11 @@ class _State:
         """Take over what has changed of some of the rows, by their place."""
         for name in ("x_adv", "best", "distance"):
             setattr(self, name, getattr(self, name).index_copy(0, place, getattr(some, name)))
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    return -losses.value("cw", logits, y, targeted=False)
+
+
+def _ahead(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
+    return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1)))[:, 0]

@@ -25,7 +25,7 @@ def step_to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, lo: float, hi: float) 
         [N, D]. Entries of w that are 0 give 0.
 
     Source: the problem: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
-        attack", Equation 4 and Section 2.2; the algorithm: derived here.
+        attack", the projection onto a hyperplane and the box; the algorithm: derived here.
     """
     way = torch.where((gap < 0).unsqueeze(1), -w, w)
     room = torch.where(way > 0, hi - x, x - lo).clamp(min=0)

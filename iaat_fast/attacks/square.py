@@ -21,7 +21,7 @@ from iaat_fast.ops import checks, reference
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
 _project_linf = torch.ops.iaat_fast.project_linf.default
 
-# Queries (of 10,000) after which the share of pixels in a square is halved: Section 5 of the paper.
+# Queries (of 10,000) after which the share of pixels in a square is halved, as in the released code.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10_000
 
@@ -58,7 +58,7 @@ class Square(Attack):
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
 
     Source: Andriushchenko, Croce, Flammarion and Hein 2020, "Square Attack: a query-efficient black-box adversarial
-        attack via random search", Algorithms 1 and 2.
+        attack via random search", Algorithms 1 and 2; the schedule: the code released with it.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Square(Attack):
         return super()._attack(call)
 
     def _start(self, call: Call, restart: int) -> Tensor:
-        """Vertical stripes (Section 3.4), or the images that were given, brought into the ball."""
+        """Vertical stripes, or the images that were given, brought into the ball."""
         call.stream[1] = call.restart + restart
         if call.start is not None:
             start = super()._start(call, restart)
@@ -189,7 +189,7 @@ class Square(Attack):
     def _judge(
         self, call: Call, state: _State, tried: Tensor, found: Tensor, place: Tensor, *, first: bool
     ) -> None:
-        """Lines 7 to 10 of Algorithm 1: keep what raises the loss; rows that have been found stay as they are."""
+        """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay as they are."""
         logits = self.network.scores(tried)
         if first:
             checks.logit_values(logits)

@@ -163,3 +163,13 @@ def test_images_without_rows_and_columns(net: nn.Module, x: Tensor, y: Tensor) -
 def test_nan_logits_are_refused(x: Tensor, y: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^logits: \[nan, .* in row 0, expected numbers"):
         Square(lambda images: images.flatten(1) * torch.nan, EPS, 1)(x, y)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_verdicts_are_the_live_models(precision: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """The search looks at a copy in half precision; who leaves it has fooled the model itself."""
+    watched = Watched(net)
+    attack = Square(watched, 0.1, 200, precision=precision, engine="fast", seed=0)
+    x_adv = attack(x, y)
+    assert "copy" in attack.network.taken
+    assert (net(x_adv).argmax(1) != y).sum() >= 6

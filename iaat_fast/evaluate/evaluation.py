@@ -93,6 +93,8 @@ def evaluate_suite(
     files = tuple(Path(file) for file in adversarial)
     for file in files:
         check_adversarial(subject, file)
+        if overwrite and folder is not None and Path(folder).resolve() in file.resolve().parents:
+            raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
     if files:
         names = (*names, "adversarial")
     settings: dict[str, Any] = {

@@ -1,9 +1,9 @@
 """The parts of an evaluation: natural accuracy, PGD on shared trajectories, transfer, saved examples.
 
 A part is a function of an `Evaluation` in the table `PARTS`. It adds a row to `evaluation.record` for each
-measurement that the record does not have yet, may keep its state by `evaluation.save`, and tells how far it is by
-`evaluation.tell`, where that is given. It may be stopped at any moment by an exception, and is then called again, with the record as it was
-left.
+measurement that the record does not have yet, may keep its state by `evaluation.save`, and tells how far it is
+by `evaluation.tell`, where that is given. It may be stopped at any moment by an exception, and is then called again,
+with the record as it was left.
 """
 
 from __future__ import annotations

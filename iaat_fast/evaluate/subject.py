@@ -18,6 +18,9 @@ from iaat_fast.evaluate.weights import fit_weights
 from iaat_fast.files import load_tensors
 from iaat_fast.run_folder import RunFolder
 
+MODEL_FIELDS = frozenset({"name", "width", "depth"})
+"""Fields of a run's configuration that say which network it trained."""
+
 CUSTOM = "custom"
 """What a run records as the name of a model or data set that was passed to it from Python."""
 
@@ -98,6 +101,12 @@ def run_source(
     config = folder.config()
     try:
         trained, images = config["model"], config["data"]
+        unknown = sorted(set(trained) - MODEL_FIELDS)
+        if unknown:
+            raise ValueError(
+                f"{folder.config_path}: written by a newer version, model.{unknown[0]} is unknown to this one"
+            )
+        recorded = images["name"]
         model = model or trained["name"]
         dataset = dataset or images["name"]
         source = Source(
@@ -113,6 +122,10 @@ def run_source(
         raise ValueError(
             f"{folder.config_path}: not the configuration of a run ({error})"
         ) from error
+    if dataset in datasets.NAMES and recorded not in (dataset, CUSTOM):
+        raise ValueError(
+            f"{folder.path}: trained on {recorded}, which does not fit --dataset {dataset}"
+        )
     if model == CUSTOM:
         raise ValueError(
             f"{folder.path}: the model of this run came from Python; name what makes it, "

@@ -33,8 +33,8 @@ class FABT(Attack):
     Each step linearises the boundary between the true and the target class at the iterate, and goes past the nearest
     point of that hyperplane within the box, with a bias towards the nearest such point to x itself. An iterate that
     fools (it may get any wrong class) is drawn back towards x. So unlike PGD it looks for a small perturbation, not for
-    the worst one in a ball, and the loss' scale and saturation do not matter. Where the boundary lies is always asked of
-    the live model; a copy in another precision gives the gradients alone.
+    the worst one in a ball, and the loss' scale and saturation do not matter. Where the boundary lies is always asked
+    of the live model; a copy in another precision gives the gradients alone.
 
     With its defaults it is the "fab-t" of AutoAttack, and a bit more: where the steps have found an image outside the
     radius, a final search on the segment from x to it finds where that crosses the boundary, and what is still too far
@@ -61,8 +61,9 @@ class FABT(Attack):
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
 
     Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
-        Algorithm 1 with the L-infinity norm, with the constants of the code released with it; its targeted version: Croce and Hein 2020, "Reliable evaluation of
-        adversarial robustness with an ensemble of diverse parameter-free attacks", Section 5.
+        Algorithm 1 with the L-infinity norm; the targeted version: Croce and Hein 2020, "Reliable evaluation of
+        adversarial robustness with an ensemble of diverse parameter-free attacks". Constants and the projection where
+        the hyperplane misses the box are those of the code released with the latter, AutoAttack.
     """
 
     def __init__(

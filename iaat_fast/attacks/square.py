@@ -189,7 +189,7 @@ class Square(Attack):
     def _judge(
         self, call: Call, state: _State, tried: Tensor, found: Tensor, place: Tensor, *, first: bool
     ) -> None:
-        """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay as they are."""
+        """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay."""
         logits = self.network.scores(tried)
         if first:
             checks.logit_values(logits)

@@ -106,7 +106,7 @@ class Network:
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
-        leaf = self._input(x).requires_grad_()
+        leaf = self._as_source_reads(x.detach()).detach().requires_grad_()
         logits = self._forward(leaf)
         if not logits.requires_grad:
             raise ValueError(_NO_GRADIENT)
@@ -118,10 +118,22 @@ class Network:
             raise ValueError(_NO_GRADIENT)
         return wide, grad.to(x.dtype)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """The logits [N, C] that `pull_back` would give, in float32 or wider, without a gradient; no verdicts."""
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
         with torch.no_grad():
-            return _wide(self._forward(self._input(x)))
+            return _wide(self._forward(self._as_source_reads(x)))
+
+    def _as_source_reads(self, x: Tensor) -> Tensor:
+        low = _DTYPES.get(self._resolved)
+        x = self.laid_out(x)
+        return x if low is None or self._shadow is None else x.to(low)
+
+    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        """Where half precision is wanted and no shadow has it."""
+        low = _DTYPES.get(self._resolved)
+        if low is None or self._shadow is not None:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, low)
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory format that the shadow's kernels like."""
@@ -148,19 +160,9 @@ class Network:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
         self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
 
-    def _input(self, x: Tensor) -> Tensor:
-        """x as what gradients come from takes it."""
-        low = _DTYPES.get(self._resolved)
-        x = self.laid_out(x.detach())
-        return (x if low is None or self._shadow is None else x.to(low)).detach()
-
     def _forward(self, x: Tensor) -> Tensor:
         """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
-        low = _DTYPES.get(self._resolved)
-        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if low is not None and self._shadow is None:
-            autocast = torch.autocast(x.device.type, low)
-        with autocast:
+        with self._autocast(x):
             logits = self._source(x)
         _check_logits(logits, x)
         if self._watched is not None:

@@ -190,7 +190,7 @@ class Square(Attack):
         self, call: Call, state: _State, tried: Tensor, found: Tensor, place: Tensor, *, first: bool
     ) -> None:
         """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay."""
-        logits = self.network.scores(tried)
+        logits = self.network.predict(tried)
         if first:
             checks.logit_values(logits)
         goal = self._goal(call, logits.shape[1], state.rows)

@@ -54,9 +54,9 @@ class AdversarialFiles:
             images.flush()
 
     def finish(self, key: str, about: dict[str, Any]) -> None:
-        """Make the file of this key, whole."""
+        """Make the file of this key, whole. The hidden file stays until `discard`: a kill in between costs nothing."""
         partial, file = self._partial(key), self._folder / f"{key}.npz"
-        images = self._open.pop(key, None)
+        images = self._open.get(key)
         if images is None:  # it resumes after the last verdict
             images = np.load(partial, mmap_mode="r", allow_pickle=False)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -70,8 +70,11 @@ class AdversarialFiles:
                 os.replace(temporary, file)
             finally:
                 temporary.unlink(missing_ok=True)
-        del images
-        partial.unlink()
+
+    def discard(self, key: str) -> None:
+        """Remove the hidden file of this key."""
+        self._open.pop(key, None)
+        self._partial(key).unlink(missing_ok=True)
 
     def _partial(self, key: str) -> Path:
         return self._folder / f".{key}.npy.tmp"

@@ -72,6 +72,11 @@ class Command:
     """Parts of the suite: natural, pgd, transfer, eps-sweep, steps-sweep."""
     against: Annotated[Path | None, optional("RUN2", "none")] = None
     """Surrogate of the part transfer: a run of the same configuration and another seed."""
+    corruptions: Annotated[
+        Path | None,
+        optional("FOLDER", "CIFAR-10-C or the like in or beside the data, else generated"),
+    ] = None
+    """Published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C, for the part corruptions."""
     any_iterate: bool = False
     """A sample falls at the first iterate that fools the model, not only by the last of a restart."""
     adversarial: Annotated[tuple[Path, ...], optional("FILE [FILE ...]", "none")] = ()

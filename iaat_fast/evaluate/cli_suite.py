@@ -22,7 +22,15 @@ from iaat_fast.run_folder import RunFolder
 if TYPE_CHECKING:
     from iaat_fast.evaluate.cli import Command
 
-SUITE_FLAGS = ("parts", "against", "any_iterate", "save_adversarial", "out", "overwrite")
+SUITE_FLAGS = (
+    "parts",
+    "against",
+    "corruptions",
+    "any_iterate",
+    "save_adversarial",
+    "out",
+    "overwrite",
+)
 """Flags that only a suite has."""
 
 
@@ -91,6 +99,7 @@ def run_suite(
                 batch_size=batch_size,
                 any_iterate=command.any_iterate,
                 surrogate=surrogate,
+                corruptions=command.corruptions,
                 adversarial=command.adversarial,
                 save_adversarial=command.save_adversarial,
                 overwrite=command.overwrite,

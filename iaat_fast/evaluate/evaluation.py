@@ -10,6 +10,7 @@ from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
 from iaat_fast.evaluate import fingerprint
 from iaat_fast.evaluate.adversarial import check_adversarial
+from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
 from iaat_fast.evaluate.parts import PARTS, Evaluation, Tell
 from iaat_fast.evaluate.record import Record, open_record
 from iaat_fast.evaluate.subject import Subject
@@ -36,6 +37,7 @@ def evaluate_suite(
     batch_size: int = 256,
     any_iterate: bool = False,
     surrogate: Surrogate | None = None,
+    corruptions: Path | str | None = None,
     adversarial: Sequence[Path | str] = (),
     save_adversarial: bool = False,
     overwrite: bool = False,
@@ -54,7 +56,8 @@ def evaluate_suite(
         subject: model and samples.
         suite: a name of `SUITES`.
         folder: where the record is kept, see `record`; None: nowhere, it is only returned.
-        parts: of the suite; None: all but the transfer without a surrogate.
+        parts: of the suite; None: all but the transfer without a surrogate, and the corruptions of images that are
+            too small for them.
         eps: radii on the [0, 1] scale, in place of the suite's.
         alpha: step size on the [0, 1] scale, in place of the suite's.
         seed: of random starts and targets.
@@ -62,6 +65,8 @@ def evaluate_suite(
         any_iterate: a sample falls at the first iterate that fools the model (a stronger attack than the paper's), not
             only by the last of each restart. Transferred attacks are always scored by their last iterates.
         surrogate: the independently trained model of the part "transfer".
+        corruptions: folder with the published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C. None: the one in or
+            beside the data set; where there is none, corruptions are generated, and every row says so.
         adversarial: files of saved examples, of the same samples, to score the model on.
         save_adversarial: keep the adversarial examples of every PGD measurement in the folder.
         overwrite: start anew whatever the folder holds.
@@ -70,11 +75,18 @@ def evaluate_suite(
 
     Raises:
         ValueError, TypeError: an argument is not as described, or the folder's record is damaged, of a newer version,
-            or of other settings, weights or samples.
-        OSError: the folder cannot be written.
+            or of other settings, weights or samples; or corruptions are those of another data set, or to be generated
+            by a library that is not installed.
+        OSError: the folder cannot be written, or the one of corruptions holds none.
     """
     chosen = suite_named(suite)
-    names = chosen.chosen(parts, surrogate=surrogate is not None)
+    names = chosen.chosen(
+        parts,
+        surrogate=surrogate is not None,
+        corruptible=corruptions is not None or can_be_generated(subject.split),
+    )
+    if parts is None and corruptions is not None and "corruptions" not in names:
+        names = (*names, "corruptions")
     radii = tuple(eps) or chosen.eps
     alpha = chosen.alpha if alpha is None else alpha
     for radius in radii:
@@ -97,6 +109,18 @@ def evaluate_suite(
             raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
     if files:
         names = (*names, "adversarial")
+    corrupted = None
+    if "corruptions" in names:
+        data = subject.description["data"]
+        corrupted = open_corruptions(
+            subject.split,
+            dataset=data["name"],
+            folder=None if corruptions is None else Path(corruptions),
+            data=None if data["path"] is None else Path(data["path"]).expanduser(),
+            seed=seed,
+        )
+    elif corruptions is not None:
+        raise ValueError(f"corruptions: {corruptions}, but that part is not among those asked for")
     settings: dict[str, Any] = {
         "eps": list(radii),
         "alpha": alpha,
@@ -138,6 +162,7 @@ def evaluate_suite(
         batch_size=batch_size,
         any_iterate=any_iterate,
         surrogate=surrogate,
+        corrupted=corrupted,
         adversarial=files,
         save_adversarial=keeps,
         save_every=save_every,

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: natural accuracy, PGD on shared trajectories, transfer, saved examples.
+"""The parts of an evaluation: natural accuracy, PGD on shared trajectories, transfer, corruptions, saved examples.
 
 A part is a function of an `Evaluation` in the table `PARTS`. It adds a row to `evaluation.record` for each
 measurement that the record does not have yet, may keep its state by `evaluation.save`, and tells how far it is
@@ -20,6 +20,8 @@ from torch import nn
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.adversarial import AdversarialFiles, score
 from iaat_fast.evaluate.autoattack_part import measure_autoattack
+from iaat_fast.evaluate.corruptions import CorruptedImages
+from iaat_fast.evaluate.corruptions.part import record_corruptions
 from iaat_fast.evaluate.outlook import Rates
 from iaat_fast.evaluate.record import Record
 from iaat_fast.evaluate.subject import Subject
@@ -47,10 +49,12 @@ class Evaluation:
         batch_size: samples at once.
         any_iterate: the rule by which samples fall, see `Trajectories`.
         surrogate: the model that transferred attacks are crafted on.
+        corrupted: the images of the part "corruptions".
         adversarial: files of saved examples to score.
         save_adversarial: whether to keep the examples.
         save_every: seconds between two saves of the progress.
-        tell: called as tell(name, done, remaining), in units of the part's own choice: gradient passes of an attack.
+        tell: called as tell(name, done, remaining), in units of the part's own choice: gradient
+            passes of an attack, images of corruptions.
     """
 
     subject: Subject
@@ -63,6 +67,7 @@ class Evaluation:
     batch_size: int = 256
     any_iterate: bool = False
     surrogate: Surrogate | None = None
+    corrupted: CorruptedImages | None = None
     adversarial: tuple[Path, ...] = ()
     save_adversarial: bool = False
     save_every: float = 30.0
@@ -114,6 +119,18 @@ def transfer(evaluation: Evaluation) -> None:
     _pgd(evaluation, "transfer", measurements, evaluation.surrogate.model)
 
 
+def corruptions(evaluation: Evaluation) -> None:
+    """Accuracy under each corruption, and their summary."""
+    assert evaluation.corrupted is not None
+    record_corruptions(
+        evaluation.subject,
+        evaluation.corrupted,
+        evaluation.record,
+        batch_size=evaluation.batch_size,
+        tell=evaluation.tell,
+    )
+
+
 def adversarial(evaluation: Evaluation) -> None:
     """Saved examples, made on whatever model, scored on this one."""
     for file in evaluation.adversarial:
@@ -138,6 +155,7 @@ PARTS: dict[str, Callable[[Evaluation], None]] = {
     **dict.fromkeys(WHITE_BOX, white_box),
     "transfer": transfer,
     "autoattack": measure_autoattack,
+    "corruptions": corruptions,
     "adversarial": adversarial,
 }
 """What measures a part. Parts with the same function are measured by one call of it."""
@@ -253,6 +271,8 @@ def _run(
     for number, one in enumerate(group.measurements):
         if not record.has(one.key):
             _add(evaluation, one, run, number, files)
+        if files is not None:
+            files.discard(one.key)
     run.warn()
     record.save_progress(name, None)
     return run.passes - passes

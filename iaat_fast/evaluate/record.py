@@ -1,7 +1,8 @@
 """The record of an evaluation in its folder: results, verdicts per sample, and what resuming needs.
 
     results.json     settings and one row per finished measurement, see `Record.add`
-    verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust
+    verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust; of a corruption
+                     bool [5, N], by severity
     progress.pt      what is under way; absent once all is done
     adversarial/     adversarial examples, where they were asked for
 
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from iaat_fast.evaluate.interval import share
-from iaat_fast.files import load_tensors, read_json, replace, write_json
+from iaat_fast.files import is_temporary, load_tensors, read_json, replace, write_json
 
 SCHEMA = 1
 """Version of results.json."""
@@ -59,14 +60,14 @@ class Record:
 
         Args:
             row: plain values; "key" (unique), "kind" and "part" among them.
-            verdicts: bool arrays to keep by name; one under the row's own key gives it "accuracy", "correct", "samples"
-                and "interval_95".
+            verdicts: bool arrays to keep by name; one [N] under the row's own key gives it "accuracy", "correct",
+                "samples" and "interval_95".
         """
         key = row["key"]
         if self.has(key):
             raise ValueError(f"key: {key!r} is in the record already")
         whole = dict(row)
-        if key in verdicts:
+        if key in verdicts and verdicts[key].ndim == 1:
             counted = share(int(verdicts[key].sum()), len(verdicts[key]))
             lead = {name: whole.pop(name) for name in ("key", "kind", "part")}
             whole = {**lead, **counted, **whole}
@@ -185,6 +186,9 @@ def open_record(
             (path / "progress.pt").unlink()
         return Record(path, fresh, {LABELS: labels})
     content, verdicts = read_record(path)
+    for entry in path.iterdir():
+        if is_temporary(entry):
+            entry.unlink()
     _refuse_other_settings(path, content, fresh)
     if not np.array_equal(verdicts[LABELS], labels):
         raise ValueError(f"{path}: labels: not those of these samples; {_ANEW}")

@@ -146,7 +146,8 @@ def load_subject(
     Args:
         source: what to load.
         device: where to.
-        folder: the run folder whose checkpoint `source.weights` is.
+        folder: the run folder whose checkpoint `source.weights` is; of one that holds an average of
+            the weights ("ema"), the average is loaded.
 
     Raises:
         ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.
@@ -180,7 +181,9 @@ def load_subject(
             depth=source.depth,
         )
     if content is not None:
-        fit_weights(model, content, str(source.weights))
+        # The average of a run's weights, where it has kept one, is what the run counts by.
+        weights = content if folder is None else content.get("ema", content)
+        fit_weights(model, weights, str(source.weights))
     model, split = model.to(device), data.test.to(device)
     check_model(model, split)
     description = {
@@ -188,6 +191,7 @@ def load_subject(
         "epoch": None if folder is None else content["epoch"],
         "model": {"name": source.model, "width": source.width, "depth": source.depth},
         "weights": None if source.weights is None else str(source.weights),
+        **({"ema": True} if folder is not None and "ema" in content else {}),
         "data": {
             "name": source.dataset,
             "path": source.data,

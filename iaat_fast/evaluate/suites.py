@@ -48,7 +48,8 @@ class Suite:
 
     Args:
         name: how it is asked for.
-        parts: measured unless others are asked for; "transfer" where a surrogate is given.
+        parts: measured unless others are asked for; "transfer" where a surrogate is given, "corruptions" where the
+            images can be corrupted.
         on_request: further parts that may be asked for.
         eps, alpha: radii and step size, on the [0, 1] scale, unless others are asked for.
         attacks: (steps, restarts) of the part "pgd", at each radius.
@@ -63,7 +64,9 @@ class Suite:
     attacks: tuple[tuple[int, int], ...]
     targeted: Literal[False, "random"] = False
 
-    def chosen(self, parts: Collection[str] | None, *, surrogate: bool) -> tuple[str, ...]:
+    def chosen(
+        self, parts: Collection[str] | None, *, surrogate: bool, corruptible: bool = True
+    ) -> tuple[str, ...]:
         """The parts to measure, in the suite's order.
 
         Raises:
@@ -71,7 +74,8 @@ class Suite:
         """
         known = (*self.parts, *self.on_request)
         if parts is None:
-            return tuple(part for part in self.parts if part != "transfer" or surrogate)
+            without = {"transfer": not surrogate, "corruptions": not corruptible}
+            return tuple(part for part in self.parts if not without.get(part, False))
         for part in parts:
             choice(f"part of suite {self.name}", part, known)
         if "transfer" in parts and not surrogate:
@@ -115,7 +119,7 @@ class Suite:
 SUITES = {
     "cifar": Suite(
         name="cifar",
-        parts=("natural", "pgd", "transfer", "eps-sweep", "steps-sweep"),
+        parts=("natural", "pgd", "transfer", "corruptions", "eps-sweep", "steps-sweep"),
         on_request=("autoattack",),
         eps=(8 / 255,),
         alpha=2 / 255,
@@ -123,7 +127,7 @@ SUITES = {
     ),
     "imagenet": Suite(
         name="imagenet",
-        parts=("natural", "pgd", "steps-sweep"),
+        parts=("natural", "pgd", "corruptions", "steps-sweep"),
         on_request=("transfer", "autoattack"),
         eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
         alpha=1 / 255,
@@ -133,7 +137,7 @@ SUITES = {
     "quick": Suite(
         name="quick",
         parts=("natural", "pgd"),
-        on_request=("transfer", "eps-sweep", "steps-sweep", "autoattack"),
+        on_request=("transfer", "corruptions", "eps-sweep", "steps-sweep", "autoattack"),
         eps=(8 / 255,),
         alpha=2 / 255,
         attacks=((10, 5),),

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from iaat_fast.evaluate.corruptions import footnotes
 from iaat_fast.report import attack_name
 
 
@@ -36,12 +37,14 @@ def suite_table(content: dict[str, Any]) -> Table:
             "" if low is None else f"{low:.2%} – {high:.2%}",
             f"{row['correct']} / {row['samples']}" if "correct" in row else "",
         )
+    notes = [note for row in rows if row["kind"] == "corruptions" for note in footnotes(row)]
     attacks = [row for row in rows if "gradients_planned" in row]
     planned = sum(row["gradients_planned"] for row in attacks)
     if planned:
         saved = 1 - sum(row["gradients"] for row in attacks) / planned
         how = "attacks share their steps, and nobody is attacked whose verdict is known"
-        result.caption = f"{saved:.0%} of the passes saved: {how}"
+        notes.append(f"{saved:.0%} of the passes saved: {how}")
+    result.caption = "\n".join(notes) or None
     return result
 
 

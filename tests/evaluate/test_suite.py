@@ -146,6 +146,7 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
     class Stop(Exception):
         pass
 
+    x, y = data.fetch(subject.split, torch.arange(LIMIT))
     for any_iterate in (False, True):
         options: dict[str, Any] = {**ATTACK, "any_iterate": any_iterate, "batch_size": 16}
         whole = evaluate_suite(subject, "cifar", parts=["pgd"], **options)
@@ -161,7 +162,13 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
         while True:
             try:
                 content = evaluate_suite(
-                    subject, "cifar", folder=folder, parts=["pgd"], tell=stop, **options
+                    subject,
+                    "cifar",
+                    folder=folder,
+                    parts=["pgd"],
+                    tell=stop,
+                    save_adversarial=True,
+                    **options,
                 )
                 break
             except Stop:
@@ -171,6 +178,14 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
         assert len(done) >= 3
         assert rows_of(content) == rows_of(whole)
         assert content["complete"]
+        verdicts = np.load(folder / "verdicts.npz")
+        files = sorted((folder / "adversarial").iterdir())
+        assert [file.stem for file in files] == sorted(rows_of(whole)), "no half-made file stays"
+        for file in files:
+            x_adv = torch.from_numpy(np.load(file)["x_adv"])
+            assert (x_adv - x).abs().max() <= 20 / 255 + 1e-6
+            right = (subject.model(x_adv).argmax(1) == y).numpy()
+            assert np.array_equal(right, verdicts[file.stem])
 
 
 def test_recount_counts_any_subset(subject: Subject, tmp_path: Path) -> None:

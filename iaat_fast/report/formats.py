@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator
 from iaat_fast.report.tables import Cell, Row, Table
 
 MISSING = "–"
+FIELDS = (
+    *("table", "network", "method", "figures", "seeds"),
+    *("column", "value", "low_95", "high_95", "std", "notes"),
+)
+"""Columns of the CSV."""
 
 
 def source(row: Row) -> str:
@@ -64,9 +69,7 @@ def csv_text(table: Table) -> str:
     """One line per figure, with everything behind it; empty fields where there is nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        "table network method figures seeds column value low_95 high_95 std notes".split()
-    )
+    writer.writerow(FIELDS)
     for section in table.sections:
         for row in section.rows:
             for column, (_, head_marks), cell in zip(

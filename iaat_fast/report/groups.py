@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +127,7 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
             settings.setdefault(tuple(run.config.get(name) for name in fields), []).append(run)
         for setting in sorted(settings, key=lambda values: [_sortable(v) for v in values]):
             same = sorted(settings[setting], key=lambda run: run.seed)
-            for one, other in zip(same, same[1:], strict=False):
+            for one, other in itertools.pairwise(same):
                 if one.seed == other.seed:
                     raise ValueError(
                         f"{one.name} and {other.name}: the same method with the same seed, {one.seed}"

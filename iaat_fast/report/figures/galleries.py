@@ -88,7 +88,7 @@ def _gallery(
 ) -> Figure:
     from matplotlib.figure import Figure
 
-    size = (8.6, 4.6) if panels == 2 else (8.6, 9.6)
+    size = (8.6, 4.2) if panels == 2 else (8.6, 8.8)
     figure = Figure(figsize=size, layout="constrained")
     for axes, numbers, title in zip(
         figure.subplots(rows, panels).flat, ends, ("small ε", "large ε"), strict=True

@@ -15,7 +15,7 @@ from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing
 from iaat_fast.report.figures.radii import adaptive, load_radii
 from iaat_fast.report.figures.samples import TrainingImages, grid, to_picture
-from iaat_fast.report.figures.style import INK, ORANGE
+from iaat_fast.report.figures.style import INK, WRONG
 from iaat_fast.report.groups import Group
 from iaat_fast.report.records import RunRecord
 
@@ -60,7 +60,7 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
             caption=(
                 f"{group.title}, {variant.name}, seed {run.seed}, after {epoch} epochs. The correctly"
                 f" classified training samples with the smallest radii; PGD-{STEPS} on the run's own"
-                " model; below each image what the model sees in it, in orange where that is not its class."
+                " model; below each image what the model sees in it, marked ✗ where that is not its class."
             ),
             alt=(
                 f"Grid of {len(numbers)} training images, as they are and attacked. Fooled at their own"
@@ -116,7 +116,7 @@ def _figure(
         for times, text in zip((1, 2), wide, strict=True)
     ]
     attack = PGD(model, alpha=base / 4, steps=STEPS, seed=0)
-    figure = Figure(figsize=(8.6, 6.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 5.6), layout="constrained")
     fooled = []
     for axes, (title, eps) in zip(figure.subplots(len(rows), 1), rows, strict=True):
         shown = attack(x, y, eps=eps) if title != "natural" else x
@@ -128,9 +128,12 @@ def _figure(
                 for label, radius in zip(labels, 255 * own, strict=True)
             ]
         right = (seen == y).tolist()
+        labels = [
+            text if correct else f"✗ {text}" for text, correct in zip(labels, right, strict=True)
+        ]
         if title != "natural":
             fooled.append(right.count(False))
-        colours = [INK if correct else ORANGE for correct in right]
+        colours = [INK if correct else WRONG for correct in right]
         grid(axes, list(to_picture(shown)), labels, columns=SHOWN, colours=colours)
         axes.text(-0.12, -0.5, title, ha="right", va="center", fontsize=9, color=INK)
         axes.set_xlim(-1.0, None)

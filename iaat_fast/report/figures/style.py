@@ -18,7 +18,10 @@ PURPLE, YELLOW, SKY = "#cc79a7", "#e69f00", "#56b4e9"
 INK, QUIET, GRID = "#1b1f24", "#5c6570", "#d3d8de"
 """Text and axes, what stands behind them, and grid lines."""
 
-DARK = {INK: "#e8ebee", QUIET: "#a3adb8", GRID: "#3a424b", BLUE: "#3f9bdc"}
+WRONG = "#b04a00"
+"""Text that names a wrong class: orange, dark enough to be read."""
+
+DARK = {INK: "#e8ebee", QUIET: "#a3adb8", GRID: "#3a424b", BLUE: "#3f9bdc", WRONG: "#ff9d5c"}
 """What these become where the reader prefers a dark page; the other colours are legible on both."""
 
 METHOD_COLOURS = {
@@ -35,7 +38,9 @@ SNAPSHOTS = 4
 """Histograms drawn, as in the paper's Figure 8; more lines hide each other."""
 
 
-def blank(title: str | None = None, *, size: tuple[float, float] = (6.4, 4)) -> tuple[Figure, Axes]:
+def blank(
+    title: str | None = None, *, size: tuple[float, float] = (5.6, 3.7)
+) -> tuple[Figure, Axes]:
     """An empty figure with its axes; the Figure alone, without pyplot: no global state, no display."""
     from matplotlib.figure import Figure
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from iaat_fast.report.tables import Cell, Row, Table
 
@@ -32,9 +32,9 @@ def spread(cell: Cell) -> str:
     return ""
 
 
-def legend(table: Table) -> str:
-    """How to read the figures."""
-    rows = [row for section in table.sections for row in section.rows]
+def legend(tables: Sequence[Table]) -> str:
+    """How to read the figures of some tables."""
+    rows = [row for table in tables for section in table.sections for row in section.rows]
     several = any((row.seeds or 0) > 1 for row in rows)
     single = any(cell.low is not None for row in rows for cell in row.cells)
     parts = ["Accuracies in percent"]
@@ -50,7 +50,7 @@ def markdown(table: Table) -> str:
     marked = _marked(lambda number: f"<sup>{number}</sup>", ",")
     heads = ["network", "method", "figures", *(head + marked(marks) for head, marks in table.heads)]
     lines = [
-        f"**{table.name}. {table.title}.** {table.caption} {legend(table)}",
+        f"**{table.name}. {table.title}.** {table.caption} {legend([table])}",
         "",
         f"| {' | '.join(heads)} |",
         f"|---|---|---|{'---:|' * len(table.heads)}",
@@ -102,7 +102,7 @@ def latex(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_escape(f'{table.title}. {table.caption} {legend(table)}')}}}",
+        rf"\caption{{{_escape(f'{table.title}. {table.caption} {legend([table])}')}}}",
         rf"\begin{{tabular}}{{ll{'r' * len(table.heads)}}}",
         r"\toprule",
         " & ".join(["Method", ""] + [_escape(head) + mark(marks) for head, marks in table.heads])

@@ -62,6 +62,11 @@ class Group:
     variants: tuple[Variant, ...]
 
     @property
+    def name(self) -> str:
+        """Data set and network: `CIFAR-10, ResNet-18, width 16`."""
+        return f"{naming.dataset_name(self.dataset)}, {self.title}"
+
+    @property
     def runs(self) -> tuple[RunRecord, ...]:
         """All its runs."""
         return tuple(run for variant in self.variants for run in variant.runs)

@@ -30,10 +30,10 @@ NETWORKS: dict[str, str] = {
     "resnet152": "ResNet-152",
 }
 DATASETS: dict[str, str] = {
-    "digits": "digits",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
     "imagenet": "ImageNet",
+    "digits": "Digits",
 }
 CIFAR10_CLASSES = (
     "airplane",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,14 +75,17 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    # ε = 8 stays on one line.
+    environment.filters["whole"] = lambda text: text.replace(
+        "ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+    )
     by_number = [
         (number, list(members))
         for number, members in itertools.groupby(figures, key=lambda f: f.drawing.number)
     ]
     return environment.get_template("page.html.j2").render(
-        # It ends a <style>, in which nothing is escaped; it is the package's own file.
+        # Within <style> nothing is escaped; this is the package's own file.
         style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        groups=groups,
         tables=tables,
         figures=by_number,
         runs=[
@@ -93,20 +95,12 @@ def render(
         unlike=[(g, unlike_paper(g)) for g in groups if unlike_paper(g)],
         shortfalls=[*shortfalls(groups), *missing],
         version=iaat_fast.__version__,
-        naming=naming,
         formats=[(suffix, FORMAT_NAMES[suffix]) for suffix in FORMATS],
         legend=legend,
         source=source,
         spread=spread,
         missing=MISSING,
-        measured_on=measured_on,
-        anchor=anchor,
     )
-
-
-def anchor(text: str) -> str:
-    """An id for a heading."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def summary(group: Group) -> list[tuple[str, str]]:
@@ -116,12 +110,22 @@ def summary(group: Group) -> list[tuple[str, str]]:
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
     records = sorted({_evaluation_text(evaluation) for evaluation in evaluated})
     return [
-        ("methods", "; ".join(variant.name for variant in group.variants)),
+        ("methods", "; ".join(_methods(group.variants))),
         ("runs", f"{len(runs)}, {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)}"),
         ("trained on", measured_on(group)),
         ("evaluated", "; ".join(records) or "no run"),
         ("hardware", "; ".join(sorted({_hardware(run.env) for run in runs}))),
     ]
+
+
+def _methods(variants: Sequence[Variant]) -> list[str]:
+    """The names of the variants; those that differ in ε alone as one, `Adversarial, ε = 1, 2, 4`."""
+    found: dict[str, list[str]] = {}
+    for variant in variants:
+        name, sign, radius = variant.name.partition(", ε = ")
+        whole = not sign or "," in radius
+        found.setdefault(variant.name if whole else name + sign, []).append("" if whole else radius)
+    return [name + ", ".join(radii) for name, radii in found.items()]
 
 
 def shortfalls(groups: Sequence[Group]) -> list[str]:
@@ -181,7 +185,8 @@ def _hardware(env: dict[str, Any]) -> str:
         return "not recorded"
     if env.get("gpu"):
         return str(env["gpu"])
-    threads = f", {env['threads']} threads" if env.get("threads") else ""
+    count = env.get("threads")
+    threads = f", {count} thread{'' if count == 1 else 's'}" if count else ""
     return f"CPU {env.get('cpu') or 'unknown'}{threads}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing
-from iaat_fast.report.figures.style import QUIET, blank, legend, series
+from iaat_fast.report.figures.style import QUIET, blank, legend_above, series
 from iaat_fast.report.groups import Group, Variant
 from iaat_fast.report.records import CLOSING, Evaluation, Measurement
 
@@ -55,9 +55,9 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
             elinewidth=0.8,
             **{**style, "linestyle": "none", "ms": 6 if variant.key == "adv" else 9},
         )
-    axes.set(xlabel="natural accuracy (%)", ylabel=f"accuracy under {_attack_text(attack)} (%)")
+    axes.set(xlabel="natural accuracy (%)", ylabel="robust accuracy (%)")
     axes.margins(0.12)
-    legend(axes)
+    legend_above(figure, axes)
     said = "; ".join(
         f"{variant.name}: {x[0]:.1f} natural, {y[0]:.1f} robust"
         for variant, x, y in [*fixed, *others]
@@ -67,7 +67,7 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
             number=3,
             stem=f"figure-3-{group.stem}",
             title="Natural against robust accuracy",
-            caption=f"{group.title}, {_test(found)}. {BARS}",
+            caption=f"{group.name}, {_test(found)}, robust against {_attack_text(attack)}. {BARS}",
             alt=f"Scatter plot. {said}; in percent.",
             figure=figure,
         )
@@ -138,7 +138,7 @@ def _sweep(
         steps = sorted({point[0] for _, curve in curves for point in curve})
         axes.set_xticks(steps, [f"{step:g}" for step in steps])
         axes.minorticks_off()
-    legend(axes, fontsize=8 if len(curves) > 4 else None)
+    legend_above(figure, axes)
     said = "; ".join(
         f"{v.name} from {curve[0][1]:.1f} to {curve[-1][1]:.1f} %" for v, curve in curves
     )
@@ -154,7 +154,7 @@ def _sweep(
             stem=f"figure-{number}-{group.stem}",
             title=title,
             caption=(
-                f"{group.title}, {_test(found)}, {' and '.join(sorted(attacks))}. {BARS}"
+                f"{group.name}, {_test(found)}, {' and '.join(sorted(attacks))}. {BARS}"
                 + (" Adversarial training at two of its radii." if len(found) < len(every) else "")
             ),
             alt=f"Line chart. {said}.",

@@ -31,7 +31,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
     variant, run = chosen
     epoch, path = list(run.snapshots.items())[-1]
     radii = load_radii(path)
-    data = images.of(run, len(radii), f"Figures 2 and 6 of {group.title}")
+    data = images.of(run, len(radii), f"Figures 2 and 6 of {group.name}")
     if data is None:
         return []
     # Stable: samples with the same radius stand by their number.
@@ -43,7 +43,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
         np.sort(random.choice(end, min(DRAWN, len(end)), replace=False))
         for end in (order[:tail], order[len(order) - tail :])
     ]
-    whose = f"{group.title}, {variant.name}, seed {run.seed}, after {epoch} epochs"
+    whose = f"{group.name}, {variant.name}, seed {run.seed}, after {epoch} epochs"
     alt = (
         "Two galleries of training images, each with its class and radius below. Small radii from"
         " {0:.1f} to {1:.1f}, large ones from {2:.1f} to {3:.1f}, in units of 1/255."

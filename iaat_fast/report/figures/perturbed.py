@@ -37,7 +37,7 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
     if (chosen := adaptive(group)) is None:
         return []
     variant, run = chosen
-    what = f"Figure 7 of {group.title}"
+    what = f"Figure 7 of {group.name}"
     epoch, path = list(run.snapshots.items())[-1]
     radii = load_radii(path)
     data = images.of(run, len(radii), what)
@@ -58,7 +58,7 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
             stem=f"figure-7-{group.stem}",
             title="Samples with small ε, attacked at their own and at larger radii",
             caption=(
-                f"{group.title}, {variant.name}, seed {run.seed}, after {epoch} epochs. The correctly"
+                f"{group.name}, {variant.name}, seed {run.seed}, after {epoch} epochs. The correctly"
                 f" classified training samples with the smallest radii; PGD-{STEPS} on the run's own"
                 " model; below each image what the model sees in it, marked ✗ where that is not its class."
             ),
@@ -124,7 +124,7 @@ def _figure(
         labels = [naming.class_name(data.name, label) for label in seen.tolist()]
         if title == "own ε":
             labels = [
-                f"{label}, ε = {radius:.1f}"
+                f"{label}\nε = {radius:.1f}"
                 for label, radius in zip(labels, 255 * own, strict=True)
             ]
         right = (seen == y).tolist()

@@ -26,6 +26,7 @@ from iaat_fast.report.groups import Group, Variant
 from iaat_fast.report.records import RunRecord
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SAMPLES_SEED = 0
@@ -84,7 +85,7 @@ def draw_progress(group: Group) -> list[Drawing]:
             kept = {name: style[name] for name in ("color", "linestyle")}
             line(axes, [row["epoch"] for row in rows], mean, label=variant.name, **kept)
         axes.set(xlabel="epoch", ylabel="mean ε (1/255)")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         legend(axes)
         ends = "; ".join(
             f"{variant.name} ends at {255 * rows[-1]['eps_mean']:.1f}" for variant, rows in curves
@@ -94,7 +95,7 @@ def draw_progress(group: Group) -> list[Drawing]:
                 number=5,
                 stem=f"figure-5-mean-{group.stem}",
                 title="Mean ε over epochs",
-                caption=f"{group.title}; mean over all training samples, one run per method.",
+                caption=f"{group.name}; mean over all training samples, one run per method.",
                 alt=f"Line chart of the mean radius by epoch. {ends}, in units of 1/255.",
                 figure=figure,
             )
@@ -125,7 +126,7 @@ def _draw_samples(group: Group, variant: Variant, run: RunRecord) -> Drawing:
             label=f"sample {sample}",
         )
     axes.set(xlabel="epoch", ylabel="ε (1/255)")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     legend(axes)
     ends = ", ".join(f"sample {s} at {radii[-1, s]:.1f}" for s in sorted(samples))
     return Drawing(
@@ -133,12 +134,16 @@ def _draw_samples(group: Group, variant: Variant, run: RunRecord) -> Drawing:
         stem=f"figure-5-samples-{group.stem}",
         title="ε of three samples over epochs",
         caption=(
-            f"{group.title}, {variant.name}, seed {run.seed}. The samples are a random draw without replacement"
+            f"{group.name}, {variant.name}, seed {run.seed}. The samples are a random draw without replacement"
             f" (numpy's default generator, seed {SAMPLES_SEED}); points are snapshots."
         ),
         alt=f"Line chart of the radius of three training samples by epoch; they end with {ends} /255.",
         figure=figure,
     )
+
+
+def _from_zero(axes: Axes) -> None:
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 
 
 def draw_histograms(group: Group) -> list[Drawing]:
@@ -153,7 +158,7 @@ def draw_histograms(group: Group) -> list[Drawing]:
                 number=8,
                 stem=f"figure-8-{group.stem}-{variant.key}",
                 title="Distribution of ε at snapshots of the training",
-                caption=f"{group.title}, {variant.name}, seed {run.seed}; all {len(last):,} training samples.",
+                caption=f"{group.name}, {variant.name}, seed {run.seed}; all {len(last):,} training samples.",
                 alt=(
                     f"Histograms of the radii. In the last, mean {last.mean():.1f}, standard deviation"
                     f" {last.std():.1f}, from {last.min():.1f} to {last.max():.1f}, in units of 1/255."

@@ -112,5 +112,5 @@ def grid(
         )
     axes.set_xlim(0, columns * (1 + GAP) - GAP)
     axes.set_ylim(-rows * height, 0)
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="NW")
     axes.set_axis_off()

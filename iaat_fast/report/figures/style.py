@@ -59,8 +59,24 @@ def blank(
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """The legend, without a frame."""
+    """The legend inside the axes, without a frame."""
     axes.legend(frameon=False, labelcolor=INK, **options)
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """The legend above the axes, where it hides no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if len(labels) == 4 else min(3, len(labels))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8.5,
+        columnspacing=1.4,
+    )
 
 
 def line(axes: Axes, x: Sequence[float], y: Any, **style: Any) -> None:

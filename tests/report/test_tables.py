@@ -262,7 +262,9 @@ def test_runs_that_were_not_measured_alike_are_refused_by_name(tmp_path: Path) -
         rows = cifar_rows(0.8, 0.4, 40)
         rows[1] |= changes
         save_record(other, rows, samples=40)
-        refused(other, r"differ in PGD-10 \(PGD-10 × 5, ε = 8")
+        refused(
+            other, r"differ in PGD-10 \(PGD-10 × \d, ε = 8, step \d, .*PGD-10 × 5, ε = 8, step 2,"
+        )
     other = save_run(tmp_path / "rule", "adv", natural=None)
     save_record(other, cifar_rows(0.8, 0.4, 40), samples=40, rule="any")
     refused(other, r"rule \(any, last\)")

@@ -35,6 +35,9 @@ class Drawing:
 
 def files(figure: Figure) -> dict[str, bytes]:
     """The figure by suffix: "svg" (see `svg`), "pdf" and "png" on white."""
+    # Laid out once: every format would do it again, which takes longer than drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     found = {"svg": svg(figure)}
     for suffix in ("pdf", "png"):
         content = io.BytesIO()

@@ -13,16 +13,23 @@ from iaat_fast.report.records import RunRecord
 SHARED = ("protocol", "data.", "model.", "optim.")
 """Fields in which the runs of a group agree, or are refused. Other fields make variants of a method."""
 
-NOT_COMPARED = ("run.", "data.path", "preset", "method", "evaluation.")
+NOT_COMPARED = ("run.", "data.path", "data.workers", "preset", "method", "evaluation.")
 """Where, how and with which seed a run was carried out. (What was measured is compared on its own.)"""
 
 UNUSED: dict[str, tuple[str, ...]] = {
     "clean": ("attack.", "epsilon."),
     "adv": ("epsilon.",),
+    "mixup": ("epsilon.",),
+    "trades": ("epsilon.",),
+    "mart": ("epsilon.",),
+    "mma": ("epsilon.", "attack.eps"),
     "iaat": ("attack.eps",),
     naming.NO_WARMUP: ("attack.eps", "epsilon.eps_w"),
 }
 """Fields that a method does not look at."""
+
+BASELINE = "baseline."
+"""Fields below begin with the method they belong to: `baseline.trades_beta`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,7 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
                 name
                 for run in members
                 for name in _differing(members[0].config, run.config)
-                if not name.startswith((*SHARED, *UNUSED.get(key, ())))
+                if not name.startswith(SHARED) and _used(key, name)
             }
         )
         settings: dict[tuple[Any, ...], list[RunRecord]] = {}
@@ -140,6 +147,13 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
             name = naming.variant_name(same[0].config, fields)
             variants.append(Variant(key=key, name=name, runs=tuple(same)))
     return tuple(variants)
+
+
+def _used(key: str, name: str) -> bool:
+    """Whether a method looks at a field."""
+    if name.startswith(BASELINE):
+        return name.startswith(f"{BASELINE}{key}_")
+    return not name.startswith(UNUSED.get(key, ()))
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

@@ -25,9 +25,9 @@ NETWORKS: dict[str, str] = {
     "digits-cnn": "Digits CNN",
     "resnet18": "ResNet-18",
     "wrn32-10": "WideResNet-32-10",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "resnet152": "ResNet-152",
+    "imagenet-resnet50": "ResNet-50",
+    "imagenet-resnet101": "ResNet-101",
+    "imagenet-resnet152": "ResNet-152",
 }
 DATASETS: dict[str, str] = {
     "cifar10": "CIFAR-10",
@@ -54,6 +54,8 @@ PIXEL_FIELDS = frozenset(
         "epsilon.eps_w",
         "epsilon.gamma",
         "epsilon.eps_min",
+        "baseline.mma_d_max",
+        "baseline.mma_d_min",
     }
 )
 """Fields that are distances in pixel values, written in units of 1/255."""

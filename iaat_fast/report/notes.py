@@ -98,7 +98,7 @@ def evaluation_notes(m: Measurement, evaluation: Evaluation) -> list[str]:
                 "On generated corruptions, made from the test images by the project; not the official files."
             )
         if not m.row.get("complete", True):
-            missing = ", ".join(str(name) for name in m.row.get("missing", []))
+            missing = "; ".join(str(name) for name in m.row.get("missing", []))
             notes.append(
                 f"Corruptions not complete: {m.row.get('types')} types, without {missing or 'some'}."
             )

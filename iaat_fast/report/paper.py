@@ -38,17 +38,17 @@ TABLES: dict[int, Rows] = {
         },
     },
     3: {
-        "resnet50": {
+        "imagenet-resnet50": {
             "clean": (75.80, 0.64, 0.18, 0.00, 0.00, 76.69),
             "adv": (50.99, 50.89, 49.11, 44.71, 35.82, 95.48),
             "iaat": (62.71, 61.52, 54.63, 39.90, 22.72, 85.21),
         },
-        "resnet101": {
+        "imagenet-resnet101": {
             "clean": (77.10, 0.83, 0.12, 0.00, 0.00, 70.37),
             "adv": (55.42, 55.11, 53.07, 48.35, 39.08, 91.45),
             "iaat": (65.29, 63.83, 56.62, 41.51, 23.91, 79.52),
         },
-        "resnet152": {
+        "imagenet-resnet152": {
             "clean": (77.60, 0.57, 0.08, 0.00, 0.00, 69.27),
             "adv": (57.26, 56.77, 54.75, 49.86, 40.40, 89.31),
             "iaat": (67.44, 65.97, 59.28, 45.01, 27.85, 78.53),
@@ -95,9 +95,9 @@ REMARKS: dict[tuple[int, str, str, str], str] = {
 EPOCHS: dict[str, int] = {
     "resnet18": 200,
     "wrn32-10": 110,
-    "resnet50": 110,
-    "resnet101": 110,
-    "resnet152": 110,
+    "imagenet-resnet50": 110,
+    "imagenet-resnet101": 110,
+    "imagenet-resnet152": 110,
 }
 """Epochs that the paper trains each network (Tables 7 and 8)."""
 
@@ -109,7 +109,7 @@ def figures(table: int, network: str) -> dict[str, dict[str, float]]:
 
     Args:
         table: 1 to 6.
-        network: "resnet18", "wrn32-10", "resnet50", "resnet101" or "resnet152".
+        network: "resnet18", "wrn32-10", "imagenet-resnet50", "imagenet-resnet101" or "imagenet-resnet152".
     """
     columns = IMAGENET_COLUMNS if table == 3 else CIFAR_COLUMNS
     rows = TABLES[table].get(network, {})

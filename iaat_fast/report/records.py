@@ -165,12 +165,17 @@ def _read(path: Path) -> tuple[str, Evaluation]:
             complete=bool(content["complete"]),
             split=str(data["split"]),
             samples=int(data["samples"]),
-            measurements=tuple(_measurement(path, row) for row in rows),
+            measurements=tuple(_measurement(path, row) for row in rows if not _is_empty(row)),
             environment=dict(content.get("environment") or {}),
         )
         return str(data["name"]), evaluation
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not the record of an evaluation ({error!r})") from error
+
+
+def _is_empty(row: dict[str, Any]) -> bool:
+    """Whether a row says only that nothing was there to measure."""
+    return row["kind"] == "corruptions" and row["mean_accuracy"] is None
 
 
 def _measurement(path: Path, row: dict[str, Any]) -> Measurement:

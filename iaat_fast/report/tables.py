@@ -97,23 +97,22 @@ def _natural(evaluation: Evaluation) -> Measurement | None:
 
 
 def _pgd(
-    *, steps: int | None = None, eps: float | None = None
+    *, steps: int, eps: float, only: bool = False
 ) -> Callable[[Evaluation], Measurement | None]:
-    """The PGD measurement of these steps or at this radius; of the suite's main part if that has it."""
+    """The PGD measurement of these steps at this radius, or at the nearest that there is unless `only`."""
 
     def pick(evaluation: Evaluation) -> Measurement | None:
-        for part in ("pgd", "eps-sweep") if eps is not None else ("pgd",):
-            for m in evaluation.of("pgd", part):
-                if steps in (None, m.row["steps"]) and (eps is None or same(eps, m.row["eps"])):
-                    return m
-        return None
+        found = [m for m in evaluation.of("pgd", "pgd") if m.row["steps"] == steps]
+        nearest = min(found, key=lambda m: abs(m.row["eps"] - eps), default=None)
+        if nearest is None or (only and abs(nearest.row["eps"] - eps) > ROUNDING):
+            return None
+        return nearest
 
     return pick
 
 
-def same(one: float, other: float) -> bool:
-    """Whether two distances are the same up to their rounding in JSON."""
-    return abs(one - other) < 1e-6
+ROUNDING = 1e-6
+"""Distances that differ by less are the same."""
 
 
 def _key(key: str) -> Callable[[Evaluation], Measurement | None]:
@@ -140,7 +139,7 @@ CIFAR_COLUMNS = (
         Column(
             key=f"pgd{steps}",
             head=f"PGD-{steps}",
-            pick=_pgd(steps=steps),
+            pick=_pgd(steps=steps, eps=_EPS),
             settings={"eps": _EPS, "alpha": _ALPHA, "restarts": restarts, "targeted": False},
         )
         for steps, restarts in ((10, 5), (100, 5), (1000, 2))
@@ -158,8 +157,8 @@ IMAGENET_COLUMNS = (
         Column(
             key=f"eps{radius}",
             head=f"PGD, ε = {radius}",
-            pick=_pgd(eps=radius / 255),
-            settings={"steps": 1000, "targeted": "random"},
+            pick=_pgd(steps=1000, eps=radius / 255, only=True),
+            settings={"alpha": 1 / 255, "targeted": "random"},
         )
         for radius in (4, 8, 12, 16)
     ),
@@ -266,7 +265,9 @@ def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
             if head not in [column.head for column in columns]:
                 columns.append(
                     Column(
-                        key=slug(head), head=head, pick=_pgd(steps=m.row["steps"], eps=m.row["eps"])
+                        key=slug(head),
+                        head=head,
+                        pick=_pgd(steps=m.row["steps"], eps=m.row["eps"], only=True),
                     )
                 )
     columns += [Column(key="transfer", head="Transfer", pick=_kind("transfer")), _CORRUPTIONS]

@@ -50,11 +50,15 @@ def test_the_papers_figures_agree_with_what_its_text_says_of_them() -> None:
     assert gain(1, "wrn32-10", "iaat", "adv", "natural") == 4.49
     assert gain(2, "resnet18", "iaat", "adv", "natural") == 8.79
     assert gain(2, "wrn32-10", "iaat", "adv", "natural") == 9.22
-    for network, drop in (("resnet50", 25), ("resnet101", 22), ("resnet152", 20)):
+    for network, drop in (
+        ("imagenet-resnet50", 25),
+        ("imagenet-resnet101", 22),
+        ("imagenet-resnet152", 20),
+    ):
         assert round(-gain(3, network, "adv", "clean", "natural")) == drop
         assert gain(3, network, "iaat", "adv", "natural") > 9.8
         assert gain(3, network, "iaat", "adv", "mce") < 0 < gain(3, network, "iaat", "adv", "eps8")
-    assert 12 < -gain(3, "resnet50", "iaat", "adv", "eps16") < 14
+    assert 12 < -gain(3, "imagenet-resnet50", "iaat", "adv", "eps16") < 14
 
 
 def test_the_papers_tables_repeat_each_other_as_they_are_printed() -> None:
@@ -138,13 +142,13 @@ def test_imagenet_is_table_3_by_radius_and_with_mce(tmp_path: Path) -> None:
         "iaat",
         natural=None,
         data__name="imagenet",
-        model__name="resnet50",
+        model__name="imagenet-resnet50",
         model__width=None,
     )
     rows = [{"key": "natural", "kind": "natural", "part": "natural", **share(0.6, 40)}]
     for eps, left in ((4, 0.5), (8, 0.45), (12, 0.4), (16, 0.2)):
-        row = pgd_row(left, 40, steps=1000, restarts=1, eps=eps)
-        rows.append(row | {"targeted": "random"})
+        row = pgd_row(left, 40, steps=1000, restarts=2, eps=eps)
+        rows.append(row | {"targeted": "random", "alpha": 1 / 255})
     corruptions = {"key": "corruptions", "kind": "corruptions", "part": "corruptions", "types": 15}
     rows.append(corruptions | {"mean_accuracy": 0.3, "mce": 88.5, "source": "official"})
     save_record(folder, rows, samples=40, dataset="imagenet")
@@ -215,7 +219,7 @@ def test_footnotes_say_what_a_figure_stands_on(tmp_path: Path) -> None:
     table = tables_of(folder)[1]
     notes = "\n".join(table.notes)
     assert "generated corruptions" in notes
-    assert "17 types, without fog (no file), snow (no file)" in notes
+    assert "17 types, without fog (no file); snow (no file)" in notes
     assert f"not complete: {len(rows)} measurements" in notes
     assert "PGD-10 measured with restarts = 1 (the paper: 5)." in notes
     assert "80% of its gradient entries were zero" in notes
@@ -276,6 +280,43 @@ def test_fields_a_method_does_not_look_at_make_no_variant(tmp_path: Path) -> Non
         for seed, eps in ((0, 2), (1, 8))
     ]
     assert row_of(tables_of(*runs)[1], "Clean").seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "variants"),
+    [("trades", "trades_beta", 2), ("adv", "trades_beta", 1), ("mart", "trades_beta", 1)],
+)
+def test_a_baselines_own_fields_make_variants_of_it_alone(
+    tmp_path: Path, method: str, field: str, variants: int
+) -> None:
+    folders = [save_run(tmp_path / f"{seed}", method, run__seed=seed) for seed in (0, 1)]
+    for beta, folder in enumerate(folders, start=5):
+        config = folder.config() | {"baseline": {field: beta}}
+        folder.config_path.write_text(json.dumps(config))
+    (found,) = group(read_records(folders))
+    assert len(found.variants) == variants
+
+
+def test_of_several_radii_the_papers_stands_in_its_column(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "a", "iaat", natural=None)
+    rows = cifar_rows(0.8, 0.4, 40)
+    rows.insert(1, pgd_row(0.7, 40, eps=2))
+    save_record(folder, rows, samples=40)
+    table = tables_of(folder)[1]
+    assert cell_of(table, "IAAT", "pgd10").value == pytest.approx(40)
+    rows = [row for row in rows if row["key"] != "pgd10x5-eps8"]
+    save_record(folder, rows, samples=40)
+    table = tables_of(folder)[1]
+    assert cell_of(table, "IAAT", "pgd10").value == pytest.approx(70)
+    assert "PGD-10 measured with ε = 2 (the paper: 8)." in table.notes
+
+
+def test_corruptions_of_which_none_was_there_are_not_measured(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "a", "iaat", natural=None)
+    rows = cifar_rows(0.8, 0.4, 40)
+    rows[-1] |= {"mean_accuracy": None, "types": 0}
+    save_record(folder, rows, samples=40)
+    assert cell_of(tables_of(folder)[1], "IAAT", "corruptions").value is None
 
 
 def test_another_width_is_another_network(tmp_path: Path) -> None:

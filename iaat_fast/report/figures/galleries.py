@@ -31,7 +31,8 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
     variant, run = chosen
     epoch, path = list(run.snapshots.items())[-1]
     radii = load_radii(path)
-    data = images.of(run, len(radii), f"Figures 2 and 6 of {group.name}")
+    what = f"Figures 2 and 6 of {group.name}"
+    data = images.of(run, len(radii), what)
     if data is None:
         return []
     # Stable: samples with the same radius stand by their number.
@@ -65,6 +66,12 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
         ),
     ):
         low, high = radii[ends[0]], radii[ends[1]]
+        try:
+            figure = _gallery(data, ends, radii, *shape)
+        # Image files are decoded now, and may be gone or damaged since.
+        except (ValueError, RuntimeError, OSError) as error:
+            images.lack(what, " ".join(str(error).split()))
+            return []
         drawings.append(
             Drawing(
                 number=number,
@@ -72,7 +79,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
                 title="Training samples with small and with large ε",
                 caption=f"{whose}. {rule}, in units of 1/255.",
                 alt=alt.format(low.min(), low.max(), high.min(), high.max()),
-                figure=_gallery(data, ends, radii, *shape),
+                figure=figure,
             )
         )
     return drawings

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 """Samples, one per column."""
 
-LOOKED_AT = 256
+LOOKED_AT, AT_ONCE = 256, 64
 """Samples with the smallest radii among which those are sought that the model classifies correctly."""
 
 STEPS = 20
@@ -90,9 +90,14 @@ def _model(run: RunRecord, data: ImageData) -> nn.Module:
 
 
 def _small_and_correct(model: nn.Module, data: ImageData, radii: np.ndarray) -> np.ndarray:
-    order = np.argsort(radii, kind="stable")[:LOOKED_AT].copy()
-    x, y = fetch(data.train, torch.from_numpy(order))
-    return order[(_predict(model, x) == y).numpy()][:SHOWN]
+    order = np.argsort(radii, kind="stable")[:LOOKED_AT]
+    found: list[int] = []
+    for numbers in torch.from_numpy(order.copy()).split(AT_ONCE):
+        x, y = fetch(data.train, numbers)
+        found += numbers[_predict(model, x) == y].tolist()
+        if len(found) >= SHOWN:
+            break
+    return np.array(found[:SHOWN], dtype=np.int64)
 
 
 def _predict(model: nn.Module, x: Tensor) -> Tensor:

@@ -67,8 +67,14 @@ def pictures(data: datasets.ImageData, numbers: np.ndarray) -> tuple[np.ndarray,
     return to_picture(x), y.tolist()
 
 
+LARGEST = 96
+"""Pixels on a side beyond which images are shrunk: they are shown at about half of that."""
+
+
 def to_picture(x: torch.Tensor) -> np.ndarray:
-    """Images [N, C, H, W] with one channel or three as [N, H, W, 3]."""
+    """Images [N, C, H, W] with one channel or three as [N, H, W, 3], large ones shrunk."""
+    if max(x.shape[2:]) > LARGEST:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, LARGEST)
     array = x.detach().cpu().permute(0, 2, 3, 1).numpy()
     return np.repeat(array, 3, axis=3) if array.shape[3] == 1 else array
 

@@ -62,7 +62,11 @@ def main(argv: Sequence[str]) -> int:
         return 2
     for text in report.missing:
         print(f"{PROG}: warning: {text}", file=sys.stderr)
-    print(f"{len(report.tables)} tables, {len(report.figures)} figures: {report.page}")
+    counts = [
+        f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
+        for what, names in (("table", report.tables), ("figure", report.figures))
+    ]
+    print(f"{', '.join(counts)}: {report.page}")
     return 0
 
 

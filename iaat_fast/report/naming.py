@@ -22,7 +22,7 @@ METHODS: dict[str, str] = {
 before IAAT."""
 
 NETWORKS: dict[str, str] = {
-    "digits-cnn": "Digits CNN",
+    "digits-cnn": "CNN",
     "resnet18": "ResNet-18",
     "wrn32-10": "WideResNet-32-10",
     "imagenet-resnet50": "ResNet-50",

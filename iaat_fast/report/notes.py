@@ -43,8 +43,29 @@ def unlike_paper(group: Group) -> list[str]:
     return found
 
 
-def caption(chosen: Sequence[tuple[Group, Sequence[Variant]]], evaluation: Evaluation) -> str:
-    """What was trained on and measured on, and whether that is the paper's setting."""
+def attacks(measured: Sequence[Measurement]) -> str:
+    """`PGD-10 × 5, PGD-1000 × 2 at ε = 8, step 2`: steps × restarts; the empty string without attacks."""
+    settings: dict[str, list[str]] = {}
+    for m in measured:
+        if m.kind not in ("pgd", "transfer"):
+            continue
+        row = m.row
+        how = f"step {naming.pixels(row['alpha'])}"
+        how += ", random targets" if row.get("targeted") else ""
+        name = f"PGD-{row['steps']} × {row['restarts']}"
+        name = f"transferred {name}" if m.kind == "transfer" else name
+        found = settings.setdefault(f"at ε = {naming.pixels(row['eps'])}, {how}", [])
+        if name not in found:
+            found.append(name)
+    return "; ".join(f"{', '.join(names)} {where}" for where, names in settings.items())
+
+
+def caption(
+    chosen: Sequence[tuple[Group, Sequence[Variant]]],
+    evaluation: Evaluation,
+    measured: Sequence[Measurement],
+) -> str:
+    """What was trained on, measured on and attacked with, and whether that is the paper's setting."""
     dataset = chosen[0][0].dataset
     samples = f"{evaluation.samples:,} {evaluation.split} images"
     printed = paper.TEST_IMAGES.get(dataset)
@@ -52,6 +73,8 @@ def caption(chosen: Sequence[tuple[Group, Sequence[Variant]]], evaluation: Evalu
         samples += f" (the paper: {printed:,})"
     trained = ". ".join(measured_on(group) for group, _ in chosen)
     text = f"Measured on: {trained}. Evaluated on {samples}."
+    if said := attacks(measured):
+        text += f" Attacks (steps × restarts): {said}."
     unlike = list(dict.fromkeys(what for group, _ in chosen for what in unlike_paper(group)))
     if printed is not None and printed != evaluation.samples:
         unlike.append("another number of test images")

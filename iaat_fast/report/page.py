@@ -87,6 +87,7 @@ def render(
         # Within <style> nothing is escaped; this is the package's own file.
         style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
         tables=tables,
+        printed=any(row.seeds is None for t in tables for s in t.sections for row in s.rows),
         figures=by_number,
         runs=[
             (v, run, dict(run_facts(v, run))) for g in groups for v in g.variants for run in v.runs

@@ -156,7 +156,7 @@ IMAGENET_COLUMNS = (
     *(
         Column(
             key=f"eps{radius}",
-            head=f"PGD, ε = {radius}",
+            head=f"PGD-1000, ε = {radius}",
             pick=_pgd(steps=1000, eps=radius / 255, only=True),
             settings={"alpha": 1 / 255, "targeted": "random"},
         )
@@ -258,18 +258,19 @@ def _table(plan: Plan, groups: Sequence[Group]) -> Table | None:
 
 def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
     """The table of a data set that the paper does not have: a column for all that was measured."""
+    attacks = {
+        (m.row["eps"], m.row["steps"], m.row["restarts"])
+        for group in groups
+        for run in group.runs
+        if run.evaluation is not None
+        for m in run.evaluation.of("pgd", "pgd")
+    }
     columns = [_NATURAL]
-    for run in (run for group in groups for run in group.runs if run.evaluation is not None):
-        for m in run.evaluation.of("pgd", "pgd") if run.evaluation is not None else ():
-            head = f"PGD-{m.row['steps']}, ε = {naming.pixels(m.row['eps'])}"
-            if head not in [column.head for column in columns]:
-                columns.append(
-                    Column(
-                        key=slug(head),
-                        head=head,
-                        pick=_pgd(steps=m.row["steps"], eps=m.row["eps"], only=True),
-                    )
-                )
+    for eps, steps, restarts in sorted(attacks):
+        head = f"PGD-{steps} × {restarts}, ε = {naming.pixels(eps)}"
+        columns.append(
+            Column(key=slug(head), head=head, pick=_pgd(steps=steps, eps=eps, only=True))
+        )
     columns += [Column(key="transfer", head="Transfer", pick=_kind("transfer")), _CORRUPTIONS]
     return _filled(
         [(group, list(group.variants)) for group in groups],
@@ -313,15 +314,15 @@ def _filled(
     if not any(c.value is not None for s in sections for r in s.rows if r.seeds for c in r.cells):
         return None
     heads = []
-    for column in kept:
-        found = next((m for _, e in reported if (m := column.pick(e))), None)
+    measured = [next((m for _, e in reported if (m := column.pick(e))), None) for column in kept]
+    for column, found in zip(kept, measured, strict=True):
         note = setting_note(column.head, column.settings, found) if found is not None else None
         heads.append((column.head, _marks(notes, [note] if note else [])))
     return Table(
         number=number,
         stem=stem,
         title=title,
-        caption=caption([(group, variants) for group, variants in chosen], reported[0][1]),
+        caption=caption(chosen, reported[0][1], [m for m in measured if m is not None]),
         columns=kept,
         heads=tuple(heads),
         sections=tuple(sections),

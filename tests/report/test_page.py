@@ -283,7 +283,7 @@ def test_the_command_writes_the_report_and_says_where(
     out = tmp_path / "out"
     assert main([str(quick.path), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"1 tables, 0 figures: {out / 'index.html'}\n"
+    assert printed.out == f"1 table, 0 figures: {out / 'index.html'}\n"
     assert printed.err == ""
 
 

@@ -157,6 +157,7 @@ def test_imagenet_is_table_3_by_radius_and_with_mce(tmp_path: Path) -> None:
     assert cells == pytest.approx([60, 50, 45, 40, 20, 88.5])
     assert cell_of(table, "IAAT", "eps16", measured=False).value == 22.72
     assert not any(marks for _, marks in table.heads)
+    assert "PGD-1000 × 2 at ε = 4, step 1, random targets; PGD-1000 × 2 at ε = 8" in table.caption
 
 
 def test_a_method_the_report_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_data_set_the_paper_does_not_have_gets_a_table_of_what_was_measured(
     }
     folder.save_results(results)
     table = tables_of(folder)[None]
-    assert [head for head, _ in table.heads] == ["Natural", "PGD-10, ε = 51"]
+    assert [head for head, _ in table.heads] == ["Natural", "PGD-10 × 5, ε = 51"]
     assert "closes the training" in " ".join(table.notes)
 
 
@@ -185,6 +186,11 @@ def test_a_data_set_the_paper_does_not_have_gets_a_table_of_what_was_measured(
     [
         ({}, 40, "width 4"),
         ({"data__limit": 5000}, 40, "the first 5,000 training images"),
+        (
+            {},
+            40,
+            "PGD-10 × 5, PGD-100 × 5, PGD-1000 × 2, transferred PGD-1000 × 2 at ε = 8, step 2",
+        ),
         ({"optim__epochs": 15}, 40, "15 epochs (the paper: 200)"),
         ({}, 40, "Evaluated on 40 test images (the paper: 10,000)"),
         ({"protocol": "released"}, 40, "protocol released"),

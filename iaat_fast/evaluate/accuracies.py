@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD, inputs
+from iaat_fast.attacks import inputs
 from iaat_fast.attacks.model_state import attacked
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Split, fetch
+from iaat_fast.evaluate.trajectories import Mark, Trajectories, correct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +45,20 @@ def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
     Raises:
         ValueError: an empty split, or a batch size below 1.
     """
-    right = 0
+    return int(natural_verdicts(model, split, batch_size=batch_size).sum()) / len(split)
+
+
+def natural_verdicts(model: nn.Module, split: Split, *, batch_size: int = 256) -> Tensor:
+    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`."""
+    if len(split) == 0:
+        raise ValueError("split: empty, expected at least 1 sample")
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    right = []
     with attacked(model, "eval"), torch.no_grad():
-        for index in _numbers(split).split(_whole(batch_size)):
+        for index in torch.arange(len(split), device=split.labels.device).split(batch_size):
             x, y = fetch(split, index)
-            right += int(_correct(model(x), y).sum())
-    return right / len(split)
+            right.append(correct(model(x), y).cpu())
+    return torch.cat(right)
 
 
 def robust_accuracy(
@@ -96,32 +104,19 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
-    inputs.whole_number("restarts", restarts, at_least=1)
-    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed)
-    gradients = AttackStats(planned=len(split) * steps * restarts)
-    standing = _numbers(split)
-    for restart in range(restarts):
-        robust = torch.zeros_like(standing, dtype=torch.bool)
-        for rows in torch.arange(len(standing), device=standing.device).split(_whole(batch_size)):
-            index = standing[rows]
-            x, y = fetch(split, index)
-            with warnings.catch_warnings():
-                # Said once, with the totals, instead of once a batch.
-                warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
-                x_adv = pgd(x, y, index=index, restart=restart)
-            robust[rows] = _correct(pgd.logits(x_adv), y)
-            gradients = gradients.plus(pgd.stats)
-            if progress is not None:
-                fallen = len(split) - len(standing)
-                progress(restart * len(split) + fallen + int(rows[-1]) + 1, restarts * len(split))
-        standing = standing[robust]
-        if progress is not None and not len(standing):
-            progress(restarts * len(split), restarts * len(split))
-            break
-    gradients.warn()
-    correct = torch.zeros(len(split), dtype=torch.bool)
-    correct[standing.cpu()] = True
-    return RobustResult(accuracy=len(standing) / len(split), correct=correct, gradients=gradients)
+    mark = Mark(name="pgd", steps=steps, restarts=restarts)
+    run = Trajectories(model, split, [mark], eps=eps, alpha=alpha, batch_size=batch_size, seed=seed)
+    samples = len(split)
+    while not run.finished:
+        run.advance()
+        if progress is not None:
+            done = restarts * samples if run.finished else run.restart * samples + run.settled
+            progress(done, restarts * samples)
+    run.warn()
+    robust = run.standing(0)
+    return RobustResult(
+        accuracy=int(robust.sum()) / samples, correct=robust, gradients=run.tally(0).gradients
+    )
 
 
 def check_model(model: nn.Module, *splits: Split) -> None:
@@ -146,21 +141,3 @@ def check_model(model: nn.Module, *splits: Split) -> None:
             f"model: returned {found} for one image; expected logits [1, classes] with classes > "
             f"{highest}, the highest label"
         )
-
-
-def _correct(logits: Tensor, y: Tensor) -> Tensor:
-    # argmax of a row with a NaN is the NaN's place, which would be right for some label.
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
-
-
-def _numbers(split: Split) -> Tensor:
-    """The sample numbers 0 ... N-1 on the split's device."""
-    if len(split) == 0:
-        raise ValueError("split: empty, expected at least 1 sample")
-    return torch.arange(len(split), device=split.labels.device)
-
-
-def _whole(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}, expected at least 1")
-    return batch_size

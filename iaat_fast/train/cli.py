@@ -24,7 +24,8 @@ from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"
-DESCRIPTION = f"""Train a network: clean, adversarially or instance adaptively (Balaji et al. 2019).
+DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
+a baseline.
 
 Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from iaat_fast import report
+from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train.loop import FitResult
+from iaat_fast.train.methods import METHODS
 
 
 def evaluate_run(result: FitResult) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
     [0, 1] scale.
     """
     how = result.config.evaluation
-    natural = accuracy(result.model, result.data.test, batch_size=how.batch_size)
+    natural = accuracy(result.evaluated, result.data.test, batch_size=how.batch_size)
     robust = robust_accuracy(
-        result.model,
+        result.evaluated,
         result.data.test,
         eps=how.eps,
         alpha=how.alpha,
@@ -50,21 +50,15 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
 
 
 def _radii(result: FitResult) -> dict[str, float | None]:
-    """Mean, spread and range of the radii; None for the method clean, which has none."""
+    """Mean, spread and range of the radii; None for a method without."""
     eps = result.epsilon
-    values = {
+    values: dict[str, float | None] = {
         "eps_mean": eps.mean().item(),
         "eps_std": eps.std(correction=0).item(),
         "eps_min": eps.min().item(),
         "eps_max": eps.max().item(),
     }
-    return dict.fromkeys(values) if result.config.method == "clean" else {**values}
-
-
-def _interpreter() -> str:
-    """How to call this Python: by its path where it lies below the working directory, as in .venv."""
-    executable, here = Path(sys.executable), Path.cwd()
-    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+    return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 
 def close_run(result: FitResult, console: Console) -> None:
@@ -80,7 +74,7 @@ def close_run(result: FitResult, console: Console) -> None:
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
-    python = _interpreter()
+    python = interpreter()
     train = f"{python} -m iaat_fast.train {config.preset}"
     if config.data.path is not None:
         train += f" --data {shlex.quote(config.data.path)}"

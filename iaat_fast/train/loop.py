@@ -17,6 +17,7 @@ from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate import accuracy, check_model
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.averaging import make_average
 from iaat_fast.train.board import Board
 from iaat_fast.train.config import CUSTOM, OptimConfig, TrainConfig, override
 from iaat_fast.train.opening import open_folder
@@ -32,12 +33,14 @@ class FitResult:
     """A finished run.
 
     `epsilon` is the radius of every training sample, float32 [size] on the [0, 1] scale, on the
-    CPU; `metrics` are the rows of metrics.jsonl (see `RunFolder.append_metrics`).
+    CPU; `metrics` are the rows of metrics.jsonl (see `RunFolder.append_metrics`). `evaluated` is the
+    network whose accuracy counts: the average of the weights under `optim.ema_decay`, else `model`.
     """
 
     folder: RunFolder
     config: TrainConfig
     model: nn.Module
+    evaluated: nn.Module
     data: ImageData
     epsilon: Tensor
     metrics: list[dict[str, Any]]
@@ -100,6 +103,7 @@ def fit(
         folder=folder,
         config=config,
         model=model,
+        evaluated=state.evaluated,
         data=data,
         epsilon=state.memory.values.detach().cpu(),
         metrics=folder.metrics(),
@@ -139,11 +143,13 @@ def _make_state(
         model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
     )
     memory = make_memory(config, len(data.train), device)
+    average = make_average(model, optim.ema_decay)
     return TrainState(
         model=model,
         memory=memory,
         optimizer=optimizer,
-        training_step=TrainingStep(config, model, memory, optimizer, device),
+        average=average,
+        training_step=TrainingStep(config, model, memory, optimizer, device, average=average),
         device=device,
         steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
     )
@@ -274,7 +280,8 @@ class _Run:
         row = self._row(epoch)
         eps = state.memory.values
         last = row["epoch"] == config.optim.epochs
-        if config.method == "iaat" and (last or row["epoch"] % config.run.snapshot_epochs == 0):
+        adaptive = state.training_step.method.radii == "adaptive"
+        if adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
             self.folder.save_epsilon(row["epoch"], eps)
         self.folder.append_metrics(row)
         self.board.epoch(row, eps)
@@ -287,7 +294,7 @@ class _Run:
             self.on_epoch(row)
 
     def _row(self, epoch: int) -> dict[str, Any]:
-        state, config = self.state, self.config
+        state, config, method = self.state, self.config, self.state.training_step.method
         loss, size = self._mean_loss(), len(self.data.train)
         _, clean, robust = state.training_step.totals.tolist()
         eps = state.memory.values
@@ -296,14 +303,14 @@ class _Run:
             "step": state.step,
             "lr": learning_rate(config.optim, epoch),
             "train_loss": loss,
-            "train_clean_accuracy": None if config.method == "adv" else clean / size,
-            "train_robust_accuracy": None if config.method == "clean" else robust / size,
+            "train_clean_accuracy": clean / size if method.counts_clean else None,
+            "train_robust_accuracy": robust / size if method.counts_robust else None,
             "eps_mean": eps.mean().item(),
             "eps_std": eps.std(correction=0).item(),
             "eps_min": eps.min().item(),
             "eps_max": eps.max().item(),
             "test_accuracy": accuracy(
-                state.model, self.data.test, batch_size=config.evaluation.batch_size
+                state.evaluated, self.data.test, batch_size=config.evaluation.batch_size
             ),
             "seconds": round(state.seconds, 3),
         }

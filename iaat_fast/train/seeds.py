@@ -12,9 +12,16 @@ class Stream(IntEnum):
 
     AUGMENT = 0
     ATTACK = 1
+    START = 2
+    MIXUP = 3
 
 
 def step_seed(seed: int, step: int, stream: Stream) -> int:
     """The seed, in [0, 2**63), of one stream at one step of the run with `seed`."""
     state = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def stream_seed(seed: int, stream: Stream) -> int:
+    """The seed of a further stream of the step whose own seed is `seed`."""
+    return step_seed(seed, 0, stream)

@@ -31,7 +31,9 @@ class RobustResult:
     gradients: AttackStats
 
 
-def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
+def accuracy(
+    model: nn.Module, split: Split, *, batch_size: int = 256, samples: Tensor | None = None
+) -> float:
     """Natural accuracy, the share of the samples classified correctly, in [0, 1].
 
     Args:
@@ -39,18 +41,19 @@ def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
             device. It is evaluated in eval mode; its mode is restored.
         split: the samples.
         batch_size: samples per forward.
+        samples: numbers int64 [K] of those to look at; all by default.
 
     A sample whose logits hold a NaN counts as misclassified.
 
     Raises:
         ValueError: an empty split, or a batch size below 1.
     """
-    right = 0
+    right, numbers = 0, _numbers(split, samples)
     with attacked(model, "eval"), torch.no_grad():
-        for index in _numbers(split).split(_whole(batch_size)):
+        for index in numbers.split(_whole(batch_size)):
             x, y = fetch(split, index)
             right += int(_correct(model(x), y).sum())
-    return right / len(split)
+    return right / len(numbers)
 
 
 def robust_accuracy(
@@ -63,6 +66,7 @@ def robust_accuracy(
     restarts: int,
     batch_size: int = 256,
     seed: int = 0,
+    samples: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RobustResult:
     """Accuracy under PGD with random restarts, in eval mode and without early stopping.
@@ -87,6 +91,8 @@ def robust_accuracy(
         restarts: random starts, at least 1.
         batch_size: samples attacked at once.
         seed: of the random starts.
+        samples: numbers int64 [K] of those to attack; all by default. The others are left out of the
+            accuracy and are False in `correct`.
         progress: called after each batch as progress(done, all), in samples times restarts; samples
             that have fallen are done.
 
@@ -98,8 +104,9 @@ def robust_accuracy(
     """
     inputs.whole_number("restarts", restarts, at_least=1)
     pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed)
-    gradients = AttackStats(planned=len(split) * steps * restarts)
-    standing = _numbers(split)
+    standing = _numbers(split, samples)
+    size = len(standing)
+    gradients = AttackStats(planned=size * steps * restarts)
     for restart in range(restarts):
         robust = torch.zeros_like(standing, dtype=torch.bool)
         for rows in torch.arange(len(standing), device=standing.device).split(_whole(batch_size)):
@@ -112,16 +119,16 @@ def robust_accuracy(
             robust[rows] = _correct(pgd.logits(x_adv), y)
             gradients = gradients.plus(pgd.stats)
             if progress is not None:
-                fallen = len(split) - len(standing)
-                progress(restart * len(split) + fallen + int(rows[-1]) + 1, restarts * len(split))
+                fallen = size - len(standing)
+                progress(restart * size + fallen + int(rows[-1]) + 1, restarts * size)
         standing = standing[robust]
         if progress is not None and not len(standing):
-            progress(restarts * len(split), restarts * len(split))
+            progress(restarts * size, restarts * size)
             break
     gradients.warn()
     correct = torch.zeros(len(split), dtype=torch.bool)
     correct[standing.cpu()] = True
-    return RobustResult(accuracy=len(standing) / len(split), correct=correct, gradients=gradients)
+    return RobustResult(accuracy=len(standing) / size, correct=correct, gradients=gradients)
 
 
 def check_model(model: nn.Module, *splits: Split) -> None:
@@ -153,11 +160,15 @@ def _correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
-def _numbers(split: Split) -> Tensor:
-    """The sample numbers 0 ... N-1 on the split's device."""
+def _numbers(split: Split, samples: Tensor | None) -> Tensor:
+    """The numbers of the samples asked for, by default 0 ... N-1, on the split's device."""
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")
-    return torch.arange(len(split), device=split.labels.device)
+    if samples is None:
+        return torch.arange(len(split), device=split.labels.device)
+    if len(samples) == 0:
+        raise ValueError("samples: empty, expected at least 1 number")
+    return samples.to(split.labels.device)
 
 
 def _whole(batch_size: int) -> int:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from iaat_fast import attacks
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import AttackConfig, TrainConfig
+from iaat_fast.train.distributed import ALONE, Ranks
+from iaat_fast.train.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,9 @@ def make_memory(config: TrainConfig, size: int, device: torch.device) -> Epsilon
 class TrainingStep:
     """One update of the weights (and, for iaat, of the radii) from a batch.
 
-    `totals` [3] float64 on the device sums, over the steps since it was last zeroed, the loss of
+    On several ranks each takes its slice of the batch; radii and totals are those of the whole one
+    on all of them afterwards. `last` holds the sample numbers, labels and logits of the micro-batches
+    of the last step. `totals` [3] float64 on the device sums, over the steps since it was last zeroed, the loss of
     each sample, the samples classified correctly before the attack, and those still classified
     correctly, in the training forward, on their adversarial sample. They stay on the device:
     reading them each step would make the host wait for a GPU.
@@ -79,18 +83,30 @@ class TrainingStep:
         memory: EpsilonMemory,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.model = model
         self.memory = memory
-        self.optimizer = optimizer
+        self.ranks = ranks
+        self.update = Update(model, optimizer, ranks=ranks, accumulate=config.optim.accumulate)
         self.attack = make_attack(config.attack, model)
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+        self.last: list[tuple[Tensor, Tensor, Tensor]] = []
         self._make = {"clean": self._clean, "adv": self._adversarial, "iaat": self._adaptive}[
             config.method
         ]
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        *,
+        epoch: int,
+        seed: int,
+        whole: Tensor | None = None,
+    ) -> Tensor:
         """Train on one batch.
 
         Args:
@@ -99,19 +115,49 @@ class TrainingStep:
             index: positions [N] int64 of the samples in the training set.
             epoch: epoch index from 0; the warm-up lasts while it is below warmup_epochs.
             seed: seed of the attacks of this step.
+            whole: positions of the global batch, of which `index` is this rank's slice.
 
         Returns:
-            The mean cross-entropy of the batch, a scalar on the device.
+            The mean cross-entropy of the batch (of a slice, its part in it), a scalar on the device.
         """
-        batch = self._make(x, y, index, epoch, seed)
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(batch.x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        self.optimizer.step()
-        self._count(loss.detach(), logits.detach(), y, batch)
-        return loss.detach()
+        whole = index if whole is None else whole
+        counts = torch.zeros_like(self.totals)
+        mean = torch.zeros((), device=self.totals.device)
+        self.last = []
+        self.update.begin()
+        for rows in self.update.micro_batches(len(index)):
+            share = len(index[rows]) / len(whole)
+            batch = self._make(x[rows], y[rows], index[rows], epoch, seed)
+            self.model.train()
+            logits = self.update.network(batch.x)
+            loss = F.cross_entropy(logits, y[rows])
+            self.update.backward(loss, share=share)
+            mean += loss.detach() * share
+            counts += self._counts(loss.detach(), logits.detach(), y[rows], batch)
+            self.last.append((index[rows], y[rows], logits.detach()))
+        if not len(index):
+            self.model.train()
+            self.update.join(x)
+        self.update.step()
+        self._exchange(index, whole, counts)
+        self.totals += counts
+        return mean
+
+    def _exchange(self, index: Tensor, whole: Tensor, counts: Tensor) -> None:
+        """Give every rank the radii of the whole batch and the sum of the counts.
+
+        One message of the batch's size: every rank knows the order, so none sends numbers, and the
+        others' places hold zeros, to which a radius adds up exactly.
+        """
+        if self.ranks.count == 1:
+            return
+        message = torch.zeros(len(whole) + len(counts), dtype=torch.float64, device=counts.device)
+        start = self.ranks.start(len(whole))
+        message[start : start + len(index)] = self.memory.values[index].double()
+        message[len(whole) :] = counts
+        self.ranks.reduce(message)
+        self.memory.values[whole] = message[: len(whole)].float()
+        counts.copy_(message[len(whole) :])
 
     def _clean(self, x: Tensor, y: Tensor, index: Tensor, epoch: int, seed: int) -> Batch:
         return Batch(x=x, correct=None, attacked=False)
@@ -136,13 +182,16 @@ class TrainingStep:
             x_adv = torch.where(correct.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
         return Batch(x=x_adv, correct=correct, attacked=True)
 
-    def _count(self, loss: Tensor, logits: Tensor, y: Tensor, batch: Batch) -> None:
+    def _counts(self, loss: Tensor, logits: Tensor, y: Tensor, batch: Batch) -> Tensor:
+        """What a micro-batch adds to the totals."""
         fits = logits.argmax(dim=1) == y
         # Clean training has no forward before the training forward; that one is on clean images.
         clean = batch.correct if batch.attacked else fits
         robust = fits if batch.correct is None else fits & batch.correct
-        self.totals[0] += loss * len(y)
+        counts = torch.zeros_like(self.totals)
+        counts[0] = loss * len(y)
         if clean is not None:
-            self.totals[1] += clean.sum()
+            counts[1] = clean.sum()
         if batch.attacked:
-            self.totals[2] += robust.sum()
+            counts[2] = robust.sum()
+        return counts

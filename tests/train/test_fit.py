@@ -421,21 +421,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(b""),
         lambda path: torch.save({"model": {}}, path),
+        lambda path: torch.save({**torch.load(path), "epsilon": torch.zeros(24)}, path),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_on_resume(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     damage: Callable[[Path], None],
 ) -> None:
     config = tiny_config(tmp_path / "run")
-    path = tiny_fit(config).folder.checkpoint_path
-    damage(path)
-    content = path.read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+    reference = tiny_fit(tiny_config(tmp_path / "reference")).folder
+    folder = tiny_fit(config).folder
+    damage(folder.checkpoint_path)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt: .*checkpoint-previous\.pt, step 10"):
         tiny_fit(config, resume=True)
-    assert path.read_bytes() == content
+    assert_same_run(folder, reference)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_is_refused_and_stays_as_it_is(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run")
+    folder = tiny_fit(config).folder
+    for path in (folder.checkpoint_path, folder.previous_path):
+        path.write_bytes(b"")
+    rows = folder.metrics()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*checkpoint-previous\.pt"):
+        tiny_fit(config, resume=True)
+    assert folder.metrics() == rows
 
 
 def test_a_checkpoint_of_another_network_is_refused(

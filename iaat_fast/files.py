@@ -62,8 +62,11 @@ def _link(path: Path, name: Path) -> None:
         os.link(path, temporary)
     except OSError:  # A file system without hard links: there, a kill may leave `name` alone.
         os.replace(path, name)
-    else:
+        return
+    try:
         os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -173,8 +173,8 @@ class RunFolder:
         """
         return _checkpoint(self.checkpoint_path)
 
-    def last_good_checkpoint(self) -> tuple[dict[str, Any], str | None] | None:
-        """The checkpoint to go on from, and what is wrong with a newer one that is passed over.
+    def last_good_checkpoint(self) -> tuple[dict[str, Any], Path, str | None] | None:
+        """The checkpoint to go on from, its file, and what is wrong with a newer one, if it is.
 
         None where no checkpoint was saved yet.
 
@@ -185,7 +185,7 @@ class RunFolder:
         for path in (self.checkpoint_path, self.previous_path):
             if path.is_file():
                 try:
-                    return _checkpoint(path), "; ".join(wrong) or None
+                    return _checkpoint(path), path, "; ".join(wrong) or None
                 except ValueError as error:
                     wrong.append(str(error))
         if wrong:

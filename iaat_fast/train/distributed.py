@@ -59,8 +59,8 @@ class Ranks:
     def describe(self, batch_size: int, size: int) -> str:
         """How `size` images in global batches of `batch_size` fall to the ranks, for people."""
         whole, last = batch_size, size % batch_size or batch_size
-        text = f"{self.count} ranks, {self._parts(whole)} of a batch of {whole}"
-        return text + (f", {self._parts(last)} of the last, of {last}" if last != whole else "")
+        text = f"{self.count} ranks: of a batch of {whole} {self._parts(whole)}"
+        return text + (f"; of the last, of {last}, {self._parts(last)}" if last != whole else "")
 
     def _parts(self, size: int) -> str:
         small, more = divmod(size, self.count)
@@ -156,7 +156,7 @@ class Ranks:
         for rank, found in enumerate(errors):
             if found is None:
                 continue
-            if all(str(other) == str(found) for other in errors):
+            if rank == 0 or all(str(other) == str(found) for other in errors):
                 raise found
             kind = OSError if isinstance(found, OSError) else ValueError
             raise kind(f"rank {rank}: {' '.join(str(found).split())}") from error

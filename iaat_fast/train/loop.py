@@ -106,7 +106,7 @@ def fit(
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
             if going_on:
-                go_on(folder, state, env, ranks)
+                go_on(config, folder, state, env, ranks)
             else:
                 ranks.together(partial(_create, folder, config, env, ranks))
             _Run(config, folder, state, data, on_epoch, quiet, ranks).train()

@@ -94,28 +94,37 @@ def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
     return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
 
 
-def go_on(folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks) -> None:
+def go_on(
+    config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
+) -> None:
     """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
 
     Only the first rank reads and writes.
 
     Raises:
-        ValueError: no checkpoint is whole, or it is of another model or data set.
+        ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
     """
     found = ranks.together(lambda: folder.last_good_checkpoint() if ranks.first else None)
     found = ranks.broadcast(found)
     if found is not None:
-        checkpoint, damage = found
-        state.load_checkpoint(checkpoint, folder.checkpoint_path)
+        checkpoint, path, damage = found
+        _check_same_run(checkpoint, path, config)
+        state.load_checkpoint(checkpoint, path)
         if damage is not None and ranks.first:
-            warnings.warn(
-                f"{damage}; going on from {folder.previous_path.name}, step {state.step}",
-                stacklevel=2,
-            )
+            warnings.warn(f"{damage}; going on from {path.name}, step {state.step}", stacklevel=2)
     if ranks.first:
         folder.remove_temporary()
         folder.cut_metrics(state.step)
         folder.add_resumption(env, step=state.step)
+
+
+def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
+    try:
+        changed = differences(override(TrainConfig(), checkpoint["config"]), config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
+    if changed:
+        raise ValueError(f"{path}: a checkpoint of another configuration: {', '.join(changed)}")
 
 
 def _fresh(config: TrainConfig) -> Path:

@@ -66,6 +66,7 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
     """In each pinned process: seconds of the counted epochs and, on two ranks, of an exchange."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ.get("RANK", "0"))]})
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the same weights on both ranks
     model = models.build_for(
         "cifar10", options.model, num_classes=10, in_channels=3, width=options.width
     )

@@ -11,7 +11,7 @@ import iaat_fast
 from iaat_fast.data import ImageData, Split
 from iaat_fast.digest import digest
 from iaat_fast.train.config import TrainConfig, differences, override
-from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.ranks import Ranks
 
 _BYTES = 2**30
 """Of a larger set every k-th image is compared: hashing takes about a second a GiB."""

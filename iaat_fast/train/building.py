@@ -12,7 +12,7 @@ from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.evaluate import check_model
 from iaat_fast.train.config import CUSTOM, TrainConfig
-from iaat_fast.train.distributed import ALONE, Ranks
+from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.state import TrainState
 from iaat_fast.train.step import TrainingStep, make_memory
 from iaat_fast.train.update import spread_batch_norm

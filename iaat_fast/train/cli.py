@@ -20,10 +20,11 @@ from iaat_fast.command_line import UsageError, choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
-from iaat_fast.train.distributed import Ranks, is_lost_connection, joined
+from iaat_fast.train.distributed import joined
 from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
+from iaat_fast.train.ranks import Ranks, is_lost_connection
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"

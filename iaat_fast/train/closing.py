@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from iaat_fast import report
-from iaat_fast.train.distributed import ALONE, Ranks
 from iaat_fast.train.loop import FitResult
+from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.shards import shared_accuracy, shared_robust_accuracy
 
 

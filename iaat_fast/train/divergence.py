@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.ranks import Ranks
 
 _NAMED = 5
 

@@ -21,10 +21,11 @@ from iaat_fast.train.board import Board
 from iaat_fast.train.building import make_parts, make_state
 from iaat_fast.train.checkpointing import Checkpointer
 from iaat_fast.train.config import CUSTOM, OptimConfig, TrainConfig, override
-from iaat_fast.train.distributed import Ranks, joined
+from iaat_fast.train.distributed import joined
 from iaat_fast.train.divergence import FiniteLoss
 from iaat_fast.train.opening import go_on, open_on_first
 from iaat_fast.train.progress import Progress
+from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.seeds import Stream, step_seed
 from iaat_fast.train.shards import shared_accuracy
 from iaat_fast.train.state import TrainState
@@ -177,7 +178,7 @@ class _Run:
             self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
         try:
             with (
-                StopSignals() as signals,
+                StopSignals(patient=self.ranks.count > 1) as signals,
                 Checkpointer(self.folder, config.run, enabled=first) as self.checkpoints,
             ):
                 while state.step < self.total_steps:

@@ -10,7 +10,7 @@ from typing import Any
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import TrainConfig, differences, override
-from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.state import TrainState
 
 
@@ -112,10 +112,14 @@ def go_on(
         state.load_checkpoint(checkpoint, path)
         if damage is not None and ranks.first:
             warnings.warn(f"{damage}; going on from {path.name}, step {state.step}", stacklevel=2)
-    if ranks.first:
-        folder.remove_temporary()
-        folder.cut_metrics(state.step)
-        folder.add_resumption(env, step=state.step)
+
+    def bring() -> None:
+        if ranks.first:
+            folder.remove_temporary()
+            folder.cut_metrics(state.step)
+            folder.add_resumption(env, step=state.step)
+
+    ranks.together(bring)
 
 
 def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from iaat_fast.data import Split
 from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train.config import EvaluationConfig
-from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.ranks import Ranks
 
 
 def shared_accuracy(ranks: Ranks, model: nn.Module, split: Split, *, batch_size: int) -> float:

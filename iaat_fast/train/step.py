@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iaat_fast import attacks
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import AttackConfig, TrainConfig
-from iaat_fast.train.distributed import ALONE, Ranks
+from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.update import Update
 
 

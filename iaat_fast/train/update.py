@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.ranks import Ranks
 
 
 class _WithUnusedParameter(nn.Module):

@@ -110,6 +110,21 @@ def test_the_first_samples_get_the_verdicts_they_get_among_all(
     assert torch.equal(first.correct, whole.correct[:40])
 
 
+def test_samples_get_the_verdicts_that_they_get_among_all(
+    network: nn.Module, labelled: Split
+) -> None:
+    whole = robust_accuracy(network, labelled, **ATTACK).correct
+    samples = torch.arange(1, len(labelled), 3)
+    part = robust_accuracy(network, labelled, **ATTACK, samples=samples)
+    assert torch.equal(part.correct[samples], whole[samples])
+    assert int(part.correct.sum()) == int(whole[samples].sum())
+    assert part.accuracy == whole[samples].double().mean().item()
+    assert accuracy(network, labelled, samples=samples) == 1
+    other = Split(labelled.images, labelled.labels.clone())
+    other.labels[samples[:10]] = (labelled.labels[samples[:10]] + 1) % 4
+    assert accuracy(network, other, samples=samples) == 1 - 10 / len(samples)
+
+
 def test_a_sample_is_robust_if_the_last_iterate_of_every_restart_is_right(
     network: nn.Module, labelled: Split
 ) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from iaat_fast.data import ImageData, Split
 from iaat_fast.train import FitResult, fit
 from iaat_fast.train.config import TrainConfig, override
-from iaat_fast.train.distributed import Ranks, joined
+from iaat_fast.train.distributed import joined
 from iaat_fast.train.presets import preset
+from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.step import TrainingStep
 
 TRAIN, BATCH, EPOCHS = 26, 5, 3

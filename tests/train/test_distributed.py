@@ -84,9 +84,9 @@ def test_with_weights_at_rest_the_memory_has_the_bits_of_one_process(
     for found in outcomes("standing_still"):
         assert torch.equal(found["epsilon"], expected["epsilon"])
         for row, other in zip(found["rows"], expected["rows"], strict=True):
-            # Sums of float32 losses in float64, in another order.
-            assert row.pop("train_loss") == pytest.approx(other.pop("train_loss"), rel=1e-7)
-            assert row == other
+            # A float32 mean over at most 5 positive losses, rounded 6 times, against two such means.
+            loss = pytest.approx(other["train_loss"], rel=2 * 6 * 2.0**-24)
+            assert row == {**other, "train_loss": loss}
 
 
 def weight_error(batch: int, lr: float = 0.001, momentum: float = 0.9) -> float:

@@ -343,6 +343,20 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
     assert statuses == [130]
 
 
+def test_with_several_ranks_a_second_signal_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from iaat_fast.train.stopping import StopSignals
+
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with StopSignals(patient=True) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGINT
+    assert statuses == []
+
+
 def test_resuming_records_where_and_hides_the_events_beyond(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],

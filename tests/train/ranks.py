@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.data import ImageData, Split
-from iaat_fast.train import FitResult, fit
+from iaat_fast.train import FitResult, Interrupted, fit
 from iaat_fast.train.config import TrainConfig, override
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.presets import preset
@@ -120,15 +120,14 @@ def run(model: nn.Module, setting: TrainConfig, **keywords: Any) -> dict[str, An
     return outcome(fit(setting, model=model, data=images(), quiet=True, **keywords))
 
 
+def resting(out: Path) -> TrainConfig:
+    radii = {"eps_w": 0.02, "gamma": 0.01}
+    return config(out, optim={"lr": 0.0}, data={"augment": True}, epsilon=radii)
+
+
 def standing_still(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Weights that do not move, on augmented images."""
-    setting = config(
-        folder / "run",
-        optim={"lr": 0.0},
-        data={"augment": True},
-        epsilon={"eps_w": 0.02, "gamma": 0.01},
-    )
-    return run(Elementwise(), setting)
+    return run(Elementwise(), resting(folder / "run"))
 
 
 def moving(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -153,8 +152,8 @@ def uninterrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return run(usual(), config(folder / "run"))
 
 
-def interrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """The last rank alone gets a SIGTERM in step 8; then the run goes on."""
+def stopped(model: nn.Module, setting: TrainConfig, ranks: Ranks) -> int:
+    """Run until step 8, in which the last rank alone gets a SIGTERM; returns the status of all."""
     original, calls = TrainingStep.__call__, iter(range(1, 1000))
 
     def call(self: TrainingStep, *args: Any, **keywords: Any) -> Tensor:
@@ -164,13 +163,26 @@ def interrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
     TrainingStep.__call__ = call  # type: ignore[method-assign]
     try:
-        run(usual(), config(folder / "run"))
-    except KeyboardInterrupt as stop:
-        status = stop.status  # type: ignore[attr-defined]
+        run(model, setting)
+    except Interrupted as stop:
+        return stop.status
     finally:
         TrainingStep.__call__ = original  # type: ignore[method-assign]
+    raise AssertionError("nobody was interrupted")
+
+
+def interrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A stopped run that goes on with as many ranks."""
+    setting = config(folder / "run")
+    status = stopped(usual(), setting, ranks)
     step = torch.load(folder / "run" / "checkpoint.pt")["step"]
-    return {"status": status, "step": step, **run(usual(), config(folder / "run"), resume=True)}
+    return {"status": status, "step": step, **run(usual(), setting, resume=True)}
+
+
+def left_off(folder: Path, ranks: Ranks) -> str:
+    """A stopped run that the test goes on with, in one process; returns its folder."""
+    stopped(Elementwise(), resting(folder / "run"), ranks)
+    return str(folder / "run")
 
 
 def poisoned(folder: Path, ranks: Ranks) -> None:
@@ -217,6 +229,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     closing,
     uninterrupted,
     interrupted,
+    left_off,
     poisoned,
     other_configuration,
     other_data,

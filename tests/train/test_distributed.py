@@ -6,6 +6,7 @@ Each rank is a process that runs all scenarios of `ranks.py`, once per number of
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from iaat_fast.run_folder import RunFolder
 from tests.train import ranks as scenarios
 
 Outcome = Callable[[str], list[Any]]
@@ -138,6 +140,15 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on_
     for stopped, expected in zip(outcomes("interrupted"), outcomes("uninterrupted"), strict=True):
         assert (stopped.pop("status"), stopped.pop("step")) == (143, 8)
         assert_same(stopped, expected)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(outcomes: Outcome, tmp_path: Path) -> None:
+    expected = alone(scenarios.standing_still, tmp_path)
+    folder = shutil.copytree(outcomes("left_off")[0], tmp_path / "copy")
+    setting = scenarios.resting(folder)
+    found = scenarios.run(scenarios.Elementwise(), setting, resume=True)
+    assert RunFolder(folder).env()["resumed"][0]["step"] == 8
+    assert torch.equal(found["epsilon"], expected["epsilon"])
 
 
 ERRORS = {

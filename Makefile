@@ -44,7 +44,7 @@ install: $(INSTALLED)
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,test,peers,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,corruptions,test,peers,dev]'
 	touch $@
 
 # Keeps .venv and runs/.

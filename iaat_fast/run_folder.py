@@ -149,7 +149,9 @@ class RunFolder:
         Args:
             state: tensors and plain values only; at least the keys of `CHECKPOINT_KEYS`: "model"
                 (state dict), "epsilon" (float32 [size], [0, 1] scale), "optimizer" (state dict),
-                "epoch" (epochs finished), "step" (steps finished), "config" (as in config.json).
+                "epoch" (epochs finished), "step" (steps finished), "config" (as in config.json);
+                with "ema" (state dict) where the run keeps an average of the weights, which is then
+                what counts.
 
         Raises:
             ValueError: a key is missing.
@@ -196,9 +198,9 @@ class RunFolder:
         """Append one row, flushed to disk.
 
         A row has "epoch" (from 1, epochs finished), "step" (steps finished), "lr", "train_loss",
-        "train_clean_accuracy" (share classified correctly before the attack, None for the method
-        adv), "train_robust_accuracy" (share still correct on its adversarial sample, None for the
-        method clean), "eps_mean", "eps_std", "eps_min", "eps_max" ([0, 1] scale),
+        "train_clean_accuracy" (share classified correctly before the attack, None for methods
+        that do not look), "train_robust_accuracy" (share still correct on its adversarial sample,
+        likewise), "eps_mean", "eps_std", "eps_min", "eps_max" ([0, 1] scale),
         "test_accuracy" and "seconds". Accuracies are in [0, 1].
         """
         line = json.dumps(row) + "\n"

@@ -39,7 +39,7 @@ class APGD(Attack):
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius on the scale of the images, a float or a tensor [N].
         steps: number of gradient steps.
-        loss: "ce", "dlr" or "cw", as `PGD`'s.
+        loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
         rho: share of steps that must raise the loss.
         restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
         early_stop: a sample keeps the first iterate that fools the model and leaves the batch. Otherwise it goes on

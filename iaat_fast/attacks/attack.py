@@ -60,6 +60,10 @@ class Attack:
         inputs.one_of("targeted", targeted, (False, True, "random"))
         inputs.one_of("bn", bn, BN_MODES)
         inputs.one_of("loss", loss, losses.LOSSES)
+        if loss == "kl" and targeted is not False:
+            raise ValueError(
+                f"targeted: {targeted!r} with loss 'kl', expected False: it has no target"
+            )
         if seed is not None:
             checks.int64_number("seed", seed)
         checks.box(lo, hi)
@@ -118,6 +122,8 @@ class Attack:
                 raise ValueError(
                     f"start: given, but {self.restarts} restarts would all begin there"
                 )
+            if start is None and self.loss == "kl" and not self.random_start:
+                raise ValueError("start: None, but without random_start the gradient of 'kl' is 0")
             call = prepare_call(
                 x,
                 y,
@@ -138,6 +144,8 @@ class Attack:
             call.planned = call.rows * self.steps * self.restarts
             with self.network.attacked(call.x):
                 call.x = self.network.laid_out(call.x)
+                if self.loss == "kl":
+                    call.goal = self._prediction(call)
                 x_adv = self._attack(call)
             x_adv = x_adv.contiguous(memory_format=memory_format(x))
             zero, nan = call.stats.tolist()
@@ -196,8 +204,15 @@ class Attack:
         call.stream[1] = call.restart + restart
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
+    def _prediction(self, call: Call) -> Tensor:
+        """Log-probabilities [N, C] at x, by what gradients come from, so that the divergence from them is 0 at x."""
+        log_p = self.network.predict(call.x).log_softmax(1)
+        self._classes = log_p.shape[1]
+        call.check_classes(log_p.shape[1])
+        return log_p
+
     def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
-        """The class whose loss is climbed, or for a target descended."""
+        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x."""
         if call.goal is None:
             self._classes = classes
             call.check_classes(classes)

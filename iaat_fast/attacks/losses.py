@@ -1,12 +1,13 @@
 """The losses that attacks climb: per-sample values, and their gradients with respect to the logits in closed form.
 
 Each is a function of the logits z and a goal: the true class y, whose loss an attack ascends, or a target t, whose loss
-it descends.
+it descends. The goal of "kl" is a prediction, from which an attack moves away.
 
     "ce"   cross-entropy
     "cw"   the margin max_{j != goal} z_j - z_goal (Carlini and Wagner 2017, Section V-A, f_6 without its floor)
     "dlr"  difference of logits ratio: the margin over z_(1) - z_(3), of the logits in descending order; for a target
            z_source - z_t over z_(1) - (z_(3) + z_(4)) / 2 (Croce and Hein 2020, Equations 6 and 7)
+    "kl"   the divergence KL(p || softmax(z)) from a prediction p, the one at the clean image (Zhang et al. 2019)
 
 Where the true class is not known beside the target, the strongest class other than the target is the source.
 """
@@ -16,13 +17,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iaat_fast.ops.reference import softmax_minus_onehot
+from iaat_fast.ops.reference import SATURATION, softmax_minus_onehot
 
-LOSSES = ("ce", "cw", "dlr")
+CLASS_LOSSES = ("ce", "cw", "dlr")
+"""The losses whose goal is a class."""
+LOSSES = (*CLASS_LOSSES, "kl")
 
 _TINY = (
     1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
 )
+
+# Of float32: 2 to this power is finite, and so is what it scales, which it brings below 1.
+_LARGEST_POWER = 126
 
 # The op itself, behind the checks of the public function.
 _ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
@@ -36,7 +42,7 @@ def value(
     Args:
         loss: one of LOSSES.
         logits: [K*N, C].
-        goal: int64 [N], true classes or targets.
+        goal: int64 [N], true classes or targets; for "kl" log-probabilities [N, C].
         targeted: the goals are targets.
         source: int64 [N], the true classes beside targets.
 
@@ -47,6 +53,9 @@ def value(
     Raises:
         ValueError: the loss needs more classes than the logits have.
     """
+    if loss == "kl":
+        log_p = _per_row(goal, logits)
+        return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
     _check_classes(loss, logits, targeted)
     goal = _per_candidate(goal, logits)
     if loss == "ce":
@@ -74,11 +83,14 @@ def cotangent(
     """The gradient of the summed loss with respect to the logits, [K*N, C], with the bits that autograd gives.
 
     Args: as of `value`, and
-        saturation_proof: "ce" by `ops.ce_cotangent`, each row times a positive factor; the others do not saturate.
+        saturation_proof: "ce" by `ops.ce_cotangent` and "kl" likewise, each row times a positive factor; the others do
+            not saturate.
 
     Raises:
         ValueError: the loss needs more classes than the logits have.
     """
+    if loss == "kl":
+        return _kl_cotangent(logits, _per_row(goal, logits), saturation_proof=saturation_proof)
     _check_classes(loss, logits, targeted)
     if loss == "ce":
         if saturation_proof:
@@ -99,6 +111,29 @@ def cotangent(
     return result.scatter_add_(1, order[:, 2:4], (pull / 2).expand(-1, 2))
 
 
+def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> Tensor:
+    """softmax(z) - p, by the very kernel that autograd calls: the same bits.
+
+    Where p saturates in the class that it predicts, the difference there has lost its bits, and the others may be too
+    small to be told from 0. If `saturation_proof`, such rows are made of exponentials shifted by the largest of the
+    other classes, with minus their differences' sum where p is largest; the other rows are scaled by a power of two.
+    """
+    log_q = torch._log_softmax(logits, 1, False)
+    plain = torch._log_softmax_backward_data(-log_p.exp(), log_q, 1, logits.dtype)
+    if not saturation_proof:
+        return plain
+    _, exponent = torch.frexp(plain.abs().amax(1, keepdim=True))
+    scaled = torch.ldexp(plain, -exponent.clamp(-_LARGEST_POWER, _LARGEST_POWER))
+    top = log_p.argmax(1, keepdim=True)
+    others_p, others_q = (log.scatter(1, top, -torch.inf) for log in (log_p, log_q))
+    largest = torch.maximum(others_p, others_q).amax(1, keepdim=True)
+    shifted = (others_q - largest).exp() - (others_p - largest).exp()
+    shifted = shifted.scatter(1, top, -shifted.sum(1, keepdim=True))
+    # 1 - p of the class predicted; without cancellation, for p itself rounds to 1.
+    missing = others_p.exp().sum(1, keepdim=True)
+    return torch.where(missing <= SATURATION, shifted, scaled)
+
+
 def _rival(loss: str, logits: Tensor, goal: Tensor, source: Tensor | None) -> Tensor:
     """[K*N, 1], the class that the goal is compared with: the source of a DLR, else the strongest other one."""
     if source is not None and loss == "dlr":
@@ -114,7 +149,11 @@ def _spread(logits: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
 
 
 def _per_candidate(classes: Tensor, logits: Tensor) -> Tensor:
-    return classes.repeat(len(logits) // len(classes)).view(-1, 1)
+    return classes.repeat(len(logits) // max(len(classes), 1)).view(-1, 1)
+
+
+def _per_row(log_p: Tensor, logits: Tensor) -> Tensor:
+    return log_p.repeat(len(logits) // max(len(log_p), 1), 1)
 
 
 def _check_classes(loss: str, logits: Tensor, targeted: bool) -> None:

@@ -92,7 +92,7 @@ def masking_report(
     fgsm = FGSM(model, lo=lo, hi=hi, engine="exact")
     climbers = {
         loss: PGD(model, steps=steps, random_start=False, lo=lo, hi=hi, engine="exact", loss=loss)
-        for loss in losses.LOSSES
+        for loss in losses.CLASS_LOSSES
     }
     correct = saturated = stronger = beaten = zero = 0
     for part in torch.arange(n, device=x.device).split(batch_size):

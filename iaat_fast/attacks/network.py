@@ -106,14 +106,8 @@ class Network:
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
-        leaf, low = self.laid_out(x.detach()), _DTYPES.get(self._resolved)
-        autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if low is not None and self._shadow is None:
-            autocast = torch.autocast(x.device.type, low)
-        elif low is not None:
-            leaf = leaf.to(low)
-        leaf = leaf.detach().requires_grad_()
-        with autocast:
+        leaf = self._as_source_reads(x.detach()).detach().requires_grad_()
+        with self._autocast(x):
             logits = self._source(leaf)
         _check_logits(logits, x)
         if not logits.requires_grad:
@@ -121,14 +115,32 @@ class Network:
         if self._watched is not None:
             self._watched.check()
             self._watched = None
-        wide = logits.detach()
-        wide = wide if wide.dtype in (torch.float32, torch.float64) else wide.float()
+        wide = _wide(logits.detach())
         (grad,) = torch.autograd.grad(
             logits, leaf, cotangent(wide).to(logits.dtype), allow_unused=True
         )
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return wide, grad.to(x.dtype)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
+        with torch.no_grad(), self._autocast(x):
+            logits = self._source(self._as_source_reads(x))
+        _check_logits(logits, x)
+        return _wide(logits)
+
+    def _as_source_reads(self, x: Tensor) -> Tensor:
+        low = _DTYPES.get(self._resolved)
+        x = self.laid_out(x)
+        return x if low is None or self._shadow is None else x.to(low)
+
+    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        """Where half precision is wanted and no shadow has it."""
+        low = _DTYPES.get(self._resolved)
+        if low is None or self._shadow is not None:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, low)
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory format that the shadow's kernels like."""
@@ -249,6 +261,10 @@ class _State:
             raise ValueError(
                 "model: its forward changes its own weights or buffers, expected them to stand still in an attack"
             )
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def _check_logits(logits: object, x: Tensor) -> None:

@@ -53,7 +53,8 @@ class PGD(Attack):
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
         loss: "ce", cross-entropy; "cw", the margin of Carlini and Wagner 2017; "dlr", the difference of logits ratio of
-            Croce and Hein 2020, for at least 3 classes, with targets 4.
+            Croce and Hein 2020, for at least 3 classes, with targets 4; "kl", the divergence from the prediction at x
+            of Zhang et al. 2019 (TRADES), which has no targets, and at x no gradient, so that it needs a start.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.

@@ -156,6 +156,26 @@ class EpsilonMemory:
         self.values[index] = eps
         return eps
 
+    def store(self, index: Tensor, eps: Tensor) -> None:
+        """Replace the radii of some samples by those that another rule than Algorithm 2 has found.
+
+        Args:
+            index: int64 [N], distinct sample numbers.
+            eps: float32 [N].
+
+        Raises:
+            TypeError: an index that is not int64.
+            ValueError: index out of range; eps of another length or dtype, or with a negative or NaN radius.
+        """
+        self._check_index(index, None)
+        if eps.shape != index.shape or eps.dtype is not torch.float32:
+            raise ValueError(
+                f"eps: {eps.dtype} of shape {tuple(eps.shape)}, expected float32 [{len(index)}]"
+            )
+        if eps.is_cpu and not bool((eps >= 0).all()):
+            raise ValueError("eps: a radius is negative or NaN, expected numbers >= 0")
+        self.values[index] = eps
+
     def _check_index(self, index: Tensor, n: int | None) -> None:
         """Before any work: a negative number would count from the end of the memory."""
         checks.int64_vector("index", index, n, self.values.device)

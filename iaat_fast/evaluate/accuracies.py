@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD, inputs
+from iaat_fast.attacks import inputs
 from iaat_fast.attacks.model_state import attacked
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Split, fetch
+from iaat_fast.evaluate.trajectories import Mark, Trajectories, correct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,7 @@ class RobustResult:
     gradients: AttackStats
 
 
-def accuracy(
-    model: nn.Module, split: Split, *, batch_size: int = 256, samples: Tensor | None = None
-) -> float:
+def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
     """Natural accuracy, the share of the samples classified correctly, in [0, 1].
 
     Args:
@@ -41,19 +39,33 @@ def accuracy(
             device. It is evaluated in eval mode; its mode is restored.
         split: the samples.
         batch_size: samples per forward.
-        samples: numbers int64 [K] of those to look at; all by default.
 
     A sample whose logits hold a NaN counts as misclassified.
 
     Raises:
         ValueError: an empty split, or a batch size below 1.
     """
-    right, numbers = 0, _numbers(split, samples)
+    return int(natural_verdicts(model, split, batch_size=batch_size).sum()) / len(split)
+
+
+def natural_verdicts(
+    model: nn.Module, split: Split, *, batch_size: int = 256, samples: Tensor | None = None
+) -> Tensor:
+    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`.
+
+    With `samples`, numbers int64 [K], bool [K] of those.
+    """
+    if len(split) == 0:
+        raise ValueError("split: empty, expected at least 1 sample")
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    if samples is None:
+        samples = torch.arange(len(split), device=split.labels.device)
+    right = []
     with attacked(model, "eval"), torch.no_grad():
-        for index in numbers.split(_whole(batch_size)):
+        for index in samples.split(batch_size):
             x, y = fetch(split, index)
-            right += int(_correct(model(x), y).sum())
-    return right / len(numbers)
+            right.append(correct(model(x), y).cpu())
+    return torch.cat(right)
 
 
 def robust_accuracy(
@@ -102,33 +114,29 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
-    inputs.whole_number("restarts", restarts, at_least=1)
-    pgd = PGD(model, eps=eps, alpha=alpha, steps=steps, seed=seed)
-    standing = _numbers(split, samples)
-    size = len(standing)
-    gradients = AttackStats(planned=size * steps * restarts)
-    for restart in range(restarts):
-        robust = torch.zeros_like(standing, dtype=torch.bool)
-        for rows in torch.arange(len(standing), device=standing.device).split(_whole(batch_size)):
-            index = standing[rows]
-            x, y = fetch(split, index)
-            with warnings.catch_warnings():
-                # Said once, with the totals, instead of once a batch.
-                warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
-                x_adv = pgd(x, y, index=index, restart=restart)
-            robust[rows] = _correct(pgd.logits(x_adv), y)
-            gradients = gradients.plus(pgd.stats)
-            if progress is not None:
-                fallen = size - len(standing)
-                progress(restart * size + fallen + int(rows[-1]) + 1, restarts * size)
-        standing = standing[robust]
-        if progress is not None and not len(standing):
-            progress(restarts * size, restarts * size)
-            break
-    gradients.warn()
-    correct = torch.zeros(len(split), dtype=torch.bool)
-    correct[standing.cpu()] = True
-    return RobustResult(accuracy=len(standing) / size, correct=correct, gradients=gradients)
+    mark = Mark(name="pgd", steps=steps, restarts=restarts)
+    run = Trajectories(
+        model,
+        split,
+        [mark],
+        eps=eps,
+        alpha=alpha,
+        batch_size=batch_size,
+        seed=seed,
+        samples=samples,
+    )
+    size = len(split) if samples is None else len(samples)
+    while not run.finished:
+        run.advance()
+        if progress is not None:
+            settled = run.settled - (len(split) - size)
+            done = restarts * size if run.finished else run.restart * size + settled
+            progress(done, restarts * size)
+    run.warn()
+    robust = run.standing(0)
+    return RobustResult(
+        accuracy=int(robust.sum()) / size, correct=robust, gradients=run.tally(0).gradients
+    )
 
 
 def check_model(model: nn.Module, *splits: Split) -> None:
@@ -153,25 +161,3 @@ def check_model(model: nn.Module, *splits: Split) -> None:
             f"model: returned {found} for one image; expected logits [1, classes] with classes > "
             f"{highest}, the highest label"
         )
-
-
-def _correct(logits: Tensor, y: Tensor) -> Tensor:
-    # argmax of a row with a NaN is the NaN's place, which would be right for some label.
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
-
-
-def _numbers(split: Split, samples: Tensor | None) -> Tensor:
-    """The numbers of the samples asked for, by default 0 ... N-1, on the split's device."""
-    if len(split) == 0:
-        raise ValueError("split: empty, expected at least 1 sample")
-    if samples is None:
-        return torch.arange(len(split), device=split.labels.device)
-    if len(samples) == 0:
-        raise ValueError("samples: empty, expected at least 1 number")
-    return samples.to(split.labels.device)
-
-
-def _whole(batch_size: int) -> int:
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}, expected at least 1")
-    return batch_size

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from iaat_fast import command_line
 from iaat_fast.command_line import PixelList, Pixels, one_line, optional
 from iaat_fast.environment import describe, resolve_device
+from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
 from iaat_fast.evaluate.measure import Attacks, measure, table
 from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
 from iaat_fast.files import write_json
@@ -29,13 +30,16 @@ DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, o
 Of a training run: RUN is its folder; model, images and attack are by default those of its \
 config.json.
 
+By a suite: --suite cifar, imagenet or quick measures what the paper reports, into a folder. The same \
+command again goes on where it was stopped, or shows what is finished.
+
 Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
 function without arguments that returns a torch.nn.Module over images in [0, 1].
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
-130 after Ctrl-C and 143 after SIGTERM, both without a file written."""
+130 after Ctrl-C and 143 after SIGTERM; without --suite nothing is written then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,29 @@ class Command:
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     json: Annotated[Path | None, optional("FILE", "none")] = None
     """Write the result to this file; that of a run is always kept in its folder too."""
+    suite: Annotated[str | None, optional("SUITE", "none")] = None
+    """cifar, imagenet or quick: several measurements, recorded and resumed."""
+    parts: Annotated[tuple[str, ...], optional("PART [PART ...]", "the suite's")] = ()
+    """Parts of the suite: natural, pgd, transfer, eps-sweep, steps-sweep."""
+    against: Annotated[Path | None, optional("RUN2", "none")] = None
+    """Surrogate of the part transfer: a run of the same configuration and another seed."""
+    corruptions: Annotated[
+        Path | None,
+        optional("FOLDER", "CIFAR-10-C or the like in or beside the data, else generated"),
+    ] = None
+    """Published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C, for the part corruptions."""
+    any_iterate: bool = False
+    """A sample falls at the first iterate that fools the model, not only by the last of a restart."""
+    adversarial: Annotated[tuple[Path, ...], optional("FILE [FILE ...]", "none")] = ()
+    """Score the model on saved adversarial examples, of whatever model, of the same images."""
+    save_adversarial: bool = False
+    """Keep the adversarial examples of every attack, float32, in the folder of the evaluation."""
+    out: Annotated[Path | None, optional("DIR", "RUN/evaluation/SUITE-...")] = None
+    """Folder of a suite's record."""
+    overwrite: bool = False
+    """Start the suite's record anew."""
+    save_every: Annotated[float, optional("SECONDS", "30")] = 30.0
+    """Seconds between two saves of the attack under way."""
     model: Annotated[str | None, optional("MODEL", "the run's")] = None
     """digits-cnn, resnet18, wrn32-10, or package.module:function."""
     weights: Annotated[Path | None, optional("FILE", "the run's")] = None
@@ -101,7 +128,10 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
     """Load, measure, print the table and write the JSON, whose content is returned."""
     folder = None if command.run is None else RunFolder(command.run)
     defaults = {} if folder is None or not folder.is_run else folder.config().get("evaluation", {})
+    as_suite = asks_for_suite(command)
     attacks = _attacks(command, defaults)
+    if as_suite:
+        check_flags(command)
     batch_size = command.batch_size or defaults.get("batch_size", 256)
     for name in ("limit", "batch_size"):
         value = getattr(command, name)
@@ -111,6 +141,8 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         _check_writable(command.json)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
+    if as_suite:
+        return run_suite(command, folder, subject, defaults, batch_size, console)
     measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
     measured["batch_size"] = batch_size
     measured["environment"] = describe(device)

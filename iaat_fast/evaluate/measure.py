@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from iaat_fast.evaluate.accuracies import accuracy, robust_accuracy
+from iaat_fast.evaluate.interval import share
 from iaat_fast.evaluate.subject import Subject
 from iaat_fast.report import attack_name
 
@@ -95,7 +96,7 @@ def measure(
                 "steps": attacks.steps,
                 "restarts": attacks.restarts,
                 "seed": attacks.seed,
-                **_share(int(result.correct.sum()), samples),
+                **share(int(result.correct.sum()), samples),
                 "gradients": result.gradients.gradients,
                 "gradients_planned": result.gradients.planned,
                 "gradient_entries": result.gradients.total,
@@ -106,21 +107,8 @@ def measure(
         )
     return {
         **subject.description,
-        "natural": _share(round(natural * samples), samples),
+        "natural": share(round(natural * samples), samples),
         "robust": robust,
-    }
-
-
-def _share(correct: int, samples: int) -> dict[str, Any]:
-    """The accuracy with its 95 % Wilson score interval."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
-    return {
-        "accuracy": correct / samples,
-        "correct": correct,
-        "samples": samples,
-        "interval_95": [float(interval.low), float(interval.high)],
     }
 
 
@@ -135,13 +123,13 @@ def table(measured: dict[str, Any]) -> Table:
     rows = [("none (natural)", measured["natural"])]
     for row in measured["robust"]:
         rows.append((attack_name(row), row))
-    for attack, share in rows:
-        low, high = share["interval_95"]
+    for attack, found in rows:
+        low, high = found["interval_95"]
         result.add_row(
             attack,
-            f"{share['accuracy']:.2%}",
+            f"{found['accuracy']:.2%}",
             f"{low:.2%} – {high:.2%}",
-            f"{share['correct']} / {share['samples']}",
+            f"{found['correct']} / {found['samples']}",
         )
     taken, planned = (
         sum(row[count] for row in measured["robust"])

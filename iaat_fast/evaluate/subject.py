@@ -18,6 +18,9 @@ from iaat_fast.evaluate.weights import fit_weights
 from iaat_fast.files import load_tensors
 from iaat_fast.run_folder import RunFolder
 
+MODEL_FIELDS = frozenset({"name", "width", "depth"})
+"""Fields of a run's configuration that say which network it trained."""
+
 CUSTOM = "custom"
 """What a run records as the name of a model or data set that was passed to it from Python."""
 
@@ -55,6 +58,28 @@ class Subject:
     split: Split
     description: dict[str, Any]
 
+    @classmethod
+    def of(cls, model: nn.Module, split: Split, *, dataset: str = CUSTOM) -> Subject:
+        """A model and samples from Python.
+
+        Raises:
+            ValueError: they do not fit each other.
+        """
+        check_model(model, split)
+        described = {"name": dataset, "path": None, "split": "test", "samples": len(split)}
+        model_described = {"name": CUSTOM, "width": None, "depth": None}
+        return cls(
+            model,
+            split,
+            {
+                "run": None,
+                "epoch": None,
+                "model": model_described,
+                "weights": None,
+                "data": described,
+            },
+        )
+
 
 def run_source(
     folder: RunFolder,
@@ -76,6 +101,12 @@ def run_source(
     config = folder.config()
     try:
         trained, images = config["model"], config["data"]
+        unknown = sorted(set(trained) - MODEL_FIELDS)
+        if unknown:
+            raise ValueError(
+                f"{folder.config_path}: written by a newer version, model.{unknown[0]} is unknown to this one"
+            )
+        recorded = images["name"]
         model = model or trained["name"]
         dataset = dataset or images["name"]
         source = Source(
@@ -91,6 +122,10 @@ def run_source(
         raise ValueError(
             f"{folder.config_path}: not the configuration of a run ({error})"
         ) from error
+    if dataset in datasets.NAMES and recorded not in (dataset, CUSTOM):
+        raise ValueError(
+            f"{folder.path}: trained on {recorded}, which does not fit --dataset {dataset}"
+        )
     if model == CUSTOM:
         raise ValueError(
             f"{folder.path}: the model of this run came from Python; name what makes it, "
@@ -111,7 +146,8 @@ def load_subject(
     Args:
         source: what to load.
         device: where to.
-        folder: the run folder whose checkpoint `source.weights` is.
+        folder: the run folder whose checkpoint `source.weights` is; of one that holds an average of
+            the weights ("ema"), the average is loaded.
 
     Raises:
         ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.
@@ -145,7 +181,9 @@ def load_subject(
             depth=source.depth,
         )
     if content is not None:
-        fit_weights(model, content, str(source.weights))
+        # The average of a run's weights, where it has kept one, is what the run counts by.
+        weights = content if folder is None else content.get("ema", content)
+        fit_weights(model, weights, str(source.weights))
     model, split = model.to(device), data.test.to(device)
     check_model(model, split)
     description = {
@@ -153,6 +191,7 @@ def load_subject(
         "epoch": None if folder is None else content["epoch"],
         "model": {"name": source.model, "width": source.width, "depth": source.depth},
         "weights": None if source.weights is None else str(source.weights),
+        **({"ema": True} if folder is not None and "ema" in content else {}),
         "data": {
             "name": source.dataset,
             "path": source.data,

@@ -28,7 +28,7 @@ def plot_run(folder: RunFolder) -> list[Path]:
 
     - `accuracy.png`: accuracies over epochs.
     - `epsilon.png`: mean radius over epochs, one standard deviation and the whole range round it
-      (method iaat).
+      (methods iaat and mma).
     - `epsilon-histogram.png`: the radii at up to four epochs (Balaji et al. 2019, Figure 8).
 
     Returns:
@@ -42,7 +42,7 @@ def plot_run(folder: RunFolder) -> list[Path]:
     config = folder.config()
     metrics = folder.metrics()
     snapshots = folder.epsilon_snapshots()
-    adaptive = config.get("method") == "iaat"
+    adaptive = config.get("method") in ("iaat", "mma")
     figures: dict[str, Figure] = {}
     if metrics:
         figures["accuracy.png"] = _accuracies(metrics)

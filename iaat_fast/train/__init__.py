@@ -1,4 +1,4 @@
-"""Training: clean, adversarial (Madry et al. 2018) and instance adaptive (Balaji et al. 2019).
+"""Training: clean, adversarial (Madry et al. 2018), instance adaptive (Balaji et al. 2019), and baselines.
 
     from iaat_fast.train import fit, preset
 

@@ -11,6 +11,7 @@ from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.evaluate import check_model
+from iaat_fast.train.averaging import make_average
 from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.state import TrainState
@@ -73,11 +74,15 @@ def make_state(
         model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
     )
     memory = make_memory(config, len(data.train), device)
+    average = make_average(model, optim.ema_decay)
     return TrainState(
         model=model,
         memory=memory,
         optimizer=optimizer,
-        training_step=TrainingStep(config, model, memory, optimizer, device, ranks),
+        average=average,
+        training_step=TrainingStep(
+            config, model, memory, optimizer, device, average=average, ranks=ranks
+        ),
         device=device,
         steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
     )

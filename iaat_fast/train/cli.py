@@ -28,7 +28,8 @@ from iaat_fast.train.ranks import Ranks, is_lost_connection
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"
-DESCRIPTION = f"""Train a network: clean, adversarially or instance adaptively (Balaji et al. 2019).
+DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
+a baseline.
 
 Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from iaat_fast import report
+from iaat_fast.command_line import interpreter
 from iaat_fast.train.loop import FitResult
+from iaat_fast.train.methods import METHODS
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.shards import shared_accuracy, shared_robust_accuracy
 
@@ -23,7 +23,7 @@ def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
     folder; accuracies in [0, 1], radii on the [0, 1] scale.
     """
     how = result.config.evaluation
-    model, test = result.model, result.data.test
+    model, test = result.evaluated, result.data.test
     natural = shared_accuracy(ranks, model, test, batch_size=how.batch_size)
     robust = shared_robust_accuracy(ranks, model, test, how, seed=result.config.run.seed)
     results = {
@@ -44,21 +44,15 @@ def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
 
 
 def _radii(result: FitResult) -> dict[str, float | None]:
-    """Mean, spread and range of the radii; None for the method clean, which has none."""
+    """Mean, spread and range of the radii; None for a method without."""
     eps = result.epsilon
-    values = {
+    values: dict[str, float | None] = {
         "eps_mean": eps.mean().item(),
         "eps_std": eps.std(correction=0).item(),
         "eps_min": eps.min().item(),
         "eps_max": eps.max().item(),
     }
-    return dict.fromkeys(values) if result.config.method == "clean" else {**values}
-
-
-def _interpreter() -> str:
-    """How to call this Python: by its path where it lies below the working directory, as in .venv."""
-    executable, here = Path(sys.executable), Path.cwd()
-    return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"
+    return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 
 def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None:
@@ -79,7 +73,7 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
-    python = _interpreter()
+    python = interpreter()
     train = f"{python} -m iaat_fast.train {config.preset}"
     if config.data.path is not None:
         train += f" --data {shlex.quote(config.data.path)}"

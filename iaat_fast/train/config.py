@@ -23,7 +23,7 @@ from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.command_line import Pixels, choice
 
-Method = Literal["clean", "adv", "iaat"]
+Method = Literal["clean", "adv", "iaat", "mixup", "trades", "mart", "mma"]
 Protocol = Literal["paper", "released"]
 METHODS: tuple[str, ...] = get_args(Method)
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
@@ -38,13 +38,16 @@ def _number(
     high: float = math.inf,
     *,
     above: bool = False,
+    below: bool = False,
     pixels: bool = False,
 ) -> None:
-    """Raise unless `value` is a finite number in [low, high], or in (low, high] if `above`."""
-    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if high == math.inf else ']'}"
+    """Raise unless `value` is a finite number in [low, high], less `low` if `above`, `high` if `below`."""
+    below = below or high == math.inf
+    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}: expected a number in {interval}")
-    if not math.isfinite(value) or not (low < value if above else low <= value) or value > high:
+    inside = (low < value if above else low <= value) and (value < high if below else value <= high)
+    if not math.isfinite(value) or not inside:
         shown = f"{value!r} (= {value * 255:g}/255)" if pixels else repr(value)
         scale = " of the pixel scale, that is N/255 with N up to 255" if pixels else ""
         raise ValueError(f"{name} is {shown}: expected a number in {interval}{scale}")
@@ -101,7 +104,7 @@ class AttackConfig:
     """The PGD attack that training makes its adversarial samples with."""
 
     eps: Pixels = 8 / 255
-    """Radius of the method `adv`, the same for every sample."""
+    """Radius of the methods adv, mixup, trades and mart, the same for every sample."""
     alpha: Pixels = 2 / 255
     """Step size; the smallest step size if alpha-rule is scaled."""
     alpha_rule: Literal["fixed", "scaled"] = "fixed"
@@ -175,6 +178,38 @@ class EpsilonConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """What the methods that IAAT is compared with have of their own; each reads its fields only."""
+
+    mixup_alpha: float = 1.0
+    """Mixing weights are drawn from Beta(alpha, alpha), one per batch (method mixup)."""
+    trades_beta: float = 6.0
+    """Weight of the divergence, 1/lambda of the paper (method trades)."""
+    mart_beta: float = 6.0
+    """Weight of the weighted divergence, lambda of the paper (method mart)."""
+    mma_d_max: Pixels = 32 / 255
+    """Margin beyond which a sample's adversarial loss is left out (method mma)."""
+    mma_d_min: Pixels = 0.005
+    """Smallest radius, and the first, of the attack that gives the direction (method mma)."""
+    mma_step_scale: float = 2.5
+    """That attack's steps together, as a multiple of its radius (method mma)."""
+    mma_bisections: int = 10
+    """Halvings in the search for the margin (method mma)."""
+    mma_clean_weight: float = 1 / 3
+    """Weight of the cross-entropy on clean images (method mma)."""
+
+    def __post_init__(self) -> None:
+        _number("baseline.mixup_alpha", self.mixup_alpha, 0, above=True)
+        _number("baseline.trades_beta", self.trades_beta, 0)
+        _number("baseline.mart_beta", self.mart_beta, 0)
+        _number("baseline.mma_d_max", self.mma_d_max, 0, 1, above=True, pixels=True)
+        _number("baseline.mma_d_min", self.mma_d_min, 0, 1, above=True, pixels=True)
+        _number("baseline.mma_step_scale", self.mma_step_scale, 0, above=True)
+        _integer("baseline.mma_bisections", self.mma_bisections, 1)
+        _number("baseline.mma_clean_weight", self.mma_clean_weight, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """SGD with momentum and step decay."""
 
@@ -198,6 +233,8 @@ class OptimConfig:
     """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
+    ema_decay: float = 0.0
+    """Decay per step of the average of the weights that is evaluated in their place; 0: none."""
 
     def __post_init__(self) -> None:
         _integer("optim.epochs", self.epochs, 1)
@@ -216,6 +253,7 @@ class OptimConfig:
         if list(self.decay_epochs) != sorted(set(self.decay_epochs)):
             raise ValueError(f"optim.decay_epochs is {self.decay_epochs}: expected rising epochs")
         _number("optim.decay_factor", self.decay_factor, 0, 1, above=True)
+        _number("optim.ema_decay", self.ema_decay, 0, 1, below=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,13 +312,15 @@ class TrainConfig:
     preset: tyro.conf.Positional[Annotated[str, arg(metavar="[PRESET]")]] = "digits"
     """Preset that the defaults below belong to; comes first if given."""
     method: Method = "iaat"
-    """clean training, adversarial training at a fixed radius, or instance adaptive (iaat)."""
+    """clean training; adversarial training at a fixed radius (adv) or instance adaptive (iaat);
+    interpolated adversarial training (mixup), TRADES, MART, or max-margin training (mma)."""
     protocol: Protocol = "paper"
     """Defaults as the paper describes them, or as its authors' code has them (released)."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     epsilon: EpsilonConfig = field(default_factory=EpsilonConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -298,6 +338,12 @@ class TrainConfig:
             raise ValueError(
                 f"optim.sync_batchnorm is on: expected attack.bn 'eval', not {bn!r}; the ranks' attacks need not take "
                 "the same number of forwards"
+            )
+        least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
+        if self.method == "mma" and least > most:
+            raise ValueError(
+                f"baseline.mma_d_min is {least * 255:g}/255: expected at most baseline.mma_d_max, "
+                f"{most * 255:g}/255"
             )
 
     def to_dict(self) -> dict[str, Any]:

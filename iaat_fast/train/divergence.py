@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.ranks import Ranks
@@ -24,16 +23,14 @@ class FiniteLoss:
         self._ranks = ranks
         self._looked = after
 
-    def look(
-        self, loss: float, step: int, epoch: int, last: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> None:
+    def look(self, loss: float, step: int, epoch: int, last: list[tuple[Tensor, Tensor]]) -> None:
         """Raise FloatingPointError, on every rank, unless `loss` is finite.
 
         Args:
             loss: of the epoch so far, the same on all ranks.
             step: steps done.
             epoch: epochs finished.
-            last: numbers, labels and logits of this rank's samples of the last step.
+            last: numbers and losses of this rank's samples of the last step.
         """
         looked, self._looked = self._looked, step
         if math.isfinite(loss):
@@ -46,13 +43,10 @@ class FiniteLoss:
         raise FloatingPointError(where)
 
 
-def _not_finite(last: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[int, list[int]]:
-    """How many samples a rank had, and the numbers of those whose cross-entropy is not finite."""
-    bad: list[int] = []
-    for index, y, logits in last:
-        loss = F.cross_entropy(logits, y, reduction="none")
-        bad += index[~torch.isfinite(loss)].tolist()
-    return sum(len(index) for index, _, _ in last), bad
+def _not_finite(last: list[tuple[Tensor, Tensor]]) -> tuple[int, list[int]]:
+    """How many samples a rank had, and the numbers of those whose loss is not finite."""
+    bad = [number for index, loss in last for number in index[~torch.isfinite(loss)].tolist()]
+    return sum(len(index) for index, _ in last), bad
 
 
 def _named(found: list[tuple[int, list[int]]]) -> str:

@@ -37,12 +37,14 @@ class FitResult:
     """A finished run.
 
     `epsilon` is the radius of every training sample, float32 [size] on the [0, 1] scale, on the
-    CPU; `metrics` are the rows of metrics.jsonl (see `RunFolder.append_metrics`).
+    CPU; `metrics` are the rows of metrics.jsonl (see `RunFolder.append_metrics`). `evaluated` is the
+    network whose accuracy counts: the average of the weights under `optim.ema_decay`, else `model`.
     """
 
     folder: RunFolder
     config: TrainConfig
     model: nn.Module
+    evaluated: nn.Module
     data: ImageData
     epsilon: Tensor
     metrics: list[dict[str, Any]]
@@ -115,6 +117,7 @@ def fit(
             folder=folder,
             config=config,
             model=model,
+            evaluated=state.evaluated,
             data=data,
             epsilon=state.memory.values.detach().cpu(),
             metrics=ranks.broadcast(folder.metrics() if ranks.first else []),
@@ -279,13 +282,14 @@ class _Run:
     def _write_epoch(self, row: dict[str, Any]) -> None:
         config, eps = self.config, self.state.memory.values
         last = row["epoch"] == config.optim.epochs
-        if config.method == "iaat" and (last or row["epoch"] % config.run.snapshot_epochs == 0):
+        adaptive = self.state.training_step.method.radii == "adaptive"
+        if adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
             self.folder.save_epsilon(row["epoch"], eps)
         self.folder.append_metrics(row)
         self.board.epoch(row, eps)
 
     def _row(self, epoch: int) -> dict[str, Any]:
-        state, config = self.state, self.config
+        state, config, method = self.state, self.config, self.state.training_step.method
         loss, size = self._mean_loss(), len(self.data.train)
         _, clean, robust = state.training_step.totals.tolist()
         eps = state.memory.values
@@ -294,15 +298,15 @@ class _Run:
             "step": state.step,
             "lr": learning_rate(config.optim, epoch),
             "train_loss": loss,
-            "train_clean_accuracy": None if config.method == "adv" else clean / size,
-            "train_robust_accuracy": None if config.method == "clean" else robust / size,
+            "train_clean_accuracy": clean / size if method.counts_clean else None,
+            "train_robust_accuracy": robust / size if method.counts_robust else None,
             "eps_mean": eps.mean().item(),
             "eps_std": eps.std(correction=0).item(),
             "eps_min": eps.min().item(),
             "eps_max": eps.max().item(),
             "test_accuracy": shared_accuracy(
                 self.ranks,
-                state.model,
+                state.evaluated,
                 self.data.test,
                 batch_size=config.evaluation.batch_size,
             ),

@@ -12,7 +12,9 @@ class Stream(IntEnum):
 
     AUGMENT = 0
     ATTACK = 1
-    MODEL = 2
+    START = 2
+    MIXUP = 3
+    MODEL = 4
 
 
 def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> int:
@@ -20,3 +22,8 @@ def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> 
     words = [seed, step, stream] if rank is None else [seed, step, stream, rank]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def stream_seed(seed: int, stream: Stream) -> int:
+    """The seed of a further stream of the step whose own seed is `seed`."""
+    return step_seed(seed, 0, stream)

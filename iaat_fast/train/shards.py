@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.data import Split
-from iaat_fast.evaluate import accuracy, robust_accuracy
+from iaat_fast.evaluate import natural_verdicts, robust_accuracy
 from iaat_fast.train.config import EvaluationConfig
 from iaat_fast.train.ranks import Ranks
 
@@ -17,12 +17,9 @@ def shared_accuracy(ranks: Ranks, model: nn.Module, split: Split, *, batch_size:
     The batches are those of one process, so the verdicts are the same.
     """
     samples = _mine(ranks, split, batch_size)
-    if samples is None:
-        return accuracy(model, split, batch_size=batch_size)
     right = 0
-    if len(samples):
-        share = accuracy(model, split, batch_size=batch_size, samples=samples)
-        right = round(share * len(samples))
+    if samples is None or len(samples):
+        right = int(natural_verdicts(model, split, batch_size=batch_size, samples=samples).sum())
     return ranks.sum(right) / len(split)
 
 

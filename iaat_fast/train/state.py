@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.step import TrainingStep
@@ -27,6 +28,7 @@ class TrainState:
     training_step: TrainingStep
     device: torch.device
     steps_per_epoch: int
+    average: AveragedModel | None = None
     step: int = 0
     seconds: float = 0.0
 
@@ -35,14 +37,27 @@ class TrainState:
         """Epochs finished."""
         return self.step // self.steps_per_epoch
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
     def to_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`.
 
         The tensors are the live ones: copy them before the next step.
+        "ema", the average of the weights, and "ema_updates" are there where the run keeps one.
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        average: dict[str, Any] = {}
+        if self.average is not None:
+            average = {
+                "ema": self.average.module.state_dict(),
+                "ema_updates": int(self.average.n_averaged),
+            }
         return {
             "model": self.model.state_dict(),
+            **average,
             "epsilon": self.memory.values.detach(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
@@ -61,6 +76,9 @@ class TrainState:
         """
         try:
             self.model.load_state_dict(checkpoint["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(checkpoint["ema"])
+                self.average.n_averaged.fill_(checkpoint["ema_updates"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.memory.load(checkpoint["epsilon"])
             self.training_step.totals.copy_(checkpoint["totals"])

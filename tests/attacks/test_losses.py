@@ -38,7 +38,7 @@ def plain(loss: str, z: Tensor, goal: Tensor, targeted: bool, source: Tensor | N
 
 CASES = [
     pytest.param(loss, targeted, known, id=f"{loss}{' targeted' * targeted}{' from y' * known}")
-    for loss in losses.LOSSES
+    for loss in losses.CLASS_LOSSES
     for targeted, known in [(False, False), (True, False), (True, True)]
 ]
 
@@ -72,7 +72,7 @@ def test_the_value_is_that_of_the_formula(
     torch.testing.assert_close(F.softplus(found) if loss == "ce" else found, expected)
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", losses.CLASS_LOSSES)
 def test_candidates_share_their_samples_goals(loss: str, z: Tensor) -> None:
     goal = torch.arange(30) % 7
     for function in (losses.value, losses.cotangent):

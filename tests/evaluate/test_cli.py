@@ -112,14 +112,14 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
 
 
 def test_the_interval_is_wilsons() -> None:
-    from iaat_fast.evaluate.measure import _share
+    from iaat_fast.evaluate.interval import share
 
     # 8 of 10, from Wilson (1927) by hand: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     z, p, n = 1.959963984540054, 0.8, 10
     middle, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     expected = [(middle + sign * spread) / (1 + z**2 / n) for sign in (-1, 1)]
-    assert _share(8, 10)["interval_95"] == pytest.approx(expected)
-    assert _share(10, 10)["interval_95"][1] == pytest.approx(1)
+    assert share(8, 10)["interval_95"] == pytest.approx(expected)
+    assert share(10, 10)["interval_95"][1] == pytest.approx(1)
 
 
 def test_a_model_of_the_package_is_attacked_with_weights_from_a_file(

@@ -65,6 +65,7 @@ PIXEL_FLAGS = {
     "--eps-w": ("epsilon", "eps_w"),
     "--gamma": ("epsilon", "gamma"),
     "--eps-min": ("epsilon", "eps_min"),
+    "--mma-d-max": ("baseline", "mma_d_max"),
     "--eval-eps": ("evaluation", "eps"),
     "--eval-alpha": ("evaluation", "alpha"),
 }

@@ -38,6 +38,15 @@ BAD_VALUES: list[tuple[str, str, Any]] = [
     ("optim", "decay_epochs", (9, 3)),
     ("optim", "decay_epochs", (3, 3)),
     ("optim", "decay_factor", 0.0),
+    ("optim", "ema_decay", 1.0),
+    ("baseline", "mixup_alpha", 0.0),
+    ("baseline", "trades_beta", -6.0),
+    ("baseline", "mart_beta", float("inf")),
+    ("baseline", "mma_d_max", 32.0),
+    ("baseline", "mma_d_min", 0.0),
+    ("baseline", "mma_step_scale", 0.0),
+    ("baseline", "mma_bisections", 0),
+    ("baseline", "mma_clean_weight", 1.1),
     ("data", "name", "cifar11"),
     ("data", "limit", 0),
     ("model", "name", "resnet19"),
@@ -82,6 +91,13 @@ def test_batch_statistics_need_the_sequential_strategy(bn: str, strategy: str) -
     with pytest.raises(ValueError, match=r"epsilon\.strategy .*'sequential'"):
         preset("digits", **parts)
     assert preset("digits", method="adv", **parts).attack.bn == bn
+
+
+def test_the_smallest_radius_of_mma_lies_below_its_largest() -> None:
+    part = {"mma_d_max": 8 / 255, "mma_d_min": 9 / 255}
+    with pytest.raises(ValueError, match=r"mma_d_min is 9/255: expected at most .*d_max, 8/255"):
+        preset("cifar10-resnet18", method="mma", baseline=part)
+    assert preset("cifar10-resnet18", method="iaat", baseline=part).baseline.mma_d_max == 8 / 255
 
 
 def test_differences_name_the_fields_and_both_values() -> None:

@@ -67,6 +67,15 @@ def test_cifar_presets_evaluate_as_table_1_does(name: str) -> None:
     assert (evaluation.steps, evaluation.restarts) == (10, 5)
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_baselines_have_the_weights_that_their_authors_published(dataset: str) -> None:
+    resnet, wide = (preset(f"{dataset}-{name}").baseline for name in ("resnet18", "wrn32-10"))
+    assert (resnet.mart_beta, wide.mart_beta) == (5.0, 6.0)
+    for part in (resnet, wide):
+        assert (part.trades_beta, part.mixup_alpha) == (6.0, 1.0)
+        assert (part.mma_d_max, part.mma_clean_weight) == (32 / 255, 1 / 3)
+
+
 def test_digits_is_the_default_and_is_evaluated_at_a_fifth_of_the_pixel_range() -> None:
     config = preset()
     assert config.preset == "digits"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.step import TrainingStep, make_attack, make_memory
+from iaat_fast.train.methods.attack import make_attack
+from iaat_fast.train.step import TrainingStep, make_memory
 
 CPU = torch.device("cpu")
 INDEX = torch.arange(12)
@@ -35,16 +36,16 @@ class Case:
     def run(self, *, epoch: int) -> tuple[Tensor, Tensor]:
         """One step; returns the images the network was trained on and which samples were S+."""
         logits: list[Tensor] = []
-        original = self.step.attack.logits
+        original = self.step.method.attack.logits
 
         def recording(x: Tensor) -> Tensor:
             logits.append(original(x))
             return logits[-1]
 
-        self.step.attack.logits = recording
+        self.step.method.attack.logits = recording
         self.step(self.x, self.y, INDEX, epoch=epoch, seed=11)
         # In the paper's protocol the clean images are the last ones of the candidates' forward.
-        batch_statistics = self.step.attack.bn != "eval"
+        batch_statistics = self.step.method.attack.bn != "eval"
         correct = torch.ones(12, dtype=torch.bool)
         if logits:
             clean = logits[0] if batch_statistics else logits[0][-12:]
@@ -87,7 +88,7 @@ def test_adv_attacks_every_sample_at_the_fixed_radius(
     case: Callable[..., Case], epoch: int
 ) -> None:
     it = case(method="adv")
-    assert (it.step.attack.logits(it.x).argmax(dim=1) != it.y).any()
+    assert (it.step.method.attack.logits(it.x).argmax(dim=1) != it.y).any()
     trained, _ = it.run(epoch=epoch)
     moved = distance(trained, it.x)
     assert (moved > 0.1).all(), "misclassified samples are attacked too"

@@ -1,0 +1,188 @@
+"""An evaluation by a suite, from the settings to the finished record; killed at any moment, it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iaat_fast.attacks import inputs
+from iaat_fast.environment import describe
+from iaat_fast.evaluate import fingerprint
+from iaat_fast.evaluate.adversarial import check_adversarial
+from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
+from iaat_fast.evaluate.parts import PARTS, Evaluation, Tell
+from iaat_fast.evaluate.record import Record, open_record
+from iaat_fast.evaluate.subject import Subject
+from iaat_fast.evaluate.suites import suite_named
+from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
+
+
+def folder_name(subject: Subject, suite: str, *, seed: int = 0, any_iterate: bool = False) -> str:
+    """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate."""
+    data = subject.description["data"]
+    name = f"{suite}-{data['name']}-{data['samples']}-seed{seed}"
+    return f"{name}-any" if any_iterate else name
+
+
+def evaluate_suite(
+    subject: Subject,
+    suite: str = "cifar",
+    *,
+    folder: Path | str | None = None,
+    parts: Sequence[str] | None = None,
+    eps: Sequence[float] = (),
+    alpha: float | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    any_iterate: bool = False,
+    surrogate: Surrogate | None = None,
+    corruptions: Path | str | None = None,
+    adversarial: Sequence[Path | str] = (),
+    save_adversarial: bool = False,
+    overwrite: bool = False,
+    save_every: float = 30.0,
+    tell: Tell | None = None,
+) -> dict[str, Any]:
+    """Measure what a suite measures; returns the content of results.json.
+
+        subject = load_subject(run_source(RunFolder("runs/x")), torch.device("cuda"), folder=RunFolder("runs/x"))
+        evaluate_suite(subject, "cifar", folder="runs/x/evaluation/mine")["measurements"]
+
+    Called again with the same folder it measures what is not there yet: from where it was stopped, also in the middle
+    of an attack, with the bits of an evaluation that never was; with further parts, those.
+
+    Args:
+        subject: model and samples.
+        suite: a name of `SUITES`.
+        folder: where the record is kept, see `record`; None: nowhere, it is only returned.
+        parts: of the suite; None: all but the transfer without a surrogate, and the corruptions of images that are
+            too small for them.
+        eps: radii on the [0, 1] scale, in place of the suite's.
+        alpha: step size on the [0, 1] scale, in place of the suite's.
+        seed: of random starts and targets.
+        batch_size: samples attacked at once; changes no verdict, up to the rounding of the model's forward.
+        any_iterate: a sample falls at the first iterate that fools the model (a stronger attack than the paper's), not
+            only by the last of each restart. Transferred attacks are always scored by their last iterates.
+        surrogate: the independently trained model of the part "transfer".
+        corruptions: folder with the published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C. None: the one in or
+            beside the data set; where there is none, corruptions are generated, and every row says so.
+        adversarial: files of saved examples, of the same samples, to score the model on.
+        save_adversarial: keep the adversarial examples of every PGD measurement in the folder.
+        overwrite: start anew whatever the folder holds.
+        save_every: seconds between two saves of what is under way.
+        tell: called as tell(name, done, remaining) while attacks run, in gradient passes.
+
+    Raises:
+        ValueError, TypeError: an argument is not as described, or the folder's record is damaged, of a newer version,
+            or of other settings, weights or samples; or corruptions are those of another data set, or to be generated
+            by a library that is not installed.
+        OSError: the folder cannot be written, or the one of corruptions holds none.
+    """
+    chosen = suite_named(suite)
+    names = chosen.chosen(
+        parts,
+        surrogate=surrogate is not None,
+        corruptible=corruptions is not None or can_be_generated(subject.split),
+    )
+    if parts is None and corruptions is not None and "corruptions" not in names:
+        names = (*names, "corruptions")
+    radii = tuple(eps) or chosen.eps
+    alpha = chosen.alpha if alpha is None else alpha
+    for radius in radii:
+        if not 0 <= radius <= 1:
+            raise ValueError(f"eps: {radius * 255:g}/255, expected 0 to 255")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha: {alpha * 255:g}/255, expected above 0, up to 255")
+    if len(set(radii)) < len(radii):
+        raise ValueError("eps: the same radius twice")
+    inputs.whole_number("seed", seed, at_least=0)
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    if save_adversarial and folder is None:
+        raise ValueError("save_adversarial: expected a folder to keep them in")
+    if surrogate is not None:
+        check_surrogate(subject, surrogate)
+    files = tuple(Path(file) for file in adversarial)
+    for file in files:
+        check_adversarial(subject, file)
+        if overwrite and folder is not None and Path(folder).resolve() in file.resolve().parents:
+            raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
+    if files:
+        names = (*names, "adversarial")
+    corrupted = None
+    if "corruptions" in names:
+        data = subject.description["data"]
+        corrupted = open_corruptions(
+            subject.split,
+            dataset=data["name"],
+            folder=None if corruptions is None else Path(corruptions),
+            data=None if data["path"] is None else Path(data["path"]).expanduser(),
+            seed=seed,
+        )
+    elif corruptions is not None:
+        raise ValueError(f"corruptions: {corruptions}, but that part is not among those asked for")
+    settings: dict[str, Any] = {
+        "eps": list(radii),
+        "alpha": alpha,
+        "weights_sha256": fingerprint.of_weights(subject.model),
+        "data_sha256": fingerprint.of_samples(subject.split),
+    }
+    if surrogate is not None:
+        settings["surrogate_sha256"] = fingerprint.of_weights(surrogate.model)
+    environment = describe(subject.split.labels.device)
+    header = {
+        "suite": suite,
+        "rule": "any" if any_iterate else "last",
+        "seed": seed,
+        **subject.description,
+        "settings": settings,
+        "batch_size": batch_size,
+        "environment": environment,
+    }
+    record = open_record(
+        None if folder is None else Path(folder),
+        header,
+        subject.split.labels.cpu().numpy(),
+        overwrite=overwrite,
+    )
+    keeps = _keeps_examples(record, save_adversarial)
+    rows = len(record.rows)
+    record.ask(names)
+    if rows and not record.content["complete"]:
+        record.content.setdefault("resumed", []).append(environment)
+    record.save()
+    evaluation = Evaluation(
+        subject=subject,
+        suite=chosen,
+        parts=names,
+        record=record,
+        eps=radii,
+        alpha=alpha,
+        seed=seed,
+        batch_size=batch_size,
+        any_iterate=any_iterate,
+        surrogate=surrogate,
+        corrupted=corrupted,
+        adversarial=files,
+        save_adversarial=keeps,
+        save_every=save_every,
+        tell=tell,
+    )
+    for measure in dict.fromkeys(PARTS[name] for name in names):
+        measure(evaluation)
+        for name in names:
+            if PARTS[name] is measure and not record.is_finished(name):
+                record.finish(name)
+    return record.content
+
+
+def _keeps_examples(record: Record, asked: bool) -> bool:
+    """Whether adversarial examples are kept: from the beginning of a record, or never."""
+    settings = record.content["settings"]
+    if asked and not settings.get("save_adversarial"):
+        if any(row["kind"] in ("pgd", "transfer") for row in record.rows) or record.has_progress:
+            raise ValueError(
+                f"{record.path}: measured without keeping adversarial examples; --overwrite starts anew"
+            )
+        settings["save_adversarial"] = True
+    return bool(settings.get("save_adversarial"))

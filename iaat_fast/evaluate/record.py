@@ -1,0 +1,308 @@
+"""The record of an evaluation in its folder: results, verdicts per sample, and what resuming needs.
+
+    results.json     settings and one row per finished measurement, see `Record.add`
+    verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust; of a corruption
+                     bool [5, N], by severity
+    progress.pt      what is under way; absent once all is done
+    adversarial/     adversarial examples, where they were asked for
+
+Files are replaced whole. A record with `path` None is kept in memory only.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from iaat_fast.evaluate.interval import share
+from iaat_fast.files import is_temporary, load_tensors, read_json, replace, write_json
+
+SCHEMA = 1
+"""Version of results.json."""
+
+LABELS = "labels"
+
+
+class Record:
+    """Rows, verdicts and progress of one evaluation; made by `open_record`.
+
+    Attributes:
+        path: its folder, or None.
+        content: what results.json holds.
+        verdicts: arrays by name, of every finished measurement, and "labels".
+    """
+
+    def __init__(
+        self, path: Path | None, content: dict[str, Any], verdicts: dict[str, np.ndarray]
+    ) -> None:
+        self.path, self.content, self.verdicts = path, content, verdicts
+        self._progress: dict[str, Any] = {}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The finished measurements, in the order in which they finished."""
+        rows: list[dict[str, Any]] = self.content["measurements"]
+        return rows
+
+    def has(self, key: str) -> bool:
+        """Whether the measurement of this key is finished."""
+        return any(row["key"] == key for row in self.rows)
+
+    def add(self, row: Mapping[str, Any], verdicts: Mapping[str, np.ndarray]) -> None:
+        """Write down a finished measurement, at once.
+
+        Args:
+            row: plain values; "key" (unique), "kind" and "part" among them.
+            verdicts: bool arrays to keep by name; one [N] under the row's own key gives it "accuracy", "correct",
+                "samples" and "interval_95".
+        """
+        key = row["key"]
+        if self.has(key):
+            raise ValueError(f"key: {key!r} is in the record already")
+        whole = dict(row)
+        if key in verdicts and verdicts[key].ndim == 1:
+            counted = share(int(verdicts[key].sum()), len(verdicts[key]))
+            lead = {name: whole.pop(name) for name in ("key", "kind", "part")}
+            whole = {**lead, **counted, **whole}
+        self.verdicts.update(verdicts)
+        self.rows.append(whole)
+        self.save()
+
+    def ask(self, parts: tuple[str, ...]) -> None:
+        """Note that these parts are asked for; the record is incomplete until all that ever were are done."""
+        for part in parts:
+            self.content["parts"].setdefault(part, False)
+        self._conclude()
+
+    def finish(self, part: str) -> None:
+        """Note that a part is done, and with the last of them the evaluation."""
+        self.content["parts"][part] = True
+        self._conclude()
+        self.save()
+
+    def is_finished(self, part: str) -> bool:
+        return bool(self.content["parts"].get(part, False))
+
+    def save(self) -> None:
+        """Replace results.json and verdicts.npz."""
+        if self.path is None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **self.verdicts)
+        # The verdicts first: a row never names some that are not there.
+        replace(self.path / "verdicts.npz", buffer.getbuffer())
+        write_json(self.path / "results.json", self.content)
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether something is under way."""
+        return bool(self._progress)
+
+    def progress(self, name: str) -> Any:
+        """What was last saved under this name; None where there is nothing."""
+        return self._progress.get(name)
+
+    def save_progress(self, name: str, state: Any) -> None:
+        """Keep tensors and plain values, so that a killed evaluation goes on from there; None: forget them."""
+        if state is not None:
+            self._progress[name] = state
+        elif self._progress.pop(name, None) is None:
+            return
+        if self.path is None:
+            return
+        file = self.path / "progress.pt"
+        if not self._progress:
+            file.unlink(missing_ok=True)
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save({"schema": SCHEMA, "states": self._progress}, buffer)
+        replace(file, buffer.getbuffer())
+
+    def load_progress(self) -> None:
+        """Read progress.pt, where there is one.
+
+        Raises:
+            ValueError: it is damaged, or of a newer version.
+        """
+        if self.path is None or not (self.path / "progress.pt").exists():
+            return
+        file = self.path / "progress.pt"
+        try:
+            content = load_tensors(file)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {_kept(self.path)} and go on without it once {file.name} is deleted"
+            ) from error
+        if not isinstance(content, dict) or "states" not in content:
+            raise ValueError(f"{file}: not the progress of an evaluation")
+        _refuse_newer(file, content)
+        self._progress = content["states"]
+
+    def _conclude(self) -> None:
+        self.content["complete"] = all(self.content["parts"].values())
+
+
+def open_record(
+    path: Path | None,
+    header: Mapping[str, Any],
+    labels: np.ndarray,
+    *,
+    overwrite: bool = False,
+) -> Record:
+    """The record in a folder, to go on with, or a new one.
+
+    Args:
+        path: its folder; None: in memory.
+        header: content of results.json but for the rows; "settings" holds what may not change.
+        labels: int64 [N].
+        overwrite: start anew whatever there is.
+
+    Raises:
+        ValueError: the record there is damaged, of a newer version, or of other settings (each that differs is named).
+    """
+    fresh = {
+        "schema": SCHEMA,
+        "complete": False,
+        **header,
+        "parts": {},
+        "measurements": [],
+    }
+    if path is not None and overwrite:
+        for name in ("progress.pt", "results.json", "verdicts.npz"):
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(path / "adversarial", ignore_errors=True)
+    if path is None or not (path / "results.json").exists():
+        if path is not None and (path / "progress.pt").exists():
+            # Killed before anything was finished; its settings are with it.
+            (path / "progress.pt").unlink()
+        return Record(path, fresh, {LABELS: labels})
+    content, verdicts = read_record(path)
+    for entry in path.iterdir():
+        if is_temporary(entry):
+            entry.unlink()
+    _refuse_other_settings(path, content, fresh)
+    if not np.array_equal(verdicts[LABELS], labels):
+        raise ValueError(f"{path}: labels: not those of these samples; {_ANEW}")
+    content["settings"] = {**content["settings"], **fresh["settings"]}
+    content["batch_size"] = fresh["batch_size"]
+    record = Record(path, content, verdicts)
+    record.load_progress()
+    return record
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """results.json and verdicts.npz of a folder.
+
+    Raises:
+        FileNotFoundError: there is no record.
+        ValueError: a file is damaged, of a newer version, or the two do not belong together.
+    """
+    file = path / "results.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no evaluation there, expected its results.json")
+    content = read_json(file)
+    _refuse_newer(file, content)
+    needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise ValueError(f"{file}: not the record of an evaluation, it lacks {', '.join(missing)}")
+    file = path / "verdicts.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            verdicts = {name: arrays[name] for name in arrays.files}
+        labels = verdicts[LABELS]
+        if any(array.shape[-1:] != labels.shape for array in verdicts.values()):
+            raise ValueError("arrays of another length than the labels")
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: not there; {_kept(path)}, {_ANEW}") from error
+    # Damaged bytes end in whatever zipfile and numpy trip over.
+    except Exception as error:
+        raise ValueError(f"{file}: damaged ({error}); {_kept(path)}, {_ANEW}") from error
+    for row in content["measurements"]:
+        counted = row.get("correct")
+        array = verdicts.get(row["key"])
+        if counted is not None and array is not None and int(array.sum()) != counted:
+            raise ValueError(
+                f"{file}: {row['key']} has {int(array.sum())} correct, results.json {counted}; "
+                f"{_kept(path)}, {_ANEW}"
+            )
+    return content, verdicts
+
+
+def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
+    """The accuracies of an evaluation on some of its samples, from the verdicts it kept.
+
+        recount("runs/x/evaluation/cifar-cifar10-10000-seed0", np.arange(1000))["pgd10x5-eps8"]["accuracy"]
+
+    Args:
+        folder: of the evaluation.
+        subset: sample numbers, int [n], none twice; or bool [N], which samples.
+
+    Returns:
+        By the name of the verdicts: "accuracy", "correct", "samples" and "interval_95"; for a corruption "accuracy"
+        alone, the mean over its severities.
+
+    Raises:
+        FileNotFoundError, ValueError: no record there, a damaged one, or a subset that is not as described.
+    """
+    _, verdicts = read_record(Path(folder))
+    labels = verdicts.pop(LABELS)
+    chosen = np.asarray(subset)
+    if chosen.dtype == bool and chosen.shape == labels.shape:
+        chosen = chosen.nonzero()[0]
+    whole = chosen.dtype.kind in "iu" and chosen.ndim == 1 and len(chosen) > 0
+    if not whole or len(np.unique(chosen)) < len(chosen):
+        raise ValueError(
+            f"subset: {chosen.dtype} {list(chosen.shape)}, expected at least 1 sample: numbers, none twice, "
+            f"or bool [{len(labels)}]"
+        )
+    if chosen.min() < 0 or chosen.max() >= len(labels):
+        raise ValueError(f"subset: expected numbers in 0 ... {len(labels) - 1}")
+    return {
+        name: share(int(array[chosen].sum()), len(chosen))
+        if array.ndim == 1
+        else {"accuracy": float(array[..., chosen].mean())}
+        for name, array in verdicts.items()
+    }
+
+
+_ANEW = "--overwrite starts anew"
+
+
+def _kept(path: Path) -> str:
+    return f"{path / 'results.json'} is kept"
+
+
+def _refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(
+            f"{file}: written by a newer version (schema {schema}, this one reads {SCHEMA})"
+        )
+    if schema != SCHEMA:
+        raise ValueError(f"{file}: schema {schema!r}, expected {SCHEMA}")
+
+
+def _refuse_other_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, now = ({**c["settings"], "rule": c["rule"], "suite": c["suite"]} for c in (old, new))
+    changed = [
+        f"{name} (was {_short(before[name])}, now {_short(now[name])})"
+        for name in now
+        if name in before and before[name] != now[name]
+    ]
+    if changed:
+        raise ValueError(f"{path}: made with another {', '.join(changed)}; {_ANEW}")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text

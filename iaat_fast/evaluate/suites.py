@@ -1,0 +1,152 @@
+"""What a suite measures, as data: the protocol's attacks on CIFAR and on ImageNet, and a quick look."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from iaat_fast.command_line import choice
+
+SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
+"""Where the sweep over the steps is read, one restart: Figure 9 goes to 2,000."""
+
+SWEEP_EIGHTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
+"""Radii of the sweep over ε (Figure 4), in eighths of the suite's: at 8/255 they are 1 ... 16, in 1/255."""
+
+SWEEP_EPS_STEPS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDMeasurement:
+    """A white-box or transferred PGD attack.
+
+    Args:
+        part: the part of the suite that it belongs to.
+        eps, alpha: radius and step size, on the [0, 1] scale.
+        steps, restarts: steps of each restart, random starts.
+        targeted: False, or "random".
+    """
+
+    part: str
+    eps: float
+    alpha: float
+    steps: int
+    restarts: int
+    targeted: Literal[False, "random"] = False
+
+    @property
+    def key(self) -> str:
+        """`pgd10x5-eps8`, before it the part where that is not "pgd"."""
+        name = f"pgd{self.steps}x{self.restarts}-eps{self.eps * 255:g}"
+        return name if self.part == "pgd" else f"{self.part}-{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A named choice of measurements.
+
+    Args:
+        name: how it is asked for.
+        parts: measured unless others are asked for; "transfer" where a surrogate is given, "corruptions" where the
+            images can be corrupted.
+        on_request: further parts that may be asked for.
+        eps, alpha: radii and step size, on the [0, 1] scale, unless others are asked for.
+        attacks: (steps, restarts) of the part "pgd", at each radius.
+        targeted: of all its attacks, False or "random".
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    on_request: tuple[str, ...]
+    eps: tuple[float, ...]
+    alpha: float
+    attacks: tuple[tuple[int, int], ...]
+    targeted: Literal[False, "random"] = False
+
+    def chosen(
+        self, parts: Collection[str] | None, *, surrogate: bool, corruptible: bool = True
+    ) -> tuple[str, ...]:
+        """The parts to measure, in the suite's order.
+
+        Raises:
+            ValueError: a part that it does not have, or "transfer" without a surrogate.
+        """
+        known = (*self.parts, *self.on_request)
+        if parts is None:
+            without = {"transfer": not surrogate, "corruptions": not corruptible}
+            return tuple(part for part in self.parts if not without.get(part, False))
+        for part in parts:
+            choice(f"part of suite {self.name}", part, known)
+        if "transfer" in parts and not surrogate:
+            raise ValueError(
+                "transfer: expected a surrogate, a run of the same configuration and another seed (--against)"
+            )
+        return tuple(part for part in known if part in parts)
+
+    def attacks_of(
+        self, part: str, *, eps: Sequence[float], alpha: float
+    ) -> tuple[PGDMeasurement, ...]:
+        """The PGD attacks of a part at these radii; the sweeps and the transfer are at the largest."""
+        top = max(eps)
+        radii: Sequence[float] = (top,)
+        if part == "pgd":
+            radii, attacks = eps, self.attacks
+        elif part == "transfer":
+            attacks = self.attacks[-1:]
+        elif part == "eps-sweep":
+            # Rounded, so that 3/8 of 8/255 is the 3/255 of everybody.
+            radii = [round(top * 255 * eighths / 8, 9) / 255 for eighths in SWEEP_EIGHTHS]
+            attacks = ((SWEEP_EPS_STEPS, 1),)
+        elif part == "steps-sweep":
+            attacks = tuple((steps, 1) for steps in SWEEP_STEPS)
+        else:
+            raise ValueError(f"part: {part!r}, expected one that attacks by PGD")
+        return tuple(
+            PGDMeasurement(
+                part=part,
+                eps=radius,
+                alpha=alpha,
+                steps=steps,
+                restarts=restarts,
+                targeted=self.targeted,
+            )
+            for radius in radii
+            for steps, restarts in attacks
+        )
+
+
+SUITES = {
+    "cifar": Suite(
+        name="cifar",
+        parts=("natural", "pgd", "transfer", "corruptions", "eps-sweep", "steps-sweep"),
+        on_request=(),
+        eps=(8 / 255,),
+        alpha=2 / 255,
+        attacks=((10, 5), (100, 5), (1000, 2)),
+    ),
+    "imagenet": Suite(
+        name="imagenet",
+        parts=("natural", "pgd", "corruptions", "steps-sweep"),
+        on_request=("transfer",),
+        eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
+        alpha=1 / 255,
+        attacks=((1000, 2),),
+        targeted="random",
+    ),
+    "quick": Suite(
+        name="quick",
+        parts=("natural", "pgd"),
+        on_request=("transfer", "corruptions", "eps-sweep", "steps-sweep"),
+        eps=(8 / 255,),
+        alpha=2 / 255,
+        attacks=((10, 5),),
+    ),
+}
+"""Source: Balaji et al. 2019, Sections 4.1 and 4.2, Appendix C."""
+
+
+def suite_named(name: str) -> Suite:
+    """The suite of this name; ValueError names the nearest to an unknown one."""
+    choice("suite", name, SUITES)
+    return SUITES[name]

@@ -1,0 +1,56 @@
+"""The record of a suite for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from iaat_fast.evaluate.corruptions import footnotes
+from iaat_fast.report import attack_name
+
+
+def suite_table(content: dict[str, Any]) -> Table:
+    """One row per measurement of results.json, grouped by part; radii and steps in units of 1/255."""
+    data, rule = content["data"], content["rule"]
+    title = f"{data['samples']} test images of {data['name']}, suite {content['suite']}"
+    state = "" if content["complete"] else ", incomplete"
+    steps = {row["alpha"] for row in content["measurements"] if "alpha" in row}
+    step = f", attack step {steps.pop() * 255:g}/255" if len(steps) == 1 else ""
+    result = Table(title=f"{title}, {rule} iterate{step}{state}")
+    result.add_column("part")
+    result.add_column("measurement")
+    for column in ("accuracy", "95 % interval", "correct"):
+        result.add_column(column, justify="right")
+    parts = list(content["parts"])
+    rows = sorted(
+        content["measurements"],
+        key=lambda row: (parts.index(row["part"]), row.get("eps", 0), row.get("steps", 0)),
+    )
+    for row in rows:
+        accuracy = row.get("accuracy", row.get("mean_accuracy"))
+        low, high = row.get("interval_95", (None, None))
+        result.add_row(
+            row["part"],
+            _name(row),
+            "–" if accuracy is None else f"{accuracy:.2%}",
+            "" if low is None else f"{low:.2%} – {high:.2%}",
+            f"{row['correct']} / {row['samples']}" if "correct" in row else "",
+        )
+    notes = [note for row in rows if row["kind"] == "corruptions" for note in footnotes(row)]
+    attacks = [row for row in rows if "gradients_planned" in row]
+    planned = sum(row["gradients_planned"] for row in attacks)
+    if planned:
+        saved = 1 - sum(row["gradients"] for row in attacks) / planned
+        how = "attacks share their steps, and nobody is attacked whose verdict is known"
+        notes.append(f"{saved:.0%} of the passes saved: {how}")
+    result.caption = "\n".join(notes) or None
+    return result
+
+
+def _name(row: dict[str, Any]) -> str:
+    if row["kind"] not in ("pgd", "transfer"):
+        return str(row["key"])
+    targeted = ", random targets" if row["targeted"] else ""
+    surrogate = f", crafted on {row['surrogate']['run']}" if "surrogate" in row else ""
+    return f"{attack_name(row)}{targeted}{surrogate}"

@@ -1,0 +1,87 @@
+"""The surrogate that transferred attacks are crafted on: an independently trained model of the same task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from iaat_fast.attacks.model_state import attacked
+from iaat_fast.data import Split, fetch
+from iaat_fast.evaluate import fingerprint
+from iaat_fast.evaluate.subject import Subject, load_subject, run_source
+from iaat_fast.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model over the subject's images, on its device; `description` says in plain values where it came from."""
+
+    model: nn.Module
+    description: dict[str, Any]
+
+
+def load_surrogate(folder: RunFolder, subject: Subject, *, data: str | None = None) -> Surrogate:
+    """The surrogate of a run folder.
+
+    Args:
+        folder: of a run of the same configuration and another seed.
+        subject: whom the attacks are transferred to.
+        data: where the images are now, if not where either run recorded them.
+
+    Raises:
+        FileNotFoundError: no such run, or no checkpoint in it.
+        ValueError: it is the subject's own run, a run of the same configuration and seed, or of another data set.
+    """
+    about, config = subject.description, folder.config() if folder.path.is_dir() else {}
+    if about["run"] is not None:
+        own = RunFolder(about["run"])
+        if own.path.resolve() == folder.path.resolve():
+            raise ValueError(
+                f"--against {folder.path}: is the run itself; expected one trained independently, with another seed"
+            )
+        if config and _arithmetic(own.config()) == _arithmetic(config):
+            raise ValueError(
+                f"--against {folder.path}: has the configuration and seed of {own.path}; expected one trained "
+                "independently, with another seed"
+            )
+    source = run_source(folder, data=data or about["data"]["path"], limit=len(subject.split))
+    if source.dataset != about["data"]["name"]:
+        raise ValueError(
+            f"--against {folder.path}: trained on {source.dataset}, expected {about['data']['name']} as {about['run']}"
+        )
+    found = load_subject(source, subject.split.labels.device, folder=folder)
+    description = {
+        **{name: found.description[name] for name in ("run", "model", "weights", "epoch")},
+        "seed": config.get("run", {}).get("seed"),
+    }
+    return Surrogate(found.model, description)
+
+
+def check_surrogate(subject: Subject, surrogate: Surrogate) -> None:
+    """Raise ValueError where a surrogate has other classes or the subject's own weights."""
+    own, other = (_classes(model, subject.split) for model in (subject.model, surrogate.model))
+    if own != other:
+        raise ValueError(
+            f"surrogate: has {other} classes, expected {own} as the model it is to fool"
+        )
+    if fingerprint.of_weights(subject.model) == fingerprint.of_weights(surrogate.model):
+        raise ValueError(
+            "surrogate: has the model's own weights, expected an independently trained one"
+        )
+
+
+def _classes(model: nn.Module, split: Split) -> int:
+    x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
+    with attacked(model, "eval"), torch.no_grad():
+        return int(model(x).shape[1])
+
+
+def _arithmetic(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides which weights come out."""
+    parts = ("method", "protocol", "model", "attack", "epsilon", "optim")
+    seed = config.get("run", {}).get("seed")
+    data = {name: value for name, value in config.get("data", {}).items() if name != "path"}
+    return {**{part: config.get(part) for part in parts}, "seed": seed, "data": data}

@@ -1,0 +1,183 @@
+"""The folder of a sweep: which grid it holds, who is at work in it, and where the logs are.
+
+sweep.json            the runs planned so far: their training commands and configurations
+sweep.lock            held by the sweep at work here and by the jobs it has started
+logs/                 what the jobs print, one file per job
+<run>/                the run folders
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from iaat_fast.files import read_json, write_json
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.sweep.grid import Run
+from iaat_fast.train.config import TrainConfig, differences, override
+from iaat_fast.train.opening import recorded_config
+
+SCHEMA = 1
+AXES = ("method", "attack.eps", "epsilon.warmup_epochs", "run.seed")
+"""Fields in which the runs of one sweep may differ."""
+
+
+class SweepFolder:
+    """A sweep's folder by its path; nothing is read or written until a method asks for it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.sweep_path = self.path / "sweep.json"
+        self.lock_path = self.path / "sweep.lock"
+        self.logs_dir = self.path / "logs"
+
+    def recorded(self) -> list[Run]:
+        """The runs planned so far, in the order in which they were; [] where none were.
+
+        Raises:
+            ValueError: sweep.json is damaged, or written by a newer version.
+        """
+        if not self.sweep_path.is_file():
+            return []
+        content = read_json(self.sweep_path)
+        if content.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{self.sweep_path}: schema {content.get('schema')!r}, expected {SCHEMA}; "
+                "written by a newer version?"
+            )
+        try:
+            return [self._run(name, entry) for name, entry in content["runs"].items()]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.sweep_path}: not the grid of a sweep ({error})") from error
+
+    def _run(self, name: str, entry: dict[str, Any]) -> Run:
+        return Run(
+            name=name,
+            setting=str(entry["setting"]),
+            seed=int(entry["seed"]),
+            folder=self.path / name,
+            words=tuple(entry["train"]),
+            config=override(TrainConfig(), entry["config"]),
+        )
+
+    def extended(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs recorded here and, after them, those of `runs` that are new.
+
+        Nothing is written yet.
+
+        Raises:
+            ValueError: the grid here, or a run folder, contradicts `runs` (the fields are named), or
+                a file is damaged.
+            FileExistsError: something that is no sweep, or no run, is in the way.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path}: exists and is no folder")
+        recorded = self.recorded()
+        for old in recorded:
+            for new in runs:
+                refuse_contradiction(self.path, old, new)
+        for run in runs:
+            _refuse_foreign(run)
+        known = {run.name for run in recorded}
+        return recorded + [run for run in runs if run.name not in known]
+
+    def record(self, runs: Sequence[Run]) -> None:
+        """Write the grid, and make the folders that the jobs need."""
+        self.logs_dir.mkdir(parents=True, exist_ok=True)
+        entries = {
+            run.name: {
+                "setting": run.setting,
+                "seed": run.seed,
+                "train": list(run.words),
+                "config": run.config.to_dict(),
+            }
+            for run in runs
+        }
+        write_json(self.sweep_path, {"schema": SCHEMA, "runs": entries})
+
+    @contextlib.contextmanager
+    def lock(self, wait_s: float, say: Callable[[str], None]) -> Iterator[int]:
+        """Hold the folder alone; gives the file descriptor of the lock, for jobs to inherit.
+
+        The lock is free once the sweep and all that inherited it have ended. Jobs of a sweep that
+        was killed get `wait_s` seconds to save their state.
+
+        Raises:
+            BlockingIOError: another sweep, or a job that one left behind, is still at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            deadline, said = time.monotonic() + wait_s, False
+            while not _locked(descriptor):
+                if _alive(owner):
+                    raise BlockingIOError(f"{self.path}: a sweep is at work here, process {owner}")
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(
+                        f"{self.path}: a job of an earlier sweep is still at work here; "
+                        "wait until it has ended"
+                    )
+                if not said:
+                    say(f"{self.path}: waiting for jobs of an earlier sweep to save and end")
+                    said = True
+                time.sleep(0.1)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def refuse_contradiction(path: Path, old: Run, new: Run) -> None:
+    """Raise ValueError if `old` and `new` cannot be runs of one sweep, naming where they differ."""
+    same = {"run.seed"} if old.setting == new.setting else set(AXES)
+    found = [
+        text
+        for text in differences(old.config, new.config)
+        if text.partition(" ")[0] not in same or old.name == new.name
+    ]
+    if found:
+        raise ValueError(
+            f"{path}: holds a sweep with another configuration: {', '.join(found)}; "
+            "take another --out"
+        )
+
+
+def _refuse_foreign(run: Run) -> None:
+    """Raise unless a run folder is free, or holds the run that is to be in it."""
+    folder = RunFolder(run.folder)
+    if folder.is_free:
+        return
+    if not folder.is_run:
+        raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
+    found = differences(recorded_config(folder), run.config)
+    if found:
+        raise ValueError(
+            f"{folder.path}: holds a run with another configuration: {', '.join(found)}"
+        )
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _alive(process: str) -> bool:
+    if not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,169 @@
+"""The grid of a sweep: methods x radii x seeds, each point a run with a name and a training command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from iaat_fast.command_line import UsageError, choice
+from iaat_fast.train.cli import parse
+from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.presets import PRESETS
+
+Warmup = Literal["on", "off", "both"]
+WITHOUT_RADIUS = ("clean", "iaat")
+"""Methods that train at no fixed radius: they have one run per seed, whatever the radii."""
+OWN_FLAGS = {
+    "--method": "--methods",
+    "--eps": "--eps before the --",
+    "--seed": "--seeds",
+    "--data": "--data before the --",
+    "--out": "--out before the --",
+    "--resume": "nothing, a sweep always goes on",
+    "--overwrite": "another --out",
+}
+"""Training flags that the sweep sets, and what to give instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What a sweep trains.
+
+    Args:
+        preset: a name of `train.presets.PRESETS`.
+        methods: names of `train.config.METHODS`.
+        eps: radii of the methods that train at a fixed one, on the [0, 1] pixel scale; (): that of
+            the preset.
+        seeds: one run each.
+        warmup: of the method iaat: as the preset has it ("on"), none ("off"), or a run of each.
+        data: folder or .npz with the images; None: where training looks.
+        flags: further flags of `python -m iaat_fast.train`, the same for every run.
+
+    Raises:
+        ValueError: an unknown name, a value given twice, a flag that the sweep sets itself, or an
+            axis that none of the methods has.
+    """
+
+    preset: str = "digits"
+    methods: tuple[str, ...] = ("clean", "adv", "iaat")
+    eps: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    warmup: Warmup = "on"
+    data: str | None = None
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        choice("preset", self.preset, PRESETS)
+        choice("--warmup", self.warmup, get_args(Warmup))
+        for method in self.methods:
+            choice("--methods", method, METHODS)
+        axes: dict[str, Sequence[object]] = {
+            "--methods": self.methods,
+            "--seeds": self.seeds,
+            "--eps": [_units(eps) for eps in self.eps],
+        }
+        for name, values in axes.items():
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise UsageError(f"{name}: {twice[0]} is given twice")
+            if not values and name != "--eps":
+                raise UsageError(f"{name}: none given, expected at least one")
+        if self.eps and set(self.methods) <= set(WITHOUT_RADIUS):
+            raise UsageError(f"--eps: {', '.join(self.methods)} trains at no fixed radius")
+        if self.warmup != "on" and "iaat" not in self.methods:
+            raise UsageError(f"--warmup {self.warmup}: the method iaat is not among --methods")
+        for word in self.flags:
+            flag = word.partition("=")[0].replace("_", "-")
+            if flag in OWN_FLAGS:
+                raise UsageError(f"{flag}: set by the sweep, give {OWN_FLAGS[flag]}")
+            if flag == "--warmup-epochs" and self.warmup == "off":
+                raise UsageError("--warmup-epochs: contradicts --warmup off")
+
+    def runs(self, out: Path) -> list[Run]:
+        """The runs, with their folders below `out`: seed by seed, so that whole grids come first.
+
+        Raises:
+            ValueError: a training flag is unknown or its value is bad, as training itself says it.
+        """
+        return [
+            self._run(out, method, variant, seed)
+            for seed in self.seeds
+            for method in self.methods
+            for variant in self._variants(method)
+        ]
+
+    def _variants(self, method: str) -> list[dict[str, Any]]:
+        if method == "iaat":
+            with_it, without = {"warmup": True}, {"warmup": False}
+            return {"on": [with_it], "off": [without], "both": [with_it, without]}[self.warmup]
+        if method in WITHOUT_RADIUS:
+            return [{}]
+        return [{"eps": eps} for eps in self.eps or (None,)]
+
+    def _run(self, out: Path, method: str, variant: dict[str, Any], seed: int) -> Run:
+        eps = variant.get("eps")
+        words = [self.preset, "--method", method, "--seed", str(seed)]
+        words += ["--data", self.data] if self.data is not None else []
+        words += self.flags
+        # After the flags: of a flag given twice, training takes the last.
+        words += ["--eps", _units(eps)] if eps is not None else []
+        words += ["--warmup-epochs", "0"] if variant.get("warmup") is False else []
+        config = parse(words).config
+        if config.preset != self.preset:
+            raise UsageError(f"{config.preset}: unexpected after the --, expected flags")
+        name = method
+        if "eps" in variant:
+            name += f"-eps{_units(config.attack.eps)}"
+        if variant.get("warmup") is False:
+            name += "-no-warmup"
+        return Run(
+            name=f"{name}-seed{seed}",
+            setting=name,
+            seed=seed,
+            folder=out / f"{name}-seed{seed}",
+            words=tuple(words),
+            config=config,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One point of the grid.
+
+    `setting` is what runs share that differ in nothing but the seed; `words` are the arguments of
+    `python -m iaat_fast.train`, the run folder left out, and `config` what they stand for.
+    """
+
+    name: str
+    setting: str
+    seed: int
+    folder: Path
+    words: tuple[str, ...]
+    config: TrainConfig
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Starts the training, or goes on with it: --resume starts where there is nothing yet."""
+        where = ("--out", str(self.folder), "--resume")
+        return (sys.executable, "-m", "iaat_fast.train", *self.words, *where)
+
+
+def surrogate(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The run that transfer attacks on `run` are crafted on: the same setting, another seed.
+
+    The first seed takes the second one, every other its predecessor, so that seeds that join a
+    sweep later change nobody's surrogate (but that of a seed that had none). None: no other seed.
+    """
+    peers = [peer for peer in runs if peer.setting == run.setting]
+    place = [peer.seed for peer in peers].index(run.seed)
+    if len(peers) == 1:
+        return None
+    return peers[place - 1 if place else 1]
+
+
+def _units(eps: float) -> str:
+    """A radius in 1/255 units, as the command line takes it."""
+    return f"{eps * 255:.10g}"

@@ -1,0 +1,113 @@
+"""Where the jobs of a sweep run: the interface of a launcher, and processes of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+
+class Started(Protocol):
+    """A job under way."""
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it has not ended."""
+
+    def stop(self) -> None:
+        """Ask it to save its state and end; returns at once."""
+
+
+class Launcher(Protocol):
+    """Starts jobs."""
+
+    slots: int
+    """How many jobs may be under way at once."""
+
+    def start(self, name: str, command: Sequence[str], log: Path) -> Started:
+        """Start `command`; what it prints is appended to the file `log`."""
+
+
+class LocalLauncher:
+    """Jobs as processes of this machine, which share its cores and its GPUs.
+
+    Every job gets cores / slots threads (unless OMP_NUM_THREADS says otherwise) and, where there
+    are several GPUs, one of them. A job is asked to save and end when this process dies, however
+    it dies.
+
+    Args:
+        slots: processes at once.
+        lock: a file descriptor that the processes inherit, see `SweepFolder.lock`.
+    """
+
+    def __init__(self, slots: int, *, lock: int) -> None:
+        self.slots = slots
+        self._lock = lock
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * slots
+
+    def start(self, name: str, command: Sequence[str], log: Path) -> Started:
+        """Start `command` in a free slot."""
+        busy = [process is not None and process.poll() is None for process in self._processes]
+        slot = busy.index(False)
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **share(slot, self.slots, gpus=_gpus())},
+                pass_fds=(self._lock,),
+                # Ctrl-C is for the sweep alone: a job takes a second signal as an order to drop all.
+                process_group=0,
+                preexec_fn=_end_with_parent,
+            )
+        self._processes[slot] = process
+        return _Process(process)
+
+
+class _Process:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+
+def share(slot: int, slots: int, *, gpus: Sequence[str]) -> dict[str, str]:
+    """The environment variables that give a job its share of the machine.
+
+    >>> share(2, 4, gpus=["0", "1"])["CUDA_VISIBLE_DEVICES"]
+    '0'
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // slots)))
+    variables = {"OMP_NUM_THREADS": threads}
+    if slots > 1 and len(gpus) > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return variables
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the job: be sent SIGTERM when the parent dies."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,27 @@
+"""Adversarial training at a fixed radius (Madry et al. 2018)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+
+
+class Adversarial(Method):
+    """Cross-entropy on adversarial images, every sample at the fixed radius, misclassified or not.
+
+    Source: Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks",
+        Equation 2.1.
+    """
+
+    counts_clean = False
+
+    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+        return Batch(x=x, y=y, x_adv=self.attack(x, y, index=index, seed=seed))
+
+    def outcome(self, forward: Forward, batch: Batch) -> Outcome:
+        assert batch.x_adv is not None
+        logits = forward(batch.x_adv)
+        loss = F.cross_entropy(logits, batch.y, reduction="none")
+        return Outcome(loss=loss, robust=right(logits, batch.y))

@@ -1,0 +1,55 @@
+"""The attack of the training step, and the start that TRADES and MART give it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iaat_fast import attacks, ops
+from iaat_fast.train.config import AttackConfig
+from iaat_fast.train.seeds import Stream, stream_seed
+
+# The largest float32 below 1: the noise stays finite, within 5.4 standard deviations.
+_ALMOST_ONE = 1 - 2**-24
+
+
+def make_attack(config: AttackConfig, model: nn.Module, **changes: Any) -> attacks.PGD:
+    """The PGD attack of the training step; `changes` are arguments of `attacks.PGD`."""
+    alpha = config.alpha
+    step = attacks.scaled_step(config.steps, alpha) if config.alpha_rule == "scaled" else alpha
+    arguments: dict[str, Any] = {
+        "eps": config.eps,
+        "alpha": step,
+        "steps": config.steps,
+        "clamp_start": config.clamp_start,
+        "bn": config.bn,
+        "precision": config.precision,
+        "engine": config.engine,
+    }
+    return attacks.PGD(model, **{**arguments, **changes})
+
+
+def gaussian_start(
+    x: Tensor, index: Tensor, seed: int, *, clamp: bool, deviation: float = 0.001
+) -> Tensor:
+    """x + deviation * N(0, 1), where TRADES and MART take their first gradient.
+
+    The noise is a function of the seed and the sample's number, whatever batch it is in: the
+    uniform noise of the attacks, through the inverse of the normal distribution function.
+
+    Args:
+        x: images [N, C, H, W] on [0, 1].
+        index: int64 [N], numbers of the samples.
+        seed: of the step.
+        clamp: to [0, 1]; the released codes clamp after the first step only.
+        deviation: standard deviation, on the [0, 1] scale.
+    """
+    number = stream_seed(seed, Stream.START)
+    uniform = ops.random_start_linf(
+        torch.zeros_like(x), _ALMOST_ONE, number, index, lo=-1.0, hi=1.0
+    )
+    start = x + deviation * math.sqrt(2) * torch.erfinv(uniform)
+    return start.clamp(0.0, 1.0) if clamp else start

@@ -1,0 +1,28 @@
+"""Clean training: the images as they are."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+
+
+class Clean(Method):
+    """Cross-entropy on the clean images."""
+
+    radii = "none"
+    counts_robust = False
+
+    @classmethod
+    def first_radius(cls, config: TrainConfig) -> float:
+        return 0.0
+
+    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+        return Batch(x=x, y=y)
+
+    def outcome(self, forward: Forward, batch: Batch) -> Outcome:
+        logits = forward(batch.x)
+        loss = F.cross_entropy(logits, batch.y, reduction="none")
+        return Outcome(loss=loss, clean=right(logits, batch.y))

@@ -1,0 +1,46 @@
+"""Instance adaptive adversarial training: Algorithm 1 of Balaji et al. 2019."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+
+
+class InstanceAdaptive(Method):
+    """Cross-entropy on adversarial images, every sample at the radius that Algorithm 2 finds for it.
+
+    Source: Balaji et al. 2019, Algorithm 1.
+    """
+
+    radii = "adaptive"
+
+    @classmethod
+    def first_radius(cls, config: TrainConfig) -> float:
+        return 0.0  # what a run without warm-up starts from
+
+    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+        """Lines 3 to 10."""
+        config = self.config.epsilon
+        if epoch < config.warmup_epochs:
+            correct = right(self.attack.logits(x), y)
+            eps = self.memory.warm_up(index, config.eps_w, correct=correct, rule=config.warmup_rule)
+            x_adv = self.attack(x, y, eps=eps, index=index, seed=seed)
+        else:
+            x_adv = self.memory.select(self.attack, x, y, index, judge=True, seed=seed).x_adv
+            assert self.memory.correct is not None
+            correct = self.memory.correct
+        if config.misclassified_input == "clean":
+            x_adv = torch.where(correct.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
+        return Batch(x=x, y=y, x_adv=x_adv, correct=correct)
+
+    def outcome(self, forward: Forward, batch: Batch) -> Outcome:
+        assert batch.x_adv is not None
+        assert batch.correct is not None
+        logits = forward(batch.x_adv)
+        loss = F.cross_entropy(logits, batch.y, reduction="none")
+        robust = right(logits, batch.y) & batch.correct
+        return Outcome(loss=loss, clean=batch.correct, robust=robust)

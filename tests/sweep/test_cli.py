@@ -1,0 +1,185 @@
+"""The command line: what it refuses, what it lists, and a sweep that is killed and goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.sweep import cli
+from iaat_fast.sweep.cli import main
+from iaat_fast.sweep.grid import Grid, Run
+
+BAD_LINES = [
+    ("", "--out"),
+    ("digit --out sweep", "did you mean 'digits'"),
+    ("--out sweep --method adv", "did you mean '--methods'"),
+    ("--out sweep --methods iat", "did you mean 'iaat'"),
+    ("--out sweep --eps", "--eps"),
+    ("--out sweep --methods iaat --eps 8", "--eps: iaat trains at no fixed radius"),
+    ("--out sweep --eps 300 --methods adv", "attack.eps"),
+    ("--out sweep --seeds one", "--seeds"),
+    ("--out sweep --seeds 0 0", "--seeds: 0 is given twice"),
+    ("--out sweep --jobs 0", "--jobs: 0"),
+    ("--out sweep --suite cifat", "did you mean 'cifar'"),
+    ("--out sweep -- -- --limit 9", "--limit: after the second --, expected a --suite"),
+    ("--out sweep --suite quick -- -- --limit nine", "--limit"),
+    ("--out sweep --suite quick -- -- --against x", "--against: set by the sweep"),
+    ("--out sweep --suite quick -- -- --limt 9", "--limt: unknown flag, did you mean '--limit'"),
+    ("--out sweep -- -- --", "--: given more than twice"),
+    ("--out sweep --slurm partition=gpu", "--slurm: for --launcher submitit only"),
+    ("--out sweep --data nowhere", "--data nowhere: no such file"),
+    ("--out sweep -- --epoch 3", "--epoch: unknown flag, did you mean '--epochs'"),
+    ("--out sweep -- --epochs 0", "optim.epochs is 0"),
+    ("--out sweep -- --seed 3", "--seed: set by the sweep"),
+    ("--out sweep -- --device cuda:99", "cuda:99"),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), BAD_LINES)
+def test_bad_input_is_status_2_and_one_line_and_nothing_is_started(
+    line: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert expected in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_grid_in_the_same_folder_is_refused(
+    tmp_path: Path, begin: Callable[[Run], RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = Grid(methods=("clean",), flags=("--epochs", "3")).runs(tmp_path)
+    begin(run)
+    assert main(["--methods", "clean", "--out", str(tmp_path), "--", "--epochs", "4"]) == 2
+    assert "optim.epochs (3 there, 4 given)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["clean-seed0"]
+
+
+def test_a_dry_run_lists_states_and_commands_and_writes_nothing(
+    tmp_path: Path,
+    begin: Callable[[Run], RunFolder],
+    train: Callable[[Run], RunFolder],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = Grid(methods=("clean", "adv", "iaat")).runs(tmp_path)
+    begin(runs[0])
+    train(runs[1])
+    before = sorted(tmp_path.rglob("*"))
+    line = ["--out", str(tmp_path), "--suite", "quick", "--dry-run"]
+    assert main([*line, "--", "--device", "cpu", "--", "--limit", "9"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^(\w+) +(\S+)$", text, re.MULTILINE) == [
+        *(("resumes", "clean-seed0.train"), ("new", "clean-seed0.evaluate")),
+        *(("done", "adv-eps76.5-seed0.train"), ("new", "adv-eps76.5-seed0.evaluate")),
+        *(("new", "iaat-seed0.train"), ("new", "iaat-seed0.evaluate")),
+    ]
+    assert (
+        f"-m iaat_fast.train digits --method iaat --seed 0 --device cpu --out {runs[2].folder}"
+        in text
+    )
+    assert f"-m iaat_fast.evaluate {runs[2].folder} --suite quick --limit 9" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_sweep_prints_its_table_and_the_report_and_starts_nothing(
+    tmp_path: Path, train: Callable[[Run], RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in Grid().runs(tmp_path):
+        train(run)
+    assert main(["--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "3 jobs, 3 of them done" in text
+    assert "started" not in text
+    assert re.search(r"iaat-seed0 +│ done +│ +90.00 │ +50.00 │ +76.50", text)
+    assert f"-m iaat_fast.report {tmp_path}/clean-seed0 {tmp_path}/adv-eps76.5-seed0" in text
+
+
+def test_failed_jobs_end_in_status_1_and_their_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = property(lambda run: (sys.executable, "-S", "-c", "raise SystemExit('diverged')"))
+    monkeypatch.setattr(Run, "command", command)
+    line = ["--methods", "clean", "--out", str(tmp_path), "--suite", "quick"]
+    assert main(line) == 1
+    out, err = capsys.readouterr()
+    assert "clean-seed0.train: FAILED, diverged" in out
+    assert err.splitlines() == [
+        "clean-seed0.train failed: diverged (exit status 1)",
+        "clean-seed0.evaluate not started: clean-seed0.train failed",
+    ]
+
+
+# 15 steps of 40 attack steps each: training lasts a second or two.
+TRAINING = [
+    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=40"],
+    *["--checkpoint-steps=1", "--device=cpu", "--eval-steps=1", "--eval-restarts=1"],
+    "--no-tensorboard",
+]
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    """A sweep of one run, in a process of its own; returns once the run has a checkpoint."""
+    line = ["--methods", "iaat", "--out", str(out), "--", *TRAINING]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iaat_fast.sweep", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = RunFolder(out / "iaat-seed0").checkpoint_path
+    written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == written:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "sweep"
+    folder = RunFolder(out / "iaat-seed0")
+
+    stopped = start(out)
+    stopped.send_signal(signal.SIGTERM)
+    _, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143
+    assert err.count("\n") == 1
+    assert f"go on with {cli.as_typed([sys.executable])} -m iaat_fast.sweep" in err
+    steps = [folder.checkpoint()["step"]]
+
+    killed = start(out)
+    killed.kill()
+    killed.communicate(timeout=120)
+    assert main(["--methods", "iaat", "--out", str(out), "--", *TRAINING]) == 0
+    assert "1 jobs, 0 of them done" in capsys.readouterr().out
+    steps.append(folder.checkpoint()["step"])
+    assert 0 < steps[0] < steps[1] == 15
+
+    reference = RunFolder(tmp_path / "reference")
+    words = ["--method", "iaat", *TRAINING, "--out", str(reference.path)]
+    train = [sys.executable, "-m", "iaat_fast.train", *words]
+    subprocess.run(train, check=True, capture_output=True, env=dict(os.environ))
+    one, other = folder.checkpoint(), reference.checkpoint()
+    assert torch.equal(one["epsilon"], other["epsilon"])
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name

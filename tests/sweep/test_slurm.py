@@ -1,0 +1,129 @@
+"""Jobs handed to submitit: its own local executor in the place of SLURM."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.sweep.cli import main
+from iaat_fast.sweep.slurm import Command, SubmititLauncher, parse_parameters
+
+pytest.importorskip("submitit")
+
+
+@pytest.mark.slow
+def test_submitit_trains_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--methods", "clean", "--out", str(tmp_path), "--launcher", "submitit"]
+    training = ["--epochs", "1", "--limit", "64", "--device", "cpu", "--no-tensorboard"]
+    parameters = ["--cluster", "local", "--slurm", "timeout_min=10", "partition=gpu"]
+    assert main([*line, *parameters, "--", *training]) == 0
+    assert RunFolder(tmp_path / "clean-seed0").results()["samples"] == 64
+    assert "clean-seed0.train: done" in capsys.readouterr().out
+    assert "epoch 1/1" in (tmp_path / "logs" / "clean-seed0.train.log").read_text()
+    assert list((tmp_path / "logs" / "submitit").glob("*_result.pkl"))
+
+
+def test_a_submitted_job_gives_its_exit_status_and_its_log(tmp_path: Path) -> None:
+    launcher = SubmititLauncher(tmp_path, 1, cluster="local")
+    code = "import sys; print('diverged'); sys.exit(3)"
+    job = launcher.start("job", [sys.executable, "-S", "-c", code], tmp_path / "job.log")
+    deadline = time.monotonic() + 60
+    while job.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert job.poll() == 3
+    assert (tmp_path / "job.log").read_text() == "diverged\n"
+
+
+# Saves at SIGTERM, as training does, and is deaf to what SLURM sends before.
+SAVING = """
+import signal, sys, time
+signal.alarm(60)
+def save(*_):
+    open("{0}/saved", "w").close()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+open("{0}/running", "w").close()
+time.sleep(60)
+"""
+INSIDE = """
+import signal, sys
+from pathlib import Path
+from iaat_fast.sweep.slurm import Command
+command = Command([sys.executable, "-S", "-c", sys.argv[1]], Path(sys.argv[2]))
+def requeue(*_):
+    again = command.checkpoint()
+    assert again.function.command == command.command
+    sys.exit(9)
+signal.signal(signal.SIGUSR2, requeue)
+command()
+"""
+
+
+def test_a_job_that_is_preempted_saves_before_it_is_queued_again(tmp_path: Path) -> None:
+    """As submitit does it: a handler of USR2, which SLURM sends to all processes of the job."""
+    words = [SAVING.format(tmp_path), str(tmp_path / "job.log")]
+    job = subprocess.Popen([sys.executable, "-c", INSIDE, *words], process_group=0)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "running").exists():
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR2)
+    assert job.wait(60) == 9
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_command_returns_its_exit_status(tmp_path: Path) -> None:
+    code = "import sys; sys.exit(7)"
+    assert Command([sys.executable, "-S", "-c", code], tmp_path / "log")() == 7
+
+
+def test_parameters_are_numbers_where_they_look_like_them() -> None:
+    assert parse_parameters(["partition=gpu", "timeout_min=60", "mem_gb=2.5", "a=b=c"]) == {
+        "partition": "gpu",
+        "timeout_min": 60,
+        "mem_gb": 2.5,
+        "a": "b=c",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--slurm partition", "--slurm: 'partition', expected KEY=VALUE"),
+        ("--slurm partitoin=gpu --cluster local", "partitoin"),
+        ("--slurm timeout_min=soon --cluster local", "timeout_min"),
+        ("", "no SLURM here"),
+    ],
+)
+def test_bad_parameters_are_refused_before_a_file_is_written(
+    flags: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    line = ["--out", str(tmp_path / "sweep"), "--launcher", "submitit", *flags.split()]
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert expected in err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_without_submitit_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    line = ["--out", str(tmp_path / "sweep"), "--launcher", "submitit", "--cluster", "local"]
+    assert main(line) == 2
+    assert "pip install 'iaat-fast[slurm]'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()

@@ -1,0 +1,384 @@
+"""The baselines: each loss against its paper's formula, what each attack does, what each draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iaat_fast.data import ImageData, fetch
+from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods import METHODS, Batch, Method
+from iaat_fast.train.methods.attack import gaussian_start
+from iaat_fast.train.methods.mixup import Pairs
+from iaat_fast.train.methods.mma import Margins, bisected_margin
+from iaat_fast.train.step import TrainingStep, make_memory
+
+CPU = torch.device("cpu")
+INDEX = torch.arange(12)
+EPS, ALPHA = 0.3, 0.075
+
+Make = Callable[..., Method]
+
+
+@pytest.fixture
+def batch(tiny_data: ImageData) -> tuple[Tensor, Tensor]:
+    """12 images in float64, so that formulas may be compared closely, and their labels."""
+    x, y = fetch(tiny_data.train, INDEX)
+    return x.double(), y
+
+
+@pytest.fixture
+def model(batch: tuple[Tensor, Tensor]) -> nn.Module:
+    """A smooth network that is right on most images, without anything that draws or depends on the batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Softplus(), nn.Linear(8, 3))
+    net.double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(net(batch[0]), batch[1]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return net
+
+
+@pytest.fixture
+def make(tiny_config: Callable[..., TrainConfig], model: nn.Module) -> Make:
+    def call(name: str, **parts: Any) -> Method:
+        config = tiny_config(method=name, **parts)
+        return METHODS[name](config, model, make_memory(config, 24, CPU))
+
+    return call
+
+
+def prepared(method: Method, batch: tuple[Tensor, Tensor], seed: int = 11) -> Batch:
+    x, y = batch
+    return method.prepare(x, y, INDEX, epoch=5, seed=seed)
+
+
+def plain_attack(
+    loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, steps: int = 3
+) -> Tensor:
+    """The released codes' inner loop, at the radius and step of the configuration."""
+    x_adv = start
+    for _ in range(steps):
+        leaf = x_adv.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(leaf), leaf)
+        x_adv = x_adv.detach() + ALPHA * grad.sign()
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    return x_adv
+
+
+def assert_same_gradients(model: nn.Module, ours: Tensor, formula: Tensor) -> None:
+    """Two scalars, equal, with equal gradients of the weights, up to the rounding of float64."""
+    torch.testing.assert_close(ours, formula, rtol=1e-11, atol=1e-13)
+    weights = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(ours, weights), torch.autograd.grad(formula, weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_every_method_of_the_command_line_is_there() -> None:
+    from iaat_fast.train.config import METHODS as NAMES
+
+    assert tuple(METHODS) == NAMES
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_per_sample_and_counts_as_announced(
+    name: str, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    method = make(name)
+    outcome = method.outcome(model, prepared(method, batch))
+    assert outcome.loss.shape == (12,)
+    assert outcome.loss.requires_grad
+    assert torch.isfinite(outcome.loss).all()
+    assert (outcome.clean is not None) == method.counts_clean
+    assert (outcome.robust is not None) == method.counts_robust
+    for verdicts in (outcome.clean, outcome.robust):
+        assert verdicts is None or (verdicts.dtype is torch.bool and verdicts.shape == (12,))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_preparing_leaves_weights_and_gradients_alone(
+    name: str, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    before = [weight.detach().clone() for weight in model.parameters()]
+    made = prepared(make(name), batch)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert all(weight.grad is None for weight in model.parameters())
+    assert made.x_adv is None or not made.x_adv.requires_grad
+
+
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+def test_all_that_is_drawn_follows_the_seed(
+    name: str, make: Make, batch: tuple[Tensor, Tensor]
+) -> None:
+    # Steps that do not cross the whole ball leave something of the start.
+    parts = {"attack": {"steps": 1}, "baseline": {"mma_step_scale": 0.5}}
+    torch.manual_seed(1)
+    one = prepared(make(name, **parts), batch)
+    torch.manual_seed(2)
+    same = prepared(make(name, **parts), batch)
+    other = prepared(make(name, **parts), batch, seed=12)
+    assert torch.equal(one.x_adv, same.x_adv)
+    assert not torch.equal(one.x_adv, other.x_adv)
+    if isinstance(one, Pairs):
+        assert one.weight == same.weight != other.weight
+        assert torch.equal(one.partner, same.partner)
+
+
+@pytest.mark.parametrize("name", ["trades", "mart", "mma"])
+def test_what_a_sample_becomes_does_not_depend_on_its_batch(
+    name: str, make: Make, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    whole = prepared(make(name), batch).x_adv
+    half = make(name).prepare(x[6:], y[6:], INDEX[6:], epoch=5, seed=11).x_adv
+    # Products over other batch sizes may be summed in another order; an entry near 0 may then turn.
+    assert (torch.isclose(whole[6:], half, atol=1e-9)).float().mean() > 0.99
+
+
+def test_the_gaussian_start() -> None:
+    x = torch.full((40, 1, 30, 30), 0.5)
+    index = torch.arange(100, 140)
+    start = gaussian_start(x, index, 7, clamp=False)
+    noise = ((start - x) / 0.001).flatten().double().numpy()
+    # 36,000 draws; a float32 of 0.5 resolves the deviation in steps of 6e-5 of it.
+    assert stats.kstest(noise, "norm").pvalue > 1e-3
+    some = gaussian_start(x[5:9], index[5:9], 7, clamp=False)
+    assert torch.equal(some, start[5:9]), "it follows the sample"
+    assert not torch.equal(start, gaussian_start(x, index, 8, clamp=False))
+
+
+def test_the_gaussian_start_is_clamped_as_asked() -> None:
+    x, index = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    assert gaussian_start(x, index, 0, clamp=False).min() < 0
+    assert gaussian_start(x, index, 0, clamp=True).min() == 0
+
+
+def test_mixup_is_the_cross_entropy_with_mixed_labels(
+    make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Lamb et al. 2019: the mean of the mixup losses on clean and on adversarial samples."""
+    (x, y), method = batch, make("mixup")
+    made = prepared(method, batch)
+    assert isinstance(made, Pairs)
+    assert sorted(made.partner.tolist()) == list(range(12))
+    assert torch.equal(made.x_adv, make("adv").attack(x, y, index=INDEX, seed=11))
+    share = made.weight
+    onehot = F.one_hot(y, 3).double()
+    labels = share * onehot + (1 - share) * onehot[made.partner]
+    formula = sum(
+        F.cross_entropy(model(share * images + (1 - share) * images[made.partner]), labels)
+        for images in (x, made.x_adv)
+    )
+    assert_same_gradients(model, method.outcome(model, made).loss.mean(), formula / 2)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.2])
+def test_mixing_weights_are_beta_distributed(
+    alpha: float, make: Make, batch: tuple[Tensor, Tensor]
+) -> None:
+    method = make("mixup", baseline={"mixup_alpha": alpha}, attack={"steps": 1})
+    weights = [prepared(method, batch, seed).weight for seed in range(300)]
+    assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_parts_of_a_batch_share_the_mixing_weight(make: Make, batch: tuple[Tensor, Tensor]) -> None:
+    (x, y), method = batch, make("mixup")
+    part = method.prepare(x[:5], y[:5], INDEX[:5], epoch=0, seed=11)
+    assert isinstance(part, Pairs)
+    assert part.weight == prepared(method, batch).weight
+    assert sorted(part.partner.tolist()) == list(range(5))
+
+
+def test_trades_is_its_formula(make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Zhang et al. 2019, Equation 5, and the inner loop of the released code."""
+    (x, y), method = batch, make("trades", baseline={"trades_beta": 6.0})
+    made = prepared(method, batch)
+    start = gaussian_start(x, INDEX, 11, clamp=True)
+    p = model(x).softmax(1).detach()
+    expected = plain_attack(lambda a: (p * (p.log() - model(a).softmax(1).log())).sum(), x, start)
+    torch.testing.assert_close(made.x_adv, expected, rtol=0, atol=1e-9)
+    p, q = model(x).softmax(1), model(made.x_adv).softmax(1)
+    natural = -p.gather(1, y.view(-1, 1)).log().mean()
+    robust = (p * (p / q).log()).sum() / 12
+    outcome = method.outcome(model, made)
+    assert_same_gradients(model, outcome.loss.mean(), natural + 6 * robust)
+    assert torch.equal(outcome.clean, p.argmax(1) == y)
+    assert torch.equal(outcome.robust, q.argmax(1) == y)
+
+
+@pytest.mark.parametrize("guards", [True, False])
+def test_mart_is_its_formula(
+    guards: bool, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Wang et al. 2020, with and without the released code's guards against log(0)."""
+    (x, y), method = batch, make("mart", baseline={"mart_beta": 5.0})
+    made = prepared(method, batch)
+    start = gaussian_start(x, INDEX, 11, clamp=True)
+    expected = plain_attack(lambda a: F.cross_entropy(model(a), y, reduction="sum"), x, start)
+    torch.testing.assert_close(made.x_adv, expected, rtol=0, atol=1e-9)
+    p, q = model(x).softmax(1), model(made.x_adv).softmax(1)
+    rows = []
+    for i, label in enumerate(y.tolist()):
+        rival = torch.cat([q[i, :label], q[i, label + 1 :]]).max()
+        one, tiny, all_of = (1.0001, 1e-12, 1.0000001) if guards else (1.0, 0.0, 1.0)
+        boosted = -q[i, label].log() - (one - rival + tiny).log()
+        divergence = sum(p[i, k] * (p[i, k].log() - (q[i, k] + tiny).log()) for k in range(3))
+        rows.append(boosted + 5 * divergence * (all_of - p[i, label]))
+    outcome = method.outcome(model, made)
+    formula = torch.stack(rows)
+    if guards:
+        assert_same_gradients(model, outcome.loss.mean(), formula.mean())
+    else:
+        # log(1.0001 - r) is log(1 - r) but for 1e-4 / (1 - r), and p_y >= 0 was enlarged by 1e-7.
+        slack = 1e-4 / (1 - q.scatter(1, y.view(-1, 1), 0).amax(1)) + 1e-5
+        assert ((outcome.loss - formula).abs() <= slack).all()
+    assert torch.equal(outcome.clean, p.argmax(1) == y)
+    assert torch.equal(outcome.robust, q.argmax(1) == y)
+
+
+def test_the_bisected_margin_is_that_of_a_linear_network(
+    tiny_config: Callable[..., TrainConfig],
+) -> None:
+    """Between two classes of a linear network: |w x + b| / ||w||_1."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.4 + 0.2 * torch.rand(20, 1, 6, 6, generator=generator)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.randn(2, 36, generator=generator))
+        net[1].bias.sub_(net(x).mean(0))
+    y = net(x).argmax(1)
+    difference = net[1].weight[0] - net[1].weight[1]
+    logits = net(x).detach()
+    expected = (logits[:, 0] - logits[:, 1]).abs() / difference.abs().sum()
+    d_max = 0.015
+    assert 0 < (expected > 1.05 * d_max).sum() < 20
+    config = tiny_config(method="mma", baseline={"mma_d_max": d_max, "mma_d_min": 0.01})
+    memory = make_memory(config, 20, CPU)
+    made = METHODS["mma"](config, net, memory).prepare(x, y, torch.arange(20), epoch=0, seed=0)
+    found = memory.values
+    # The tenth halving of [0, 1.05 d_max] leaves an interval of that over 2**10 round the result.
+    resolution = 1.05 * d_max / 2**10
+    assert (found - expected.clamp(max=1.05 * d_max)).abs().max() <= resolution + 1e-6
+    assert torch.equal(made.counted, found < d_max)
+    moved = (made.x_adv - x).abs().flatten(1)
+    torch.testing.assert_close(moved.amax(1), found, atol=1e-6, rtol=0)
+
+
+def test_bisection_looks_first_where_it_is_told() -> None:
+    """With a steady margin function the result does not depend on it by more than the resolution."""
+    from iaat_fast.attacks import PGD
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[0.0], [1.0]]))
+    x, y = torch.full((1, 1, 1, 1), 0.5), torch.tensor([1])
+    shifted = nn.Sequential(net, _Shift(0.2))  # tips over at x = 0.2, a distance of 0.3
+    for first in (0.01, 0.3, 0.5):
+        margin = bisected_margin(
+            PGD(shifted), x, y, -torch.ones_like(x), torch.tensor([first]), most=0.5, steps=12
+        )
+        assert margin.item() == pytest.approx(0.3, abs=0.5 / 2**11)
+
+
+class _Shift(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits - torch.tensor([0.0, self.by])
+
+
+def test_mma_is_its_formula(make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+    """Ding et al. 2020, by sets of samples as the paper has them."""
+    x, y = batch[0], batch[1].clone()
+    y[:3] = (y[:3] + 1) % 3  # of which the network knows nothing
+    method = make("mma", baseline={"mma_d_max": 0.14, "mma_d_min": 0.02, "mma_clean_weight": 0.25})
+    made = prepared(method, (x, y))
+    assert isinstance(made, Margins)
+    margins = method.memory.values[INDEX]
+    right = model(x).softmax(1).gather(1, y.view(-1, 1))[:, 0] > 0.5
+    wide = right & (margins >= 0.14)
+    assert 0 < int(right.sum()) < 12
+    assert 0 < int(wide.sum()) < int(right.sum())
+    assert torch.equal(made.x_adv[~right], x[~right])
+    assert torch.equal(margins == 0, ~right)
+    assert (method.memory.values[12:] == torch.tensor(0.02)).all()
+
+    clean = sum(F.cross_entropy(model(x), y, reduction="none"))
+    narrow = right & (margins < 0.14)
+    at_margin = sum(F.cross_entropy(model(made.x_adv[narrow]), y[narrow], reduction="none"))
+    wrong = sum(F.cross_entropy(model(x[~right]), y[~right], reduction="none"))
+    formula = (0.25 * clean + 0.75 * (at_margin + wrong)) / 12
+    assert_same_gradients(model, method.outcome(model, made).loss.mean(), formula)
+
+    p = model(made.x_adv).softmax(1).gather(1, y.view(-1, 1))[:, 0]
+    assert ((p - 0.5).abs()[narrow] < 0.01).all(), "at the margin the odds are even"
+
+
+def test_mma_attacks_at_the_radius_of_the_last_visit(
+    make: Make, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make("mma", baseline={"mma_d_max": 0.2, "mma_d_min": 0.05, "mma_step_scale": 2.0})
+    radii: list[Tensor] = []
+    original = type(method.attack).__call__
+
+    def recording(self: Any, *args: Any, **keywords: Any) -> Tensor:
+        radii.append(keywords["eps"].clone())
+        return original(self, *args, **keywords)
+
+    monkeypatch.setattr(type(method.attack), "__call__", recording)
+    prepared(method, batch)
+    found = method.memory.values[INDEX].clone()
+    right = found > 0
+    prepared(method, batch, seed=12)
+    assert torch.equal(radii[0], torch.where(right, 0.05, 0.0))
+    assert torch.equal(radii[1], torch.where(right, found.clamp(0.05, 1.05 * 0.2), 0.0))
+    step = method.attack.alpha
+    assert callable(step)
+    torch.testing.assert_close(step(radii[1]), 2.0 * radii[1] / 3)
+
+
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+def test_no_sample_is_no_work(name: str, make: Make, batch: tuple[Tensor, Tensor]) -> None:
+    """A rank of a distributed run may get nothing of a last batch."""
+    (x, y), method = batch, make(name)
+    made = method.prepare(x[:0], y[:0], INDEX[:0], epoch=0, seed=0)
+    assert made.x_adv.shape == x[:0].shape
+
+
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+def test_a_step_moves_the_weights_and_sums_the_loss(
+    name: str,
+    tiny_config: Callable[..., TrainConfig],
+    tiny_model: Callable[[], nn.Module],
+    tiny_data: ImageData,
+) -> None:
+    config, net = tiny_config(method=name), tiny_model()
+    step = TrainingStep(
+        config,
+        net,
+        make_memory(config, 24, CPU),
+        torch.optim.SGD(net.parameters(), lr=0.05),
+        CPU,
+    )
+    x, y = fetch(tiny_data.train, INDEX)
+    before = net[-1].weight.detach().clone()
+    loss = step(x, y, INDEX, epoch=0, seed=0)
+    assert math.isfinite(loss.item())
+    assert not torch.equal(before, net[-1].weight)
+    assert step.totals[0].item() == pytest.approx(12 * loss.item())
+    assert net[1].num_batches_tracked == 2, "the training forwards, clean and attacked"

@@ -81,6 +81,7 @@ class Trajectories:
         judge: the model whose verdicts count, where it is not the one attacked; without any_iterate only.
         keep: called as keep(name, index, x_adv) with the images that a mark's verdicts were given on; those of a later
             call, for the same sample, replace the earlier.
+        samples: numbers int64 [K] of those to attack; all by default. The others never stand.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -100,9 +101,13 @@ class Trajectories:
         any_iterate: bool = False,
         judge: nn.Module | None = None,
         keep: Keep | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         if len(split) == 0:
             raise ValueError("split: empty, expected at least 1 sample")
+        samples = torch.arange(len(split)) if samples is None else samples.cpu()
+        if len(samples) == 0:
+            raise ValueError("samples: empty, expected at least 1 number")
         if not marks:
             raise ValueError("marks: none given, expected at least 1")
         for mark in marks:
@@ -124,13 +129,14 @@ class Trajectories:
         self._judge = self._pgd if judge is None else PGD(judge, eps, alpha, most)
         self._steps = torch.tensor([mark.steps for mark in marks])
         self._restarts = torch.tensor([mark.restarts for mark in marks])
-        self._standing = torch.ones(len(marks), len(split), dtype=torch.bool)
+        self._standing = torch.zeros(len(marks), len(split), dtype=torch.bool)
+        self._standing[:, samples] = True
         self._tallies = [
-            Tally(AttackStats(planned=len(split) * mark.steps * mark.restarts)) for mark in marks
+            Tally(AttackStats(planned=len(samples) * mark.steps * mark.restarts)) for mark in marks
         ]
         self._slots = Slots.none(split)
         self.restart, self._before, self._economy = 0, self._standing, Economy()
-        self._queue = torch.arange(len(split))
+        self._queue = samples
 
     @property
     def finished(self) -> bool:

@@ -45,6 +45,7 @@ class TrainState:
     def to_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`.
 
+        The tensors are the live ones: copy them before the next step.
         "ema", the average of the weights, and "ema_updates" are there where the run keeps one.
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -57,13 +58,13 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             **average,
-            "epsilon": self.memory.values.detach().cpu(),
+            "epsilon": self.memory.values.detach(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "config": config,
             "seconds": self.seconds,
-            "totals": self.training_step.totals.cpu(),
+            "totals": self.training_step.totals,
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
 

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from iaat_fast.report import naming, paper
 from iaat_fast.report.groups import Group, Variant, refuse, slug
 from iaat_fast.report.notes import caption, evaluation_notes, setting_note
+from iaat_fast.report.plans import (
+    AUTOATTACK,
+    CORRUPTIONS,
+    NATURAL,
+    PLANS,
+    Column,
+    Plan,
+    pick_kind,
+    pick_pgd,
+)
 from iaat_fast.report.records import CLOSING, Evaluation, Measurement, RunRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of a table.
-
-    Args:
-        key: as in `paper.CIFAR_COLUMNS` and `paper.IMAGENET_COLUMNS`.
-        head: what stands above it; figures in percent unless it says otherwise.
-        pick: finds the measurement in an evaluation.
-        settings: what the paper measures with ("eps", "steps", ...); {} where there is nothing to set.
-    """
-
-    key: str
-    head: str
-    pick: Callable[[Evaluation], Measurement | None]
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,134 +85,6 @@ class Table:
         return f"Table {self.number}" if self.number is not None else "Table"
 
 
-def _natural(evaluation: Evaluation) -> Measurement | None:
-    return next(iter(evaluation.of("natural")), None)
-
-
-def _pgd(
-    *, steps: int, eps: float, only: bool = False
-) -> Callable[[Evaluation], Measurement | None]:
-    """The PGD measurement of these steps at this radius, or at the nearest that there is unless `only`."""
-
-    def pick(evaluation: Evaluation) -> Measurement | None:
-        found = [m for m in evaluation.of("pgd", "pgd") if m.row["steps"] == steps]
-        nearest = min(found, key=lambda m: abs(m.row["eps"] - eps), default=None)
-        if nearest is None or (only and abs(nearest.row["eps"] - eps) > ROUNDING):
-            return None
-        return nearest
-
-    return pick
-
-
-ROUNDING = 1e-6
-"""Distances that differ by less are the same."""
-
-
-def _key(key: str) -> Callable[[Evaluation], Measurement | None]:
-    return lambda evaluation: next((m for m in evaluation.measurements if m.key == key), None)
-
-
-def _kind(kind: str) -> Callable[[Evaluation], Measurement | None]:
-    return lambda evaluation: next(iter(evaluation.of(kind)), None)
-
-
-def _mce(evaluation: Evaluation) -> Measurement | None:
-    found = _kind("corruptions")(evaluation)
-    return found if found is not None and found.row.get("mce") is not None else None
-
-
-_NATURAL = Column(key="natural", head="Natural", pick=_natural)
-_CORRUPTIONS = Column(key="corruptions", head="Corruptions", pick=_kind("corruptions"))
-_AUTOATTACK = Column(key="autoattack", head="AutoAttack", pick=_kind("autoattack"))
-_EPS, _ALPHA = 8 / 255, 2 / 255
-
-CIFAR_COLUMNS = (
-    _NATURAL,
-    *(
-        Column(
-            key=f"pgd{steps}",
-            head=f"PGD-{steps}",
-            pick=_pgd(steps=steps, eps=_EPS),
-            settings={"eps": _EPS, "alpha": _ALPHA, "restarts": restarts, "targeted": False},
-        )
-        for steps, restarts in ((10, 5), (100, 5), (1000, 2))
-    ),
-    Column(
-        key="transfer",
-        head="Transfer PGD-1000",
-        pick=_kind("transfer"),
-        settings={"eps": _EPS, "alpha": _ALPHA, "steps": 1000, "restarts": 2, "targeted": False},
-    ),
-)
-IMAGENET_COLUMNS = (
-    _NATURAL,
-    *(
-        Column(
-            key=f"eps{radius}",
-            head=f"PGD-1000, ε = {radius}",
-            pick=_pgd(steps=1000, eps=radius / 255, only=True),
-            settings={"alpha": 1 / 255, "targeted": "random"},
-        )
-        for radius in (4, 8, 12, 16)
-    ),
-    Column(key="mce", head="mCE (↓, not %)", pick=_mce),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a table of the paper holds.
-
-    Args:
-        methods: its methods; () for all that no other table of the data set has to itself.
-        needs: the method that must have been run for the table to say anything.
-    """
-
-    number: int
-    dataset: str
-    title: str
-    columns: tuple[Column, ...]
-    methods: tuple[str, ...] = ()
-    needs: str | None = None
-
-
-_WARMUP = (naming.NO_WARMUP, "iaat")
-PLANS = (
-    Plan(
-        number=1,
-        dataset="cifar10",
-        title="Robustness on CIFAR-10",
-        columns=(*CIFAR_COLUMNS, _CORRUPTIONS),
-    ),
-    Plan(number=2, dataset="cifar100", title="Robustness on CIFAR-100", columns=CIFAR_COLUMNS),
-    Plan(number=3, dataset="imagenet", title="Robustness on ImageNet", columns=IMAGENET_COLUMNS),
-    Plan(
-        number=4,
-        dataset="cifar10",
-        title="Effect of the warm-up on CIFAR-10",
-        columns=(*CIFAR_COLUMNS, _CORRUPTIONS),
-        methods=_WARMUP,
-        needs=naming.NO_WARMUP,
-    ),
-    Plan(
-        number=5,
-        dataset="cifar100",
-        title="Effect of the warm-up on CIFAR-100",
-        columns=CIFAR_COLUMNS,
-        methods=_WARMUP,
-        needs=naming.NO_WARMUP,
-    ),
-    Plan(
-        number=6,
-        dataset="cifar10",
-        title="Comparison with mixup on CIFAR-10",
-        columns=CIFAR_COLUMNS,
-        methods=("mixup", "iaat"),
-        needs="mixup",
-    ),
-)
-
-
 def build_tables(groups: Sequence[Group]) -> list[Table]:
     """The tables for which something was measured, in the paper's order, then those of other data sets.
 
@@ -265,13 +130,13 @@ def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
         if run.evaluation is not None
         for m in run.evaluation.of("pgd", "pgd")
     }
-    columns = [_NATURAL]
+    columns = [NATURAL]
     for eps, steps, restarts in sorted(attacks):
         head = f"PGD-{steps} × {restarts}, ε = {naming.pixels(eps)}"
         columns.append(
-            Column(key=slug(head), head=head, pick=_pgd(steps=steps, eps=eps, only=True))
+            Column(key=slug(head), head=head, pick=pick_pgd(steps=steps, eps=eps, only=True))
         )
-    columns += [Column(key="transfer", head="Transfer", pick=_kind("transfer")), _CORRUPTIONS]
+    columns += [Column(key="transfer", head="Transfer", pick=pick_kind("transfer")), CORRUPTIONS]
     return _filled(
         [(group, list(group.variants)) for group in groups],
         number=None,
@@ -295,11 +160,11 @@ def _filled(
     reported = _reported(runs)
     if not reported:
         return None
-    columns = (*columns, _AUTOATTACK)
+    columns = (*columns, AUTOATTACK)
     kept = tuple(
         c
         for c in columns
-        if (empty_columns and c is not _AUTOATTACK) or any(c.pick(e) for _, e in reported)
+        if (empty_columns and c is not AUTOATTACK) or any(c.pick(e) for _, e in reported)
     )
     _refuse_unlike(reported, kept)
     notes: list[str] = []

@@ -134,6 +134,16 @@ def moving(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return run(Double(), config(folder / "run"))
 
 
+def averaged_trades(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Two forwards a step, and an average of the weights."""
+    result = fit(trades(folder / "run"), model=Double(), data=images(), quiet=True)
+    return {**outcome(result), "average": result.evaluated.state_dict()}
+
+
+def trades(out: Path) -> TrainConfig:
+    return config(out, method="trades", optim={"lr": 0.0001, "ema_decay": 0.5})
+
+
 def accumulated(folder: Path, ranks: Ranks) -> dict[str, Any]:
     setting = config(folder / "run", optim={"batch_size": 7, "accumulate": 2})
     return run(Double(), setting)
@@ -225,6 +235,7 @@ def batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
 SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     standing_still,
     moving,
+    averaged_trades,
     accumulated,
     closing,
     uninterrupted,

@@ -229,6 +229,10 @@ def too_small_a_batch(folder: Path, ranks: Ranks) -> None:
 
 
 def batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
+    run(usual(), config(folder / "run", optim={"batch_size": 13, "sync_batchnorm": True}))
+
+
+def too_small_a_last_batch(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", optim={"sync_batchnorm": True}))
 
 
@@ -248,6 +252,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     no_data,
     too_small_a_batch,
     batch_norm_over_ranks,
+    too_small_a_last_batch,
 )
 
 

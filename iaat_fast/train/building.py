@@ -63,12 +63,11 @@ def make_state(
     """The state before the first step, of a model and data on their device.
 
     Raises:
-        ValueError: SyncBatchNorm on a CPU.
+        ValueError: SyncBatchNorm on a CPU, or with a last batch too small for it.
     """
     optim = config.optim
     if optim.sync_batchnorm and ranks.count > 1:
-        if device.type == "cpu":
-            raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")
+        _check_synchronised(config, len(data.train), device, ranks)
         model = spread_batch_norm(model)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
@@ -86,3 +85,17 @@ def make_state(
         device=device,
         steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
     )
+
+
+def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
+    """Every forward of every rank waits for the others': none may have fewer of them."""
+    optim = config.optim
+    last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
+    if last < least:
+        raise ValueError(
+            f"optim.sync_batchnorm is on: expected at least {least} images in the last batch of an epoch, one for each "
+            f"micro-batch ({optim.accumulate}) of each rank ({ranks.count}), not {last}; change optim.batch_size, "
+            f"{optim.batch_size}"
+        )
+    if device.type == "cpu":
+        raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")

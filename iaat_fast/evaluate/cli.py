@@ -69,7 +69,7 @@ class Command:
     suite: Annotated[str | None, optional("SUITE", "none")] = None
     """cifar, imagenet or quick: several measurements, recorded and resumed."""
     parts: Annotated[tuple[str, ...], optional("PART [PART ...]", "the suite's")] = ()
-    """Parts of the suite: natural, pgd, transfer, eps-sweep, steps-sweep."""
+    """Parts of the suite: natural, pgd, transfer, corruptions, eps-sweep, steps-sweep, autoattack."""
     against: Annotated[Path | None, optional("RUN2", "none")] = None
     """Surrogate of the part transfer: a run of the same configuration and another seed."""
     corruptions: Annotated[

@@ -70,12 +70,11 @@ def make_state(
     """The state before the first step, of a model and data on their device.
 
     Raises:
-        ValueError: SyncBatchNorm on a CPU.
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it.
     """
     optim = config.optim
     if optim.sync_batchnorm and ranks.count > 1:
-        if device.type == "cpu":
-            raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")
+        _check_synchronised(config, len(data.train), device, ranks)
         model = spread_batch_norm(model)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
@@ -93,3 +92,22 @@ def make_state(
         device=device,
         steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
     )
+
+
+def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
+    """Every forward of every rank waits for the others': none may have fewer of them."""
+    optim = config.optim
+    last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
+    if last < least:
+        raise ValueError(
+            f"optim.sync_batchnorm is on: expected at least {least} images in the last batch of an epoch, one for each "
+            f"micro-batch ({optim.accumulate}) of each rank ({ranks.count}), not {last}; change optim.batch_size, "
+            f"{optim.batch_size}"
+        )
+    if config.data.on_bad_image == "skip":
+        raise ValueError(
+            "optim.sync_batchnorm is on: expected data.on_bad_image 'stop', not 'skip', which may leave a rank too few "
+            "images"
+        )
+    if device.type == "cpu":
+        raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")

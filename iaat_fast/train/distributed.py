@@ -106,6 +106,8 @@ def _initialise(ranks: Ranks) -> Ranks:
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        # torchrun's store outlives its workers: what those before a restart left there is not for these.
+        store = dist.PrefixStore(f"iaat_fast/{ranks.restarts}", store)
         # What the host decides goes over gloo on GPUs, too: NCCL would make it wait for the GPU.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",

@@ -1,4 +1,4 @@
-"""Accuracies on test images that are spread over the ranks: each takes every so-manieth batch."""
+"""Accuracies on test images whose batches are dealt out to the ranks in turn."""
 
 from __future__ import annotations
 

@@ -67,7 +67,6 @@ class Update:
         self.amp = amp
         self._network: nn.Module = model
         self._buffers = list(model.buffers())
-        self._synchronised = any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
         if ranks.count > 1:
             self._network = _replicated(model)
 
@@ -100,9 +99,8 @@ class Update:
         Args:
             x: [0, C, H, W], the rank's empty slice.
         """
-        # BatchNorm has no statistics of an empty batch; SyncBatchNorm counts it as nothing.
-        images = x if self._synchronised else x.new_zeros(1, *x.shape[1:])
-        self.backward(self.forward(images).sum(), share=0.0)
+        # One black image that counts nothing: BatchNorm has no statistics of an empty batch.
+        self.backward(self.forward(x.new_zeros(1, *x.shape[1:])).sum(), share=0.0)
 
     def step(self) -> None:
         """Update the weights. The running statistics of BatchNorm become those of the first rank."""

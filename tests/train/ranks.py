@@ -134,6 +134,16 @@ def moving(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return run(Double(), config(folder / "run"))
 
 
+def averaged_trades(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Two forwards a step, and an average of the weights."""
+    result = fit(trades(folder / "run"), model=Double(), data=images(), quiet=True)
+    return {**outcome(result), "average": result.evaluated.state_dict()}
+
+
+def trades(out: Path) -> TrainConfig:
+    return config(out, method="trades", optim={"lr": 0.0001, "ema_decay": 0.5})
+
+
 def accumulated(folder: Path, ranks: Ranks) -> dict[str, Any]:
     setting = config(folder / "run", optim={"batch_size": 7, "accumulate": 2})
     return run(Double(), setting)
@@ -219,12 +229,17 @@ def too_small_a_batch(folder: Path, ranks: Ranks) -> None:
 
 
 def batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
+    run(usual(), config(folder / "run", optim={"batch_size": 13, "sync_batchnorm": True}))
+
+
+def too_small_a_last_batch(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", optim={"sync_batchnorm": True}))
 
 
 SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     standing_still,
     moving,
+    averaged_trades,
     accumulated,
     closing,
     uninterrupted,
@@ -237,6 +252,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     no_data,
     too_small_a_batch,
     batch_norm_over_ranks,
+    too_small_a_last_batch,
 )
 
 

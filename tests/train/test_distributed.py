@@ -71,7 +71,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_all_ranks_end_alike(outcomes: Outcome) -> None:
-    for name in ("standing_still", "moving", "accumulated", "closing", "uninterrupted"):
+    for name in ("standing_still", "moving", "averaged_trades", "closing", "uninterrupted"):
         first, *others = outcomes(name)
         for other in others:
             assert_same(first, other)
@@ -91,15 +91,15 @@ def test_with_weights_at_rest_the_memory_has_the_bits_of_one_process(
             assert row == {**other, "train_loss": loss}
 
 
-def weight_error(batch: int, lr: float = 0.001, momentum: float = 0.9) -> float:
+def weight_error(batch: int, lr: float = 0.001, momentum: float = 0.9, terms: int = 1) -> float:
     """How far the weights of `Double` may lie apart after a run, from the order of summation alone.
 
     A gradient is a mean of `batch` terms of at most 1, summed in another order: it moves by at most batch * u, and a
     weight by lr / (1 - momentum) of it in the long run. A difference of weights moves the next gradients by at most
-    |x|^2 / 2 <= 18 times itself.
+    |x|^2 / 2 <= 18 times itself. All of that as often as the loss has `terms` of the size of a cross-entropy.
     """
     steps = scenarios.EPOCHS * -(-scenarios.TRAIN // batch)
-    reach = lr / (1 - momentum)
+    reach = terms * lr / (1 - momentum)
     return steps * reach * batch * 2.0**-53 * (1 + 18 * reach) ** steps
 
 
@@ -115,6 +115,19 @@ def test_with_moving_weights_they_differ_by_the_order_of_summation(
         error = (found["model"]["weight"] - expected["model"]["weight"]).abs().max()
         assert error <= weight_error(batch)
         assert torch.equal(found["epsilon"], expected["epsilon"])
+
+
+def test_a_method_of_two_forwards_and_the_average_of_the_weights_are_those_of_one_process(
+    outcomes: Outcome, tmp_path: Path
+) -> None:
+    expected = alone(scenarios.averaged_trades, tmp_path)
+    # A cross-entropy and 6 times a divergence, whose gradient flows through both of its sides.
+    bound = weight_error(scenarios.BATCH, lr=0.0001, terms=1 + 2 * 6)
+    for found in outcomes("averaged_trades"):
+        for name in ("model", "average"):
+            error = (found[name]["weight"] - expected[name]["weight"]).abs().max()
+            assert error <= bound
+    assert not torch.equal(expected["model"]["weight"], expected["average"]["weight"])
 
 
 def test_gradient_accumulation_in_one_process_gives_the_same_update(tmp_path: Path) -> None:
@@ -160,6 +173,7 @@ ERRORS = {
     "no_data": r"OSError: rank 1: .*no such folder or \.npz",
     "too_small_a_batch": r"ValueError: optim\.batch_size is 2: expected at least [46]",
     "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm is on: torch has it for GPUs only",
+    "too_small_a_last_batch": r"ValueError: optim\.sync_batchnorm is on: expected at least [23] images in the last",
 }
 
 

@@ -56,8 +56,12 @@ class Command:
     """Steps of the attack."""
     restarts: Annotated[int | None, optional("INT", "the run's, or 5")] = None
     """Random restarts; a sample counts as robust if it withstands all of them."""
+    targeted: Annotated[
+        Literal["no", "random"] | None, optional("{no,random}", "the run's, or no")
+    ] = None
+    """random: the attack aims at a class drawn from the others, once per image."""
     seed: int = 0
-    """Seed of the random starts."""
+    """Seed of the random starts and targets."""
     limit: Annotated[int | None, optional("INT", "the run's, or all")] = None
     """Take the first N test images."""
     batch_size: Annotated[int | None, optional("INT", "the run's, or 256")] = None
@@ -170,6 +174,8 @@ def _attacks(command: Command, defaults: dict[str, Any]) -> Attacks:
             value = defaults.get(name)
         if value is not None:
             chosen[name] = value
+    if (command.targeted or defaults.get("targeted")) == "random":
+        chosen["targeted"] = "random"
     return Attacks(**chosen)
 
 

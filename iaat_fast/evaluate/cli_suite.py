@@ -45,7 +45,7 @@ def asks_for_suite(command: Command) -> bool:
             if getattr(command, name):
                 raise ValueError(f"{_flag(name)}: belongs to a suite, expected --suite")
         return False
-    for name in ("steps", "restarts"):
+    for name in ("steps", "restarts", "targeted"):
         if getattr(command, name) is not None:
             raise ValueError(f"{_flag(name)}: a suite has its own, leave one of them out")
     return True

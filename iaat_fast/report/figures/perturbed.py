@@ -81,7 +81,7 @@ def _model(run: RunRecord, data: ImageData) -> nn.Module:
         data.name,
         name,
         num_classes=data.num_classes,
-        in_channels=fetch(data.train, torch.zeros(1, dtype=torch.int64))[0].shape[1],
+        in_channels=data.train.channels,
         width=run.config.get("model.width"),
         depth=run.config.get("model.depth"),
     )

@@ -40,12 +40,15 @@ class TrainingImages:
         """
         name, limit = run.config["data.name"], run.config.get("data.limit")
         path = self.path if self.path is not None else run.config.get("data.path")
-        key = (name, path, limit)
+        on_bad = run.config.get("data.on_bad_image", "stop")
+        key = (name, path, limit, on_bad)
         try:
             if name not in datasets.NAMES:
                 raise ValueError(f"the images of {run.name} came from Python")
             if key not in self._loaded:
-                self._loaded[key] = datasets.load(name, path, limit=limit, download=False)
+                self._loaded[key] = datasets.load(
+                    name, path, limit=limit, download=False, on_bad_image=on_bad
+                )
             data: datasets.ImageData = self._loaded[key]
             if len(data.train) != size:
                 raise ValueError(

@@ -29,8 +29,11 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def replace(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, whole."""
+def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
+    """Put `content` at `path` so that a reader sees the old file or the new one, whole.
+
+    The old one is then at `keep`, in the same folder, if that is given.
+    """
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     with naming(path):
         try:
@@ -38,6 +41,8 @@ def replace(path: Path, content: bytes | memoryview) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                _link(path, keep)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -57,6 +62,21 @@ def check_writable(flag: str, path: Path) -> None:
         raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{flag} {path}: {path.parent} is not writable")
+
+
+def _link(path: Path, name: Path) -> None:
+    """Make `name` another name of the file at `path`, in place of what it named before."""
+    temporary = name.parent / f".{name.name}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # A file system without hard links: there, a kill may leave `name` alone.
+        os.replace(path, name)
+        return
+    try:
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

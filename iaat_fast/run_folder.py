@@ -4,6 +4,7 @@
     env.json              versions, hardware, commit, and when the run was resumed
     metrics.jsonl         one row per epoch, see `append_metrics`
     checkpoint.pt         the last good state, see `save_checkpoint`
+    checkpoint-previous.pt    the one before it
     epsilon/epoch-0005.npy    the radii of all training samples after 5 epochs, float32 [size]
     tensorboard/          TensorBoard events
     plots/                figures
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iaat_fast.digest import digest
 from iaat_fast.files import (
     is_temporary,
     load_tensors,
@@ -36,6 +38,19 @@ from iaat_fast.files import (
 )
 
 CHECKPOINT_KEYS = ("model", "epsilon", "optimizer", "epoch", "step", "config")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint there yet")
+    state = load_tensors(path)
+    missing = [k for k in CHECKPOINT_KEYS if not isinstance(state, dict) or k not in state]
+    if missing:
+        raise ValueError(f"{path}: not a checkpoint of a run, it lacks {', '.join(missing)}")
+    recorded = state.pop("sha256", None)  # checkpoints of earlier versions have none
+    if recorded is not None and recorded != digest(state):
+        raise ValueError(f"{path}: damaged, its content is not what was saved (sha256 differs)")
+    return dict(state)
 
 
 class RunFolder:
@@ -52,6 +67,7 @@ class RunFolder:
         self.env_path = self.path / "env.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.checkpoint_path = self.path / "checkpoint.pt"
+        self.previous_path = self.path / "checkpoint-previous.pt"
         self.results_path = self.path / "results.json"
         self.epsilon_dir = self.path / "epsilon"
         self.tensorboard_dir = self.path / "tensorboard"
@@ -88,7 +104,8 @@ class RunFolder:
         outputs = (self.epsilon_dir, self.tensorboard_dir, self.plots_dir, self.evaluation_dir)
         for folder in outputs:
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.checkpoint_path, self.metrics_path, self.results_path):
+        files = (self.checkpoint_path, self.previous_path, self.metrics_path, self.results_path)
+        for file in files:
             file.unlink(missing_ok=True)
         self.remove_temporary()
         write_json(self.config_path, config)
@@ -125,7 +142,9 @@ class RunFolder:
         write_json(self.results_path, results)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint atomically.
+        """Replace the checkpoint atomically; the one it replaces becomes the previous one.
+
+        What is written holds its own `digest` under "sha256".
 
         Args:
             state: tensors and plain values only; at least the keys of `CHECKPOINT_KEYS`: "model"
@@ -143,25 +162,37 @@ class RunFolder:
             raise ValueError(f"state has no {missing}: expected at least {list(CHECKPOINT_KEYS)}")
         # Serialised in memory first: torch's own writer does not report a full disk as OSError.
         buffer = io.BytesIO()
-        torch.save(state, buffer)
-        replace(self.checkpoint_path, buffer.getbuffer())
+        torch.save({**state, "sha256": digest(state)}, buffer)
+        replace(self.checkpoint_path, buffer.getbuffer(), keep=self.previous_path)
 
     def checkpoint(self) -> dict[str, Any]:
-        """The last good checkpoint, on the CPU, without running any code it may hold.
+        """The last checkpoint, on the CPU, without running any code it may hold.
 
         Raises:
             FileNotFoundError: there is none yet.
-            ValueError: the file is cut short, is no checkpoint, or holds more than tensors and
-                plain values (it is loaded with `weights_only=True`).
+            ValueError: the file is cut short or altered, is no checkpoint, or holds more than
+                tensors and plain values (it is loaded with `weights_only=True`).
         """
-        path = self.checkpoint_path
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no checkpoint there yet")
-        state = load_tensors(path)
-        missing = [k for k in CHECKPOINT_KEYS if not isinstance(state, dict) or k not in state]
-        if missing:
-            raise ValueError(f"{path}: not a checkpoint of a run, it lacks {', '.join(missing)}")
-        return state
+        return _checkpoint(self.checkpoint_path)
+
+    def last_good_checkpoint(self) -> tuple[dict[str, Any], Path, str | None] | None:
+        """The checkpoint to go on from, its file, and what is wrong with a newer one, if it is.
+
+        None where no checkpoint was saved yet.
+
+        Raises:
+            ValueError: all that there are are damaged; the message names each.
+        """
+        wrong: list[str] = []
+        for path in (self.checkpoint_path, self.previous_path):
+            if path.is_file():
+                try:
+                    return _checkpoint(path), path, "; ".join(wrong) or None
+                except ValueError as error:
+                    wrong.append(str(error))
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return None
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one row, flushed to disk.

@@ -3,17 +3,20 @@
 from iaat_fast.attacks.apgd import APGD
 from iaat_fast.attacks.apgdt import APGDT
 from iaat_fast.attacks.deepfool import DeepFool
+from iaat_fast.attacks.fabt import FABT
 from iaat_fast.attacks.fgsm import FGSM
 from iaat_fast.attacks.masking import MaskingReport, masking_report
 from iaat_fast.attacks.mifgsm import MIFGSM
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.pgd import PGD
+from iaat_fast.attacks.square import Square
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.step_size import scaled_step
 
 __all__ = [
     "APGD",
     "APGDT",
+    "FABT",
     "FGSM",
     "MIFGSM",
     "PGD",
@@ -21,6 +24,7 @@ __all__ = [
     "DeepFool",
     "EngineOptions",
     "MaskingReport",
+    "Square",
     "masking_report",
     "scaled_step",
 ]

@@ -12,6 +12,7 @@ from iaat_fast.attacks.apgd import APGD
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.survivors import WorstCase
+from iaat_fast.attacks.targets import likely_targets
 
 
 class APGDT(APGD):
@@ -76,10 +77,8 @@ class APGDT(APGD):
         with torch.no_grad():
             logits = self.network.logits(call.x)
         call.check_classes(logits.shape[1])
-        wrong = logits.scatter(1, call.y.view(-1, 1), -torch.inf)
-        tried = min(self.n_target_classes, logits.shape[1] - 1)
-        targets = wrong.argsort(dim=1, descending=True, stable=True)[:, :tried]
-        call.planned *= tried
+        targets = likely_targets(logits, call.y, self.n_target_classes)
+        call.planned *= targets.shape[1]
         worst = WorstCase(call)
         for k, target in enumerate(targets.unbind(1)):
             call.goal = target

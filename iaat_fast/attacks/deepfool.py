@@ -13,6 +13,7 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.attacks.targets import likely_targets
 from iaat_fast.ops import checks
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -110,16 +111,15 @@ class DeepFool(Attack):
         if classes < 2:
             raise ValueError(f"model: returned {classes} class, expected at least 2")
         x, y = call.per_row(call.x), call.per_row(call.y)
-        wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
-        others = min(self.candidates, classes) - 1
-        call.planned *= others
+        others = likely_targets(logits, y, self.candidates - 1)
+        call.planned *= others.shape[1]
         return _State(
             x=x,
             y=y,
             eps=call.eps,
             x_adv=x_adv,
             delta=torch.zeros_like(x_adv),
-            others=wrong.argsort(dim=1, descending=True, stable=True)[:, :others],
+            others=others,
         )
 
     def _pull_back(self, call: Call, state: _State, k: int) -> tuple[Tensor, Tensor]:

@@ -107,14 +107,9 @@ class Network:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
         leaf = self._as_source_reads(x.detach()).detach().requires_grad_()
-        with self._autocast(x):
-            logits = self._source(leaf)
-        _check_logits(logits, x)
+        logits = self._forward(leaf)
         if not logits.requires_grad:
             raise ValueError(_NO_GRADIENT)
-        if self._watched is not None:
-            self._watched.check()
-            self._watched = None
         wide = _wide(logits.detach())
         (grad,) = torch.autograd.grad(
             logits, leaf, cotangent(wide).to(logits.dtype), allow_unused=True
@@ -125,10 +120,8 @@ class Network:
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
-        with torch.no_grad(), self._autocast(x):
-            logits = self._source(self._as_source_reads(x))
-        _check_logits(logits, x)
-        return _wide(logits)
+        with torch.no_grad():
+            return _wide(self._forward(self._as_source_reads(x)))
 
     def _as_source_reads(self, x: Tensor) -> Tensor:
         low = _DTYPES.get(self._resolved)
@@ -166,6 +159,16 @@ class Network:
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
         self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
+        with self._autocast(x):
+            logits = self._source(x)
+        _check_logits(logits, x)
+        if self._watched is not None:
+            self._watched.check()
+            self._watched = None
+        return logits
 
     def _prepare(self, x: Tensor) -> None:
         """Make the shadow, or refresh the one there is; look at the weights first."""

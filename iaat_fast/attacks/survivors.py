@@ -19,14 +19,16 @@ class WorstCase:
     A row that falls keeps its first adversarial example and is left out of later restarts, which changes no verdict;
     one that never falls keeps its iterate of largest loss. Batch statistics tie rows together: then all of them run
     each time, and fallen ones keep what they have.
+
+    With drop=False nobody is left out, and each row keeps its images of largest loss, fallen or not.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, drop: bool = True) -> None:
         self.images = call.per_row(call.x).clone(memory_format=memory_format(call.x))
-        self._loss = torch.full((call.rows,), -torch.inf, device=call.x.device)
+        self._loss = call.eps.new_full((call.rows,), -torch.inf)
         self._all = torch.arange(call.rows, device=call.x.device)
         self._standing = self._all
-        self._coupled = call.coupled
+        self._coupled, self._drop = call.coupled, drop
 
     def rows(self) -> Tensor:
         """int64, the rows that the next restart attacks; empty when all have fallen."""
@@ -34,12 +36,16 @@ class WorstCase:
 
     def take(self, rows: Tensor, x_adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
         """Keep what a restart has made of `rows`."""
-        worse = fooled | (loss > self._loss[rows])
-        if self._coupled:
+        loss = loss.to(self._loss.dtype)
+        worse = loss > self._loss[rows]
+        if self._drop:
+            worse |= fooled
+        if self._coupled and self._drop:
             worse &= torch.isin(rows, self._standing)
         self.images[rows[worse]] = x_adv[worse]
         self._loss[rows[worse]] = loss[worse]
-        self._standing = self._standing[~torch.isin(self._standing, rows[fooled])]
+        if self._drop:
+            self._standing = self._standing[~torch.isin(self._standing, rows[fooled])]
 
 
 def column(per_row: Tensor, images: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Random targets for targeted attacks."""
+"""Targets for targeted attacks: random ones, and the most likely wrong classes."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from iaat_fast.ops import reference
@@ -30,3 +31,16 @@ def random_targets(y: Tensor, classes: int, seed: Tensor, index: Tensor) -> Tens
     zero = index.new_zeros(())
     word = reference.philox(key, zero + _TARGET_BLOCK, index, zero, zero)[0]
     return (y + 1 + (word * (classes - 1) >> 32)) % classes
+
+
+def likely_targets(logits: Tensor, y: Tensor, most: int) -> Tensor:
+    """The wrong classes with the largest logits, those first: int64 [N, min(most, C - 1)].
+
+    Args:
+        logits: [N, C], at the clean images.
+        y: int64 [N], true classes.
+        most: how many to give.
+    """
+    wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
+    tried = min(most, logits.shape[1] - 1)
+    return wrong.argsort(dim=1, descending=True, stable=True)[:, :tried]

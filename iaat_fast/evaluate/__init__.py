@@ -19,6 +19,7 @@ from iaat_fast.evaluate.accuracies import (
     natural_verdicts,
     robust_accuracy,
 )
+from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
 from iaat_fast.evaluate.evaluation import evaluate_suite
 from iaat_fast.evaluate.record import Record, read_record, recount
 from iaat_fast.evaluate.subject import Subject
@@ -28,6 +29,7 @@ from iaat_fast.evaluate.transfer import Surrogate
 
 __all__ = [
     "SUITES",
+    "AutoAttackResult",
     "Mark",
     "Record",
     "RobustResult",
@@ -35,6 +37,7 @@ __all__ = [
     "Surrogate",
     "Trajectories",
     "accuracy",
+    "autoattack",
     "check_model",
     "evaluate_suite",
     "natural_verdicts",

@@ -49,14 +49,21 @@ def accuracy(model: nn.Module, split: Samples, *, batch_size: int = 256) -> floa
     return int(natural_verdicts(model, split, batch_size=batch_size).sum()) / len(split)
 
 
-def natural_verdicts(model: nn.Module, split: Samples, *, batch_size: int = 256) -> Tensor:
-    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`."""
+def natural_verdicts(
+    model: nn.Module, split: Samples, *, batch_size: int = 256, samples: Tensor | None = None
+) -> Tensor:
+    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`.
+
+    With `samples`, numbers int64 [K], bool [K] of those.
+    """
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")
     inputs.whole_number("batch_size", batch_size, at_least=1)
+    if samples is None:
+        samples = torch.arange(len(split), device=split.labels.device)
     right = []
     with attacked(model, "eval"), torch.no_grad():
-        for index in torch.arange(len(split), device=split.labels.device).split(batch_size):
+        for index in samples.split(batch_size):
             x, y = fetch(split, index)
             right.append(correct(model(x), y).cpu())
     return torch.cat(right)
@@ -73,6 +80,7 @@ def robust_accuracy(
     batch_size: int = 256,
     seed: int = 0,
     targeted: Literal[False, "random"] = False,
+    samples: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RobustResult:
     """Accuracy under PGD with random restarts, in eval mode and without early stopping.
@@ -99,6 +107,8 @@ def robust_accuracy(
         seed: of the random starts and targets.
         targeted: False; "random": descend to a class drawn from the others, once per sample. Robust
             is still who keeps the true class.
+        samples: numbers int64 [K] of those to attack; all by default. The others are left out of the
+            accuracy and are False in `correct`.
         progress: called after each batch as progress(done, all), in samples times restarts; samples
             that have fallen are done.
 
@@ -118,17 +128,19 @@ def robust_accuracy(
         targeted=targeted,
         batch_size=batch_size,
         seed=seed,
+        samples=samples,
     )
-    samples = len(split)
+    size = len(split) if samples is None else len(samples)
     while not run.finished:
         run.advance()
         if progress is not None:
-            done = restarts * samples if run.finished else run.restart * samples + run.settled
-            progress(done, restarts * samples)
+            settled = run.settled - (len(split) - size)
+            done = restarts * size if run.finished else run.restart * size + settled
+            progress(done, restarts * size)
     run.warn()
     robust = run.standing(0)
     return RobustResult(
-        accuracy=int(robust.sum()) / samples, correct=robust, gradients=run.tally(0).gradients
+        accuracy=int(robust.sum()) / size, correct=robust, gradients=run.tally(0).gradients
     )
 
 

@@ -55,8 +55,12 @@ class Command:
     """Steps of the attack."""
     restarts: Annotated[int | None, optional("INT", "the run's, or 5")] = None
     """Random restarts; a sample counts as robust if it withstands all of them."""
+    targeted: Annotated[
+        Literal["no", "random"] | None, optional("{no,random}", "the run's, or no")
+    ] = None
+    """random: the attack aims at a class drawn from the others, once per image."""
     seed: int = 0
-    """Seed of the random starts."""
+    """Seed of the random starts and targets."""
     limit: Annotated[int | None, optional("INT", "the run's, or all")] = None
     """Take the first N test images."""
     batch_size: Annotated[int | None, optional("INT", "the run's, or 256")] = None
@@ -68,7 +72,7 @@ class Command:
     suite: Annotated[str | None, optional("SUITE", "none")] = None
     """cifar, imagenet or quick: several measurements, recorded and resumed."""
     parts: Annotated[tuple[str, ...], optional("PART [PART ...]", "the suite's")] = ()
-    """Parts of the suite: natural, pgd, transfer, eps-sweep, steps-sweep."""
+    """Parts of the suite: natural, pgd, transfer, corruptions, eps-sweep, steps-sweep, autoattack."""
     against: Annotated[Path | None, optional("RUN2", "none")] = None
     """Surrogate of the part transfer: a run of the same configuration and another seed."""
     corruptions: Annotated[
@@ -169,6 +173,8 @@ def _attacks(command: Command, defaults: dict[str, Any]) -> Attacks:
             value = defaults.get(name)
         if value is not None:
             chosen[name] = value
+    if (command.targeted or defaults.get("targeted")) == "random":
+        chosen["targeted"] = "random"
     return Attacks(**chosen)
 
 

@@ -45,7 +45,7 @@ def asks_for_suite(command: Command) -> bool:
             if getattr(command, name):
                 raise ValueError(f"{_flag(name)}: belongs to a suite, expected --suite")
         return False
-    for name in ("steps", "restarts"):
+    for name in ("steps", "restarts", "targeted"):
         if getattr(command, name) is not None:
             raise ValueError(f"{_flag(name)}: a suite has its own, leave one of them out")
     return True
@@ -55,7 +55,7 @@ def check_flags(command: Command) -> None:
     """What can be said of a suite's flags before anything is loaded."""
     suite = suite_named(command.suite or "quick")
     suite.chosen(command.parts or None, surrogate=command.against is not None)
-    if command.save_every <= 0:
+    if not command.save_every > 0:  # nan is not
         raise ValueError(f"--save-every: {command.save_every:g}, expected above 0")
     if command.run is None and command.out is None and command.suite is not None:
         raise ValueError("--out: expected the folder for the record, there is no run folder for it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -24,7 +24,8 @@ class Attacks:
         alpha: step size, on the [0, 1] scale.
         steps: steps of each restart.
         restarts: random starts.
-        seed: of the random starts.
+        seed: of the random starts and targets.
+        targeted: False, or "random", see `robust_accuracy`.
 
     Raises:
         ValueError: a number out of range.
@@ -35,6 +36,7 @@ class Attacks:
     steps: int = 10
     restarts: int = 5
     seed: int = 0
+    targeted: Literal[False, "random"] = False
 
     def __post_init__(self) -> None:
         if not self.eps:
@@ -50,11 +52,10 @@ class Attacks:
 
     @property
     def name(self) -> str:
-        """Short and free of blanks, for file names: `pgd10x5-eps2-8-alpha2-seed0`."""
+        """Short and free of blanks, for file names: `pgd10x5-eps2-8-alpha2-seed0`; "targeted-" goes before."""
         radii = "-".join(f"{eps * 255:g}" for eps in self.eps)
-        return (
-            f"pgd{self.steps}x{self.restarts}-eps{radii}-alpha{self.alpha * 255:g}-seed{self.seed}"
-        )
+        aim = "targeted-" if self.targeted else ""
+        return f"{aim}pgd{self.steps}x{self.restarts}-eps{radii}-alpha{self.alpha * 255:g}-seed{self.seed}"
 
 
 def measure(
@@ -86,6 +87,7 @@ def measure(
             restarts=attacks.restarts,
             batch_size=batch_size,
             seed=attacks.seed,
+            targeted=attacks.targeted,
             progress=progress(f"ε = {eps * 255:g}/255") if progress is not None else None,
         )
         robust.append(
@@ -96,6 +98,7 @@ def measure(
                 "steps": attacks.steps,
                 "restarts": attacks.restarts,
                 "seed": attacks.seed,
+                "targeted": attacks.targeted,
                 **share(int(result.correct.sum()), samples),
                 "gradients": result.gradients.gradients,
                 "gradients_planned": result.gradients.planned,

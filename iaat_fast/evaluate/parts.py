@@ -19,6 +19,7 @@ from torch import nn
 
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.adversarial import AdversarialFiles, score
+from iaat_fast.evaluate.autoattack_part import measure_autoattack
 from iaat_fast.evaluate.corruptions import CorruptedImages
 from iaat_fast.evaluate.corruptions.part import record_corruptions
 from iaat_fast.evaluate.outlook import Rates
@@ -153,6 +154,7 @@ PARTS: dict[str, Callable[[Evaluation], None]] = {
     "natural": natural,
     **dict.fromkeys(WHITE_BOX, white_box),
     "transfer": transfer,
+    "autoattack": measure_autoattack,
     "corruptions": corruptions,
     "adversarial": adversarial,
 }

@@ -120,7 +120,7 @@ SUITES = {
     "cifar": Suite(
         name="cifar",
         parts=("natural", "pgd", "transfer", "corruptions", "eps-sweep", "steps-sweep"),
-        on_request=(),
+        on_request=("autoattack",),
         eps=(8 / 255,),
         alpha=2 / 255,
         attacks=((10, 5), (100, 5), (1000, 2)),
@@ -128,7 +128,7 @@ SUITES = {
     "imagenet": Suite(
         name="imagenet",
         parts=("natural", "pgd", "corruptions", "steps-sweep"),
-        on_request=("transfer",),
+        on_request=("transfer", "autoattack"),
         eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
         alpha=1 / 255,
         attacks=((1000, 2),),
@@ -137,7 +137,7 @@ SUITES = {
     "quick": Suite(
         name="quick",
         parts=("natural", "pgd"),
-        on_request=("transfer", "corruptions", "eps-sweep", "steps-sweep"),
+        on_request=("transfer", "corruptions", "eps-sweep", "steps-sweep", "autoattack"),
         eps=(8 / 255,),
         alpha=2 / 255,
         attacks=((10, 5),),

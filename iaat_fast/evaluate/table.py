@@ -49,8 +49,9 @@ def suite_table(content: dict[str, Any]) -> Table:
 
 
 def _name(row: dict[str, Any]) -> str:
+    if row["kind"] == "autoattack":
+        return f"AutoAttack at ε = {row['eps'] * 255:g}/255"
     if row["kind"] not in ("pgd", "transfer"):
         return str(row["key"])
-    targeted = ", random targets" if row["targeted"] else ""
     surrogate = f", crafted on {row['surrogate']['run']}" if "surrogate" in row else ""
-    return f"{attack_name(row)}{targeted}{surrogate}"
+    return f"{attack_name(row)}{surrogate}"

@@ -20,6 +20,7 @@ from iaat_fast.attacks import PGD, inputs
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.outlook import Economy, expected_passes
+from iaat_fast.evaluate.slots import Slots, shares
 
 STRETCH = 50
 """Steps taken at most before there is a chance to save."""
@@ -80,6 +81,7 @@ class Trajectories:
         judge: the model whose verdicts count, where it is not the one attacked; without any_iterate only.
         keep: called as keep(name, index, x_adv) with the images that a mark's verdicts were given on; those of a later
             call, for the same sample, replace the earlier.
+        samples: numbers int64 [K] of those to attack; all by default. The others never stand.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -99,9 +101,13 @@ class Trajectories:
         any_iterate: bool = False,
         judge: nn.Module | None = None,
         keep: Keep | None = None,
+        samples: Tensor | None = None,
     ) -> None:
         if len(split) == 0:
             raise ValueError("split: empty, expected at least 1 sample")
+        samples = torch.arange(len(split)) if samples is None else samples.cpu()
+        if len(samples) == 0:
+            raise ValueError("samples: empty, expected at least 1 number")
         if not marks:
             raise ValueError("marks: none given, expected at least 1")
         for mark in marks:
@@ -123,13 +129,14 @@ class Trajectories:
         self._judge = self._pgd if judge is None else PGD(judge, eps, alpha, most)
         self._steps = torch.tensor([mark.steps for mark in marks])
         self._restarts = torch.tensor([mark.restarts for mark in marks])
-        self._standing = torch.ones(len(marks), len(split), dtype=torch.bool)
+        self._standing = torch.zeros(len(marks), len(split), dtype=torch.bool)
+        self._standing[:, samples] = True
         self._tallies = [
-            Tally(AttackStats(planned=len(split) * mark.steps * mark.restarts)) for mark in marks
+            Tally(AttackStats(planned=len(samples) * mark.steps * mark.restarts)) for mark in marks
         ]
-        self._slots = _Slots.none(split)
+        self._slots = Slots.none(split)
         self.restart, self._before, self._economy = 0, self._standing, Economy()
-        self._queue = torch.arange(len(split))
+        self._queue = samples
 
     @property
     def finished(self) -> bool:
@@ -204,10 +211,10 @@ class Trajectories:
             # Said once, with the totals, instead of once a batch.
             warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
             x_adv = self._pgd(slots.x, slots.y, start=slots.x_adv, index=index)
-        slots = _Slots(slots.index, slots.taken + steps, slots.x, slots.y, x_adv)
+        slots = Slots(slots.index, slots.taken + steps, slots.x, slots.y, x_adv)
         standing = self._judged(slots)
         stays = self._needed(slots.index, slots.step, standing).any(0)
-        # From here on nothing can be interrupted that would leave half a step behind.
+        # Only now is anything changed: an error or an interrupt above leaves all as it was.
         self._standing = standing
         self._charge(marks, steps, time.perf_counter() - started)
         self._economy = self._economy.with_left(
@@ -264,7 +271,7 @@ class Trajectories:
             self.restart = int(state["restart"])
             self._standing, self._before = state["standing"], state["before"]
             self._economy = Economy(*state["economy"])
-            self._slots = _Slots(index[room], step[room], x, y, x_adv)
+            self._slots = Slots(index[room], step[room], x, y, x_adv)
             self._queue = torch.cat([index[self._batch_size :], state["queue"]])
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
             raise ValueError(f"not the state of this attack ({error})") from error
@@ -289,13 +296,13 @@ class Trajectories:
         needed = self._needed(index, torch.full_like(index, -1), self._before)
         return torch.where(needed, self._steps[:, None], 0).amax(0)
 
-    def _next_marks(self, slots: _Slots) -> Tensor:
+    def _next_marks(self, slots: Slots) -> Tensor:
         """int64 [n], the number of each row's next mark."""
         needed = self._needed(slots.index, slots.step, self._standing)
         far = int(self._steps.max()) + 1
         return torch.where(needed, self._steps[:, None], far).argmin(0)
 
-    def _filled(self) -> _Slots:
+    def _filled(self) -> Slots:
         """The batch, filled up from the queue where it has room enough; from then on it is this restart's batch."""
         slots = self._slots
         if len(slots.index) <= _FULL * self._batch_size and len(self._queue):
@@ -304,12 +311,12 @@ class Trajectories:
             start = ops.random_start_linf(
                 x, self._eps, self._seed, new.to(x.device), restart=self.restart
             )
-            fresh = _Slots(new, torch.full_like(new, -1), x, y, start)
+            fresh = Slots(new, torch.full_like(new, -1), x, y, start)
             slots = slots.joined(fresh) if len(slots.index) else fresh
             self._slots, self._queue = slots, self._queue[len(new) :]
         return slots
 
-    def _judged(self, slots: _Slots) -> Tensor:
+    def _judged(self, slots: Slots) -> Tensor:
         """bool [M, N], what stands after the verdicts on the batch's iterates."""
         counts = (self._restarts > self.restart)[:, None] & self._standing[:, slots.index]
         here = counts & (self._steps[:, None] == slots.step)
@@ -354,55 +361,3 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
     """bool [N], whether samples are classified as y; logits that hold a NaN never are."""
     # argmax of a row with a NaN is the NaN's place, which would be right for some label.
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
-
-
-def shares(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole parts as the weights have it, that sum to it; where they divide it, exactly."""
-    ends, passed, everything = [], 0, sum(weights)
-    for weight in weights:
-        passed += weight
-        ends.append(total * passed // everything)
-    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """The batch: sample numbers and steps, int64 [n] on the CPU; images, classes, iterates on the device.
-
-    A row that has not been called yet is at step -1: a mark of 0 steps still lies before it.
-    """
-
-    index: Tensor
-    step: Tensor
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-
-    @classmethod
-    def none(cls, split: Samples) -> _Slots:
-        nobody = torch.zeros(0, dtype=torch.int64)
-        x, y = fetch(split, nobody.to(split.labels.device))
-        return cls(nobody, nobody, x, y, x)
-
-    @property
-    def taken(self) -> Tensor:
-        """int64 [n], steps taken."""
-        return self.step.clamp(min=0)
-
-    def joined(self, others: _Slots) -> _Slots:
-        return _Slots(
-            torch.cat([self.index, others.index]),
-            torch.cat([self.step, others.step]),
-            torch.cat([self.x, others.x]),
-            torch.cat([self.y, others.y]),
-            torch.cat([self.x_adv, others.x_adv]),
-        )
-
-    def only(self, rows: Tensor) -> _Slots:
-        """Those rows, bool [n], for which it is True; this itself where it is True for all."""
-        if bool(rows.all()):
-            return self
-        kept = rows.to(self.y.device)
-        return _Slots(
-            self.index[rows], self.step[rows], self.x[kept], self.y[kept], self.x_adv[kept]
-        )

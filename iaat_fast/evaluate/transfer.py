@@ -83,5 +83,6 @@ def _arithmetic(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration decides which weights come out."""
     parts = ("method", "protocol", "model", "attack", "epsilon", "optim")
     seed = config.get("run", {}).get("seed")
-    data = {name: value for name, value in config.get("data", {}).items() if name != "path"}
+    free = ("path", "workers", "on_bad_image")
+    data = {name: value for name, value in config.get("data", {}).items() if name not in free}
     return {**{part: config.get(part) for part in parts}, "seed": seed, "data": data}

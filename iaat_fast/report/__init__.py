@@ -10,14 +10,17 @@ On the command line: `python -m iaat_fast.report RUN...` compares runs, mean and
 
 from __future__ import annotations
 
+from iaat_fast.report.build import Report, build_report
 from iaat_fast.report.closing import RunSummary, attack_name, closing_table
 from iaat_fast.report.comparison import Run, read_run, summary_table
 from iaat_fast.report.plots import plot_run
 
 __all__ = [
+    "Report",
     "Run",
     "RunSummary",
     "attack_name",
+    "build_report",
     "closing_table",
     "plot_run",
     "read_run",

@@ -48,9 +48,9 @@ def read_run(folder: RunFolder) -> Run:
             f"{folder.path}: this run has no closing evaluation, it did not finish"
         )
     results = folder.results()
-    flat = _flat(config)
+    fields = flat(config)
     for where, content, keys in (
-        (folder.config_path, flat, ("method", "run.seed")),
+        (folder.config_path, fields, ("method", "run.seed")),
         (
             folder.results_path,
             results,
@@ -60,7 +60,7 @@ def read_run(folder: RunFolder) -> Run:
         missing = [key for key in keys if key not in content]
         if missing:
             raise ValueError(f"{where}: lacks {', '.join(missing)}")
-    return Run(name=str(folder.path), config=flat, results=results)
+    return Run(name=str(folder.path), config=fields, results=results)
 
 
 def summary_table(runs: Sequence[Run]) -> str:
@@ -109,14 +109,15 @@ def summary_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration nested by part with one name per field: `{"optim.lr": 0.1}`."""
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            flat.update({f"{name}.{inner}": v for inner, v in value.items()})
+            fields.update({f"{name}.{inner}": v for inner, v in value.items()})
         else:
-            flat[name] = value
-    return flat
+            fields[name] = value
+    return fields
 
 
 def _refuse_incomparable(runs: Sequence[Run]) -> None:

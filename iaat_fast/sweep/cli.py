@@ -82,7 +82,7 @@ class Command:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List the jobs with their state and command, and start none."""
     report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """At the end, compare the runs (python -m iaat_fast.report)."""
+    """At the end, write tables, figures and a page over the runs to OUT/report (python -m iaat_fast.report)."""
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
@@ -209,7 +209,14 @@ def _close(command: Command, runs: Sequence[Run], outcome: Outcome, console: Con
     trained = [str(run.folder) for run in runs if is_trained(RunFolder(run.folder))]
     if not trained:
         return status
-    report = [sys.executable, "-m", "iaat_fast.report", *trained]
+    report = [
+        sys.executable,
+        "-m",
+        "iaat_fast.report",
+        *trained,
+        "--out",
+        str(command.out / "report"),
+    ]
     if command.report:
         return max(status, subprocess.run(report, check=False).returncode)
     console.print(f"next\n  {as_typed(report)}", highlight=False, soft_wrap=True, markup=False)

@@ -14,7 +14,7 @@ from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.presets import PRESETS
 
 Warmup = Literal["on", "off", "both"]
-WITHOUT_RADIUS = ("clean", "iaat")
+WITHOUT_RADIUS = ("clean", "iaat", "mma")
 """Methods that train at no fixed radius: they have one run per seed, whatever the radii."""
 OWN_FLAGS = {
     "--method": "--methods",

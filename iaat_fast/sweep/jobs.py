@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iaat_fast.command_line import UsageError, choice, interpreter
+from iaat_fast.evaluate import SUITES
 from iaat_fast.files import read_json
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run, surrogate
 
 Stage = Literal["train", "evaluate"]
 State = Literal["done", "resumes", "new"]
-SUITES = {
-    "quick": ("natural", "pgd"),
-    "cifar": ("natural", "pgd", "transfer", "eps-sweep", "steps-sweep"),
-    "imagenet": ("natural", "pgd", "steps-sweep"),
-}
-"""The suites of `python -m iaat_fast.evaluate`, and the parts each has unless --parts chooses some.
-(Further ones, such as corruptions, are its own business: its record says whether all is done.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +24,7 @@ class Suite:
     """The evaluation that every run gets.
 
     Args:
-        name: one of `SUITES`.
+        name: one of `iaat_fast.evaluate.SUITES`.
         flags: further flags of `python -m iaat_fast.evaluate`.
 
     Raises:
@@ -48,8 +42,12 @@ class Suite:
                 raise UsageError(f"{flag}: set by the sweep, or not for one")
 
     def parts(self, *, surrogate: bool) -> tuple[str, ...]:
-        """What is to be measured; the transfer only where there is a surrogate."""
-        parts = self._given.parts or SUITES[self.name]
+        """What must be measured: the transfer only where there is a surrogate.
+
+        Whether images can be corrupted is the evaluation's business: its record says whether all is done.
+        """
+        suite = [part for part in SUITES[self.name].parts if part != "corruptions"]
+        parts = self._given.parts or suite
         return tuple(part for part in parts if part != "transfer" or surrogate)
 
     @property

@@ -4,7 +4,8 @@
 
     result = fit(preset("digits", method="iaat"))
 
-On the command line: `python -m iaat_fast.train --help`.
+On the command line: `python -m iaat_fast.train --help`. Both run on several GPUs where
+torchrun starts them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,25 @@ if TYPE_CHECKING:
     from iaat_fast.train.config import TrainConfig, override
     from iaat_fast.train.loop import FitResult, fit
     from iaat_fast.train.presets import PRESETS, preset
+    from iaat_fast.train.ranks import LostRank
     from iaat_fast.train.stopping import Interrupted
 
-__all__ = ["PRESETS", "FitResult", "Interrupted", "TrainConfig", "fit", "override", "preset"]
+__all__ = [
+    "PRESETS",
+    "FitResult",
+    "Interrupted",
+    "LostRank",
+    "TrainConfig",
+    "fit",
+    "override",
+    "preset",
+]
 
 _HOME = {
     "PRESETS": "presets",
     "FitResult": "loop",
     "Interrupted": "stopping",
+    "LostRank": "ranks",
     "TrainConfig": "config",
     "fit": "loop",
     "override": "config",

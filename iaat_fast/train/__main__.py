@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from iaat_fast.train.stopping import raise_on_sigterm
@@ -14,6 +15,7 @@ if __name__ == "__main__":
 
         status = main(sys.argv[1:])
     except KeyboardInterrupt as stop:
-        print("interrupted before the first step of training", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted before the first step of training", file=sys.stderr)
         status = getattr(stop, "status", 130)
     sys.exit(status)

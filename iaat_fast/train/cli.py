@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,9 +20,11 @@ from iaat_fast.command_line import UsageError, choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
+from iaat_fast.train.distributed import joined
 from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
+from iaat_fast.train.ranks import Ranks, is_lost_connection
 from iaat_fast.train.stopping import Interrupted
 
 PROG = "python -m iaat_fast.train"
@@ -32,8 +36,10 @@ Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and th
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
 
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
-agree with it; only --data, --workers, --on-bad-image, --device, --checkpoint-steps, \
---snapshot-epochs and --tensorboard may differ.
+agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --checkpoint-steps, \
+--checkpoint-minutes, --snapshot-epochs and --tensorboard may differ.
+
+On K GPUs, or K processes: torchrun --nproc-per-node K -m iaat_fast.train ..., see docs/scaling.md.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint."""
@@ -104,19 +110,47 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     return override(config, {"method": given.method or config.method})
 
 
+class _Ended(Exception):
+    """The run has ended with a status other than 0, and said why."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
-    result = None
     try:
-        command = parse(argv)
-        result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
-        close_run(result, Console())
-    except KeyboardInterrupt as stop:
-        print(_where(stop, result), file=sys.stderr)
-        return stop.status if isinstance(stop, Interrupted) else 130
-    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+        with joined() as ranks:
+            status = _main(argv, ranks)
+            if status:
+                # By an exception, so that the other ranks are not waited for.
+                raise _Ended(status)
+    except _Ended as ended:
+        return int(ended.args[0])
+    except (ValueError, OSError) as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _main(argv: Sequence[str], ranks: Ranks) -> int:
+    result = None
+
+    def end(status: int, text: str) -> int:
+        ranks.say_once(partial(print, text, file=sys.stderr, flush=True))
+        return status
+
+    try:
+        with contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
+            command = parse(argv)
+            result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
+            close_run(result, Console(), ranks)
+    except KeyboardInterrupt as stop:
+        status = stop.status if isinstance(stop, Interrupted) else 130
+        return end(status, _where(stop, result))
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+        return end(2, f"{PROG}: error: {one_line(error)}")
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        return end(2, f"{PROG}: error: rank {ranks.rank} has lost another: {one_line(error)}")
     return 0
 
 

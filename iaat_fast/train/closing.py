@@ -9,34 +9,26 @@ from rich.console import Console
 
 from iaat_fast import report
 from iaat_fast.command_line import interpreter
-from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
+from iaat_fast.train.ranks import ALONE, Ranks
+from iaat_fast.train.shards import shared_accuracy, shared_robust_accuracy
 
 
-def evaluate_run(result: FitResult) -> dict[str, Any]:
+def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
     The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
-    the protocol. Written to `results.json` of the run folder; accuracies in [0, 1], radii on the
-    [0, 1] scale.
+    the protocol. Spread over the ranks, and on the first written to `results.json` of the run
+    folder; accuracies in [0, 1], radii on the [0, 1] scale.
     """
     how = result.config.evaluation
-    natural = accuracy(result.evaluated, result.data.test, batch_size=how.batch_size)
-    robust = robust_accuracy(
-        result.evaluated,
-        result.data.test,
-        eps=how.eps,
-        alpha=how.alpha,
-        steps=how.steps,
-        restarts=how.restarts,
-        batch_size=how.batch_size,
-        seed=result.config.run.seed,
-        targeted="random" if how.targeted == "random" else False,
-    )
+    model, test = result.evaluated, result.data.test
+    natural = shared_accuracy(ranks, model, test, batch_size=how.batch_size)
+    robust = shared_robust_accuracy(ranks, model, test, how, seed=result.config.run.seed)
     results = {
         "natural_accuracy": natural,
-        "robust_accuracy": robust.accuracy,
+        "robust_accuracy": robust,
         "attack": {
             "eps": how.eps,
             "alpha": how.alpha,
@@ -45,9 +37,10 @@ def evaluate_run(result: FitResult) -> dict[str, Any]:
             **({"targeted": how.targeted} if how.targeted != "no" else {}),
         },
         **_radii(result),
-        "samples": len(result.data.test),
+        "samples": len(test),
     }
-    result.folder.save_results(results)
+    if ranks.first:
+        result.folder.save_results(results)
     return results
 
 
@@ -63,9 +56,14 @@ def _radii(result: FitResult) -> dict[str, float | None]:
     return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 
-def close_run(result: FitResult, console: Console) -> None:
-    """Evaluate, draw the plots, and print the table, where everything is and what comes next."""
-    results = evaluate_run(result)
+def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None:
+    """Evaluate, draw the plots, and print the table, where everything is and what comes next.
+
+    All ranks evaluate; the rest is the first one's.
+    """
+    results = evaluate_run(result, ranks)
+    if not ranks.first:
+        return
     plots = report.plot_run(result.folder)
     config, folder = result.config, result.folder.path
     summary = report.RunSummary(

@@ -238,9 +238,15 @@ class OptimConfig:
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, over all ranks."""
+    accumulate: int = 1
+    """Take a rank's images of a step in K micro-batches, for less memory. The update is the same up
+    to rounding, but that BatchNorm's statistics are those of a micro-batch."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the ranks' images together (GPUs only); otherwise each rank takes the
+    statistics of its own, and the running ones are the first rank's."""
     lr: float = 0.1
-    """Learning rate at the start."""
+    """Learning rate at the start; 0 lets the weights stand still."""
     lr_reference_batch: int | None = None
     """Batch size that lr is meant for: the learning rate is lr x batch-size / K (Goyal et al. 2017);
     lr itself by default."""
@@ -264,7 +270,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _integer("optim.epochs", self.epochs, 1)
         _integer("optim.batch_size", self.batch_size, 1)
-        _number("optim.lr", self.lr, 0, above=True)
+        _integer("optim.accumulate", self.accumulate, 1)
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"optim.accumulate is {self.accumulate}: expected at most optim.batch_size, "
+                f"{self.batch_size}"
+            )
+        _number("optim.lr", self.lr, 0)
         _integer("optim.lr_reference_batch", self.lr_reference_batch, 1, optional=True)
         _integer("optim.lr_warmup_epochs", self.lr_warmup_epochs, 0)
         if self.lr_warmup_epochs and self.lr_reference_batch is None:
@@ -320,7 +332,9 @@ class RunConfig:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     checkpoint_steps: int = 0
-    """Also save a checkpoint every K steps within an epoch; 0: at the end of each epoch only."""
+    """Also save a checkpoint every K steps within an epoch; 0: not by their number."""
+    checkpoint_minutes: float = 10.0
+    """Also save a checkpoint every N minutes within an epoch; 0: not by the clock."""
     snapshot_epochs: int = 5
     """Keep a snapshot of all radii every K epochs, and after the last."""
     tensorboard: bool = True
@@ -329,6 +343,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _integer("run.seed", self.seed, 0)
         _integer("run.checkpoint_steps", self.checkpoint_steps, 0)
+        _number("run.checkpoint_minutes", self.checkpoint_minutes, 0)
         _integer("run.snapshot_epochs", self.snapshot_epochs, 1)
 
 
@@ -361,6 +376,11 @@ class TrainConfig:
                 f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
                 "whose batch statistics depend on which images share a batch"
             )
+        if self.optim.sync_batchnorm and bn != "eval":
+            raise ValueError(
+                f"optim.sync_batchnorm is on: expected attack.bn 'eval', not {bn!r}; the ranks' attacks need not take "
+                "the same number of forwards"
+            )
         least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
         if self.method == "mma" and least > most:
             raise ValueError(
@@ -387,14 +407,17 @@ FREE = frozenset(
         "data.workers",
         "data.on_bad_image",
         "run.out",
+        "optim.accumulate",
         "run.device",
         "run.checkpoint_steps",
+        "run.checkpoint_minutes",
         "run.snapshot_epochs",
         "run.tensorboard",
     }
 )
 """Fields that may change when a run is resumed: none of them is part of the arithmetic. (A data set
-that moved must still be the same one; another device takes the same steps with other rounding.)"""
+that moved must still be the same one; another device, or other micro-batches, take the same steps
+with other rounding.)"""
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -424,13 +447,18 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(config, **updated)
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """The fields in which two configurations differ and that are not `FREE`, with both values."""
+def differences(
+    old: TrainConfig, new: TrainConfig, *, there: str = " there", given: str = " given"
+) -> list[str]:
+    """The fields in which two configurations differ and that are not `FREE`, with both values.
+
+    `there` and `given` say where each value is from.
+    """
     found = []
     before, after = _flat(old), _flat(new)
     for name, value in before.items():
         if name not in FREE and after[name] != value:
-            found.append(f"{name} ({value!r} there, {after[name]!r} given)")
+            found.append(f"{name} ({value!r}{there}, {after[name]!r}{given})")
     return found
 
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
-from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
-from iaat_fast.evaluate import accuracy, check_model
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.averaging import make_average
+from iaat_fast.train.agreement import check_configurations, check_start
 from iaat_fast.train.board import Board
+from iaat_fast.train.building import make_parts, make_state
+from iaat_fast.train.checkpointing import Checkpointer
 from iaat_fast.train.config import CUSTOM, TrainConfig, override
-from iaat_fast.train.feed import Feed
-from iaat_fast.train.opening import open_folder
+from iaat_fast.train.distributed import joined
+from iaat_fast.train.divergence import FiniteLoss
+from iaat_fast.train.feed import Fed, Feed
+from iaat_fast.train.opening import go_on, open_on_first
 from iaat_fast.train.progress import Progress
+from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.schedule import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
+from iaat_fast.train.shards import shared_accuracy
 from iaat_fast.train.state import TrainState
-from iaat_fast.train.step import TrainingStep, make_memory
 from iaat_fast.train.stopping import Interrupted, StopSignals
 
 
@@ -65,6 +68,10 @@ def fit(
     was killed and resumed ends with the same bits as one that never was. torch's random state is
     the caller's own again afterwards.
 
+    In processes that torchrun started, each trains on its slice of every batch; all return the same
+    result, and the first one alone writes and shows anything. One that torchrun starts anew goes on
+    with the run in `config.run.out`, whatever `resume` and `overwrite` say.
+
     Args:
         config: from `preset`, for instance `preset("digits", method="iaat")`.
         model: any module from images [N, C, H, W] float32 on [0, 1] to logits [N, classes], in
@@ -72,13 +79,15 @@ def fit(
         data: images in place of the configuration's; `config.data.augment` still applies.
         resume: go on with the run in `config.run.out`, which must have this configuration.
         overwrite: replace the run in `config.run.out`.
-        on_epoch: called with each epoch's row of metrics.jsonl.
+        on_epoch: called with each epoch's row of metrics.jsonl, on every rank.
         quiet: show nothing.
 
     Raises:
         FileExistsError: the run folder exists and neither `resume` nor `overwrite` is set.
-        ValueError: bad configuration, device, data or checkpoint; the message names it.
+        ValueError: bad configuration, device, data or checkpoint; the message names it. On several
+            ranks also: they do not start alike.
         FloatingPointError: the loss is not finite; the last good checkpoint is still there.
+        LostRank: another rank has ended.
         OSError: a file could not be written; the last good checkpoint is still there.
         Interrupted: see above.
     """
@@ -86,86 +95,39 @@ def fit(
         config = override(config, {"model": {"name": CUSTOM, "width": None, "depth": None}})
     if data is not None:
         config = override(config, {"data": {"name": CUSTOM, "path": None, "limit": None}})
-    device = resolve_device(config.run.device)
-    folder, going_on = open_folder(config, resume=resume, overwrite=overwrite)
-    config = override(config, {"run": {"out": str(folder.path)}})
-    cuda = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(config.run.seed)
-        data = (_load_data(config) if data is None else data).to(device)
-        model = (_build_model(config, data) if model is None else model).to(device)
-        check_model(model, data.train, data.test)
-        state = _make_state(config, model, data, device)
-        if going_on:
-            _go_on(folder, state, describe(device))
-        else:
-            folder.create(config.to_dict(), describe(device))
-        _Run(config, folder, state, data, on_epoch, quiet).train()
-    return FitResult(
-        folder=folder,
-        config=config,
-        model=model,
-        evaluated=state.evaluated,
-        data=data,
-        epsilon=state.memory.values.detach().cpu(),
-        metrics=folder.metrics(),
-    )
+    with joined() as ranks:
+        check_configurations(ranks, config)
+        device = ranks.together(lambda: resolve_device(ranks.device(config.run.device)))
+        folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
+        config = override(config, {"run": {"out": str(folder.path)}})
+        cuda = [device.index] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(config.run.seed)
+            if cuda and ranks.count > 1:
+                torch.cuda.set_device(device)
+            data, model = ranks.together(partial(make_parts, config, data, model, device))
+            check_start(ranks, data, model, device)
+            state = make_state(config, model, data, device, ranks)
+            env = {**describe(device), "ranks": ranks.count}
+            if going_on:
+                go_on(config, folder, state, env, ranks)
+            else:
+                ranks.together(partial(_create, folder, config, env, ranks))
+            _Run(config, folder, state, data, on_epoch, quiet, ranks).train()
+        return FitResult(
+            folder=folder,
+            config=config,
+            model=model,
+            evaluated=state.evaluated,
+            data=data,
+            epsilon=state.memory.values.detach().cpu(),
+            metrics=ranks.broadcast(folder.metrics() if ranks.first else []),
+        )
 
 
-def _load_data(config: TrainConfig) -> ImageData:
-    if config.data.name == CUSTOM:
-        raise ValueError("the images of this run came from Python: pass them again, fit(data=...)")
-    part = config.data
-    return datasets.load(
-        part.name,
-        part.path,
-        limit=part.limit,
-        workers=part.workers,
-        on_bad_image=part.on_bad_image,
-    )
-
-
-def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
-    part = config.model
-    if part.name == CUSTOM:
-        raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
-    return models.build_for(
-        data.name,
-        part.name,
-        num_classes=data.num_classes,
-        in_channels=data.train.channels,
-        width=part.width,
-        depth=part.depth,
-    )
-
-
-def _make_state(
-    config: TrainConfig, model: nn.Module, data: ImageData, device: torch.device
-) -> TrainState:
-    optim = config.optim
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
-    memory = make_memory(config, len(data.train), device)
-    average = make_average(model, optim.ema_decay)
-    return TrainState(
-        model=model,
-        memory=memory,
-        optimizer=optimizer,
-        average=average,
-        training_step=TrainingStep(config, model, memory, optimizer, device, average=average),
-        device=device,
-        steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
-    )
-
-
-def _go_on(folder: RunFolder, state: TrainState, env: dict[str, Any]) -> None:
-    """Bring `state` and the files of the run to the last checkpoint, or to the start if none."""
-    folder.remove_temporary()
-    if folder.checkpoint_path.is_file():
-        state.load_checkpoint(folder.checkpoint(), folder.checkpoint_path)
-    folder.cut_metrics(state.step)
-    folder.add_resumption(env, step=state.step)
+def _create(folder: RunFolder, config: TrainConfig, env: dict[str, Any], ranks: Ranks) -> None:
+    if ranks.first:
+        folder.create(config.to_dict(), env)
 
 
 class _Run:
@@ -182,21 +144,26 @@ class _Run:
         data: ImageData,
         on_epoch: Callable[[dict[str, Any]], None] | None,
         quiet: bool,
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.folder = folder
         self.state = state
         self.data = data
         self.on_epoch = on_epoch
-        self.quiet = quiet
+        self.quiet = quiet or not ranks.first
+        self.ranks = ranks
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
-        self.feed = Feed(data.train, augment=config.data.augment)
+        self.finite = FiniteLoss(ranks, after=state.step)
+        self.feed = Feed(data.train, augment=config.data.augment, ranks=ranks)
 
     def train(self) -> None:
-        state, config = self.state, self.config
+        state, config, first = self.state, self.config, self.ranks.first
         self.board = Board(
-            self.folder.tensorboard_dir, enabled=config.run.tensorboard, after=state.step
+            self.folder.tensorboard_dir,
+            enabled=config.run.tensorboard and first,
+            after=state.step,
         )
         self.progress = Progress(
             steps=self.total_steps, done=state.step, epochs=config.optim.epochs, quiet=self.quiet
@@ -206,8 +173,13 @@ class _Run:
             f"preset {config.preset}, protocol {config.protocol}, on {state.device}, "
             f"step {state.step} of {self.total_steps}; run folder {self.folder.path}"
         )
+        if self.ranks.count > 1:
+            self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
         try:
-            with StopSignals() as signals:
+            with (
+                StopSignals(patient=self.ranks.count > 1) as signals,
+                Checkpointer(self.folder, config.run, enabled=first) as self.checkpoints,
+            ):
                 while state.step < self.total_steps:
                     self._train_epoch(signals)
         finally:
@@ -229,39 +201,59 @@ class _Run:
         for position in range(first, len(batches)):
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(config.optim, epoch, position / len(batches))
-            self._train_step(*self._next(feed), epoch)
+            self._train_step(self._next(feed), epoch)
             state.seconds = time.perf_counter() - started
-            if position == len(batches) - 1:
+            over = position == len(batches) - 1
+            if over:
                 self._end_epoch(epoch)
-            elif signals.received is not None or self._due():
+            # A signal that one rank receives stops all of them, after the same step.
+            stop = self.ranks.largest(signals.received or 0)
+            if not over and (self.checkpoints.due(state.step) or stop):
                 self._save()
-            if signals.received is not None:
-                raise Interrupted(
-                    f"stopped after step {state.step} of {self.total_steps}, checkpoint saved; "
-                    f"resume with python -m iaat_fast.train --resume --out {self.folder.path}",
-                    signals.received,
-                )
+            if stop:
+                self._stop(stop)
 
-    def _due(self) -> bool:
-        every = self.config.run.checkpoint_steps
-        return every > 0 and self.state.step % every == 0
+    def _settle(self) -> None:
+        """Wait for the checkpoint: no rank leaves before the first has written."""
+        self.checkpoints.wait()
+        self.ranks.largest(0)
 
-    def _next(self, feed: Iterator[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _stop(self, signum: int) -> None:
+        self._settle()
+        raise Interrupted(
+            f"stopped after step {self.state.step} of {self.total_steps}, checkpoint saved; "
+            f"resume with python -m iaat_fast.train --resume --out {self.folder.path}",
+            signum,
+        )
+
+    def _next(self, feed: Iterator[Fed]) -> Fed:
         """The next batch; where an image of it stops the run, after a checkpoint was saved."""
         try:
             return next(feed)
         except datasets.UnreadableImage as error:
             self._save()
+            self._settle()
             raise datasets.UnreadableImage(
                 f"{error}; stopped after step {self.state.step}, checkpoint saved: mend it, or leave it out with "
                 f"--on-bad-image skip, and go on with --resume --out {self.folder.path}"
             ) from error
 
-    def _train_step(self, x: Tensor, y: Tensor, index: Tensor, epoch: int) -> None:
-        state, seed = self.state, self.config.run.seed
-        if len(index):
+    def _train_step(self, fed: Fed, epoch: int) -> None:
+        state, ranks, seed = self.state, self.ranks, self.config.run.seed
+        if ranks.count > 1:
+            # What a model draws (dropout) differs between ranks, and needs no state in a checkpoint.
+            torch.manual_seed(step_seed(seed, state.step, Stream.MODEL, ranks.rank))
+        if fed.present:
             attack_seed = step_seed(seed, state.step, Stream.ATTACK)
-            state.training_step(x, y, index, epoch=epoch, seed=attack_seed)
+            state.training_step(
+                fed.x,
+                fed.y,
+                fed.index,
+                epoch=epoch,
+                seed=attack_seed,
+                whole=fed.whole,
+                present=fed.present,
+            )
         state.step += 1
         self.progress.step(epoch)
         if state.step % self.read_every == 0:
@@ -270,38 +262,45 @@ class _Run:
 
     def _mean_loss(self) -> float:
         """The mean loss of the epoch so far, which must be finite."""
-        loss, _, _, seen = self.state.training_step.totals.tolist()
+        step = self.state.training_step
+        loss, _, _, seen = step.totals.tolist()
         loss /= max(seen, 1)
-        if not math.isfinite(loss):
+        try:
+            self.finite.look(loss, self.state.step, self.state.epoch, step.last)
+        except FloatingPointError as error:
+            self.checkpoints.wait()
             path = self.folder.checkpoint_path
             kept = f"the last good checkpoint is {path}" if path.is_file() else "none saved yet"
             raise FloatingPointError(
-                f"the loss is {loss} at step {self.state.step} (epoch {self.state.epoch + 1}): "
-                f"training diverged, try a smaller learning rate; {kept}"
-            )
+                f"{error}: training diverged, try a smaller learning rate; {kept}"
+            ) from None
         return loss
 
     def _save(self) -> None:
         self._mean_loss()
-        self.folder.save_checkpoint(self.state.to_checkpoint(self.config.to_dict()))
+        self.checkpoints.save(self.state.to_checkpoint(self.config.to_dict()))
 
     def _end_epoch(self, epoch: int) -> None:
-        state, config = self.state, self.config
+        state = self.state
         row = self._row(epoch)
-        eps = state.memory.values
+        if self.ranks.first:
+            self._write_epoch(row)
+        state.training_step.totals.zero_()
+        state.seconds = 0.0
+        # Last: a run killed before this line repeats the epoch's end and writes the same again.
+        self.checkpoints.save(state.to_checkpoint(self.config.to_dict()))
+        self.progress.epoch(row)
+        if self.on_epoch is not None:
+            self.on_epoch(row)
+
+    def _write_epoch(self, row: dict[str, Any]) -> None:
+        config, eps = self.config, self.state.memory.values
         last = row["epoch"] == config.optim.epochs
-        adaptive = state.training_step.method.radii == "adaptive"
+        adaptive = self.state.training_step.method.radii == "adaptive"
         if adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
             self.folder.save_epsilon(row["epoch"], eps)
         self.folder.append_metrics(row)
         self.board.epoch(row, eps)
-        state.training_step.totals.zero_()
-        state.seconds = 0.0
-        # Last: a run killed before this line repeats the epoch's end and writes the same again.
-        self.folder.save_checkpoint(state.to_checkpoint(config.to_dict()))
-        self.progress.epoch(row)
-        if self.on_epoch is not None:
-            self.on_epoch(row)
 
     def _row(self, epoch: int) -> dict[str, Any]:
         state, config, method = self.state, self.config, self.state.training_step.method
@@ -320,8 +319,11 @@ class _Run:
             "eps_std": eps.std(correction=0).item(),
             "eps_min": eps.min().item(),
             "eps_max": eps.max().item(),
-            "test_accuracy": accuracy(
-                state.evaluated, self.data.test, batch_size=config.evaluation.batch_size
+            "test_accuracy": shared_accuracy(
+                self.ranks,
+                state.evaluated,
+                self.data.test,
+                batch_size=config.evaluation.batch_size,
             ),
             "seconds": round(state.seconds, 3),
         }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import TrainConfig, differences, override
+from iaat_fast.train.ranks import Ranks
+from iaat_fast.train.state import TrainState
 
 
 def recorded_config(folder: RunFolder) -> TrainConfig:
@@ -56,6 +61,74 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
     raise FileExistsError(
         f"{folder.path}: holds a run already; --resume goes on with it, --overwrite replaces it"
     )
+
+
+def open_on_first(
+    config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> tuple[RunFolder, bool]:
+    """`open_folder` by the first rank, for all of them.
+
+    A run that torchrun has started before goes on without being asked to.
+    """
+
+    def opened() -> tuple[RunFolder, bool] | None:
+        if not ranks.first:
+            return None
+        if _restarted(config, ranks):
+            return open_folder(config, resume=True, overwrite=False)
+        return open_folder(config, resume=resume, overwrite=overwrite)
+
+    found = ranks.broadcast(ranks.together(opened))
+    assert found is not None
+    return found
+
+
+def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether torchrun has started this run before, which then goes on without being asked to.
+
+    Raises:
+        ValueError: torchrun may do so, and the configuration names no folder to find the run in.
+    """
+    if config.run.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError("torchrun --max-restarts needs the run folder, to go on there: --out DIR")
+    return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
+
+
+def go_on(
+    config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
+) -> None:
+    """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
+
+    Only the first rank reads and writes.
+
+    Raises:
+        ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
+    """
+    found = ranks.together(lambda: folder.last_good_checkpoint() if ranks.first else None)
+    found = ranks.broadcast(found)
+    if found is not None:
+        checkpoint, path, damage = found
+        _check_same_run(checkpoint, path, config)
+        state.load_checkpoint(checkpoint, path)
+        if damage is not None and ranks.first:
+            warnings.warn(f"{damage}; going on from {path.name}, step {state.step}", stacklevel=2)
+
+    def bring() -> None:
+        if ranks.first:
+            folder.remove_temporary()
+            folder.cut_metrics(state.step)
+            folder.add_resumption(env, step=state.step)
+
+    ranks.together(bring)
+
+
+def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
+    try:
+        changed = differences(override(TrainConfig(), checkpoint["config"]), config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
+    if changed:
+        raise ValueError(f"{path}: a checkpoint of another configuration: {', '.join(changed)}")
 
 
 def _fresh(config: TrainConfig) -> Path:

@@ -14,11 +14,13 @@ class Stream(IntEnum):
     ATTACK = 1
     START = 2
     MIXUP = 3
+    MODEL = 4
 
 
-def step_seed(seed: int, step: int, stream: Stream) -> int:
-    """The seed, in [0, 2**63), of one stream at one step of the run with `seed`."""
-    state = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)
+def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> int:
+    """The seed, in [0, 2**63), of one stream at one step of the run with `seed`, of one rank if given."""
+    words = [seed, step, stream] if rank is None else [seed, step, stream, rank]
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 

@@ -45,6 +45,7 @@ class TrainState:
     def to_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`.
 
+        The tensors are the live ones: copy them before the next step.
         "ema", the average of the weights, and "ema_updates" are there where the run keeps one.
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -57,14 +58,14 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             **average,
-            "epsilon": self.memory.values.detach().cpu(),
+            "epsilon": self.memory.values.detach(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "config": config,
             "seconds": self.seconds,
-            "totals": self.training_step.totals.cpu(),
-            "scaler": self.training_step.amp.state_dict(),
+            "totals": self.training_step.totals,
+            "scaler": self.training_step.update.amp.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
 
@@ -82,7 +83,7 @@ class TrainState:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.memory.load(checkpoint["epsilon"])
             self.training_step.totals.copy_(checkpoint["totals"])
-            self.training_step.amp.load_state_dict(checkpoint["scaler"])
+            self.training_step.update.amp.load_state_dict(checkpoint["scaler"])
             self.step = int(checkpoint["step"])
             self.seconds = float(checkpoint["seconds"])
             rng = checkpoint["rng"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -13,6 +11,8 @@ from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.averaging import update
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods import METHODS, Outcome
+from iaat_fast.train.ranks import ALONE, Ranks
+from iaat_fast.train.update import Update
 
 
 def make_memory(config: TrainConfig, size: int, device: torch.device) -> EpsilonMemory:
@@ -35,13 +35,17 @@ def make_memory(config: TrainConfig, size: int, device: torch.device) -> Epsilon
 class TrainingStep:
     """One update of the weights (and, for adaptive methods, of the radii) from a batch.
 
-    `totals` [4] float64 on the device sums, over the steps since it was last zeroed, the loss of
-    each sample, the samples classified correctly before the attack, those still classified
-    correctly, in the training forward, on their adversarial sample, and all samples. They stay on the device:
+    On several ranks each takes its slice of the batch; radii and totals are those of the whole one
+    on all of them afterwards. `last` holds, for each micro-batch of the last step, the samples'
+    numbers and losses. `totals` [4] float64 on the device sums, over the steps since it was last
+    zeroed, the loss of each sample, the samples classified correctly before the attack, those still
+    classified correctly, in the training forward, on their adversarial sample, and all samples. They
+    stay on the device:
     reading them each step would make the host wait for a GPU.
 
     Args:
         average: takes an average of the weights after each update, None for none.
+        ranks: those that batches are spread over.
     """
 
     def __init__(
@@ -53,15 +57,34 @@ class TrainingStep:
         device: torch.device,
         *,
         average: AveragedModel | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
-        self.optimizer = optimizer
+        self.memory = memory
         self.average = average
-        self.amp = MixedPrecision(config.optim.amp, device)
+        self.ranks = ranks
+        self.update = Update(
+            model,
+            optimizer,
+            ranks=ranks,
+            accumulate=config.optim.accumulate,
+            amp=MixedPrecision(config.optim.amp, device),
+        )
         self.method = METHODS[config.method](config, model, memory)
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
+        self.last: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        *,
+        epoch: int,
+        seed: int,
+        whole: Tensor | None = None,
+        present: int | None = None,
+    ) -> Tensor:
         """Train on one batch.
 
         Args:
@@ -70,25 +93,60 @@ class TrainingStep:
             index: positions [N] int64 of the samples in the training set.
             epoch: epoch index from 0; the warm-up lasts while it is below warmup_epochs.
             seed: of all that this step draws.
+            whole: positions of the global batch, of which `index` is this rank's slice, or what
+                could be decoded of it.
+            present: images of the global batch that could be decoded, on all ranks; all by default.
 
         Returns:
-            The mean loss of the batch, a scalar on the device.
+            The mean loss of the batch (of a slice, its part in it), a scalar on the device.
         """
-        batch = self.method.prepare(x, y, index, epoch=epoch, seed=seed)
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        outcome = self.method.outcome(partial(self.amp.forward, self.model), batch)
-        loss = outcome.loss.mean()
-        self.amp.backward(loss)
-        self.amp.step(self.optimizer)
+        whole = index if whole is None else whole
+        present = len(whole) if present is None else present
+        counts = torch.zeros_like(self.totals)
+        mean = torch.zeros((), device=self.totals.device)
+        self.last = []
+        self.update.begin()
+        for rows in self.update.micro_batches(len(index)):
+            batch = self.method.prepare(x[rows], y[rows], index[rows], epoch=epoch, seed=seed)
+            self.model.train()
+            outcome = self.method.outcome(self.update.forward, batch)
+            loss, share = outcome.loss.mean(), len(index[rows]) / present
+            self.update.backward(loss, share=share)
+            mean += loss.detach() * share
+            counts += self._counts(outcome)
+            self.last.append((index[rows], outcome.loss.detach()))
+        if not len(index):
+            self.model.train()
+            self.update.join(x)
+        self.update.step()
         if self.average is not None:
             update(self.average, self.model)
-        self._count(outcome)
-        return loss.detach()
+        self._exchange(whole, counts)
+        self.totals += counts
+        return mean
 
-    def _count(self, outcome: Outcome) -> None:
-        self.totals[0] += outcome.loss.detach().sum(dtype=torch.float64)
+    def _exchange(self, whole: Tensor, counts: Tensor) -> None:
+        """Give every rank the radii of the whole batch and the sum of the counts.
+
+        One message of the batch's size: every rank knows the order, so none sends numbers, and the
+        others' places hold zeros, to which a radius adds up exactly.
+        """
+        if self.ranks.count == 1:
+            return
+        message = torch.zeros(len(whole) + len(counts), dtype=torch.float64, device=counts.device)
+        start, mine = self.ranks.start(len(whole)), self.ranks.mine(whole)
+        message[start : start + len(mine)] = self.memory.values[mine].double()
+        message[len(whole) :] = counts
+        self.ranks.reduce(message)
+        self.memory.values[whole] = message[: len(whole)].float()
+        counts.copy_(message[len(whole) :])
+
+    def _counts(self, outcome: Outcome) -> Tensor:
+        """What a micro-batch adds to the totals."""
+        counts = torch.zeros_like(self.totals)
+        counts[0] = outcome.loss.detach().sum(dtype=torch.float64)
         for place, verdicts in ((1, outcome.clean), (2, outcome.robust)):
             if verdicts is not None:
-                self.totals[place] += verdicts.sum()
-        self.totals[3] += len(outcome.loss)
+                counts[place] = verdicts.sum()
+        counts[3] = len(outcome.loss)
+        return counts

@@ -34,9 +34,14 @@ class StopSignals:
     """While entered, the first SIGINT or SIGTERM only sets `received`; a second ends at once.
 
     Outside the main thread Python allows no handlers, and signals stay as they were.
+
+    Args:
+        patient: a second does nothing. So with several ranks: a scheduler may signal torchrun and its ranks, and
+            torchrun passes on its own; it kills those that take more than 30 s.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
@@ -56,7 +61,7 @@ class StopSignals:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and not self._patient:
             # No clean-up: a checkpoint is replaced atomically, so the last good one is whole.
             os._exit(128 + signum)
-        self.received = signum
+        self.received = self.received or signum

@@ -14,21 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT
+from tests.attacks.watched import Watched
 
 EPS = 1 / 64  # what a float32 holds: the peers keep step sizes in one
-
-
-class Watched(nn.Module):
-    """Keeps all images a network is called with."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x.detach().clone())
-        return self.net(x)
 
 
 def by_torchattacks(

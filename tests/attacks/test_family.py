@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, DeepFool
+from iaat_fast.attacks import APGD, APGDT, FABT, FGSM, MIFGSM, PGD, DeepFool, Square
 
 RADII = torch.tensor([0.0, 1, 2, 4, 8, 16, 32, 64]) / 255
 
@@ -22,6 +22,9 @@ FAMILY = {
     "APGD on DLR": (APGD, {"steps": 10, "loss": "dlr"}),
     "APGD to the end": (APGD, {"steps": 10, "early_stop": False}),
     "APGDT": (APGDT, {"steps": 5, "n_target_classes": 3, "restarts": 2}),
+    "FABT": (FABT, {"steps": 5, "n_target_classes": 3, "restarts": 2}),
+    "FABT to the end": (FABT, {"steps": 5, "n_target_classes": 2, "early_stop": False}),
+    "Square": (Square, {"n_queries": 30, "restarts": 2}),
 }
 family = pytest.mark.parametrize("name", FAMILY)
 

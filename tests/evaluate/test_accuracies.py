@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate import accuracy, check_model, robust_accuracy
+from iaat_fast.evaluate import accuracy, check_model, natural_verdicts, robust_accuracy
 from iaat_fast.ops import random_start_linf
 
 SIZE = 6
@@ -108,6 +108,21 @@ def test_the_first_samples_get_the_verdicts_they_get_among_all(
     whole = robust_accuracy(network, labelled, **ATTACK)
     first = robust_accuracy(network, labelled.first(40), **ATTACK)
     assert torch.equal(first.correct, whole.correct[:40])
+
+
+def test_samples_get_the_verdicts_that_they_get_among_all(
+    network: nn.Module, labelled: Split
+) -> None:
+    whole = robust_accuracy(network, labelled, **ATTACK).correct
+    samples = torch.arange(1, len(labelled), 3)
+    part = robust_accuracy(network, labelled, **ATTACK, samples=samples)
+    assert torch.equal(part.correct[samples], whole[samples])
+    assert int(part.correct.sum()) == int(whole[samples].sum())
+    assert part.accuracy == whole[samples].double().mean().item()
+    other = Split(labelled.images, labelled.labels.clone())
+    other.labels[samples[:10]] = (labelled.labels[samples[:10]] + 1) % 4
+    right = natural_verdicts(network, other, samples=samples)
+    assert right.tolist() == [False] * 10 + [True] * (len(samples) - 10)
 
 
 def test_a_sample_is_robust_if_the_last_iterate_of_every_restart_is_right(

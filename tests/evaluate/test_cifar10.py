@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from iaat_fast import data
-from iaat_fast.evaluate import accuracy, robust_accuracy
+from iaat_fast.attacks import PGD
+from iaat_fast.evaluate import Mark, Trajectories, accuracy, robust_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,25 @@ def test_verdicts_on_real_images_do_not_depend_on_the_batch_size(
     whole = robust_accuracy(resnet4b, test, **attack, batch_size=60)
     parts = robust_accuracy(resnet4b, test, **attack, batch_size=17)
     assert torch.equal(whole.correct, parts.correct)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("any_iterate", [False, True])
+def test_shared_trajectories_give_the_verdicts_of_attacks_run_alone_on_real_images(
+    resnet4b: nn.Module, cifar10_npz: Path, any_iterate: bool
+) -> None:
+    test = data.load("cifar10", cifar10_npz, limit=64).test
+    marks = [Mark(name="3x3", steps=3, restarts=3), Mark(name="20x2", steps=20, restarts=2)]
+    attack = {"eps": 8 / 255, "alpha": 2 / 255, "seed": 0}
+    # One batch for all, so that no convolution can round differently.
+    shared = Trajectories(resnet4b, test, marks, **attack, batch_size=64, any_iterate=any_iterate)
+    while not shared.finished:
+        shared.advance()
+    x, y = data.fetch(test, torch.arange(64))
+    for number, mark in enumerate(marks):
+        pgd = PGD(resnet4b, steps=mark.steps, early_stop=any_iterate, **attack)
+        standing = torch.ones(64, dtype=torch.bool)
+        for restart in range(mark.restarts):
+            standing &= pgd.logits(pgd(x, y, restart=restart)).argmax(1) == y
+        assert torch.equal(shared.standing(number), standing)
+        assert 0 < int(standing.sum()) < 64

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate.trajectories import Mark, Trajectories, shares
+from iaat_fast.evaluate.slots import shares
+from iaat_fast.evaluate.trajectories import Mark, Trajectories
 
 SAMPLES, SIZE = 60, 6
 ATTACK: dict[str, Any] = {"eps": 0.02, "alpha": 0.003, "seed": 3}
@@ -128,6 +129,20 @@ def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> Non
             torch.equal(value, state[name]) if isinstance(value, Tensor) else value == state[name]
         )
         assert same, name
+
+
+@pytest.mark.parametrize("batch_size", [5, 40])
+def test_a_run_goes_on_in_smaller_and_in_larger_batches(
+    network: nn.Module, split: Split, batch_size: int
+) -> None:
+    run = Trajectories(network, split, MARKS, **ATTACK, batch_size=16)
+    for _ in range(4):
+        run.advance(3)
+    other = Trajectories(network, split, MARKS, **ATTACK, batch_size=batch_size)
+    other.load(run.state())
+    finished(run)
+    finished(other)
+    assert torch.equal(other.state()["standing"], run.state()["standing"])
 
 
 def test_a_state_of_other_marks_or_samples_is_refused(network: nn.Module, split: Split) -> None:

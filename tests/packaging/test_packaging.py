@@ -176,6 +176,9 @@ def test_the_wheel_holds_the_extension_and_no_sources(native_build: tuple[Path, 
     names = zipfile.ZipFile(wheel).namelist()
     assert sum(bool(re.fullmatch(r"iaat_fast/_C\.[\w.-]+\.so", name)) for name in names) == 1
     assert "iaat_fast/py.typed" in names
+    assert {"iaat_fast/report/templates/page.html.j2", "iaat_fast/report/templates/page.css"} <= {
+        *names
+    }
     assert {name.split("/")[0] for name in names} == {
         "iaat_fast",
         f"iaat_fast-{iaat_fast.__version__}.dist-info",

@@ -94,7 +94,8 @@ def test_no_run_no_plots(tmp_path: Path) -> None:
 
 
 def test_the_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
-    from iaat_fast.report.plots import _accuracies, _histograms, _radii
+    from iaat_fast.report.figures.radii import histograms
+    from iaat_fast.report.plots import _accuracies, _radii
 
     folder = make_run(tmp_path, epochs=9)
     metrics = folder.metrics()
@@ -110,7 +111,7 @@ def test_the_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert drawn["test, natural"] == pytest.approx([25 * row["epoch"] for row in metrics])
     assert axes.get_ylabel() == "accuracy (%)"
 
-    (axes,) = _histograms(folder.epsilon_snapshots()).axes
+    (axes,) = histograms(folder.epsilon_snapshots()).axes
     labels = [patch.get_label() for patch in axes.patches]
     assert [label.split(" (")[0] for label in labels] == [f"epoch {e}" for e in (1, 4, 6, 9)]
     for patch in axes.patches:
@@ -118,11 +119,11 @@ def test_the_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
 
 
 def test_radii_that_are_all_the_same_are_a_line_not_a_bar(tmp_path: Path) -> None:
-    from iaat_fast.report.plots import _histograms
+    from iaat_fast.report.figures.radii import histograms
 
     folder = make_run(tmp_path, epochs=1)
     folder.save_epsilon(2, torch.full((100,), 8 / 255))
-    (axes,) = _histograms(folder.epsilon_snapshots()).axes
+    (axes,) = histograms(folder.epsilon_snapshots()).axes
     (line,) = axes.lines
     assert line.get_label() == "epoch 2 (all at 8.0)"
     assert np.unique(line.get_xdata()) == pytest.approx(8)

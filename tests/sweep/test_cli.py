@@ -109,6 +109,7 @@ def test_a_finished_sweep_prints_its_table_and_the_report_and_starts_nothing(
     assert "started" not in text
     assert re.search(r"iaat-seed0 +│ done +│ +90.00 │ +50.00 │ +76.50", text)
     assert f"-m iaat_fast.report {tmp_path}/clean-seed0 {tmp_path}/adv-eps76.5-seed0" in text
+    assert f"--out {tmp_path}/report" in text
 
 
 def test_failed_jobs_end_in_status_1_and_their_last_lines(

@@ -33,7 +33,7 @@ BAD_VALUES: list[tuple[str, str, Any]] = [
     ("epsilon", "warmup_rule", "all"),
     ("optim", "epochs", 0),
     ("optim", "batch_size", 0),
-    ("optim", "lr", 0.0),
+    ("optim", "lr", -0.1),
     ("optim", "lr", float("inf")),
     ("optim", "lr_reference_batch", 0),
     ("optim", "lr_warmup_epochs", 5),
@@ -131,7 +131,13 @@ def test_only_fields_outside_the_arithmetic_may_differ() -> None:
     old = preset("digits")
     for name in FREE:
         part, _, field = name.partition(".")
-        other = {"str": "elsewhere", "int": 77, "bool": False, "NoneType": "elsewhere"}
+        other = {
+            "str": "elsewhere",
+            "int": 77,
+            "float": 7.5,
+            "bool": False,
+            "NoneType": "elsewhere",
+        }
         value = other[type(getattr(getattr(old, part), field)).__name__]
         value = {"workers": 7, "on_bad_image": "skip"}.get(field, value)
         new = preset("digits", **{part: {field: value}})

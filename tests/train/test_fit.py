@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from iaat_fast import ops
 from iaat_fast.data import ImageData, Split, epoch_order
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import FitResult, Interrupted, TrainConfig, fit
-from iaat_fast.train.loop import learning_rate
+from iaat_fast.train.schedule import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
 
 Fit = Callable[..., FitResult]
@@ -246,16 +247,18 @@ def kill_at_write(
 
     Every whole file goes through `os.replace` and every metrics row is followed by `os.fsync`.
     """
-    count = 0
+    count, lock = 0, threading.Lock()  # checkpoints are written by a thread
 
     def wrap(call: Callable[..., None]) -> Callable[..., None]:
         def counted(*args: Any) -> None:
             nonlocal count
-            count += 1
-            if count == number and not after:
+            with lock:
+                count += 1
+                mine = count
+            if mine == number and not after:
                 raise Killed
             call(*args)
-            if count == number:
+            if mine == number:
                 raise Killed
 
         return counted
@@ -340,6 +343,20 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
     assert statuses == [130]
 
 
+def test_with_several_ranks_a_second_signal_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from iaat_fast.train.stopping import StopSignals
+
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with StopSignals(patient=True) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGINT
+    assert statuses == []
+
+
 def test_resuming_records_where_and_hides_the_events_beyond(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],
@@ -395,6 +412,31 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert_same_run(tiny_fit(config, resume=True).folder, reference)
 
 
+def test_checkpoints_come_by_the_clock_too(
+    tiny_fit: Fit,
+    tiny_config: Callable[..., TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from iaat_fast.train import checkpointing
+
+    # Each look at the clock is a minute later.
+    minutes = iter(range(10_000))
+    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: 60.0 * next(minutes))
+    steps: list[int] = []
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(
+        RunFolder,
+        "save_checkpoint",
+        lambda folder, state: (steps.append(state["step"]), save(folder, state)),
+    )
+    tiny_fit(tiny_config(tmp_path / "never", run={"checkpoint_minutes": 0}))
+    assert steps == [5, 10, 15]
+    steps.clear()
+    tiny_fit(tiny_config(tmp_path / "run", run={"checkpoint_minutes": 2}))
+    assert steps == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     tiny_config: Callable[..., TrainConfig],
     tiny_model: Callable[[], nn.Module],
@@ -421,21 +463,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(b""),
         lambda path: torch.save({"model": {}}, path),
+        lambda path: torch.save({**torch.load(path), "epsilon": torch.zeros(24)}, path),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_on_resume(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     damage: Callable[[Path], None],
 ) -> None:
     config = tiny_config(tmp_path / "run")
-    path = tiny_fit(config).folder.checkpoint_path
-    damage(path)
-    content = path.read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+    reference = tiny_fit(tiny_config(tmp_path / "reference")).folder
+    folder = tiny_fit(config).folder
+    damage(folder.checkpoint_path)
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt: .*checkpoint-previous\.pt, step 10"):
         tiny_fit(config, resume=True)
-    assert path.read_bytes() == content
+    assert_same_run(folder, reference)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_is_refused_and_stays_as_it_is(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run")
+    folder = tiny_fit(config).folder
+    for path in (folder.checkpoint_path, folder.previous_path):
+        path.write_bytes(b"")
+    rows = folder.metrics()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*checkpoint-previous\.pt"):
+        tiny_fit(config, resume=True)
+    assert folder.metrics() == rows
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    other = tiny_fit(tiny_config(tmp_path / "adv", method="adv")).folder
+    folder = tiny_fit(tiny_config(tmp_path / "run")).folder
+    folder.checkpoint_path.write_bytes(other.checkpoint_path.read_bytes())
+    message = r"checkpoint\.pt: .* another configuration: method \('adv' there, 'iaat' given\)"
+    with pytest.raises(ValueError, match=message):
+        tiny_fit(tiny_config(tmp_path / "run"), resume=True)
 
 
 def test_a_checkpoint_of_another_network_is_refused(

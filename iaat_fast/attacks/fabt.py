@@ -1,0 +1,295 @@
+"""FAB-T: small perturbations, found by going back and forth over the decision boundary towards given classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.hyperplane import step_to_hyperplane
+from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.survivors import WorstCase, column, compacted, looks
+from iaat_fast.attacks.targets import likely_targets
+from iaat_fast.ops import checks
+
+# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+_project_linf = torch.ops.iaat_fast.project_linf.default
+_random_start_linf = torch.ops.iaat_fast.random_start_linf.default
+
+_TINY = 1e-8  # of the released code: keeps the weight of two steps of size 0 from being 0/0
+# How far past the point that a secant names the final search looks, as a share of what is left. Not less: an image on
+# the boundary to the last bit fools the model no more once its batch, or its memory format, is another.
+_BEYOND = 0.1
+
+
+class FABT(Attack):
+    """The fast adaptive boundary attack, targeted: the nearest image that fools, over the most likely wrong classes.
+
+    Each step linearises the boundary between the true and the target class at the iterate, and goes past the nearest
+    point of that hyperplane within the box, with a bias towards the nearest such point to x itself. An iterate that
+    fools (it may get any wrong class) is drawn back towards x. So unlike PGD it looks for a small perturbation, not for
+    the worst one in a ball, and the loss' scale and saturation do not matter. Where the boundary lies is always asked
+    of the live model; a copy in another precision gives the gradients alone.
+
+    With its defaults it is the "fab-t" of AutoAttack, and a bit more: where the steps have found an image outside the
+    radius, a final search on the segment from x to it finds where that crosses the boundary, and what is still too far
+    is clipped to the radius and judged there. A sample that is misclassified already stays as it is.
+
+    Args:
+        model: maps images [N, ...] in [lo, hi] to logits [N, C].
+        eps: radius on the scale of the images, a float or a tensor [N]; None, the whole box, and no early stop: the
+            smallest perturbation there is.
+        steps: number of steps per target, each a gradient and a forward.
+        n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
+            model has fewer.
+        alpha_max: the largest weight of the step that starts at x, in [0, 1].
+        eta: how far past the hyperplane a step goes, at least 1.
+        beta: how much of its perturbation an iterate that fools keeps, in [0, 1].
+        search_steps: forwards of the final search, after every target; each leaves a tenth of the excess where the
+            boundary is flat. 0 as in AutoAttack's code.
+        restarts: per target; the first starts at x, the others at random in the ball of half the radius.
+        lo, hi, bn, precision, engine, seed: as `PGD`'s.
+        early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False
+            goes on for the nearest one, over all targets. No verdict depends on it.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
+        Algorithm 1 with the L-infinity norm; the targeted version: Croce and Hein 2020, "Reliable evaluation of
+        adversarial robustness with an ensemble of diverse parameter-free attacks". Constants and the projection where
+        the hyperplane misses the box are those of the code released with the latter, AutoAttack.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor | None = 8 / 255,
+        steps: int = 100,
+        *,
+        n_target_classes: int = 9,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        search_steps: int = 2,
+        restarts: int = 1,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+        early_stop: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
+        inputs.whole_number("search_steps", search_steps, at_least=0)
+        inputs.number("alpha_max", alpha_max, most=1.0)
+        inputs.number("beta", beta, most=1.0)
+        inputs.number("eta", eta)
+        if eta < 1:
+            raise ValueError(f"eta: {eta}, expected a number >= 1")
+        checks.box(lo, hi)
+        super().__init__(
+            model,
+            hi - lo if eps is None else eps,
+            None,
+            steps,
+            restarts=restarts,
+            lo=lo,
+            hi=hi,
+            bn=bn,
+            precision=precision,
+            engine=engine,
+            early_stop=early_stop and eps is not None,
+            seed=seed,
+        )
+        self.n_target_classes, self.search_steps = n_target_classes, search_steps
+        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
+
+    def _attack(self, call: Call) -> Tensor:
+        with torch.no_grad():
+            logits = self.network.logits(call.x)
+        checks.logit_values(logits)
+        classes = logits.shape[1]
+        call.check_classes(classes)
+        if classes < 2:
+            raise ValueError(f"model: returned {classes} class, expected at least 2")
+        targets = likely_targets(logits, call.y, self.n_target_classes)
+        call.planned *= targets.shape[1]
+        worst = WorstCase(call, drop=self.early_stop)
+        for k, target in enumerate(targets.unbind(1)):
+            call.goal = target
+            self._run(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
+        return worst.images
+
+    def _start(self, call: Call, restart: int) -> Tensor:
+        """x itself, or, from a target's second restart on, a point of the ball of half the radius."""
+        if call.start is not None:
+            return super()._start(call, restart).clamp(self.lo, self.hi)
+        if restart % self.restarts == 0:
+            return call.per_row(call.x).clamp(self.lo, self.hi)
+        call.stream[1] = call.restart + restart
+        return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self.lo, self.hi)
+
+    def _descend(
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss by which `WorstCase` orders images that do not fool within the radius is minus their distance."""
+        assert rows is not None
+        state = self._begin(call, x_adv, rows)
+        whole, place = state, torch.arange(len(rows), device=rows.device)
+        for step in range(self.steps):
+            if not call.coupled and looks(step, rows.device):
+                some = compacted(self._done(state))
+                if some is not None:
+                    whole.put(place, state)
+                    state, place = state.only(some), place[some]
+                    if not len(some):
+                        break
+            self._move(call, state)
+        whole.put(place, state)
+        self._search(whole)
+        return self._within_radius(whole)
+
+    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
+        assert call.goal is not None
+        n = len(call.y)
+        x, y, eps = call.x[rows % n], call.y[rows % n], call.eps[rows]
+        logits = self._look(x)
+        wrong = self._fooled(logits, y)
+        return _State(
+            x=x,
+            y=y,
+            target=call.goal[rows % n],
+            eps=eps,
+            x_adv=x_adv,
+            best=x,
+            distance=torch.where(wrong, 0.0, torch.full_like(eps, torch.inf)),
+            margin=_margin(logits, y),
+            ahead=torch.full_like(eps, torch.nan),
+        )
+
+    def _look(self, images: Tensor) -> Tensor:
+        """The live model's logits, in float32 or wider: by a copy in half precision the boundary lies elsewhere."""
+        with torch.no_grad():
+            logits = self.network.logits(images)
+        return logits if logits.dtype is torch.float64 else logits.float()
+
+    def _done(self, state: _State) -> Tensor:
+        """Rows that need no further step."""
+        return state.distance <= (state.eps if self.early_stop else 0)
+
+    def _move(self, call: Call, state: _State) -> None:
+        """The loop body of Algorithm 1."""
+        ahead, grad = self._pull_back(call, state)
+        wide = state.distance.dtype
+        w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
+        x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
+        gap = -torch.where(state.ahead.isnan(), ahead.to(wide), state.ahead)
+        gap_x = gap + (w * (x_adv - x)).sum(1)
+        step = step_to_hyperplane(x_adv, w, gap, self.lo, self.hi)
+        step_x = step_to_hyperplane(x, w, gap_x, self.lo, self.hi)
+        size, size_x = (d.abs().amax(1, keepdim=True).clamp(min=_TINY) for d in (step, step_x))
+        alpha = (size / (size + size_x)).clamp(max=self.alpha_max)
+        moved = (x_adv + self.eta * step) * (1 - alpha) + (x + self.eta * step_x) * alpha
+        moved = moved.clamp(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
+        logits, fooled = self._keep_nearer(state, moved)
+        back = state.x + self.beta * (moved - state.x)
+        state.x_adv = torch.where(column(fooled, back), back, moved)
+        state.ahead = torch.where(fooled, torch.nan, _ahead(logits, state.target, state.y).to(wide))
+
+    def _pull_back(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
+        """How far the target is ahead of the true class, in logits, and the gradient of that."""
+
+        def cotangent(logits: Tensor) -> Tensor:
+            one = logits.new_ones(len(logits), 1)
+            up = torch.zeros_like(logits).scatter_(1, state.target.view(-1, 1), one)
+            return up.scatter_(1, state.y.view(-1, 1), -one)
+
+        logits, grad = self.network.pull_back(state.x_adv, cotangent)
+        call.count(grad)
+        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
+        return _ahead(logits, state.target, state.y), grad
+
+    def _keep_nearer(self, state: _State, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep images that fool and are nearer to x than the best so far; the logits of all, and who fools."""
+        logits = self._look(images)
+        fooled = self._fooled(logits, state.y)
+        wide = state.distance.dtype
+        distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
+        nearer = fooled & (distance < state.distance) & ~self._done(state)
+        state.best = torch.where(column(nearer, images), images, state.best)
+        state.distance = torch.where(nearer, distance, state.distance)
+        return logits, fooled
+
+    def _search(self, state: _State) -> None:
+        """Where the segment from x to the best image crosses the boundary: secants, with the crossing bracketed."""
+        rows = (state.distance.isfinite() & ~self._done(state)).nonzero()[:, 0]
+        if not (self.search_steps and len(rows)):
+            return
+        some = state.only(rows)
+        way = some.best - some.x
+        inside, above = torch.zeros_like(some.distance), some.margin
+        outside, below = torch.ones_like(inside), _margin(self._look(some.best), some.y)
+        for _ in range(self.search_steps):
+            share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
+            at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
+            tried = (some.x + column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
+            logits, fooled = self._keep_nearer(some, tried)
+            margin = _margin(logits, some.y)
+            inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
+            outside, below = torch.where(fooled, at, outside), torch.where(fooled, margin, below)
+        state.put(rows, some)
+
+    def _within_radius(self, state: _State) -> tuple[Tensor, Tensor, Tensor]:
+        """The images, clipped to the radius where they lie outside; whether they fool; minus how far they were."""
+        near = state.distance <= state.eps
+        best = torch.where(column(state.distance.isfinite(), state.x), state.best, state.x_adv)
+        rows = (~near).nonzero()[:, 0]
+        if len(rows):
+            clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
+            best[rows] = clipped
+            near[rows] = self._fooled(self._look(clipped), state.y[rows])
+        return best, near, -state.distance.clamp(max=torch.finfo(state.distance.dtype).max)
+
+
+@dataclasses.dataclass
+class _State:
+    """What one run knows of every row. Tensors are replaced, never written into: several names may share one.
+
+    distance: of the best image that fools, in the L-infinity norm; infinite where there is none yet.
+    margin: by how much the true class is ahead of all others at x.
+    ahead: how far the target is ahead of the true class at x_adv; NaN where the live model has not been asked.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    eps: Tensor
+    x_adv: Tensor
+    best: Tensor
+    distance: Tensor
+    margin: Tensor
+    ahead: Tensor
+
+    def only(self, some: Tensor) -> _State:
+        """Some of the rows, by their place."""
+        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
+
+    def put(self, place: Tensor, some: _State) -> None:
+        """Take over what has changed of some of the rows, by their place."""
+        for name in ("x_adv", "best", "distance"):
+            setattr(self, name, getattr(self, name).index_copy(0, place, getattr(some, name)))
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    return -losses.value("cw", logits, y, targeted=False)
+
+
+def _ahead(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
+    return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1)))[:, 0]

@@ -1,0 +1,246 @@
+"""Square Attack: a random search that needs no gradients."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.ops import checks, reference
+
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
+_project_linf = torch.ops.iaat_fast.project_linf.default
+
+# Queries (of 10,000) after which the share of pixels in a square is halved, as in the released code.
+_HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_SCHEDULE = 10_000
+
+# Counter blocks of the queries' draws; those of the stripes lie below, those of random targets above.
+_QUERIES = 2**28
+# Queries whose draws are made at once: Philox takes about 150 small operations, however many words it gives.
+_AHEAD = 64
+
+
+class Square(Attack):
+    """Square Attack: squares of random place and sign, kept where they raise the margin loss.
+
+    It sees the logits only, so masked gradients do not hide anything from it. It starts from vertical stripes of ±eps;
+    each query puts one square, in each channel all at +eps or all at -eps, into the best image so far. A sample that
+    is fooled leaves the batch; one that never is keeps its image of largest loss.
+
+    The draws are words of Philox with key = seed and counter = (block, sample number, candidate, restart), where every
+    query has blocks of its own: a sample's squares do not depend on the batch, nor on who has fallen. `stats` stays
+    empty: there are no gradients.
+
+    As in the paper and unlike AutoAttack's code, every sample has squares of its own, and a square may touch the last
+    row and column. As in AutoAttack's code, and unlike the paper's, a square that changes nothing is not drawn anew.
+
+    Args:
+        model: maps images [N, C, H, W] in [lo, hi] to logits [N, classes].
+        eps: radius on the scale of the images, a float or a tensor [N].
+        n_queries: squares that are tried, one forward each.
+        p_init: share of an image's pixels in the first squares, in (0, 1]; halved after 10, 50, 200, 500, 1000, 2000,
+            4000, 6000 and 8000 queries.
+        rescale_schedule: stretch these numbers from 10,000 queries to `n_queries`. AutoAttack does not.
+        restarts, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Andriushchenko, Croce, Flammarion and Hein 2020, "Square Attack: a query-efficient black-box adversarial
+        attack via random search", Algorithms 1 and 2; the schedule: the code released with it.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor = 8 / 255,
+        n_queries: int = 5000,
+        *,
+        p_init: float = 0.8,
+        rescale_schedule: bool = False,
+        restarts: int = 1,
+        targeted: bool | Literal["random"] = False,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+        seed: int | None = None,
+    ) -> None:
+        inputs.whole_number("n_queries", n_queries, at_least=0)
+        inputs.number("p_init", p_init, most=1.0)
+        if p_init == 0:
+            raise ValueError(f"p_init: {p_init}, expected a number > 0")
+        super().__init__(
+            model,
+            eps,
+            None,
+            n_queries,
+            restarts=restarts,
+            targeted=targeted,
+            lo=lo,
+            hi=hi,
+            bn=bn,
+            precision=precision,
+            engine=engine,
+            early_stop=True,
+            seed=seed,
+            loss="cw",
+        )
+        self.p_init, self.rescale_schedule = p_init, rescale_schedule
+
+    def side(self, query: int, height: int, width: int) -> int:
+        """The side, in pixels, of the square of this query, counted from 1."""
+        done = query - 1
+        if self.rescale_schedule:
+            done = done * _SCHEDULE // self.steps
+        share = self.p_init / 2 ** bisect.bisect_left(_HALVED, done)
+        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+
+    def _attack(self, call: Call) -> Tensor:
+        if call.x.dim() != 4:
+            raise ValueError(f"x: shape {tuple(call.x.shape)}, expected [N, C, H, W]")
+        call.planned = 0
+        return super()._attack(call)
+
+    def _start(self, call: Call, restart: int) -> Tensor:
+        """Vertical stripes, or the images that were given, brought into the ball."""
+        call.stream[1] = call.restart + restart
+        if call.start is not None:
+            start = super()._start(call, restart)
+            return _project_linf(start, call.x, call.eps, self.lo, self.hi)
+        channels, _, width = call.x.shape[1:]
+        rows = torch.arange(call.rows, device=call.x.device)
+        blocks = torch.arange(-(-channels * width // 128), device=call.x.device)
+        up = _bits(_words(call, rows, blocks).flatten(1), channels * width)
+        high, low = self._corners(call)
+        return torch.where(up.view(-1, channels, 1, width), high, low)
+
+    def _corners(self, call: Call) -> tuple[Tensor, Tensor]:
+        """x + eps and x - eps, within the box: all that a pixel is ever set to."""
+        x = call.per_row(call.x)
+        return (
+            _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi),
+            _project_linf(torch.full_like(x, self.lo), call.x, call.eps, self.lo, self.hi),
+        )
+
+    def _descend(
+        self, call: Call, x_adv: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert rows is not None
+        state = self._begin(call, x_adv, rows)
+        kept, loss = x_adv.clone(), state.loss.clone()
+        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
+        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
+        for query in range(self.steps + 1):
+            tried = self._proposal(call, state, query) if query else state.best
+            self._judge(call, state, tried, found, place, first=query == 0)
+            if not call.coupled and looks(query, kept.device):
+                some = compacted(found[place])
+                if some is not None:
+                    kept[place], loss[place] = state.best, state.loss
+                    state, place = state.only(some), place[some]
+                    if not len(some):
+                        break
+        kept[place], loss[place] = state.best, state.loss
+        return kept, found, loss
+
+    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
+        high, low = self._corners(call)
+        return _State(
+            rows=rows,
+            y=call.y[rows % len(call.y)],
+            high=high[rows],
+            low=low[rows],
+            best=x_adv,
+            loss=call.eps.new_full((len(rows),), -torch.inf),
+            words=rows.new_empty((len(rows), 0, 0)),
+        )
+
+    def _proposal(self, call: Call, state: _State, query: int) -> Tensor:
+        """The best images with a square each (Algorithm 2). Where pixels are corners already, the paper's ±2 eps and
+        projection come to setting them to a corner."""
+        channels, height, width = state.best.shape[1:]
+        ahead = (query - 1) % _AHEAD
+        if ahead == 0:
+            count = min(_AHEAD, self.steps + 1 - query)
+            per_query = -(-(2 + -(-channels // 32)) // 4)
+            first = _QUERIES + (query - 1) * per_query
+            blocks = first + torch.arange(count * per_query, device=state.rows.device)
+            state.words = _words(call, state.rows, blocks).view(-1, count, 4 * per_query)
+        words, side = state.words[:, ahead], self.side(query, height, width)
+        inside = _range(words[:, 0], side, height).unsqueeze(2) & _range(
+            words[:, 1], side, width
+        ).unsqueeze(1)
+        up = _bits(words[:, 2:], channels).view(-1, channels, 1, 1)
+        return torch.where(inside.unsqueeze(1), torch.where(up, state.high, state.low), state.best)
+
+    def _judge(
+        self, call: Call, state: _State, tried: Tensor, found: Tensor, place: Tensor, *, first: bool
+    ) -> None:
+        """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay."""
+        logits = self.network.predict(tried)
+        if first:
+            checks.logit_values(logits)
+        goal = self._goal(call, logits.shape[1], state.rows)
+        targeted = self.targeted is not False
+        loss = losses.value(self.loss, logits, goal, targeted=targeted)
+        loss = (-loss if targeted else loss).to(state.loss.dtype)
+        searching = ~found[place]
+        fooled = self._confirmed(tried, state.y, self._fooled(logits, state.y) & searching)
+        better = (loss > state.loss) & searching | fooled
+        state.best = torch.where(column(better, tried), tried, state.best)
+        state.loss = torch.where(better, loss, state.loss)
+        found[place] |= fooled
+
+
+@dataclasses.dataclass
+class _State:
+    """What one run knows of every row. Tensors are replaced, never written into."""
+
+    rows: Tensor
+    y: Tensor
+    high: Tensor
+    low: Tensor
+    best: Tensor
+    loss: Tensor
+    words: Tensor  # of the queries drawn ahead
+
+    def only(self, some: Tensor) -> _State:
+        """Some of the rows, by their place."""
+        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
+
+
+def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:
+    """Philox's words of some rows of a call in a restart: int64 [rows, blocks, 4]."""
+    key, restart, first_candidate = call.stream.unbind()
+    n = len(call.y)
+    sample, candidate = call.index[rows % n], first_candidate + rows // n
+    words = reference.philox(
+        key, blocks.expand(len(rows), -1), sample.view(-1, 1), candidate.view(-1, 1), restart
+    )
+    return torch.stack(words, dim=2)
+
+
+def _bits(words: Tensor, count: int) -> Tensor:
+    """The first bits of words [n, w] of 32 bits each: bool [n, count]."""
+    bit = torch.arange(count, device=words.device)
+    return (words[:, bit // 32] >> bit % 32) & 1 == 1
+
+
+def _range(word: Tensor, side: int, size: int) -> Tensor:
+    """Which of `size` places lie in a range of `side` whose begin the words choose, uniformly: bool [n, size]."""
+    begin = (word * (size - side + 1) >> 32).view(-1, 1)
+    at = torch.arange(size, device=word.device)
+    return (at >= begin) & (at < begin + side)

@@ -1,0 +1,237 @@
+"""AutoAttack: four attacks one after the other, each on the samples that still stand."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks import APGD, APGDT, FABT, Square, inputs
+from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.model_state import attacked, bare
+from iaat_fast.data import Samples, fetch
+from iaat_fast.evaluate.accuracies import natural_verdicts
+from iaat_fast.evaluate.trajectories import correct as is_correct
+from iaat_fast.ops import checks
+
+# Each stage draws from restarts of its own, so that no two start from the same noise: more than any of them counts,
+# targets included.
+_RESTARTS = 100_000
+
+
+def standard(
+    model: nn.Module, *, precision: str = "fp32", engine: str = "auto"
+) -> dict[str, Attack]:
+    """The attacks of AutoAttack's standard version in L-infinity, in their order, each with its published budget.
+
+    apgd-ce and apgd-t: 100 steps from one random start, the latter towards each of 9 classes by the targeted DLR;
+    fab-t: 100 steps towards each of 9 classes; square: 5000 queries.
+
+    Args:
+        model, precision, engine: as `PGD`'s.
+
+    Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+        parameter-free attacks", Section 5, and version "standard" of the code released with it.
+    """
+    return {
+        "apgd-ce": APGD(model, precision=precision, engine=engine),
+        "apgd-t": APGDT(model, precision=precision, engine=engine),
+        "fab-t": FABT(model, precision=precision, engine=engine),
+        "square": Square(model, precision=precision, engine=engine),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one attack did.
+
+    Args:
+        attack: its name.
+        standing_before: samples it attacked.
+        fallen: how many of them it fooled.
+        accuracy_after: share of all samples that still stand.
+        seconds: it took.
+    """
+
+    attack: str
+    standing_before: int
+    fallen: int
+    accuracy_after: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackResult:
+    """What AutoAttack has left standing; unfinished, also where it is to go on.
+
+    Args:
+        eps, seed: of the attacks.
+        attacks: their names, in order.
+        natural: bool [N] on the CPU, samples classified correctly as they are.
+        correct: bool [N] on the CPU, samples that have stood so far: robust, once `complete`.
+        stages: the attacks that are through.
+        tested: bool [N] on the CPU, samples that the attack in progress has been at.
+        seconds: the attack in progress has taken so far.
+    """
+
+    eps: float
+    seed: int
+    attacks: tuple[str, ...]
+    natural: Tensor
+    correct: Tensor
+    stages: tuple[Stage, ...] = ()
+    tested: Tensor | None = None
+    seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that have stood so far."""
+        return float(self.correct.double().mean())
+
+    @property
+    def complete(self) -> bool:
+        return len(self.stages) == len(self.attacks)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors, for `torch.save`; `from_state` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> AutoAttackResult:
+        """Raises KeyError or TypeError where the state is none of `state()`'s."""
+        stages = tuple(Stage(**stage) for stage in state["stages"])
+        return cls(**{**state, "attacks": tuple(state["attacks"]), "stages": stages})
+
+
+def autoattack(
+    model: nn.Module,
+    split: Samples,
+    *,
+    eps: float = 8 / 255,
+    batch_size: int = 256,
+    seed: int = 0,
+    version: str = "standard",
+    attacks: Mapping[str, Attack] | None = None,
+    resume: AutoAttackResult | None = None,
+    save: Callable[[AutoAttackResult], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> AutoAttackResult:
+    """Accuracy under AutoAttack, in eval mode.
+
+    Each attack takes on the samples that have stood so far. A sample counts as robust if it is classified correctly as
+    it is and after every attack, as RobustBench counts. (`robust_accuracy` looks at attacked images only, as the IAAT
+    paper does: there a sample misclassified as it is may count as robust, in the rare case that all attacks fail to
+    keep it wrong.)
+
+    All draws follow the sample's number in the split and `seed`, so the verdicts do not depend on the batch size, nor
+    on whether the evaluation was interrupted, up to the rounding of the model's own forward.
+
+    Args:
+        model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
+            gradients and buffers are as they were afterwards.
+        split: the samples.
+        eps: radius of the L-infinity ball, on the [0, 1] scale.
+        batch_size: samples attacked at once.
+        seed: of the attacks' draws.
+        version: "standard", the only one there is: see `standard`.
+        attacks: others in its place, by name, in their order; their own radius and seed are not used.
+        resume: an unfinished result of the same arguments, to go on from.
+        save: called after each batch with what there is by then.
+        progress: called after each batch as progress(attack, done, all), in samples.
+
+    Raises:
+        TypeError, ValueError: an argument, or what the model returns, is not as described; a `resume` of another
+            radius, seed, number of samples or list of attacks.
+
+    Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
+    """
+    inputs.number("eps", eps)
+    inputs.one_of("version", version, ("standard",))
+    checks.int64_number("seed", seed)
+    inputs.whole_number("batch_size", batch_size, at_least=1)
+    if len(split) == 0:
+        raise ValueError("split: empty, expected at least 1 sample")
+    if attacks is None:
+        attacks = standard(model)
+        _check_classes(model, split)
+    _check_attacks(model, attacks)
+    if resume is None:
+        natural = natural_verdicts(model, split, batch_size=batch_size)
+        result = AutoAttackResult(
+            eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
+        )
+    else:
+        _check_resume(resume, eps=eps, seed=seed, attacks=tuple(attacks), samples=len(split))
+        result = resume
+    for number, (name, attack) in enumerate(attacks.items()):
+        if number < len(result.stages):
+            continue
+        tested = torch.zeros(len(split), dtype=torch.bool)
+        tested = tested if result.tested is None else result.tested
+        begun = int((result.correct | tested).sum())
+        todo = (result.correct & ~tested).nonzero()[:, 0].to(split.labels.device)
+        for index in todo.split(batch_size) if len(todo) else ():
+            started = time.perf_counter()
+            x, y = fetch(split, index)
+            x_adv = attack(x, y, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
+            correct, tested = result.correct.clone(), tested.clone()
+            correct[index.cpu()] = is_correct(attack.logits(x_adv), y).cpu()
+            tested[index.cpu()] = True
+            seconds = result.seconds + time.perf_counter() - started
+            result = dataclasses.replace(result, correct=correct, tested=tested, seconds=seconds)
+            if save is not None:
+                save(result)
+            if progress is not None:
+                progress(name, int(tested.sum()), begun)
+        standing = int(result.correct.sum())
+        stage = Stage(name, begun, begun - standing, standing / len(split), result.seconds)
+        result = dataclasses.replace(
+            result, stages=(*result.stages, stage), tested=None, seconds=0.0
+        )
+        if save is not None:
+            save(result)
+    return result
+
+
+def _check_classes(model: nn.Module, split: Samples) -> None:
+    """Raise ValueError where the targeted DLR has too few classes, before any attack."""
+    x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
+    with attacked(model, "eval"), torch.no_grad():
+        logits = model(x)
+    if logits.dim() == 2 and logits.shape[1] < 4:
+        raise ValueError(
+            f"model: {logits.shape[1]} classes, expected at least 4 for AutoAttack's standard version (targeted DLR)"
+        )
+
+
+def _check_attacks(model: nn.Module, attacks: Mapping[str, Attack]) -> None:
+    if not attacks:
+        raise ValueError("attacks: expected at least one")
+    for name, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise TypeError(
+                f"attacks: {name!r} is {type(attack).__name__}, expected an attack of iaat_fast"
+            )
+        if attack.model is not bare(model):
+            raise ValueError(f"attacks: {name!r} attacks another model")
+        if attack.targeted is True:
+            raise ValueError(f"attacks: {name!r} takes targets, expected one that takes classes")
+
+
+def _check_resume(
+    resume: AutoAttackResult, *, eps: float, seed: int, attacks: tuple[str, ...], samples: int
+) -> None:
+    asked = {"eps": eps, "seed": seed, "attacks": attacks, "samples": samples}
+    found = {
+        "eps": resume.eps,
+        "seed": resume.seed,
+        "attacks": resume.attacks,
+        "samples": len(resume.correct),
+    }
+    for name, value in asked.items():
+        if found[name] != value:
+            raise ValueError(f"resume: of {name} {found[name]}, expected {value}")

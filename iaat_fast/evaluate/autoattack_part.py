@@ -1,0 +1,84 @@
+"""The part "autoattack" of a suite: AutoAttack at each radius, resumed in the middle of an attack."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
+
+if TYPE_CHECKING:
+    from iaat_fast.evaluate.parts import Evaluation
+
+VERSION = "standard"
+
+# What an attack costs a sample that it cannot fool, in gradient passes; a forward alone counts as half of one.
+_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
+
+
+def measure_autoattack(evaluation: Evaluation) -> None:
+    """A row per radius. Samples fall by AutoAttack's rule, whatever that of the evaluation's own attacks."""
+    for eps in evaluation.eps:
+        key = f"autoattack-eps{eps * 255:g}"
+        if not evaluation.record.has(key):
+            _at_radius(evaluation, key, eps)
+
+
+def _at_radius(evaluation: Evaluation, key: str, eps: float) -> None:
+    record, subject = evaluation.record, evaluation.subject
+    state = record.progress(key)
+    begun = None if state is None else AutoAttackResult.from_state(state)
+    latest = begun
+
+    def save(result: AutoAttackResult) -> None:
+        nonlocal latest
+        latest = result
+        if evaluation.tell is not None:
+            done, remaining = passes(result)
+            evaluation.tell(f"AutoAttack, ε = {eps * 255:g}/255", done, remaining)
+        if evaluation.save_is_due:
+            evaluation.save(key, result.state())
+
+    try:
+        result = autoattack(
+            subject.model,
+            subject.split,
+            eps=eps,
+            batch_size=evaluation.batch_size,
+            seed=evaluation.seed,
+            version=VERSION,
+            resume=begun,
+            save=save,
+        )
+    except BaseException:
+        if latest is not None:
+            evaluation.save(key, latest.state())
+        raise
+    row = {
+        "key": key,
+        "kind": "autoattack",
+        "part": "autoattack",
+        "eps": eps,
+        "version": VERSION,
+        "rule": "any",
+        "stages": [dataclasses.asdict(stage) for stage in result.stages],
+        "seconds": round(sum(stage.seconds for stage in result.stages), 3),
+    }
+    record.add(row, {key: result.correct.numpy()})
+    record.save_progress(key, None)
+
+
+def passes(result: AutoAttackResult) -> tuple[float, float]:
+    """Gradient passes of the samples that attacks are through with, and of those ahead if nobody else falls."""
+    through = dict(zip(result.attacks, (s.standing_before for s in result.stages), strict=False))
+    done, remaining = 0.0, 0.0
+    standing = int(result.correct.sum())
+    for number, attack in enumerate(result.attacks):
+        if number < len(result.stages):
+            done += through[attack] * _PASSES[attack]
+        elif number == len(result.stages) and result.tested is not None:
+            done += int(result.tested.sum()) * _PASSES[attack]
+            remaining += int((result.correct & ~result.tested).sum()) * _PASSES[attack]
+        else:
+            remaining += standing * _PASSES[attack]
+    return done, remaining

@@ -1,0 +1,43 @@
+"""Figures 2 to 9 of the paper, drawn from runs; one file per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from iaat_fast.report.figures.curves import draw_eps_sweep, draw_steps_sweep, draw_tradeoff
+from iaat_fast.report.figures.drawing import Drawing
+from iaat_fast.report.figures.galleries import draw_galleries
+from iaat_fast.report.figures.perturbed import draw_perturbed
+from iaat_fast.report.figures.radii import draw_histograms, draw_progress
+from iaat_fast.report.figures.samples import TrainingImages
+from iaat_fast.report.groups import Group
+
+__all__ = ["Drawing", "TrainingImages", "draw_figures"]
+
+
+def draw_figures(groups: Sequence[Group], images: TrainingImages) -> list[Drawing]:
+    """Every figure that the runs have something for, in the paper's order.
+
+    Args:
+        groups: the runs.
+        images: gives the training images of a run, and keeps what it could not give.
+    """
+    drawings = [
+        drawing
+        for group in groups
+        for draw in (
+            draw_tradeoff,
+            draw_eps_sweep,
+            draw_progress,
+            draw_histograms,
+            draw_steps_sweep,
+        )
+        for drawing in draw(group)
+    ]
+    drawings += [
+        drawing
+        for group in groups
+        for draw in (draw_galleries, draw_perturbed)
+        for drawing in draw(group, images)
+    ]
+    return sorted(drawings, key=lambda drawing: drawing.number)

@@ -1,0 +1,145 @@
+"""Figure 7: samples with small radii, attacked at their own radius and at larger ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iaat_fast import models
+from iaat_fast.attacks import PGD
+from iaat_fast.data import ImageData, fetch
+from iaat_fast.report import naming
+from iaat_fast.report.figures.drawing import Drawing
+from iaat_fast.report.figures.radii import adaptive, load_radii
+from iaat_fast.report.figures.samples import TrainingImages, grid, to_picture
+from iaat_fast.report.figures.style import INK, WRONG
+from iaat_fast.report.groups import Group
+from iaat_fast.report.records import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 8
+"""Samples, one per column."""
+
+LOOKED_AT, AT_ONCE = 256, 64
+"""Samples with the smallest radii among which those are sought that the model classifies correctly."""
+
+STEPS = 20
+"""Of the attack: at a step of a quarter of the smaller radius they lead twice through the larger ball."""
+
+
+def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
+    """Figure 7, crafted here and now on the run's checkpoint."""
+    if (chosen := adaptive(group)) is None:
+        return []
+    variant, run = chosen
+    what = f"Figure 7 of {group.name}"
+    epoch, path = list(run.snapshots.items())[-1]
+    radii = load_radii(path)
+    data = images.of(run, len(radii), what)
+    if data is None:
+        return []
+    try:
+        model = _model(run, data)
+        numbers = _small_and_correct(model, data, radii)
+        if not len(numbers):
+            raise ValueError(f"{run.name} classifies none of the {LOOKED_AT} smallest correctly")
+        figure, fooled, wide = _figure(model, run, data, numbers, radii)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        images.lack(what, " ".join(str(error).split()))
+        return []
+    return [
+        Drawing(
+            number=7,
+            stem=f"figure-7-{group.stem}",
+            title="Samples with small ε, attacked at their own and at larger radii",
+            caption=(
+                f"{group.name}, {variant.name}, seed {run.seed}, after {epoch} epochs. The correctly"
+                f" classified training samples with the smallest radii; PGD-{STEPS} on the run's own"
+                " model; below each image what the model sees in it, marked ✗ where that is not its class."
+            ),
+            alt=(
+                f"Grid of {len(numbers)} training images, as they are and attacked. Fooled at their own"
+                f" radius: {fooled[0]}; at {wide[0]}/255: {fooled[1]}; at {wide[1]}/255: {fooled[2]}."
+            ),
+            figure=figure,
+        )
+    ]
+
+
+def _model(run: RunRecord, data: ImageData) -> nn.Module:
+    """The trained network of a run, averaged weights where the run kept them."""
+    checkpoint = run.folder.checkpoint()
+    name = run.config["model.name"]
+    if name not in models.NAMES:
+        raise ValueError(f"the model of {run.name} came from Python")
+    model = models.build_for(
+        data.name,
+        name,
+        num_classes=data.num_classes,
+        in_channels=data.train.channels,
+        width=run.config.get("model.width"),
+        depth=run.config.get("model.depth"),
+    )
+    model.load_state_dict(checkpoint.get("ema") or checkpoint["model"])
+    return model.eval()
+
+
+def _small_and_correct(model: nn.Module, data: ImageData, radii: np.ndarray) -> np.ndarray:
+    order = np.argsort(radii, kind="stable")[:LOOKED_AT]
+    found: list[int] = []
+    for numbers in torch.from_numpy(order.copy()).split(AT_ONCE):
+        x, y = fetch(data.train, numbers)
+        found += numbers[_predict(model, x) == y].tolist()
+        if len(found) >= SHOWN:
+            break
+    return np.array(found[:SHOWN], dtype=np.int64)
+
+
+def _predict(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+def _figure(
+    model: nn.Module, run: RunRecord, data: ImageData, numbers: np.ndarray, radii: np.ndarray
+) -> tuple[Figure, list[int], list[str]]:
+    """The figure, how many samples are fooled at each radius, and the larger radii in units of 1/255."""
+    from matplotlib.figure import Figure
+
+    x, y = fetch(data.train, torch.from_numpy(numbers))
+    base = float(run.config.get("evaluation.eps", 8 / 255))
+    own = torch.from_numpy(radii[numbers] / 255).float()
+    rows = [("natural", torch.zeros_like(own)), ("own ε", own)]
+    wide = [naming.pixels(times * base) for times in (1, 2)]
+    rows += [
+        (f"ε = {text}", torch.full_like(own, times * base))
+        for times, text in zip((1, 2), wide, strict=True)
+    ]
+    attack = PGD(model, alpha=base / 4, steps=STEPS, seed=0)
+    figure = Figure(figsize=(8.6, 5.6), layout="constrained")
+    fooled = []
+    for axes, (title, eps) in zip(figure.subplots(len(rows), 1), rows, strict=True):
+        shown = attack(x, y, eps=eps) if title != "natural" else x
+        seen = _predict(model, shown)
+        labels = [naming.class_name(data.name, label) for label in seen.tolist()]
+        if title == "own ε":
+            labels = [
+                f"{label}\nε = {radius:.1f}"
+                for label, radius in zip(labels, 255 * own, strict=True)
+            ]
+        right = (seen == y).tolist()
+        labels = [
+            text if correct else f"✗ {text}" for text, correct in zip(labels, right, strict=True)
+        ]
+        if title != "natural":
+            fooled.append(right.count(False))
+        colours = [INK if correct else WRONG for correct in right]
+        grid(axes, list(to_picture(shown)), labels, columns=SHOWN, colours=colours)
+        axes.text(-0.12, -0.5, title, ha="right", va="center", fontsize=9, color=INK)
+        axes.set_xlim(-1.0, None)
+    return figure, fooled, wide

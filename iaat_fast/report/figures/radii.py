@@ -1,0 +1,196 @@
+"""Figures 5 and 8: radii over epochs, on average and of single samples, and how they are distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iaat_fast.report.figures.drawing import Drawing
+from iaat_fast.report.figures.style import (
+    BLUE,
+    GREEN,
+    LINES,
+    MARKERS,
+    ORANGE,
+    SNAPSHOTS,
+    blank,
+    legend,
+    line,
+    sequence,
+    series,
+)
+from iaat_fast.report.groups import Group, Variant
+from iaat_fast.report.records import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SAMPLES_SEED = 0
+"""Of the choice of the three samples in Figure 5."""
+
+
+def load_radii(path: Path) -> np.ndarray:
+    """A snapshot of the radii, float32 [size], in units of 1/255.
+
+    Raises:
+        ValueError: the file is damaged; it is named.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable snapshot of radii, probably cut short") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or not values.size:
+        raise ValueError(f"{path}: expected radii [size], found {np.shape(values)}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: holds radii that are not finite")
+    return 255 * values
+
+
+def own_radii(variant: Variant) -> RunRecord | None:
+    """The first run of a variant whose samples have radii of their own; None for a fixed radius."""
+    for run in variant.runs:
+        if run.snapshots and np.ptp(load_radii(list(run.snapshots.values())[-1])) > 0:
+            return run
+    return None
+
+
+def adaptive(group: Group) -> tuple[Variant, RunRecord] | None:
+    """The run that stands for a group where one is shown: IAAT with warm-up where there is one."""
+    for variant in reversed(group.variants):
+        if (run := own_radii(variant)) is not None:
+            return variant, run
+    return None
+
+
+def draw_progress(group: Group) -> list[Drawing]:
+    """Figure 5: the mean radius over epochs of every variant, and three samples of one run."""
+    found = [
+        (variant, run) for variant in group.variants if (run := own_radii(variant)) is not None
+    ]
+    drawings = []
+    curves = [
+        (variant, [row for row in run.metrics if row.get("eps_mean") is not None])
+        for variant, run in found
+    ]
+    curves = [(variant, rows) for variant, rows in curves if rows]
+    if curves:
+        figure, axes = blank()
+        styles = series([variant.key for variant, _ in curves])
+        for (variant, rows), style in zip(curves, styles, strict=True):
+            mean = [255 * row["eps_mean"] for row in rows]
+            kept = {name: style[name] for name in ("color", "linestyle")}
+            line(axes, [row["epoch"] for row in rows], mean, label=variant.name, **kept)
+        axes.set(xlabel="epoch", ylabel="mean ε (1/255)")
+        _from_zero(axes)
+        legend(axes)
+        ends = "; ".join(
+            f"{variant.name} ends at {255 * rows[-1]['eps_mean']:.1f}" for variant, rows in curves
+        )
+        drawings.append(
+            Drawing(
+                number=5,
+                stem=f"figure-5-mean-{group.stem}",
+                title="Mean ε over epochs",
+                caption=f"{group.name}; mean over all training samples, one run per method.",
+                alt=f"Line chart of the mean radius by epoch. {ends}, in units of 1/255.",
+                figure=figure,
+            )
+        )
+    if (chosen := adaptive(group)) is not None and len(chosen[1].snapshots) > 1:
+        drawings.append(_draw_samples(group, *chosen))
+    return drawings
+
+
+def _draw_samples(group: Group, variant: Variant, run: RunRecord) -> Drawing:
+    epochs = list(run.snapshots)
+    radii = np.stack([load_radii(path) for path in run.snapshots.values()])
+    samples = np.random.default_rng(SAMPLES_SEED).choice(
+        radii.shape[1], min(3, radii.shape[1]), replace=False
+    )
+    figure, axes = blank()
+    for sample, colour, dash, marker in zip(
+        sorted(samples), (BLUE, ORANGE, GREEN), LINES, MARKERS, strict=False
+    ):
+        axes.plot(
+            epochs,
+            radii[:, sample],
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            ms=4,
+            lw=1.8,
+            label=f"sample {sample}",
+        )
+    axes.set(xlabel="epoch", ylabel="ε (1/255)")
+    _from_zero(axes)
+    legend(axes)
+    ends = ", ".join(f"sample {s} at {radii[-1, s]:.1f}" for s in sorted(samples))
+    return Drawing(
+        number=5,
+        stem=f"figure-5-samples-{group.stem}",
+        title="ε of three samples over epochs",
+        caption=(
+            f"{group.name}, {variant.name}, seed {run.seed}. The samples are a random draw without replacement"
+            f" (numpy's default generator, seed {SAMPLES_SEED}); points are snapshots."
+        ),
+        alt=f"Line chart of the radius of three training samples by epoch; they end with {ends} /255.",
+        figure=figure,
+    )
+
+
+def _from_zero(axes: Axes) -> None:
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+
+
+def draw_histograms(group: Group) -> list[Drawing]:
+    """Figure 8 for every variant with radii of its own."""
+    drawings = []
+    for variant in group.variants:
+        if (run := own_radii(variant)) is None:
+            continue
+        last = load_radii(list(run.snapshots.values())[-1])
+        drawings.append(
+            Drawing(
+                number=8,
+                stem=f"figure-8-{group.stem}-{variant.key}",
+                title="Distribution of ε at snapshots of the training",
+                caption=f"{group.name}, {variant.name}, seed {run.seed}; all {len(last):,} training samples.",
+                alt=(
+                    f"Histograms of the radii. In the last, mean {last.mean():.1f}, standard deviation"
+                    f" {last.std():.1f}, from {last.min():.1f} to {last.max():.1f}, in units of 1/255."
+                ),
+                figure=histograms(run.snapshots),
+            )
+        )
+    return drawings
+
+
+def histograms(snapshots: dict[int, Path], *, title: str | None = None) -> Figure:
+    """The radii at up to four epochs, in percent of the training samples."""
+    figure, axes = blank(title)
+    epochs = list(snapshots)
+    at = np.linspace(0, len(epochs) - 1, min(SNAPSHOTS, len(epochs))).round().astype(int)
+    radii = {epochs[i]: load_radii(snapshots[epochs[i]]) for i in at}
+    every = np.concatenate(list(radii.values()))
+    low, high = every.min(), every.max()
+    # Radii move in steps of beta * gamma: with more bins than values the bars would form a comb.
+    bins = min(40, len(np.unique(every.round(1))))
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    shades: Sequence[str] = sequence(len(radii))
+    for (epoch, values), shade in zip(radii.items(), shades, strict=True):
+        if values.min() == values.max():
+            # As a bar of 100 % it would press all other epochs into the axis.
+            label = f"epoch {epoch} (all at {values[0]:.1f})"
+            axes.axvline(values[0], color=shade, lw=1.8, linestyle="--", label=label)
+            continue
+        share = 100 * np.histogram(values, edges)[0] / len(values)
+        label = f"epoch {epoch} (mean {values.mean():.1f}, std {values.std():.1f})"
+        axes.stairs(share, edges, color=shade, lw=1.8, label=label)
+    axes.set(xlabel="ε (1/255)", ylabel="training samples (%)")
+    axes.set_ylim(bottom=0)
+    legend(axes)
+    return figure

@@ -1,0 +1,172 @@
+"""A table as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+
+from iaat_fast.report.tables import Cell, Row, Table
+
+MISSING = "–"
+FIELDS = (
+    *("table", "network", "method", "figures", "seeds"),
+    *("column", "value", "low_95", "high_95", "std", "notes"),
+)
+"""Columns of the CSV."""
+
+
+def source(row: Row) -> str:
+    """Whose figures a row holds: `paper`, `measured`, or `measured, 3 seeds`."""
+    if row.seeds is None:
+        return "paper"
+    return f"measured, {row.seeds} seeds" if row.seeds > 1 else "measured"
+
+
+def spread(cell: Cell) -> str:
+    """What stands behind a figure: `± 0.20`, `86.59–87.90`, or nothing."""
+    if cell.std is not None:
+        return f"± {cell.std:.2f}"
+    if cell.low is not None and cell.high is not None:
+        return f"{cell.low:.2f}–{cell.high:.2f}"
+    return ""
+
+
+def legend(tables: Sequence[Table]) -> str:
+    """How to read the figures of some tables."""
+    rows = [row for table in tables for section in table.sections for row in section.rows]
+    several = any((row.seeds or 0) > 1 for row in rows)
+    single = any(cell.low is not None for row in rows for cell in row.cells)
+    parts = ["Accuracies in percent"]
+    if single:
+        parts.append("of a single run with the 95 % Wilson interval over its test images")
+    if several:
+        parts.append("of several seeds as mean ± sample standard deviation")
+    return ", ".join(parts) + "."
+
+
+def markdown(table: Table) -> str:
+    """The table with its caption and footnotes, in GitHub's Markdown."""
+    marked = _marked(lambda number: f"<sup>{number}</sup>", ",")
+    heads = ["network", "method", "figures", *(head + marked(marks) for head, marks in table.heads)]
+    lines = [
+        f"**{table.name}. {table.title}.** {table.caption} {legend([table])}",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|---|---|---|{'---:|' * len(table.heads)}",
+    ]
+    for network, row in _rows(table):
+        cells = [_text(cell, " (", ")") + marked(cell.marks) for cell in row.cells]
+        line = " | ".join([network, row.method, source(row), *cells])
+        lines.append(f"| {line} |")
+    if table.notes:
+        lines.append("")
+    lines += [f"{number}. {note}" for number, note in enumerate(table.notes, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """One line per figure, with everything behind it; empty fields where there is nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for section in table.sections:
+        for row in section.rows:
+            for column, (_, head_marks), cell in zip(
+                table.columns, table.heads, row.cells, strict=True
+            ):
+                measured = row.seeds is not None
+                marks = sorted({*cell.marks, *(head_marks if measured else ())})
+                writer.writerow(
+                    [
+                        table.number if table.number is not None else table.stem,
+                        section.network,
+                        row.method,
+                        "measured" if measured else "paper",
+                        row.seeds if measured else None,
+                        column.key,
+                        *(_exact(v) for v in (cell.value, cell.low, cell.high, cell.std)),
+                        " ".join(table.notes[number - 1] for number in marks),
+                    ]
+                )
+    return text.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A table environment for a document with the package booktabs."""
+    marked = _marked(str, ",")
+
+    def mark(marks: tuple[int, ...]) -> str:
+        return rf"\textsuperscript{{{marked(marks)}}}" if marks else ""
+
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(f'{table.title}. {table.caption} {legend([table])}')}}}",
+        rf"\begin{{tabular}}{{ll{'r' * len(table.heads)}}}",
+        r"\toprule",
+        " & ".join(["Method", ""] + [_escape(head) + mark(marks) for head, marks in table.heads])
+        + r" \\",
+    ]
+    for section in table.sections:
+        lines += [
+            r"\midrule",
+            rf"\multicolumn{{{2 + len(table.heads)}}}{{c}}{{{_escape(section.network)}}} \\",
+            r"\midrule",
+        ]
+        for row in section.rows:
+            cells = [_escape(_text(cell, " (", ")")) + mark(cell.marks) for cell in row.cells]
+            lines.append(" & ".join([_escape(row.method), _escape(source(row)), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if table.notes:
+        notes = [
+            rf"\textsuperscript{{{number}}} {_escape(note)}"
+            for number, note in enumerate(table.notes, start=1)
+        ]
+        lines += ["", r"\smallskip", r"\footnotesize " + r" \\ ".join(notes)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": csv_text, "tex": latex}
+"""Writers by the suffix of their file."""
+
+
+def _rows(table: Table) -> Iterator[tuple[str, Row]]:
+    """All rows, the first of each network with its name."""
+    for section in table.sections:
+        for number, row in enumerate(section.rows):
+            yield (section.network if number == 0 else ""), row
+
+
+def _text(cell: Cell, before: str, after: str) -> str:
+    if cell.value is None:
+        return MISSING
+    behind = spread(cell)
+    if cell.std is not None:
+        return f"{cell.value:.2f} {behind}"
+    return f"{cell.value:.2f}" + (f"{before}{behind}{after}" if behind else "")
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _marked(one: Callable[[int], str], between: str) -> Callable[[tuple[int, ...]], str]:
+    return lambda marks: between.join(one(number) for number in marks)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "ε": r"$\varepsilon$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

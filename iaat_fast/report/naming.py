@@ -1,0 +1,128 @@
+"""What methods, networks, data sets and variants are called in tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+NO_WARMUP = "iaat-no-warmup"
+"""The method iaat without a warm-up, which the paper lists as a method of its own."""
+
+METHODS: dict[str, str] = {
+    "clean": "Clean",
+    "adv": "Adversarial",
+    "mixup": "Mixup",
+    "trades": "TRADES",
+    "mart": "MART",
+    "mma": "MMA",
+    NO_WARMUP: "IAAT (no warm-up)",
+    "iaat": "IAAT",
+}
+"""Names by method, in the order of the tables; a method that is not listed is called by its own name and comes
+before IAAT."""
+
+NETWORKS: dict[str, str] = {
+    "digits-cnn": "CNN",
+    "resnet18": "ResNet-18",
+    "wrn32-10": "WideResNet-32-10",
+    "imagenet-resnet50": "ResNet-50",
+    "imagenet-resnet101": "ResNet-101",
+    "imagenet-resnet152": "ResNet-152",
+}
+DATASETS: dict[str, str] = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+    "digits": "Digits",
+}
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+PIXEL_FIELDS = frozenset(
+    {
+        "attack.eps",
+        "attack.alpha",
+        "epsilon.eps_w",
+        "epsilon.gamma",
+        "epsilon.eps_min",
+        "baseline.mma_d_max",
+        "baseline.mma_d_min",
+    }
+)
+"""Fields that are distances in pixel values, written in units of 1/255."""
+
+
+def pixels(value: float) -> str:
+    """A distance on the [0, 1] scale in units of 1/255: `8`, `76.5`."""
+    return f"{round(value * 255, 4):g}"
+
+
+def method_key(config: dict[str, Any]) -> str:
+    """The method of a flat configuration, `NO_WARMUP` for iaat without a warm-up."""
+    method = str(config["method"])
+    return NO_WARMUP if method == "iaat" and config.get("epsilon.warmup_epochs") == 0 else method
+
+
+def method_order(key: str) -> tuple[int, str]:
+    """Where a method stands in a table."""
+    known = list(METHODS)
+    return (known.index(key), "") if key in known else (known.index(NO_WARMUP) - 1, key)
+
+
+def method_name(key: str) -> str:
+    """The method as tables call it."""
+    return METHODS.get(key, key)
+
+
+def network_name(config: dict[str, Any]) -> str:
+    """The network, with the width and depth that make it another one: `ResNet-18, width 16`."""
+    name = str(config["model.name"])
+    parts = [NETWORKS.get(name, name)]
+    for field in ("width", "depth"):
+        if config.get(f"model.{field}") is not None:
+            parts.append(f"{field} {config[f'model.{field}']}")
+    return ", ".join(parts)
+
+
+def dataset_name(name: str) -> str:
+    """The data set as its authors write it."""
+    return DATASETS.get(name, name)
+
+
+def class_name(dataset: str, label: int) -> str:
+    """The class of a label: its name for CIFAR-10, the digit for digits, else `class 17`."""
+    if dataset == "cifar10" and label < len(CIFAR10_CLASSES):
+        return CIFAR10_CLASSES[label]
+    return str(label) if dataset == "digits" else f"class {label}"
+
+
+def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
+    """The method with the fields that tell its variants apart: `Adversarial, ε = 8`.
+
+    Args:
+        config: a flat configuration.
+        fields: what to name beside the method; the radius of adversarial training always is.
+    """
+    key = method_key(config)
+    named = [
+        field for field in fields if not (key == NO_WARMUP and field.endswith("warmup_epochs"))
+    ]
+    if key == "adv" and "attack.eps" not in named and "attack.eps" in config:
+        named.insert(0, "attack.eps")
+    parts = [method_name(key)]
+    for field in named:
+        value = config.get(field)
+        short = "ε" if field == "attack.eps" else field
+        parts.append(
+            f"{short} = {pixels(value) if field in PIXEL_FIELDS and value is not None else value}"
+        )
+    return ", ".join(parts)

@@ -1,0 +1,320 @@
+"""The paper's Tables 1 to 6 as data: measured cells beside the paper's, captions and footnotes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iaat_fast.report import naming, paper
+from iaat_fast.report.groups import Group, Variant, refuse, slug
+from iaat_fast.report.notes import caption, evaluation_notes, setting_note
+from iaat_fast.report.plans import (
+    AUTOATTACK,
+    CORRUPTIONS,
+    NATURAL,
+    PLANS,
+    Column,
+    Plan,
+    pick_kind,
+    pick_pgd,
+)
+from iaat_fast.report.records import CLOSING, Evaluation, Measurement, RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A figure, in the unit of its column.
+
+    Args:
+        value: None where nothing was measured.
+        low, high: 95 % interval of a single run.
+        std: sample standard deviation over several seeds.
+        marks: numbers of the footnotes.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row: the measured figures of a method (`seeds` runs), or the paper's (`seeds` is None)."""
+
+    method: str
+    seeds: int | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The rows of a network."""
+
+    network: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, ready to be written in any format.
+
+    Args:
+        number: in the paper; None for a data set that the paper does not have.
+        stem: of its files, `table-1`.
+        title: what it shows.
+        caption: what was measured, and how that differs from the paper.
+        heads: of the columns of figures, with the numbers of their footnotes.
+    """
+
+    number: int | None
+    stem: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    heads: tuple[tuple[str, tuple[int, ...]], ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`Table 1`, or `Table` for one that the paper does not have."""
+        return f"Table {self.number}" if self.number is not None else "Table"
+
+
+def build_tables(groups: Sequence[Group]) -> list[Table]:
+    """The tables for which something was measured, in the paper's order, then those of other data sets.
+
+    Raises:
+        ValueError: runs of one table that were not measured alike; both are named.
+    """
+    tables = [_table(plan, _of(groups, plan.dataset)) for plan in PLANS]
+    planned = {plan.dataset for plan in PLANS}
+    for dataset in dict.fromkeys(group.dataset for group in groups if group.dataset not in planned):
+        tables.append(_unplanned(dataset, _of(groups, dataset)))
+    return [table for table in tables if table is not None]
+
+
+def _of(groups: Sequence[Group], dataset: str) -> list[Group]:
+    return [group for group in groups if group.dataset == dataset]
+
+
+def _table(plan: Plan, groups: Sequence[Group]) -> Table | None:
+    rest = {p.needs for p in PLANS if p.dataset == plan.dataset and p.needs is not None}
+
+    def takes(variant: Variant) -> bool:
+        return variant.key in plan.methods if plan.methods else variant.key not in rest
+
+    chosen = [(group, [v for v in group.variants if takes(v)]) for group in groups]
+    chosen = [(group, variants) for group, variants in chosen if variants]
+    if plan.needs is not None:
+        chosen = [(g, vs) for g, vs in chosen if any(v.key == plan.needs for v in vs)]
+    return _filled(
+        chosen,
+        number=plan.number,
+        stem=f"table-{plan.number}",
+        title=plan.title,
+        columns=plan.columns,
+    )
+
+
+def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
+    """The table of a data set that the paper does not have: a column for all that was measured."""
+    attacks = {
+        (m.row["eps"], m.row["steps"], m.row["restarts"])
+        for group in groups
+        for run in group.runs
+        if run.evaluation is not None
+        for m in run.evaluation.of("pgd", "pgd")
+    }
+    columns = [NATURAL]
+    for eps, steps, restarts in sorted(attacks):
+        head = f"PGD-{steps} × {restarts}, ε = {naming.pixels(eps)}"
+        columns.append(
+            Column(key=slug(head), head=head, pick=pick_pgd(steps=steps, eps=eps, only=True))
+        )
+    columns += [Column(key="transfer", head="Transfer", pick=pick_kind("transfer")), CORRUPTIONS]
+    return _filled(
+        [(group, list(group.variants)) for group in groups],
+        number=None,
+        stem=f"table-{slug(dataset)}",
+        title=f"Robustness on {naming.dataset_name(dataset)}",
+        columns=tuple(columns),
+        empty_columns=False,
+    )
+
+
+def _filled(
+    chosen: Sequence[tuple[Group, Sequence[Variant]]],
+    *,
+    number: int | None,
+    stem: str,
+    title: str,
+    columns: tuple[Column, ...],
+    empty_columns: bool = True,
+) -> Table | None:
+    runs = [run for _, variants in chosen for variant in variants for run in variant.runs]
+    reported = _reported(runs)
+    if not reported:
+        return None
+    columns = (*columns, AUTOATTACK)
+    kept = tuple(
+        c
+        for c in columns
+        if (empty_columns and c is not AUTOATTACK) or any(c.pick(e) for _, e in reported)
+    )
+    _refuse_unlike(reported, kept)
+    notes: list[str] = []
+    evaluations = {run.name: evaluation for run, evaluation in reported}
+    sections = [
+        Section(
+            network=group.title,
+            rows=tuple(_rows(group, variants, kept, number, evaluations, notes)),
+        )
+        for group, variants in chosen
+    ]
+    if not any(c.value is not None for s in sections for r in s.rows if r.seeds for c in r.cells):
+        return None
+    heads = []
+    measured = [next((m for _, e in reported if (m := column.pick(e))), None) for column in kept]
+    for column, found in zip(kept, measured, strict=True):
+        note = setting_note(column.head, column.settings, found) if found is not None else None
+        heads.append((column.head, _marks(notes, [note] if note else [])))
+    return Table(
+        number=number,
+        stem=stem,
+        title=title,
+        caption=caption(chosen, reported[0][1], [m for m in measured if m is not None]),
+        columns=kept,
+        heads=tuple(heads),
+        sections=tuple(sections),
+        notes=tuple(notes),
+    )
+
+
+def _reported(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, Evaluation]]:
+    """The evaluations of a table: suites if some run has one, else those that closed the trainings."""
+    found = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    suites = [(run, evaluation) for run, evaluation in found if evaluation.suite != CLOSING]
+    return suites or found
+
+
+def _refuse_unlike(
+    reported: Sequence[tuple[RunRecord, Evaluation]], columns: Sequence[Column]
+) -> None:
+    """Raise unless all were measured on the same images, by the same rule, with the same settings."""
+    seen: dict[str, tuple[RunRecord, Any]] = {}
+    for run, evaluation in reported:
+        facts: dict[str, Any] = {
+            "samples": evaluation.samples,
+            "split": evaluation.split,
+            "rule": evaluation.rule,
+        }
+        for column in columns:
+            if (m := column.pick(evaluation)) is not None:
+                facts[column.head] = _settings(m)
+        for name, value in facts.items():
+            first, expected = seen.setdefault(name, (run, value))
+            if value != expected:
+                refuse(first, run, [f"{name} ({expected}, {value})"])
+
+
+def _settings(m: Measurement) -> str:
+    row = m.row
+    if m.kind in ("pgd", "transfer"):
+        return (
+            f"PGD-{row['steps']} × {row['restarts']}, ε = {naming.pixels(row['eps'])}, "
+            f"step {naming.pixels(row['alpha'])}, targeted: {row.get('targeted', False)}"
+        )
+    if m.kind == "autoattack":
+        return f"ε = {naming.pixels(row['eps'])}"
+    if m.kind == "corruptions":
+        return f"{row.get('types')} types, {row.get('source')}"
+    return ""
+
+
+def _rows(
+    group: Group,
+    variants: Sequence[Variant],
+    columns: Sequence[Column],
+    number: int | None,
+    evaluations: dict[str, Evaluation],
+    notes: list[str],
+) -> list[Row]:
+    """Measured rows, each method followed by the paper's row of it."""
+    printed = paper.figures(number, group.network) if number is not None else {}
+    keys = sorted({*(v.key for v in variants), *printed}, key=naming.method_order)
+    rows = []
+    for key in keys:
+        own = [variant for variant in variants if variant.key == key]
+        for variant in own:
+            rows.append(_measured(variant, columns, evaluations, notes))
+        name = _paper_name(key, number)
+        if key in printed:
+            if not own:
+                rows.append(Row(method=name, seeds=0, cells=tuple(Cell() for _ in columns)))
+            where = (number or 0, group.network, key)
+            remarks = [paper.REMARKS.get((*where, column.key)) for column in columns]
+            cells = tuple(
+                Cell(
+                    value=printed[key].get(column.key),
+                    marks=_marks(notes, [remark] if remark else []),
+                )
+                for column, remark in zip(columns, remarks, strict=True)
+            )
+            rows.append(Row(method=name, seeds=None, cells=cells))
+    return rows
+
+
+def _paper_name(key: str, number: int | None) -> str:
+    radius = 16 if number == 3 else 8
+    return f"{naming.method_name(key)}, ε = {radius}" if key == "adv" else naming.method_name(key)
+
+
+def _measured(
+    variant: Variant,
+    columns: Sequence[Column],
+    evaluations: dict[str, Evaluation],
+    notes: list[str],
+) -> Row:
+    cells = []
+    reported = [evaluations[run.name] for run in variant.runs if run.name in evaluations]
+    for column in columns:
+        found = [(m, e) for e in reported if (m := column.pick(e)) is not None]
+        said = [note for run in variant.runs if (note := _unreported(run, evaluations))]
+        for m, evaluation in found:
+            said += evaluation_notes(m, evaluation)
+        cells.append(_cell(column, [m for m, _ in found], _marks(notes, said)))
+    return Row(method=variant.name, seeds=len(reported), cells=tuple(cells))
+
+
+def _unreported(run: RunRecord, evaluations: dict[str, Evaluation]) -> str | None:
+    return None if run.name in evaluations else f"{run.name} has not been evaluated."
+
+
+def _cell(column: Column, found: Sequence[Measurement], marks: tuple[int, ...]) -> Cell:
+    if not found:
+        return Cell(marks=marks)
+    if column.key == "mce":
+        values, interval = [float(m.row["mce"]) for m in found], None
+    else:
+        values, interval = [100 * m.accuracy for m in found], found[0].interval
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        return Cell(value=mean, std=statistics.stdev(values), marks=marks)
+    if interval is None:
+        return Cell(value=mean, marks=marks)
+    return Cell(value=mean, low=100 * interval[0], high=100 * interval[1], marks=marks)
+
+
+def _marks(notes: list[str], said: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of these footnotes, from 1; new ones are added to `notes`."""
+    numbers = []
+    for note in dict.fromkeys(said):
+        if note not in notes:
+            notes.append(note)
+        numbers.append(notes.index(note) + 1)
+    return tuple(sorted(numbers))

@@ -1,0 +1,113 @@
+"""The parts of a run from its configuration: images, network, and the state before the first step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from iaat_fast import data as datasets
+from iaat_fast import models
+from iaat_fast.data import ImageData
+from iaat_fast.evaluate import check_model
+from iaat_fast.train.averaging import make_average
+from iaat_fast.train.config import CUSTOM, TrainConfig
+from iaat_fast.train.ranks import ALONE, Ranks
+from iaat_fast.train.state import TrainState
+from iaat_fast.train.step import TrainingStep, make_memory
+from iaat_fast.train.update import spread_batch_norm
+
+
+def make_parts(
+    config: TrainConfig, data: ImageData | None, model: nn.Module | None, device: torch.device
+) -> tuple[ImageData, nn.Module]:
+    """Images and network on their device: those given, else those of the configuration.
+
+    Raises:
+        ValueError: they cannot be made, or do not fit each other.
+    """
+    data = (_load_data(config) if data is None else data).to(device)
+    model = (_build_model(config, data) if model is None else model).to(device)
+    check_model(model, data.train, data.test)
+    return data, model
+
+
+def _load_data(config: TrainConfig) -> ImageData:
+    if config.data.name == CUSTOM:
+        raise ValueError("the images of this run came from Python: pass them again, fit(data=...)")
+    part = config.data
+    return datasets.load(
+        part.name,
+        part.path,
+        limit=part.limit,
+        workers=part.workers,
+        on_bad_image=part.on_bad_image,
+    )
+
+
+def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
+    part = config.model
+    if part.name == CUSTOM:
+        raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
+    return models.build_for(
+        data.name,
+        part.name,
+        num_classes=data.num_classes,
+        in_channels=data.train.channels,
+        width=part.width,
+        depth=part.depth,
+    )
+
+
+def make_state(
+    config: TrainConfig,
+    model: nn.Module,
+    data: ImageData,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> TrainState:
+    """The state before the first step, of a model and data on their device.
+
+    Raises:
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it.
+    """
+    optim = config.optim
+    if optim.sync_batchnorm and ranks.count > 1:
+        _check_synchronised(config, len(data.train), device, ranks)
+        model = spread_batch_norm(model)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+    )
+    memory = make_memory(config, len(data.train), device)
+    average = make_average(model, optim.ema_decay)
+    return TrainState(
+        model=model,
+        memory=memory,
+        optimizer=optimizer,
+        average=average,
+        training_step=TrainingStep(
+            config, model, memory, optimizer, device, average=average, ranks=ranks
+        ),
+        device=device,
+        steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
+    )
+
+
+def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
+    """Every forward of every rank waits for the others': none may have fewer of them."""
+    optim = config.optim
+    last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
+    if last < least:
+        raise ValueError(
+            f"optim.sync_batchnorm is on: expected at least {least} images in the last batch of an epoch, one for each "
+            f"micro-batch ({optim.accumulate}) of each rank ({ranks.count}), not {last}; change optim.batch_size, "
+            f"{optim.batch_size}"
+        )
+    if config.data.on_bad_image == "skip":
+        raise ValueError(
+            "optim.sync_batchnorm is on: expected data.on_bad_image 'stop', not 'skip', which may leave a rank too few "
+            "images"
+        )
+    if device.type == "cpu":
+        raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")

@@ -1,0 +1,187 @@
+"""Two and three gloo ranks give what one process with the same global batch gives.
+
+Each rank is a process that runs all scenarios of `ranks.py`, once per number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iaat_fast.run_folder import RunFolder
+from tests.train import ranks as scenarios
+
+Outcome = Callable[[str], list[Any]]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return int(server.getsockname()[1])
+
+
+def environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The results of a scenario, one per rank."""
+    count, port = request.param, free_port()
+    folder = tmp_path_factory.mktemp(f"ranks{count}")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.ranks", str(folder)],
+            env=environment(rank, count, port),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    return lambda name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(count)]
+
+
+def alone(scenario: Any, folder: Path) -> Any:
+    return scenario(folder, scenarios.Ranks())
+
+
+def assert_same(one: Any, other: Any) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_all_ranks_end_alike(outcomes: Outcome) -> None:
+    for name in ("standing_still", "moving", "averaged_trades", "closing", "uninterrupted"):
+        first, *others = outcomes(name)
+        for other in others:
+            assert_same(first, other)
+
+
+def test_with_weights_at_rest_the_memory_has_the_bits_of_one_process(
+    outcomes: Outcome, tmp_path: Path
+) -> None:
+    """Nothing in the network depends on the batch, and radii are copied, not computed, between ranks."""
+    expected = alone(scenarios.standing_still, tmp_path)
+    assert expected["epsilon"].unique().numel() == 3, "radii rose, fell and stayed"
+    for found in outcomes("standing_still"):
+        assert torch.equal(found["epsilon"], expected["epsilon"])
+        for row, other in zip(found["rows"], expected["rows"], strict=True):
+            # A float32 mean over at most 5 positive losses, rounded 6 times, against two such means.
+            loss = pytest.approx(other["train_loss"], rel=2 * 6 * 2.0**-24)
+            assert row == {**other, "train_loss": loss}
+
+
+def weight_error(batch: int, lr: float = 0.001, momentum: float = 0.9, terms: int = 1) -> float:
+    """How far the weights of `Double` may lie apart after a run, from the order of summation alone.
+
+    A gradient is a mean of `batch` terms of at most 1, summed in another order: it moves by at most batch * u, and a
+    weight by lr / (1 - momentum) of it in the long run. A difference of weights moves the next gradients by at most
+    |x|^2 / 2 <= 18 times itself. All of that as often as the loss has `terms` of the size of a cross-entropy.
+    """
+    steps = scenarios.EPOCHS * -(-scenarios.TRAIN // batch)
+    reach = terms * lr / (1 - momentum)
+    return steps * reach * batch * 2.0**-53 * (1 + 18 * reach) ** steps
+
+
+@pytest.mark.parametrize(("name", "batch"), [("moving", 5), ("accumulated", 7)])
+def test_with_moving_weights_they_differ_by_the_order_of_summation(
+    outcomes: Outcome, tmp_path: Path, name: str, batch: int
+) -> None:
+    setting = scenarios.config(tmp_path, optim={"batch_size": batch})
+    expected = scenarios.run(scenarios.Double(), setting)
+    start = scenarios.Double().weight
+    assert (expected["model"]["weight"] - start).abs().max() > 1e-3
+    for found in outcomes(name):
+        error = (found["model"]["weight"] - expected["model"]["weight"]).abs().max()
+        assert error <= weight_error(batch)
+        assert torch.equal(found["epsilon"], expected["epsilon"])
+
+
+def test_a_method_of_two_forwards_and_the_average_of_the_weights_are_those_of_one_process(
+    outcomes: Outcome, tmp_path: Path
+) -> None:
+    expected = alone(scenarios.averaged_trades, tmp_path)
+    # A cross-entropy and 6 times a divergence, whose gradient flows through both of its sides.
+    bound = weight_error(scenarios.BATCH, lr=0.0001, terms=1 + 2 * 6)
+    for found in outcomes("averaged_trades"):
+        for name in ("model", "average"):
+            error = (found[name]["weight"] - expected[name]["weight"]).abs().max()
+            assert error <= bound
+    assert not torch.equal(expected["model"]["weight"], expected["average"]["weight"])
+
+
+def test_gradient_accumulation_in_one_process_gives_the_same_update(tmp_path: Path) -> None:
+    whole = scenarios.run(scenarios.Double(), scenarios.config(tmp_path / "whole"))
+    parts = scenarios.run(
+        scenarios.Double(), scenarios.config(tmp_path / "parts", optim={"accumulate": 3})
+    )
+    error = (whole["model"]["weight"] - parts["model"]["weight"]).abs().max()
+    assert error <= weight_error(scenarios.BATCH)
+    assert torch.equal(whole["epsilon"], parts["epsilon"])
+
+
+def test_the_closing_evaluation_is_that_of_one_process(outcomes: Outcome, tmp_path: Path) -> None:
+    expected = alone(scenarios.closing, tmp_path)
+    for found in outcomes("closing"):
+        for name in ("natural_accuracy", "robust_accuracy", "samples", "eps_mean"):
+            assert found[name] == expected[name]
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_run_goes_on_with_the_same_bits(
+    outcomes: Outcome,
+) -> None:
+    for stopped, expected in zip(outcomes("interrupted"), outcomes("uninterrupted"), strict=True):
+        assert (stopped.pop("status"), stopped.pop("step")) == (143, 8)
+        assert_same(stopped, expected)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(outcomes: Outcome, tmp_path: Path) -> None:
+    expected = alone(scenarios.standing_still, tmp_path)
+    folder = shutil.copytree(outcomes("left_off")[0], tmp_path / "copy")
+    setting = scenarios.resting(folder)
+    found = scenarios.run(scenarios.Elementwise(), setting, resume=True)
+    assert RunFolder(folder).env()["resumed"][0]["step"] == 8
+    assert torch.equal(found["epsilon"], expected["epsilon"])
+
+
+ERRORS = {
+    "poisoned": r"FloatingPointError: the loss is nan at step \d+ \(epoch 1\), that of [12] of the 5 samples of its "
+    r"batch: .*\b(4|17)\b on rank \d",
+    "other_configuration": r"ValueError: the ranks have different .*optim\.lr \(0\.1 on rank 0, 0\.2 on rank 1\)",
+    "other_data": r"ValueError: ranks? 1(, 2)?: not the same data as on rank 0",
+    "other_weights": r"ValueError: ranks? 1(, 2)?: not the same weights as on rank 0",
+    "no_data": r"OSError: rank 1: .*no such folder or \.npz",
+    "too_small_a_batch": r"ValueError: optim\.batch_size is 2: expected at least [46]",
+    "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm is on: torch has it for GPUs only",
+    "too_small_a_last_batch": r"ValueError: optim\.sync_batchnorm is on: expected at least [23] images in the last",
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_one_rank_cannot_do_ends_all_with_the_same_message(
+    outcomes: Outcome, name: str
+) -> None:
+    found = outcomes(name)
+    assert all(other == found[0] for other in found)
+    with pytest.raises(RuntimeError, match=ERRORS[name]):
+        raise RuntimeError(found[0]["error"])

@@ -1,0 +1,39 @@
+"""What the message says about a loss that is not finite, by how often it was looked at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iaat_fast.train.divergence import FiniteLoss
+from iaat_fast.train.ranks import ALONE
+
+NAN, INF = float("nan"), float("inf")
+LAST = [
+    (torch.tensor([8, 3]), torch.tensor([0.1, NAN])),
+    (torch.tensor([5, 9, 2]), torch.tensor([INF, 0.3, 0.2])),
+]
+
+
+def test_looked_at_after_each_step_it_names_the_samples() -> None:
+    watch = FiniteLoss(ALONE, after=6)
+    watch.look(1.5, 7, 0, LAST)
+    with pytest.raises(FloatingPointError, match=r"at step 8 \(epoch 1\), .* 2 of the 5 .*: 3, 5$"):
+        watch.look(NAN, 8, 0, LAST)
+
+
+def test_only_the_first_few_are_named() -> None:
+    many = [(torch.arange(100), torch.full((100,), NAN))]
+    message = r"that of 100 of the 100 samples of its batch: 0, 1, 2, 3, 4, \.\.\.$"
+    with pytest.raises(FloatingPointError, match=message):
+        FiniteLoss(ALONE, after=0).look(NAN, 1, 0, many)
+
+
+def test_looked_at_less_often_it_gives_the_range_of_steps_and_names_nobody() -> None:
+    watch = FiniteLoss(ALONE, after=0)
+    watch.look(1.5, 25, 0, LAST)
+    message = (
+        r"is inf at step 50 \(epoch 2\); it was finite at step 25, and not looked at in between$"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        watch.look(INF, 50, 1, LAST)

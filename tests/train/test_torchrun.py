@@ -1,0 +1,215 @@
+"""The real command in several processes: killed, interrupted, given nonsense; started anew by torchrun."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.distributed import from_environment
+
+TRAIN = ["-m", "iaat_fast.train"]
+# 15 steps, 5 of them in the warm-up; of 17 images in a batch one rank takes 9, the other 8.
+RUN = [
+    *["--limit=80", "--batch-size=17", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
+    *["--checkpoint-steps=2", "--snapshot-epochs=1", "--device=cpu"],
+    *["--eval-steps=1", "--eval-restarts=1", "--no-tensorboard"],
+]
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return str(server.getsockname()[1])
+
+
+def processes(*flags: str) -> list[subprocess.Popen[str]]:
+    """The command in two ranks, without torchrun's agent."""
+    port = free_port()
+    started = []
+    for rank in ("0", "1"):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *TRAIN, *flags],
+                env={**os.environ, **variables, **address},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def torchrun(*flags: str) -> subprocess.Popen[str]:
+    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    return subprocess.Popen(
+        [sys.executable, *agent, "--max-restarts=1", *TRAIN, *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ends(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Statuses, what each printed, and the lines on standard error of all of them."""
+    texts = [rank.communicate(timeout=180) for rank in ranks]
+    errors = [line for _, err in texts for line in err.splitlines()]
+    return [rank.returncode for rank in ranks], [out for out, _ in texts], errors
+
+
+def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    while not RunFolder(folder).checkpoint_path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def worker(agent: int, rank: int) -> int:
+    """The process that torchrun started as this rank."""
+    children = Path(f"/proc/{agent}/task/{agent}/children")
+    if not children.exists():
+        pytest.skip("needs /proc to find torchrun's workers")
+    for pid in children.read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def assert_same_bits(one: RunFolder, other: RunFolder) -> None:
+    first, second = one.checkpoint(), other.checkpoint()
+    assert first["step"] == second["step"] == 15
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    assert torch.equal(first["epsilon"], second["epsilon"])
+    rows = [[{**row, "seconds": None} for row in run.metrics()] for run in (one, other)]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of two ranks that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    statuses, (first, second), errors = ends(processes(*RUN, "--out", str(folder)))
+    assert (statuses, errors) == ([0, 0], [])
+    assert "2 ranks: of a batch of 17 the first takes 9 images, the others 8; of the last" in first
+    assert second == ""
+    return RunFolder(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_anew_and_no_bit_changes(
+    reference: RunFolder, tmp_path: Path
+) -> None:
+    run = torchrun(*RUN, "--out", str(tmp_path / "run"))
+    wait_for_a_checkpoint(tmp_path / "run", run)
+    os.kill(worker(run.pid, rank=1), signal.SIGKILL)
+    out, err = run.communicate(timeout=180)
+    assert run.returncode == 0, err
+    started = re.findall(r"step (\d+) of 15; run folder", out)
+    assert len(started) == 2
+    assert 0 < int(started[1]) < 15
+    folder = RunFolder(tmp_path / "run")
+    assert_same_bits(folder, reference)
+    assert folder.results() == reference.results()
+
+
+@pytest.mark.slow
+def test_torchrun_interrupted_saves_and_the_run_goes_on_with_the_same_bits(
+    reference: RunFolder, tmp_path: Path
+) -> None:
+    run = torchrun(*RUN, "--out", str(tmp_path / "run"))
+    wait_for_a_checkpoint(tmp_path / "run", run)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=180)
+    said = [line for line in err.splitlines() if line.startswith("stopped after step")]
+    assert len(said) == 1, err
+    step = RunFolder(tmp_path / "run").checkpoint()["step"]
+    assert said[0].startswith(f"stopped after step {step} of 15, checkpoint saved; resume with")
+    again = processes("--resume", "--out", str(tmp_path / "run"))
+    statuses, _, errors = ends(again)
+    assert (statuses, errors) == ([0, 0], [])
+    assert_same_bits(RunFolder(tmp_path / "run"), reference)
+
+
+def test_ctrl_c_on_one_rank_ends_all_with_its_status_and_one_line(tmp_path: Path) -> None:
+    ranks = processes(*RUN, "--out", str(tmp_path / "run"))
+    wait_for_a_checkpoint(tmp_path / "run", ranks[0])
+    ranks[1].send_signal(signal.SIGINT)
+    statuses, _, errors = ends(ranks)
+    assert statuses == [130, 130]
+    step = RunFolder(tmp_path / "run").checkpoint()["step"]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"stopped after step {step} of 15, checkpoint saved; resume with")
+
+
+def test_a_rank_that_is_gone_ends_the_others_with_one_line(tmp_path: Path) -> None:
+    ranks = processes(*RUN, "--out", str(tmp_path / "run"))
+    wait_for_a_checkpoint(tmp_path / "run", ranks[0])
+    ranks[1].kill()
+    statuses, _, errors = ends(ranks)
+    assert statuses == [2, -signal.SIGKILL]
+    assert len(errors) == 1
+    assert "lost another" in errors[0]
+    assert RunFolder(tmp_path / "run").checkpoint()["step"] >= 2
+
+
+def test_bad_input_is_one_line_and_status_2_on_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    statuses, outs, errors = ends(processes(*RUN, "--out", str(tmp_path)))
+    assert (statuses, outs) == ([2, 2], ["", ""])
+    assert len(errors) == 1
+    assert "no run folder" in errors[0]
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+        variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        result = subprocess.run(
+            [sys.executable, *TRAIN],
+            env={**os.environ, **variables, **address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert f"MASTER_PORT {port} is in use on localhost" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, r"RANK, WORLD_SIZE set without LOCAL_RANK, MASTER_ADDR"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK set without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is '2' .*: expected a number from 0 and below 2"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' .*: expected a number from 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000'"),
+    ],
+)
+def test_an_environment_set_in_part_or_wrong_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    whole = {"LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    rest = whole if "without" not in message else {}
+    for name, value in {**rest, **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        from_environment()
+
+
+def test_an_address_alone_makes_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert from_environment().count == 1

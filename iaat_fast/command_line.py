@@ -1,17 +1,18 @@
-"""What the commands share: 1/255 units, the nearest name, and errors in one line."""
+"""What the commands share: 1/255 units, and a bad command line in one line."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from iaat_fast.messages import nearest
 
 T = TypeVar("T")
 
@@ -56,18 +57,6 @@ class UsageError(ValueError):
     """The arguments are wrong; the message is one line."""
 
 
-def nearest(name: object, known: Collection[str]) -> str:
-    """`"did you mean 'x'?"` for the known name closest to `name`, or all of them if none is."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-
-
-def choice(name: str, value: object, known: Collection[str]) -> None:
-    """Raise ValueError naming the nearest known name unless `value` is one of `known`."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}: unknown, {nearest(value, known)}")
-
-
 def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
     """`command(argv)`, a call of `tyro.cli`, with tyro's boxes of errors turned into a UsageError.
 
@@ -103,13 +92,6 @@ def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
     text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
     text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
     return re.sub(r"^Error parsing (\w+: )?", "", text).strip()
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def interpreter() -> str:

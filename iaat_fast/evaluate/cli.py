@@ -15,12 +15,13 @@ from rich.console import Console
 from tqdm import tqdm
 
 from iaat_fast import command_line
-from iaat_fast.command_line import PixelList, Pixels, one_line, optional
+from iaat_fast.command_line import PixelList, Pixels, optional
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
 from iaat_fast.evaluate.measure import Attacks, measure, table
 from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
 from iaat_fast.files import check_writable, write_json
+from iaat_fast.messages import one_line
 from iaat_fast.run_folder import RunFolder
 
 PROG = "python -m iaat_fast.evaluate"

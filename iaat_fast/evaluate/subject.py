@@ -11,11 +11,11 @@ from torch import nn
 
 from iaat_fast import data as datasets
 from iaat_fast import models
-from iaat_fast.command_line import choice
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model
 from iaat_fast.evaluate.weights import fit_weights
 from iaat_fast.files import load_tensors
+from iaat_fast.messages import choice
 from iaat_fast.run_folder import RunFolder
 
 MODEL_FIELDS = frozenset({"name", "width", "depth"})

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from iaat_fast import command_line
 from iaat_fast.attacks.options import resolve_precision
-from iaat_fast.command_line import UsageError, one_line, optional
+from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.files import check_writable, write_json
+from iaat_fast.messages import one_line
 from iaat_fast.plan.communication import Network
 from iaat_fast.plan.display import remarks, table
 from iaat_fast.plan.estimate import Plan, make_plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iaat_fast.command_line import nearest
+from iaat_fast.messages import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

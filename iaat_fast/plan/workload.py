@@ -11,7 +11,7 @@ from torch import nn
 from iaat_fast import models
 from iaat_fast.attacks import options
 from iaat_fast.attacks.shadow import Shadow
-from iaat_fast.command_line import choice
+from iaat_fast.messages import choice
 from iaat_fast.plan.counting import Pass, count_forward, count_gradient, count_update
 from iaat_fast.plan.passes import Kind
 from iaat_fast.train.config import AttackConfig, TrainConfig

@@ -12,6 +12,7 @@ import tyro
 
 from iaat_fast import command_line
 from iaat_fast.command_line import optional
+from iaat_fast.messages import one_line
 from iaat_fast.report.build import build_report
 from iaat_fast.report.comparison import read_run, summary_table
 from iaat_fast.run_folder import RunFolder
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             command.runs, command.out, evaluation=command.evaluation, data=command.data
         )
     except (ValueError, OSError, ImportError) as error:
-        print(f"{PROG}: error: {command_line.one_line(error)}", file=sys.stderr)
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
         return 2
     for text in report.missing:
         print(f"{PROG}: warning: {text}", file=sys.stderr)

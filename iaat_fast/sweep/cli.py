@@ -15,9 +15,10 @@ from rich.console import Console
 from tyro.conf import arg
 
 from iaat_fast import command_line
-from iaat_fast.command_line import PixelList, UsageError, one_line, optional
+from iaat_fast.command_line import PixelList, UsageError, optional
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
+from iaat_fast.messages import one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
 from iaat_fast.sweep.driver import Outcome, drive

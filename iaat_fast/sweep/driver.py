@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iaat_fast.command_line import one_line
+from iaat_fast.messages import one_line
 from iaat_fast.sweep.display import Display
 from iaat_fast.sweep.jobs import Job
 from iaat_fast.sweep.launchers import Launcher, Started

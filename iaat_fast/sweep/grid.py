@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from iaat_fast.command_line import UsageError, choice
+from iaat_fast.command_line import UsageError
+from iaat_fast.messages import choice
 from iaat_fast.train.cli import parse
 from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.presets import PRESETS

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from iaat_fast.command_line import UsageError, one_line
+from iaat_fast.command_line import UsageError
 from iaat_fast.files import read_json, write_json
+from iaat_fast.messages import one_line
 from iaat_fast.sweep.launchers import Started
 
 TIMEOUT_MIN = 24 * 60

@@ -16,7 +16,8 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line
-from iaat_fast.command_line import UsageError, choice, one_line
+from iaat_fast.command_line import UsageError
+from iaat_fast.messages import choice, one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override

@@ -21,7 +21,8 @@ from tyro.conf import arg
 
 from iaat_fast import data as datasets
 from iaat_fast import models
-from iaat_fast.command_line import Pixels, choice
+from iaat_fast.command_line import Pixels
+from iaat_fast.messages import choice
 
 Method = Literal["clean", "adv", "iaat", "mixup", "trades", "mart", "mma"]
 Protocol = Literal["paper", "released"]

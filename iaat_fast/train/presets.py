@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from iaat_fast.command_line import choice
+from iaat_fast.messages import choice
 from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig, override
 
 Changes = Mapping[str, Mapping[str, Any]]

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from iaat_fast.attacks.model_state import attacked
-from iaat_fast.command_line import one_line
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.corruptions.images import CorruptedImages, ImageSequence
 from iaat_fast.evaluate.corruptions.names import ALEXNET_ERRORS, SEVERITIES
 from iaat_fast.evaluate.interval import share
 from iaat_fast.evaluate.trajectories import correct as classified_correctly
+from iaat_fast.messages import one_line
 
 Progress = Callable[[int, int], None]
 

@@ -54,6 +54,16 @@ def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None
             os.close(folder)
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Raise OSError, naming the flag, where `path` could not be written, before any work is done for it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{flag} {path}: is a folder, expected a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{flag} {path}: {path.parent} is not writable")
+
+
 def _link(path: Path, name: Path) -> None:
     """Make `name` another name of the file at `path`, in place of what it named before."""
     temporary = name.parent / f".{name.name}.{os.getpid()}.tmp"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
 from iaat_fast.evaluate.measure import Attacks, measure, table
 from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
-from iaat_fast.files import write_json
+from iaat_fast.files import check_writable, write_json
 from iaat_fast.run_folder import RunFolder
 
 PROG = "python -m iaat_fast.evaluate"
@@ -148,7 +147,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: {value}, expected at least 1")
     if command.json is not None:
-        _check_writable(command.json)
+        check_writable("--json", command.json)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
     if as_suite:
@@ -208,16 +207,6 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
         on_bad_image=command.on_bad_image or "stop",
     )
     return load_subject(source, device)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise OSError where `path` could not be written, before any work is done for it."""
-    if path.is_dir():
-        raise IsADirectoryError(f"--json {path}: is a folder, expected a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--json {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"--json {path}: {path.parent} is not writable")
 
 
 def _outputs(

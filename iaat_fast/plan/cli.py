@@ -1,0 +1,304 @@
+"""The command line `python -m iaat_fast.plan`: a preset and GPUs to a table and JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from iaat_fast import command_line
+from iaat_fast.attacks.options import resolve_precision
+from iaat_fast.command_line import UsageError, one_line, optional
+from iaat_fast.environment import describe, resolve_device
+from iaat_fast.files import check_writable, write_json
+from iaat_fast.plan.communication import Network
+from iaat_fast.plan.display import remarks, table
+from iaat_fast.plan.estimate import Plan, make_plan
+from iaat_fast.plan.gpus import GPUS, Gpu, find_gpu
+from iaat_fast.plan.measuring import measure
+from iaat_fast.plan.passes import Fooled
+from iaat_fast.plan.rates import Assumptions, Modelled, Rates, recorded
+from iaat_fast.plan.workload import Counts
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.config import Method, Protocol, TrainConfig
+from iaat_fast.train.presets import PRESETS, preset
+
+PROG = "python -m iaat_fast.plan"
+DESCRIPTION = f"""What a training run will cost: operations, step time, hours, memory, what limits it.
+
+Presets: {", ".join(PRESETS)}. GPUs: {", ".join(GPUS)}.
+
+Operations and bytes are counted on the network, and times modelled from a GPU's published peaks and \
+the assumed shares of them; recorded benchmarks of that GPU take their place where --results has \
+them, and --measure times the passes on the device that is there. Every number says which it is.
+
+Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
+130 after Ctrl-C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A plan; what is not given is the preset's own setting."""
+
+    preset: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[PRESET]")]] = "digits"
+    """Preset to plan."""
+    gpus: tuple[int, ...] = (8,)
+    """GPUs of the run, one number or several to compare."""
+    gpu: str = "h100"
+    """Kind of GPU."""
+    method: Method = "iaat"
+    """Training method."""
+    protocol: Protocol = "paper"
+    """paper or released."""
+    batch_size: Annotated[int | None, optional("INT", "the preset's")] = None
+    """Images per step, of all GPUs together."""
+    batch_per_gpu: Annotated[int | None, optional("INT", "batch-size / gpus")] = None
+    """Images per step and GPU, instead of batch-size."""
+    epochs: Annotated[int | None, optional("INT", "the preset's")] = None
+    """Epochs."""
+    limit: Annotated[int | None, optional("INT", "all")] = None
+    """Train on the first N images."""
+    width: Annotated[int | None, optional("INT", "the network's own")] = None
+    """Channels of the first stage, for slim versions."""
+    strategy: Annotated[
+        Literal["lazy", "batched", "sequential"] | None, optional("NAME", "the preset's")
+    ] = None
+    """How Algorithm 2's candidates are attacked: lazy, batched or sequential."""
+    final: Annotated[Literal["exact", "reuse"] | None, optional("NAME", "the preset's")] = None
+    """Training samples: exact or reuse."""
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16", "auto"] | None, optional("NAME", "the preset's")
+    ] = None
+    """Of the attack's gradients."""
+    amp: Annotated[Literal["off", "bf16", "fp16"] | None, optional("NAME", "the preset's")] = None
+    """Precision of the update of the weights."""
+    fooled: Annotated[float | None, optional("SHARE", "that of --run, or 0.5")] = None
+    """Assumed share of the samples that the attack at prev + gamma fools (lazy attacks them twice)."""
+    fooled_twice: Annotated[float | None, optional("SHARE", "half of --fooled")] = None
+    """Assumed share that the attack at prev fools as well (lazy with --final reuse attacks them again)."""
+    run: Annotated[Path | None, optional("RUN", "none")] = None
+    """Run folder of an iaat training, from whose metrics --fooled is estimated."""
+    share: float = Assumptions.share
+    """Assumed share of the peak arithmetic that convolutions reach."""
+    bandwidth_share: float = Assumptions.bandwidth_share
+    """Assumed share of the peak memory bandwidth that operators reach."""
+    launch: float = Assumptions.launch * 1e6
+    """Assumed time of the smallest operator, in microseconds."""
+    per_node: int = 8
+    """GPUs of a node."""
+    between: float = 50.0
+    """Assumed bandwidth between nodes, in GB/s per node and direction; 50 is one 400 Gbit/s adapter."""
+    latency: float = 5.0
+    """Assumed latency of a hop within a node, in microseconds."""
+    latency_between: float = 15.0
+    """Assumed latency of a hop between nodes, in microseconds."""
+    overlap: bool = True
+    """Assume that gradients are exchanged while the backward goes on."""
+    results: Annotated[Path | None, optional("DIR", "benchmarks/results, if there is one")] = None
+    """Folder with records of `python -m benchmarks.attacks`."""
+    measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Time the passes on --device, instead of modelling them."""
+    measure_batch: Annotated[int | None, optional("INT", "a GPU's, up to 32")] = None
+    """Images of the timed passes."""
+    device: str = "auto"
+    """Device of --measure: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    json: Annotated[Path | None, optional("FILE", "none")] = None
+    """Write the plans to this file."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        plan(command_line.parse(_tyro, argv), Console())
+    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
+        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tyro(argv: Sequence[str]) -> Command:
+    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+
+
+def plan(command: Command, console: Console) -> dict[str, Any]:
+    """Plan, print the table and write the JSON, whose content is returned."""
+    gpu = find_gpu(command.gpu)
+    config = _config(command)
+    sizes = _batch_sizes(command, config)
+    fooled, fooled_source = _fooled(command)
+    network = _network(command, gpu)
+    if command.json is not None:
+        check_writable("--json", command.json)
+    counts = Counts(config, _precision(command, config, gpu))
+    rates = _rates(command, config, gpu, sizes[0] // command.gpus[0])
+    plans = [
+        make_plan(
+            counts,
+            rates,
+            network,
+            gpus=gpus,
+            batch_size=size,
+            fooled=fooled,
+            capacity=gpu.memory,
+            overlap=command.overlap,
+        )
+        for gpus, size in zip(command.gpus, sizes, strict=True)
+    ]
+    what = "passes timed here, the rest of" if command.measure else "all of"
+    title = f"{config.preset}, {config.method}; {what} {gpu.name}"
+    console.print(table(plans, title))
+    notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
+    for line in notes:
+        console.print(line, highlight=False, markup=False)
+    found = {
+        "config": config.to_dict(),
+        "gpu": vars(gpu) | {"source": "published"},
+        "notes": notes,
+        "plans": [each.to_dict() for each in plans],
+        "environment": describe(resolve_device(command.device if command.measure else "cpu")),
+    }
+    if command.json is not None:
+        write_json(command.json, found)
+        console.print(f"written to {command.json}", highlight=False, soft_wrap=True, markup=False)
+    return found
+
+
+def _config(command: Command) -> TrainConfig:
+    """The preset with what the arguments change; all of it is checked as for a training."""
+    flags: dict[str, dict[str, Any]] = {
+        "data": {"limit": command.limit},
+        "model": {"width": command.width},
+        "attack": {"precision": command.precision},
+        "epsilon": {"strategy": command.strategy, "final": command.final},
+        "optim": {
+            "epochs": command.epochs,
+            "batch_size": command.batch_size,
+            "amp": command.amp,
+        },
+    }
+    parts: dict[str, dict[str, Any]] = {
+        part: {name: value for name, value in fields.items() if value is not None}
+        for part, fields in flags.items()
+    }
+    return preset(command.preset, method=command.method, protocol=command.protocol, **parts)
+
+
+def _batch_sizes(command: Command, config: TrainConfig) -> list[int]:
+    """The global batch of each plan."""
+    if not command.gpus or min(command.gpus) < 1:
+        given = " ".join(map(str, command.gpus)) or "nothing"
+        raise ValueError(f"--gpus: {given}, expected numbers of at least 1")
+    per_gpu = command.batch_per_gpu
+    if per_gpu is not None:
+        if command.batch_size is not None:
+            raise UsageError("--batch-size and --batch-per-gpu: expected one of them")
+        if per_gpu < 1:
+            raise ValueError(f"--batch-per-gpu: {per_gpu}, expected at least 1")
+        return [per_gpu * gpus for gpus in command.gpus]
+    size = config.optim.batch_size
+    for gpus in command.gpus:
+        if size % gpus:
+            raise ValueError(
+                f"--gpus: {gpus} do not divide the batch of {size} images; change one of them, or give --batch-per-gpu"
+            )
+    return [size] * len(command.gpus)
+
+
+def _fooled(command: Command) -> tuple[Fooled, str]:
+    """The shares of fooled samples, and where they come from."""
+    once, source = command.fooled, "given, --fooled"
+    if once is None and command.run is not None:
+        once, source = _fooled_in(command.run)
+    elif once is None:
+        once, source = Fooled.once, "assumed"
+    twice = once / 2 if command.fooled_twice is None else command.fooled_twice
+    return Fooled(once=once, twice=twice), source
+
+
+def _fooled_in(run: Path) -> tuple[float, str]:
+    """The share estimated from a run: the samples not classified correctly on what they were trained on.
+
+    The attack at prev + gamma, which is larger, fools at least about as many.
+    """
+    rows = RunFolder(run).metrics()
+    found = [row.get("train_robust_accuracy") for row in rows]
+    robust = [accuracy for accuracy in found if accuracy is not None]
+    if not robust:
+        raise ValueError(f"--run: {run} has no epoch with a robust accuracy in metrics.jsonl")
+    return 1 - robust[-1], f"modelled, 1 - robust training accuracy of the last epoch of {run}"
+
+
+def _network(command: Command, gpu: Gpu) -> Network:
+    if command.per_node < 1:
+        raise ValueError(f"--per-node: {command.per_node}, expected at least 1")
+    if not command.between > 0:
+        raise ValueError(f"--between: {command.between:g}, expected GB/s above 0")
+    for name in ("latency", "latency_between"):
+        if not getattr(command, name) >= 0:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}: {getattr(command, name):g}, expected at least 0 us")
+    return Network(
+        link=gpu.link,
+        between=command.between * 1e9,
+        per_node=command.per_node,
+        latency=command.latency * 1e-6,
+        latency_between=command.latency_between * 1e-6,
+    )
+
+
+def _precision(command: Command, config: TrainConfig, gpu: Gpu) -> str:
+    """What "auto" means on that GPU, or on the device that is timed."""
+    precision = config.attack.precision
+    if command.measure:
+        return resolve_precision(precision, resolve_device(command.device))
+    if precision != "auto":
+        return precision
+    return "fp16" if gpu.bf16 is None else "bf16"
+
+
+def _rates(command: Command, config: TrainConfig, gpu: Gpu, batch: int) -> Rates:
+    if command.measure:
+        images = min(batch, 32) if command.measure_batch is None else command.measure_batch
+        if images < 1:
+            raise ValueError(f"--measure-batch: {images}, expected at least 1")
+        return measure(config, resolve_device(command.device), batch=images)
+    assumed = Assumptions(
+        share=command.share,
+        bandwidth_share=command.bandwidth_share,
+        launch=command.launch * 1e-6,
+    )
+    model = Modelled(gpu=gpu, assumed=assumed)
+    folder = command.results or Path("benchmarks/results")
+    if command.results is not None and not folder.is_dir():
+        raise FileNotFoundError(f"--results {folder}: there is no such folder")
+    if config.model.width is not None:
+        return model
+    return recorded(folder, model, command.gpu.lower(), config.model.name)
+
+
+def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) -> list[str]:
+    """What the numbers rest on."""
+    notes = [f"{kind} passes: {source}" for kind, source in first.sources.items()]
+    if not command.measure:
+        notes.append(
+            f"assumed, as given: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} "
+            f"of the peak bandwidth (--bandwidth-share), {command.launch:g} us for the smallest operator (--launch)"
+        )
+    if any(step.phase == "adaptive" for step in first.steps):
+        notes.append(
+            f"samples fooled at prev + gamma: {fooled.once:.3g} ({fooled_source}); at prev as well: {fooled.twice:.3g}"
+        )
+    if max(command.gpus) > 1:
+        hidden = "hidden behind the backward as far as it goes" if command.overlap else "not hidden"
+        notes.append(
+            f"assumed, as given: nodes of {command.per_node} (--per-node), {command.between:g} GB/s between them "
+            f"(--between), hops of {command.latency:g} and {command.latency_between:g} us; gradients are {hidden}"
+        )
+    notes.append("not in the hours: evaluations, checkpoints, a loader that lags")
+    return notes

@@ -1,0 +1,280 @@
+"""The plan of a run: from passes, rates and messages to seconds, hours and what limits them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from iaat_fast.plan.communication import Network, gradients
+from iaat_fast.plan.counting import Pass
+from iaat_fast.plan.figure import Figure, Source
+from iaat_fast.plan.memory import memory
+from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, phases, stages
+from iaat_fast.plan.rates import Rates
+from iaat_fast.plan.workload import Counts
+
+COMMUNICATION = "communication"
+_ITEM = 4
+_RADIUS = 8  # bytes: radii are exchanged in float64
+_TALLIES = 4  # numbers that the ranks sum in the same message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of one phase on one GPU.
+
+    passes: images taken through the network, per image of the batch, by kind.
+    operations, traffic: of one GPU.
+    compute: seconds by what they are spent on.
+    is_counted: whether passes, and with them operations and traffic, rest on no assumed share of samples.
+    """
+
+    phase: Phase
+    epochs: int
+    passes: dict[Kind, float]
+    operations: float
+    traffic: float
+    compute: dict[str, float]
+    is_counted: bool
+
+    def figures(self, waited: float) -> Iterator[Figure]:
+        """All numbers of a step that waits for communication for so many seconds."""
+        group = f"a step, {self.phase}"
+        source: Source = "counted" if self.is_counted else "modelled"
+        yield Figure(group=group, name="epochs of such", value=self.epochs, unit="", source="given")
+        numbers: list[tuple[str, float, str]] = [
+            (f"{kind} passes per image", passes, "") for kind, passes in self.passes.items()
+        ]
+        numbers.append(("operations per GPU", self.operations / 1e12, "TFLOP"))
+        numbers.append(("memory traffic per GPU", self.traffic / 1e9, "GB"))
+        for name, value, unit in numbers:
+            yield Figure(group=group, name=name, value=value, unit=unit, source=source)
+        seconds = sum(self.compute.values())
+        yield from _modelled(
+            group, ("compute", 1e3 * seconds, "ms"), ("whole", 1e3 * (seconds + waited), "ms")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run on `gpus` GPUs.
+
+    all_reduce: seconds that the exchange of the gradients takes, waited for or not.
+    waits: seconds of communication per step that nothing hides, by what is sent.
+    held: a GPU's memory in GB by what it holds; capacity: bytes of all that it has.
+    passes: seconds of a pass per image; sources: where they come from.
+    """
+
+    gpus: int
+    batch_size: int
+    steps_per_epoch: int
+    samples: int
+    steps: tuple[Step, ...]
+    gradient_bytes: float
+    radius_bytes: float
+    all_reduce: float
+    waits: dict[str, float]
+    held: tuple[Figure, ...]
+    capacity: float
+    passes: dict[Kind, float]
+    sources: dict[Kind, str]
+
+    @property
+    def waited(self) -> float:
+        """Seconds of communication per step that nothing hides."""
+        return sum(self.waits.values())
+
+    @property
+    def hours(self) -> float:
+        """Of all training steps; evaluations, checkpoints and a loader that lags are not in it."""
+        return sum(self._seconds().values()) / 3600
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images, on all GPUs, averaged over the run."""
+        return self.samples * sum(step.epochs for step in self.steps) / (3600 * self.hours)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Shares of the run's time, by what it is spent on, largest first."""
+        seconds = self._seconds()
+        whole = sum(seconds.values())
+        largest_first = sorted(seconds.items(), key=lambda item: -item[1])
+        return {what: part / whole for what, part in largest_first if part}
+
+    def _seconds(self) -> dict[str, float]:
+        """Of the whole run, by what they are spent on; an epoch's last batch may be smaller than the others."""
+        seconds: dict[str, float] = defaultdict(float)
+        for step in self.steps:
+            for what, of_step in step.compute.items():
+                seconds[what] += of_step * step.epochs * self.samples / self.batch_size
+            seconds[COMMUNICATION] += self.waited * step.epochs * self.steps_per_epoch
+        return seconds
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is counted of the memory fits."""
+        return self.held_bytes <= self.capacity
+
+    @property
+    def held_bytes(self) -> float:
+        """What is counted of a GPU's memory."""
+        return 1e9 * sum(figure.value for figure in self.held)
+
+    def figures(self) -> Iterator[Figure]:
+        """All numbers, in the order in which they are shown."""
+        yield from _given(
+            "run",
+            ("GPUs", self.gpus, ""),
+            ("batch size", self.batch_size, "images"),
+            ("batch size per GPU", self.batch_size // self.gpus, "images"),
+        )
+        yield from _modelled(
+            "run",
+            ("images per second", self.images_per_second, ""),
+            ("training steps", self.hours, "h"),
+            ("training steps, of all GPUs", self.hours * self.gpus, "GPU h"),
+        )
+        for kind, seconds in self.passes.items():
+            source: Source = "measured" if self.sources[kind].startswith("measured") else "modelled"
+            yield Figure(
+                group="a pass, per image",
+                name=kind,
+                value=1e6 * seconds,
+                unit="us",
+                source=source,
+            )
+        for step in self.steps:
+            yield from step.figures(self.waited)
+        yield from self._communication()
+        yield from self.held
+        yield from _modelled("memory per GPU", ("sum, at least", self.held_bytes / 1e9, "GB"))
+        yield from _given("memory per GPU", ("of the GPU", self.capacity / 1e9, "GB"))
+        spent = [(what, 100 * share, "%") for what, share in self.spent.items()]
+        yield from _modelled("where the time goes", *spent)
+
+    def _communication(self) -> Iterator[Figure]:
+        group = "communication per step"
+        for name, size in (("gradients", self.gradient_bytes), ("radii", self.radius_bytes)):
+            yield Figure(group=group, name=name, value=size / 1e6, unit="MB", source="counted")
+        waits = [(f"waiting for {name}", 1e3 * wait, "ms") for name, wait in self.waits.items()]
+        yield from _modelled(
+            group, ("all-reduce of gradients", 1e3 * self.all_reduce, "ms"), *waits
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "gpus": self.gpus,
+            "batch_size": self.batch_size,
+            "hours": self.hours,
+            "fits": self.fits,
+            "sources": self.sources,
+            "figures": [vars(figure) for figure in self.figures()],
+        }
+
+
+def make_plan(
+    counts: Counts,
+    rates: Rates,
+    network: Network,
+    *,
+    gpus: int,
+    batch_size: int,
+    fooled: Fooled,
+    capacity: float,
+    overlap: bool = True,
+) -> Plan:
+    """What the run of `counts` takes on `gpus` GPUs with global batches of `batch_size`.
+
+    Args:
+        capacity: bytes of a GPU's memory.
+        overlap: see `communication.gradients`.
+
+    Raises:
+        ValueError: fewer than one GPU, or a batch that they do not divide.
+    """
+    if gpus < 1:
+        raise ValueError(f"--gpus: {gpus}, expected at least 1")
+    if batch_size < 1 or batch_size % gpus:
+        raise ValueError(
+            f"--batch-size: {batch_size}, expected a multiple of the number of GPUs, {gpus}"
+        )
+    config, batch = counts.config, batch_size // gpus
+    by_phase = {phase: stages(config, phase, fooled) for phase in phases(config)}
+    steps = tuple(
+        _step(counts, rates, phase, by_phase[phase], batch, epochs)
+        for phase, epochs in phases(config).items()
+    )
+    precisions = {kind: counts.precisions[kind] for kind in steps[-1].passes}
+    gradient_bytes = _ITEM * counts.weights
+    radius_bytes = _RADIUS * (batch_size + _TALLIES)
+    backward = _backward(counts, rates, batch)
+    all_reduce, waited = gradients(network, gradient_bytes, gpus, backward, overlap=overlap)
+    return Plan(
+        gpus=gpus,
+        batch_size=batch_size,
+        steps_per_epoch=math.ceil(counts.images.samples / batch_size),
+        samples=counts.images.samples,
+        steps=steps,
+        gradient_bytes=gradient_bytes,
+        radius_bytes=radius_bytes,
+        all_reduce=all_reduce,
+        waits={
+            "gradients": waited,
+            "radii": network.all_reduce(radius_bytes, gpus),
+            "BatchNorm statistics": network.broadcast(counts.statistics, gpus),
+        },
+        held=tuple(memory(counts, by_phase, batch, gpus=gpus)),
+        capacity=capacity,
+        passes={
+            kind: sum(rates.seconds(kind, counts.of(kind, batch), precision).values()) / batch
+            for kind, precision in precisions.items()
+        },
+        sources={kind: rates.source(kind, precision) for kind, precision in precisions.items()},
+    )
+
+
+def _step(
+    counts: Counts, rates: Rates, phase: Phase, parts: tuple[Stage, ...], batch: int, epochs: int
+) -> Step:
+    passes: dict[Kind, float] = defaultdict(float)
+    for stage in parts:
+        passes[stage.kind] += stage.passes
+    compute: dict[str, float] = defaultdict(float)
+    operations = traffic = 0.0
+    for kind, number in passes.items():
+        counted = counts.of(kind, batch)
+        operations += counted.operations * number
+        traffic += counted.bytes * number
+        for what, seconds in rates.seconds(kind, counted, counts.precisions[kind]).items():
+            compute[what] += seconds * number
+    return Step(
+        phase=phase,
+        epochs=epochs,
+        passes=dict(passes),
+        operations=operations,
+        traffic=traffic,
+        compute=dict(compute),
+        is_counted=not any(stage.depends_on_samples for stage in parts),
+    )
+
+
+def _backward(counts: Counts, rates: Rates, batch: int) -> float:
+    """Seconds of the backward of the update, by its share of the operations."""
+    counted: Pass = counts.of("update", batch)
+    whole = sum(rates.seconds("update", counted, counts.precisions["update"]).values())
+    return whole * (1 - counted.forward / counted.operations)
+
+
+def _given(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:
+    for name, value, unit in numbers:
+        yield Figure(group=group, name=name, value=value, unit=unit, source="given")
+
+
+def _modelled(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:
+    for name, value, unit in numbers:
+        yield Figure(group=group, name=name, value=value, unit=unit, source="modelled")

@@ -1,0 +1,115 @@
+"""Seconds of a pass: the longest of arithmetic, traffic and launch; and records of a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iaat_fast.plan.counting import Kernel, Pass
+from iaat_fast.plan.gpus import GPUS, find_gpu
+from iaat_fast.plan.rates import (
+    ARITHMETIC,
+    LAUNCHES,
+    MEASURED,
+    TRAFFIC,
+    Assumptions,
+    Modelled,
+    recorded,
+)
+
+V100 = GPUS["v100"]
+# 125e12 x 0.5 operations and 900e9 x 0.5 bytes a second.
+HALF = Modelled(gpu=V100, assumed=Assumptions(share=0.5, bandwidth_share=0.5, launch=1e-6))
+
+
+def a_pass(*kernels: tuple[int, int]) -> Pass:
+    return Pass(
+        images=1,
+        forward=sum(operations for operations, _ in kernels),
+        input_gradient=0,
+        weight_gradient=0,
+        kernels=tuple(Kernel(operations=o, bytes=b) for o, b in kernels),
+        saved=0,
+    )
+
+
+def test_an_operator_takes_its_longest_term() -> None:
+    counted = a_pass((625 * 10**9, 1), (1, 45 * 10**8), (1, 1))
+    spent = HALF.seconds("gradient", counted, "fp16")
+    assert spent == pytest.approx({ARITHMETIC: 10e-3, TRAFFIC: 10e-3, LAUNCHES: 1e-6})
+
+
+def test_precision_chooses_the_peak() -> None:
+    assert [V100.peak(p) for p in ("fp16", "bf16", "tf32", "fp32")] == [125e12, *[15.7e12] * 3]
+    h100 = find_gpu("H100")
+    assert [h100.peak(p) for p in ("bf16", "tf32", "fp32")] == [989e12, 494e12, 494e12]
+
+
+def test_unknown_gpu_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="--gpu: 'h20' is unknown, did you mean 'h200'"):
+        find_gpu("h20")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"share": 0.0}, {"share": 1.5}, {"bandwidth_share": float("nan")}, {"launch": -1.0}]
+)
+def test_assumptions_out_of_range(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"--{next(iter(bad)).replace('_', '-')}: "):
+        Assumptions(**bad)
+
+
+def record(gpu: str | None = "NVIDIA V100-SXM2-32GB", **changes: Any) -> dict[str, Any]:
+    row = {
+        "name": "fp16",
+        "kind": "engine",
+        "precision": "fp16",
+        "status": "ok",
+        "flops_per_second": 2e13,
+    }
+    case = {"model": "resnet18", "width": None, "records": [row | changes]}
+    return {
+        "machine": {"gpu": gpu},
+        "matmul_flops_per_s": {"fp16": 1e14, "fp32": 1e13},
+        "cases": [case],
+    }
+
+
+def found_in(folder: Path, content: dict[str, Any], network: str = "resnet18") -> Any:
+    (folder / "attacks-gpu.json").write_text(json.dumps(content))
+    return recorded(folder, HALF, "v100", network)
+
+
+def test_a_recorded_attack_is_measured(tmp_path: Path) -> None:
+    rates = found_in(tmp_path, record())
+    assert rates.source("gradient", "fp16") == "measured (attacks-gpu.json)"
+    counted = a_pass((10**12, 1))
+    assert rates.seconds("gradient", counted, "fp16") == {MEASURED: pytest.approx(0.05)}
+
+
+def test_recorded_products_take_the_place_of_the_peak(tmp_path: Path) -> None:
+    rates = found_in(tmp_path, record())
+    assert rates.source("forward", "fp32").startswith("modelled (matrix products measured in")
+    spent = rates.seconds("forward", a_pass((10**12, 1)), "fp32")
+    assert spent == {ARITHMETIC: pytest.approx(1e12 / (1e13 * 0.5))}
+
+
+def test_another_networks_attack_is_not_taken(tmp_path: Path) -> None:
+    rates = found_in(tmp_path, record(), network="wrn32-10")
+    assert rates.source("gradient", "fp16").startswith("modelled")
+
+
+@pytest.mark.parametrize("gpu", [None, "NVIDIA A100-SXM4-80GB"])
+def test_another_machines_records_are_not_taken(gpu: str | None, tmp_path: Path) -> None:
+    assert found_in(tmp_path, record(gpu)) is HALF
+
+
+def test_a_contender_that_failed_is_not_taken(tmp_path: Path) -> None:
+    rates = found_in(tmp_path, record(status="failed"))
+    assert rates.source("gradient", "fp16").startswith("modelled")
+
+
+def test_no_folder_no_records(tmp_path: Path) -> None:
+    assert recorded(tmp_path / "none", HALF, "v100", "resnet18") is HALF

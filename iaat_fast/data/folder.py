@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ class FolderSplit:
 
     def batches(
         self, batches: Sequence[torch.Tensor], seeds: Sequence[int], *, augment: bool
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Training batches in the order given, decoded ahead by worker processes.
 
         Args:

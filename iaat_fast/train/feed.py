@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,8 +48,8 @@ class Feed:
         if augment and isinstance(split, Split):
             self._images = split.images.contiguous()  # as the op that augments wants them
 
-    def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Iterator[Fed]:
-        """Make batches, one after the other, when they are asked for.
+    def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Generator[Fed]:
+        """Make batches, one after the other, when they are asked for; close it when done.
 
         Args:
             batches: sample numbers of the global batches, int64 each, on the split's device.
@@ -60,10 +61,11 @@ class Feed:
         """
         slices = [self.ranks.mine(whole) for whole in batches]
         if isinstance(self.split, FolderSplit):
-            decoded = self.split.batches(slices, seeds, augment=self.augment)
-            for whole in batches:
-                x, y, index = self._together(decoded)
-                yield Fed(x, y, index, whole, self.ranks.sum(len(index)))
+            # Closed, which ends the processes that decode: an error would keep them until the end of this one.
+            with closing(self.split.batches(slices, seeds, augment=self.augment)) as decoded:
+                for whole in batches:
+                    x, y, index = self._together(decoded)
+                    yield Fed(x, y, index, whole, self.ranks.sum(len(index)))
             return
         for whole, index, seed in zip(batches, slices, seeds, strict=True):
             if self._images is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -197,21 +198,21 @@ class _Run:
             step_seed(config.run.seed, state.step + ahead, Stream.AUGMENT)
             for ahead in range(len(batches) - first)
         ]
-        feed = self.feed(batches[first:], seeds)
-        for position in range(first, len(batches)):
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(config.optim, epoch, position / len(batches))
-            self._train_step(self._next(feed), epoch)
-            state.seconds = time.perf_counter() - started
-            over = position == len(batches) - 1
-            if over:
-                self._end_epoch(epoch)
-            # A signal that one rank receives stops all of them, after the same step.
-            stop = self.ranks.largest(signals.received or 0)
-            if not over and (self.checkpoints.due(state.step) or stop):
-                self._save()
-            if stop:
-                self._stop(stop)
+        with closing(self.feed(batches[first:], seeds)) as feed:
+            for position in range(first, len(batches)):
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate(config.optim, epoch, position / len(batches))
+                self._train_step(self._next(feed), epoch)
+                state.seconds = time.perf_counter() - started
+                over = position == len(batches) - 1
+                if over:
+                    self._end_epoch(epoch)
+                # A signal that one rank receives stops all of them, after the same step.
+                stop = self.ranks.largest(signals.received or 0)
+                if not over and (self.checkpoints.due(state.step) or stop):
+                    self._save()
+                if stop:
+                    self._stop(stop)
 
     def _settle(self) -> None:
         """Wait for the checkpoint: no rank leaves before the first has written."""

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.data import ImageData, Split
+from iaat_fast.data import ImageData, Split, epoch_order, load
 from iaat_fast.train import FitResult, Interrupted, fit
 from iaat_fast.train.config import TrainConfig, override
 from iaat_fast.train.distributed import joined
@@ -76,6 +77,13 @@ def usual() -> nn.Module:
     )
 
 
+class Sampled(Double):
+    """Of a photograph it sees 6 x 6 pixels of the first channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :1, ::38, ::38])
+
+
 class Poisoned(Double):
     """Its logits are NaN for images whose first pixel is white."""
 
@@ -96,6 +104,38 @@ def images() -> ImageData:
         return Split(images=pixels, labels=labels)
 
     return ImageData(name="tiny", train=split(TRAIN), test=split(13), num_classes=3)
+
+
+def bad_files() -> Tensor:
+    """The numbers of two files, those of the first rank in the first step, and of the only one of the last step."""
+    order = epoch_order(13, seed=0, epoch=0)
+    return order[[0, 1, 12]]
+
+
+def photographs(folder: Path, ranks: Ranks, *, on_bad_image: str) -> ImageData:
+    """Image files, 13 to train on in batches of 4; the `bad_files` cannot be decoded."""
+    path = folder / "images"
+    if ranks.first:
+        write_photographs(path)
+    ranks.gather(None)
+    # In one process without workers, which changes no bit.
+    workers = int(ranks.count > 1)
+    return load("imagenet", path, workers=workers, on_bad_image=on_bad_image)
+
+
+def write_photographs(path: Path) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    bad = bad_files().tolist()
+    for number in range(13 + 5):
+        part, place = ("train", number) if number < 13 else ("val", number - 13)
+        file = path / part / "abc"[place % 3] / f"{place // 3}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+        if number in bad:
+            file.write_bytes(file.read_bytes()[:200])
 
 
 def config(out: Path, *, method: Any = "iaat", **parts: Any) -> TrainConfig:
@@ -195,6 +235,27 @@ def left_off(folder: Path, ranks: Ranks) -> str:
     return str(folder / "run")
 
 
+def some_files_left_out(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """A rank without an image of a batch, ranks with fewer than planned, and a batch that nobody has an image of."""
+    data = photographs(folder, ranks, on_bad_image="skip")
+    setting = config(folder / "run", optim={"batch_size": 4})
+    return outcome(fit(setting, model=Sampled(), data=data, quiet=True))
+
+
+def a_bad_file(folder: Path, ranks: Ranks) -> None:
+    """Epoch 1 of another order than `bad_files` assumes: the run stops at whichever comes first."""
+    data = photographs(folder, ranks, on_bad_image="stop")
+    setting = config(folder / "run", optim={"batch_size": 4})
+    setting = override(setting, {"run": {"seed": 1}})
+    fit(setting, model=Sampled(), data=data, quiet=True)
+
+
+def in_half_precision(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    return run(
+        usual(), config(folder / "run", optim={"amp": "fp16", "accumulate": 2, "batch_size": 7})
+    )
+
+
 def poisoned(folder: Path, ranks: Ranks) -> None:
     data = images()
     data.train.images[[4, 17], 0, 0] = 255
@@ -245,6 +306,9 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     uninterrupted,
     interrupted,
     left_off,
+    some_files_left_out,
+    a_bad_file,
+    in_half_precision,
     poisoned,
     other_configuration,
     other_data,

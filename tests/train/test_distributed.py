@@ -71,7 +71,15 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_all_ranks_end_alike(outcomes: Outcome) -> None:
-    for name in ("standing_still", "moving", "averaged_trades", "closing", "uninterrupted"):
+    for name in (
+        "standing_still",
+        "moving",
+        "averaged_trades",
+        "closing",
+        "uninterrupted",
+        "some_files_left_out",
+        "in_half_precision",
+    ):
         first, *others = outcomes(name)
         for other in others:
             assert_same(first, other)
@@ -115,6 +123,24 @@ def test_with_moving_weights_they_differ_by_the_order_of_summation(
         error = (found["model"]["weight"] - expected["model"]["weight"]).abs().max()
         assert error <= weight_error(batch)
         assert torch.equal(found["epsilon"], expected["epsilon"])
+
+
+@pytest.mark.filterwarnings("ignore:more than half of the gradient entries")
+def test_files_that_are_left_out_count_for_nothing_on_any_rank(
+    outcomes: Outcome, tmp_path: Path
+) -> None:
+    expected = alone(scenarios.some_files_left_out, tmp_path)
+    bad = scenarios.bad_files()
+    assert (expected["epsilon"][bad] == 0).all(), "never visited"
+    assert (expected["epsilon"] > 0).sum() == 13 - len(bad)
+    assert (expected["model"]["weight"] - scenarios.Double().weight).abs().max() > 1e-4
+    for found in outcomes("some_files_left_out"):
+        error = (found["model"]["weight"] - expected["model"]["weight"]).abs().max()
+        assert error <= weight_error(4)
+        assert torch.equal(found["epsilon"], expected["epsilon"])
+        for row, other in zip(found["rows"], expected["rows"], strict=True):
+            for name in ("train_clean_accuracy", "train_robust_accuracy", "test_accuracy"):
+                assert row[name] == other[name]
 
 
 def test_a_method_of_two_forwards_and_the_average_of_the_weights_are_those_of_one_process(
@@ -170,6 +196,8 @@ ERRORS = {
     "other_configuration": r"ValueError: the ranks have different .*optim\.lr \(0\.1 on rank 0, 0\.2 on rank 1\)",
     "other_data": r"ValueError: ranks? 1(, 2)?: not the same data as on rank 0",
     "other_weights": r"ValueError: ranks? 1(, 2)?: not the same weights as on rank 0",
+    "a_bad_file": r"UnreadableImage: (rank \d: )?.*\.png: not a readable image .*; stopped after step \d, checkpoint "
+    r"saved: .*--on-bad-image skip",
     "no_data": r"OSError: rank 1: .*no such folder or \.npz",
     "too_small_a_batch": r"ValueError: optim\.batch_size is 2: expected at least [46]",
     "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm is on: torch has it for GPUs only",

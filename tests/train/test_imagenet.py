@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -79,6 +80,38 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     measured = json.loads(record.read_text())
     assert measured["data"]["samples"] == 20
     assert measured["natural"]["accuracy"] == resumed.metrics[-1]["test_accuracy"]
+    assert [row["targeted"] for row in measured["robust"]] == ["random"], "as the preset evaluates"
+
+
+def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from iaat_fast.evaluate.corruptions import MAIN
+    from iaat_fast.evaluate.suites import SUITES
+
+    run = fit(slim(image_folder, tmp_path / "run"), quiet=True).folder.path
+    for name in MAIN:
+        for severity in range(1, 6):
+            shutil.copytree(image_folder / "val", tmp_path / "ImageNet-C" / name / str(severity))
+    quick = dataclasses.replace(SUITES["imagenet"], attacks=((2, 1),), eps=(4 / 255,))
+    monkeypatch.setitem(SUITES, "imagenet", quick)
+    record = tmp_path / "record.json"
+    arguments = [
+        "--suite",
+        "imagenet",
+        "--parts",
+        "natural",
+        "pgd",
+        "corruptions",
+        "--device",
+        "cpu",
+    ]
+    corrupted = ["--corruptions", str(tmp_path / "ImageNet-C")]
+    status = evaluate([str(run), *arguments, *corrupted, "--json", str(record)])
+    assert status == 0, capsys.readouterr().err
+    rows = {row["key"]: row for row in json.loads(record.read_text())["measurements"]}
+    assert rows["pgd2x1-eps4"]["targeted"] == "random"
+    assert {"natural", "corruptions"} <= set(rows)
 
 
 def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class Trades(Method):
     them twice (the same logits, one more update of BatchNorm's running statistics).
 
     Source: Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy",
-        Equation 5 and Algorithm 1.
+        Algorithm 1.
     """
 
     aims = False

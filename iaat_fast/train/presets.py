@@ -20,7 +20,9 @@ _TABLE7_ATTACK: Changes = {
 }
 _TABLE7_RESNET18: Changes = {
     "model": {"name": "resnet18"},
-    "baseline": {"mart_beta": 5.0},  # in common reimplementations; MART's released code has 6, for wide ones
+    "baseline": {
+        "mart_beta": 5.0
+    },  # in common reimplementations; MART's released code has 6, for wide ones
     "attack": _TABLE7_ATTACK["attack"],
     "epsilon": {**_TABLE7_ATTACK["epsilon"], "warmup_epochs": 5},
     "optim": {

@@ -121,11 +121,11 @@ class TrainingStep:
         self.update.step()
         if self.average is not None:
             update(self.average, self.model)
-        self._exchange(whole, counts)
+        self.exchange(whole, counts)
         self.totals += counts
         return mean
 
-    def _exchange(self, whole: Tensor, counts: Tensor) -> None:
+    def exchange(self, whole: Tensor, counts: Tensor) -> None:
         """Give every rank the radii of the whole batch and the sum of the counts.
 
         One message of the batch's size: every rank knows the order, so none sends numbers, and the

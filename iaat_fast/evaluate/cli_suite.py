@@ -1,17 +1,16 @@
-"""The command line of a suite: its flags to `evaluate_suite`, a bar with the work still expected, the table."""
+"""The command line of a suite: its flags to `evaluate_suite`, the work still expected, the table."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from tqdm import tqdm
 
 from iaat_fast.evaluate.evaluation import evaluate_suite, folder_name
+from iaat_fast.evaluate.progress import Progress
 from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.suites import suite_named
 from iaat_fast.evaluate.table import suite_table
@@ -85,9 +84,8 @@ def run_suite(
         kept = folder.evaluation_dir / folder_name(
             subject, suite.name, seed=command.seed, any_iterate=command.any_iterate
         )
-    bar = tqdm(unit=" passes", unit_scale=True, dynamic_ncols=True, disable=not sys.stderr.isatty())
     try:
-        with bar:
+        with Progress() as tell:
             content = evaluate_suite(
                 subject,
                 suite.name,
@@ -104,7 +102,7 @@ def run_suite(
                 save_adversarial=command.save_adversarial,
                 overwrite=command.overwrite,
                 save_every=command.save_every,
-                tell=_teller(bar),
+                tell=tell,
             )
     except (KeyboardInterrupt, SystemExit) as stop:
         words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
@@ -125,17 +123,6 @@ def run_suite(
     if command.json is not None:
         write_json(command.json, content)
     return content
-
-
-def _teller(bar: tqdm) -> Callable[[str, float, float], None]:
-    """Show the passes done, out of those expected: a bar whose end moves with what is learnt."""
-
-    def tell(name: str, done: float, remaining: float) -> None:
-        bar.set_description(name, refresh=False)
-        bar.total = done + remaining
-        bar.update(done - bar.n)
-
-    return tell
 
 
 def _flag(name: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iaat_fast.alone import alone_in
 from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
 from iaat_fast.evaluate import fingerprint
@@ -77,6 +79,7 @@ def evaluate_suite(
         ValueError, TypeError: an argument is not as described, or the folder's record is damaged, of a newer version,
             or of other settings, weights or samples; or corruptions are those of another data set, or to be generated
             by a library that is not installed.
+        BlockingIOError: another process measures into the folder.
         OSError: the folder cannot be written, or the one of corruptions holds none.
     """
     chosen = suite_named(suite)
@@ -139,40 +142,41 @@ def evaluate_suite(
         "batch_size": batch_size,
         "environment": environment,
     }
-    record = open_record(
-        None if folder is None else Path(folder),
-        header,
-        subject.split.labels.cpu().numpy(),
-        overwrite=overwrite,
-    )
-    keeps = _keeps_examples(record, save_adversarial)
-    rows = len(record.rows)
-    record.ask(names)
-    if rows and not record.content["complete"]:
-        record.content.setdefault("resumed", []).append(environment)
-    record.save()
-    evaluation = Evaluation(
-        subject=subject,
-        suite=chosen,
-        parts=names,
-        record=record,
-        eps=radii,
-        alpha=alpha,
-        seed=seed,
-        batch_size=batch_size,
-        any_iterate=any_iterate,
-        surrogate=surrogate,
-        corrupted=corrupted,
-        adversarial=files,
-        save_adversarial=keeps,
-        save_every=save_every,
-        tell=tell,
-    )
-    for measure in dict.fromkeys(PARTS[name] for name in names):
-        measure(evaluation)
-        for name in names:
-            if PARTS[name] is measure and not record.is_finished(name):
-                record.finish(name)
+    with contextlib.nullcontext() if folder is None else alone_in(Path(folder)):
+        record = open_record(
+            None if folder is None else Path(folder),
+            header,
+            subject.split.labels.cpu().numpy(),
+            overwrite=overwrite,
+        )
+        keeps = _keeps_examples(record, save_adversarial)
+        rows = len(record.rows)
+        record.ask(names)
+        if rows and not record.content["complete"]:
+            record.content.setdefault("resumed", []).append(environment)
+        record.save()
+        evaluation = Evaluation(
+            subject=subject,
+            suite=chosen,
+            parts=names,
+            record=record,
+            eps=radii,
+            alpha=alpha,
+            seed=seed,
+            batch_size=batch_size,
+            any_iterate=any_iterate,
+            surrogate=surrogate,
+            corrupted=corrupted,
+            adversarial=files,
+            save_adversarial=keeps,
+            save_every=save_every,
+            tell=tell,
+        )
+        for measure in dict.fromkeys(PARTS[name] for name in names):
+            measure(evaluation)
+            for name in names:
+                if PARTS[name] is measure and not record.is_finished(name):
+                    record.finish(name)
     return record.content
 
 

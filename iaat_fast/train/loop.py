@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
+from iaat_fast.alone import alone_in
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.run_folder import RunFolder
@@ -90,13 +91,14 @@ def fit(
         FloatingPointError: the loss is not finite; the last good checkpoint is still there.
         LostRank: another rank has ended.
         OSError: a file could not be written; the last good checkpoint is still there.
+        BlockingIOError: another process is at work in the run folder.
         Interrupted: see above.
     """
     if model is not None:
         config = override(config, {"model": {"name": CUSTOM, "width": None, "depth": None}})
     if data is not None:
         config = override(config, {"data": {"name": CUSTOM, "path": None, "limit": None}})
-    with joined() as ranks:
+    with joined() as ranks, ExitStack() as held:
         check_configurations(ranks, config)
         device = ranks.together(lambda: resolve_device(ranks.device(config.run.device)))
         folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
@@ -110,6 +112,7 @@ def fit(
             check_start(ranks, data, model, device)
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
+            ranks.together(partial(_hold, held, folder, ranks))
             if going_on:
                 go_on(config, folder, state, env, ranks)
             else:
@@ -124,6 +127,11 @@ def fit(
             epsilon=state.memory.values.detach().cpu(),
             metrics=ranks.broadcast(folder.metrics() if ranks.first else []),
         )
+
+
+def _hold(held: ExitStack, folder: RunFolder, ranks: Ranks) -> None:
+    if ranks.first:
+        held.enter_context(alone_in(folder.path))
 
 
 def _create(folder: RunFolder, config: TrainConfig, env: dict[str, Any], ranks: Ranks) -> None:

@@ -37,6 +37,10 @@ bool random_start_linf(int dtype, Address out, Address x, Address eps, Address s
                                      {rows, samples, row_elems}, lo, hi);
 }
 
+bool minus_onehot(int dtype, Address rows, Address y, int64_t n_rows, int64_t samples, int64_t classes) {
+    return active->minus_onehot(dtype_of(dtype), at(rows), at<int64_t>(y), n_rows, samples, classes);
+}
+
 bool saturation_proof(int dtype, Address cotangent, Address logits, Address y, int64_t rows, int64_t samples,
                       int64_t classes) {
     return active->saturation_proof(dtype_of(dtype), at(cotangent), at(logits), at<int64_t>(y), rows, samples, classes);
@@ -99,6 +103,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("project_linf", &project_linf, py::call_guard<py::gil_scoped_release>());
     module.def("pgd_step_linf", &pgd_step_linf, py::call_guard<py::gil_scoped_release>());
     module.def("random_start_linf", &random_start_linf, py::call_guard<py::gil_scoped_release>());
+    module.def("minus_onehot", &minus_onehot, py::call_guard<py::gil_scoped_release>());
     module.def("saturation_proof", &saturation_proof, py::call_guard<py::gil_scoped_release>());
     module.def("select_epsilon", &select_epsilon, py::call_guard<py::gil_scoped_release>());
     module.def("random_crop_flip", &random_crop_flip, py::call_guard<py::gil_scoped_release>());

@@ -42,6 +42,9 @@ def random_start_linf(
     lo: float,
     hi: float,
 ) -> bool: ...
+def minus_onehot(
+    dtype: int, rows: int, y: int, n_rows: int, samples: int, classes: int
+) -> bool: ...
 def saturation_proof(
     dtype: int, cotangent: int, logits: int, y: int, rows: int, samples: int, classes: int
 ) -> bool: ...

@@ -77,7 +77,7 @@ def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("holder", ["alone"], indirect=True)
 def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
-    config = preset("digits", out=str(tmp_path), tensorboard=False, method="clean")
+    config = preset("digits", method="clean", run={"out": str(tmp_path), "tensorboard": False})
     with pytest.raises(BlockingIOError, match="at work there"):
         fit(config, quiet=True)
     assert not list(tmp_path.iterdir())

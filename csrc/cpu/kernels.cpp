@@ -1,6 +1,9 @@
 // Vectorised, multithreaded loops over csrc/math, compiled once per instruction set.
 #include "cpu/kernels.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "cpu/crop.h"
 #include "math/cotangent.h"
 #include "math/dtypes.h"
@@ -171,6 +174,17 @@ bool saturation_proof_typed(void* rows, const T* logits, const int64_t* y, int64
     return valid;
 }
 
+template <typename A>
+bool minus_onehot_typed(A* rows, const int64_t* y, int64_t n_rows, int64_t samples, int64_t classes) {
+    if (!all_within(y, samples, classes)) return false;
+#pragma omp parallel for if (n_rows * classes > kGrain)
+    for (int64_t r = 0; r < n_rows; ++r) {
+        std::fill_n(rows + r * classes, classes, A(0));
+        rows[r * classes + y[r % samples]] = A(-1);
+    }
+    return true;
+}
+
 template <typename T>
 bool select_epsilon_typed(float* memory, int64_t size, const int64_t* index, const T* logits, const int64_t* y,
                           float* eps, int64_t* choice, const bool* misclassified, int64_t samples, int64_t classes,
@@ -247,6 +261,13 @@ bool saturation_proof_any(DType dtype, void* rows, const void* logits, const int
         dtype, [=](auto* type) { return saturation_proof_typed(rows, as(logits, type), y, n_rows, samples, classes); });
 }
 
+bool minus_onehot_any(DType dtype, void* rows, const int64_t* y, int64_t n_rows, int64_t samples, int64_t classes) {
+    return with_type(dtype, [=](auto* type) {
+        using A = typename Arithmetic<std::remove_pointer_t<decltype(type)>>::type;
+        return minus_onehot_typed(static_cast<A*>(rows), y, n_rows, samples, classes);
+    });
+}
+
 bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t* index, const void* logits,
                         const int64_t* y, float* eps, int64_t* choice, const bool* misclassified, int64_t samples,
                         int64_t classes, double gamma, double beta, double eps_min, double eps_max,
@@ -263,8 +284,8 @@ bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t*
 #define IAAT_STRING(text) IAAT_STRING_(text)
 
 extern const Kernels kernels;
-const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,   pgd_step_linf_any, random_start_linf_any,
-                      saturation_proof_any,  select_epsilon_any, random_crop_flip};
+const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,     pgd_step_linf_any,  random_start_linf_any,
+                      minus_onehot_any,      saturation_proof_any, select_epsilon_any, random_crop_flip};
 
 }  // namespace IAAT_ISA
 }  // namespace iaat

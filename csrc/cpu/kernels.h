@@ -18,6 +18,8 @@ struct Kernels {
     // stream: key, restart and first candidate.
     bool (*random_start_linf)(DType, void* out, const void* x, const void* eps, const int64_t* stream,
                               const int64_t* index, Rows, double lo, double hi);
+    // rows: -onehot in float (double for double logits); y[r % samples] is row r's class.
+    bool (*minus_onehot)(DType, void* rows, const int64_t* y, int64_t n_rows, int64_t samples, int64_t classes);
     // rows: softmax - onehot in float (double for double logits), replaced in place; y[r % samples] is row r's class.
     bool (*saturation_proof)(DType, void* rows, const void* logits, const int64_t* y, int64_t n_rows, int64_t samples,
                              int64_t classes);

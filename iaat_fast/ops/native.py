@@ -85,7 +85,7 @@ def random_start_linf(
     # The noise is drawn in logical element order, so the layout is put back afterwards.
     layout, x = memory_format(x), x.contiguous()
     rows, samples = eps.shape[0], x.shape[0]
-    out = x.new_empty((rows, *x.shape[1:]))
+    out = torch.empty((rows, *x.shape[1:]), dtype=x.dtype)
     eps, index, stream = (
         eps.contiguous(),
         index.contiguous(),
@@ -111,28 +111,21 @@ def random_start_linf(
 
 
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
-    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
     logits, y = logits.contiguous(), y.contiguous()
+    code, rows, samples, classes = CODES[logits.dtype], logits.shape[0], y.shape[0], logits.shape[1]
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    try:
-        rows = reference.softmax_minus_onehot(wide, y)
-    except RuntimeError:  # torch's scatter met a class out of range
-        checks.class_values(y, logits.shape[1])
-        raise
-    if rows.numel():
-        valid = _C.saturation_proof(
-            CODES[logits.dtype],
-            rows.data_ptr(),
-            logits.data_ptr(),
-            y.data_ptr(),
-            logits.shape[0],
-            y.shape[0],
-            logits.shape[1],
-        )
-        if not valid:
-            checks.class_values(y, logits.shape[1])
-            checks.logit_values(logits)
-    return rows if wide is logits else rows.to(logits.dtype)
+    minus_onehot = torch.empty_like(wide)
+    if rows and not _C.minus_onehot(
+        code, minus_onehot.data_ptr(), y.data_ptr(), rows, samples, classes
+    ):
+        checks.class_values(y, classes)
+    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
+    cotangent = reference.plus_softmax(minus_onehot, wide)
+    if rows and not _C.saturation_proof(
+        code, cotangent.data_ptr(), logits.data_ptr(), y.data_ptr(), rows, samples, classes
+    ):
+        checks.logit_values(logits)
+    return cotangent if wide is logits else cotangent.to(logits.dtype)
 
 
 def select_epsilon_(
@@ -188,10 +181,10 @@ def random_crop_flip(
     images, index, stream = (
         images.contiguous(),
         index.contiguous(),
-        reference.stream_of(seed).contiguous(),
+        reference.stream_of(seed, 2).contiguous(),
     )
     size, height, width, channels = images.shape
-    out = images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
+    out = torch.empty((index.shape[0], channels, height, width), dtype=torch.float32)
     valid = _C.random_crop_flip(
         out.data_ptr(),
         images.data_ptr(),

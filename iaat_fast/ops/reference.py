@@ -116,7 +116,7 @@ def random_crop_flip(
     size, height, width, channels = images.shape
     if index.is_cpu:
         checks.index_values(index, size)
-    key, stream, _ = stream_of(seed).unbind()
+    key, stream = stream_of(seed, 2).unbind()
     words = philox(
         key, torch.zeros_like(index), index, stream, torch.full_like(index, AUGMENTATION)
     )
@@ -160,7 +160,11 @@ def softmax_minus_onehot(logits: Tensor, y: Tensor) -> Tensor:
     `y` names the class of row r at r modulo its length, so K candidates share their samples' classes.
     """
     y = _per_candidate(y, logits.shape[0]).view(-1, 1)
-    minus_onehot = torch.zeros_like(logits).scatter_(1, y, -1.0)
+    return plus_softmax(torch.zeros_like(logits).scatter_(1, y, -1.0), logits)
+
+
+def plus_softmax(minus_onehot: Tensor, logits: Tensor) -> Tensor:
+    """softmax - onehot, from -onehot."""
     log_p = torch._log_softmax(logits, 1, False)
     return torch._log_softmax_backward_data(minus_onehot, log_p, 1, logits.dtype)
 
@@ -180,12 +184,12 @@ def exp_nonpositive(x: Tensor) -> Tensor:
     return torch.where(x < -87.0, 0.0, p * torch.exp2(n.clamp(min=-126.0)))
 
 
-def stream_of(seed: Tensor) -> Tensor:
-    """[key, restart, first candidate] from a seed tensor of 1 to 3 entries; missing ones are 0."""
-    seed = seed.reshape(-1)
-    if seed.shape[0] == 3:
+def stream_of(seed: Tensor, entries: int = 3) -> Tensor:
+    """[key, restart, first candidate], or as many of a seed tensor's entries; missing ones are 0."""
+    if seed.shape == (entries,):
         return seed
-    return torch.cat([seed, seed.new_zeros(3 - seed.shape[0])])
+    seed = seed.reshape(-1)
+    return torch.cat([seed, seed.new_zeros(entries - seed.shape[0])])
 
 
 def philox(

@@ -293,6 +293,11 @@ def batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", optim={"batch_size": 13, "sync_batchnorm": True}))
 
 
+def skipping_with_batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
+    changes = {"data": {"on_bad_image": "skip"}, "optim": {"batch_size": 13, "sync_batchnorm": True}}
+    run(usual(), config(folder / "run", **changes))
+
+
 def too_small_a_last_batch(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", optim={"sync_batchnorm": True}))
 
@@ -316,6 +321,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     no_data,
     too_small_a_batch,
     batch_norm_over_ranks,
+    skipping_with_batch_norm_over_ranks,
     too_small_a_last_batch,
 )
 

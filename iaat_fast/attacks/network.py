@@ -14,6 +14,7 @@ from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.model_state import attacked, bare, couples_samples
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.shadow import Shadow, Unshadowable
+from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
 
@@ -86,7 +87,11 @@ class Network:
         """
         self._resolved = options.resolve_precision(self.precision, x.device)
         self._levers = options.resolve_engine(self.engine, self._resolved)
-        with attacked(self.model, self.bn), _tf32(self._resolved == "tf32"):
+        with (
+            kept_heap(x.device),
+            attacked(self.model, self.bn),
+            _tf32(self._resolved == "tf32"),
+        ):
             self._prepare(x)
             yield
 

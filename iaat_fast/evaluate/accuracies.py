@@ -14,6 +14,7 @@ from iaat_fast.attacks.model_state import attacked
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.trajectories import Mark, Trajectories, correct
+from iaat_fast.heap import kept_heap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +132,13 @@ def robust_accuracy(
         samples=samples,
     )
     size = len(split) if samples is None else len(samples)
-    while not run.finished:
-        run.advance()
-        if progress is not None:
-            settled = run.settled - (len(split) - size)
-            done = restarts * size if run.finished else run.restart * size + settled
-            progress(done, restarts * size)
+    with kept_heap(split.labels.device):
+        while not run.finished:
+            run.advance()
+            if progress is not None:
+                settled = run.settled - (len(split) - size)
+                done = restarts * size if run.finished else run.restart * size + settled
+                progress(done, restarts * size)
     run.warn()
     robust = run.standing(0)
     return RobustResult(

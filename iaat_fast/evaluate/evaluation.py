@@ -18,6 +18,7 @@ from iaat_fast.evaluate.record import Record, open_record
 from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.suites import suite_named
 from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
+from iaat_fast.heap import kept_heap
 
 
 def folder_name(subject: Subject, suite: str, *, seed: int = 0, any_iterate: bool = False) -> str:
@@ -172,11 +173,12 @@ def evaluate_suite(
             save_every=save_every,
             tell=tell,
         )
-        for measure in dict.fromkeys(PARTS[name] for name in names):
-            measure(evaluation)
-            for name in names:
-                if PARTS[name] is measure and not record.is_finished(name):
-                    record.finish(name)
+        with kept_heap(subject.split.labels.device):
+            for measure in dict.fromkeys(PARTS[name] for name in names):
+                measure(evaluation)
+                for name in names:
+                    if PARTS[name] is measure and not record.is_finished(name):
+                        record.finish(name)
     return record.content
 
 

@@ -16,6 +16,7 @@ from iaat_fast import data as datasets
 from iaat_fast.alone import alone_in
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
+from iaat_fast.heap import kept_heap
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start
 from iaat_fast.train.board import Board
@@ -186,6 +187,7 @@ class _Run:
             self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
         try:
             with (
+                kept_heap(state.device),
                 StopSignals(patient=self.ranks.count > 1) as signals,
                 Checkpointer(self.folder, config.run, enabled=first) as self.checkpoints,
             ):

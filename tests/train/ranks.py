@@ -294,7 +294,10 @@ def batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
 
 
 def skipping_with_batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
-    changes = {"data": {"on_bad_image": "skip"}, "optim": {"batch_size": 13, "sync_batchnorm": True}}
+    changes = {
+        "data": {"on_bad_image": "skip"},
+        "optim": {"batch_size": 13, "sync_batchnorm": True},
+    }
     run(usual(), config(folder / "run", **changes))
 
 

@@ -167,3 +167,16 @@ def test_default_numbers_are_the_places_in_the_batch() -> None:
     assert torch.equal(
         ops.random_start_linf(x, 0.1, 0), ops.random_start_linf(x, 0.1, 0, torch.arange(4))
     )
+
+
+def test_a_seed_that_comes_back_draws_the_same_in_every_mode() -> None:
+    x, eps = torch.full((3, 1, 2, 2), 0.5), torch.full((3,), 0.1)
+    seed = 0x5EED_0001  # of this test alone: its first call makes what later ones reuse
+    with torch.inference_mode():
+        first = ops.random_start_linf(x, eps, seed).clone()
+    again = ops.random_start_linf(x.requires_grad_(), eps, seed)
+    traced = torch.compile(ops.random_start_linf, backend="eager", fullgraph=True)
+    given = ops.random_start_linf(x, eps, torch.tensor([seed, 0, 0]))
+    assert not torch.equal(first, ops.random_start_linf(x, eps, seed, restart=1))
+    for other in (again, traced(x, eps, seed), given):
+        assert torch.equal(first, other)

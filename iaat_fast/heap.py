@@ -31,8 +31,8 @@ def kept_heap(device: torch.device) -> Iterator[None]:
     """Within it, freed memory of this process stays with it, if `device` is a CPU.
 
     By default glibc hands large blocks back to the kernel as soon as they are free, and every step of an attack
-    or of training gets its activations anew, page by page: 40,000 to 200,000 page faults per step of a ResNet-18 at
-    batch 64 to 128, about a tenth of its time. Afterwards what is free goes back, and the thresholds are those at
+    or of training gets its activations anew, page by page: some 40,000 page faults per step of a ResNet-18 at batch 64,
+    9,000 with this. Afterwards what is free goes back, and the thresholds are those at
     which glibc's own adjustment ends (32 MiB and 64 MiB). Does nothing with another C library, or where the
     environment sets one of glibc's own (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_, ...). May be nested, and held by
     several threads.

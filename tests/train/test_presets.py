@@ -109,7 +109,7 @@ def test_cifar_presets_evaluate_as_table_1_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_the_baselines_have_the_weights_in_common_use(dataset: str) -> None:
+def test_the_baselines_have_the_weights_of_their_released_code(dataset: str) -> None:
     resnet, wide = (preset(f"{dataset}-{name}").baseline for name in ("resnet18", "wrn32-10"))
     assert (resnet.mart_beta, wide.mart_beta) == (5.0, 6.0)
     for part in (resnet, wide):

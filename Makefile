@@ -16,7 +16,7 @@ train: $(INSTALLED)
 
 # A process per core. Each starts as many threads as there are cores; waiting ones must not burn the others' time.
 test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu" $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not gpu" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -24,9 +24,9 @@ from pathlib import Path
 from iaat_fast.alone import alone_in
 with alone_in(Path(sys.argv[1])):
     worker = os.fork() if sys.argv[2] == "worker" else None
-    if worker == 0:
-        time.sleep(60)
-    print(worker, flush=True)
+    if not worker:
+        # A worker speaks for itself: until it runs it has not let go.
+        print(worker if worker is None else os.getpid(), flush=True)
     time.sleep(60)
 """
 

@@ -56,13 +56,18 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extension, built with the CUDA kernels for sm_80 and sm_90."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The extension, built with the CUDA kernels for sm_80 and sm_90, and what the build printed."""
     folder = tmp_path_factory.mktemp("cuda")
     build = ("build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp")
-    run(sys.executable, "setup.py", *build, IAAT_CUDA="1", IAAT_CUDA_ARCHS="80;90")
-    (built,) = folder.glob("lib/iaat_fast/_C.*.so")
-    return built
+    said = run(sys.executable, "setup.py", *build, IAAT_CUDA="1", IAAT_CUDA_ARCHS="80;90")
+    (library,) = folder.glob("lib/iaat_fast/_C.*.so")
+    return library, said
+
+
+@pytest.fixture(scope="module")
+def library(built: tuple[Path, str]) -> Path:
+    return built[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,22 @@ def test_every_kernel_is_there_for_every_architecture(kernels: list[Kernel]) -> 
     assert {kernel.arch for kernel in kernels} == set(ARCHS)
     for op in OPS:
         assert any(name.startswith(f"{op}_kernel<") for name in names[80]), op
+
+
+def test_the_build_warns_of_nothing(built: tuple[Path, str]) -> None:
+    assert "warning" not in built[1].lower()
+    assert re.findall("[1-9][0-9]* bytes spill", built[1]) == []
+
+
+def test_it_imports_without_a_gpu(library: Path) -> None:
+    code = (
+        "import torch, _C\n"
+        "info = _C.build_info()\n"
+        "print(info['cuda'], info['cuda_archs'], info['cuda_ptx'])"
+    )
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(library.parent)}
+    said = run(sys.executable, "-W", "ignore", "-c", code, **hidden)
+    assert said.split() == ["True", "[80,", "90]", "90"]
 
 
 def test_newer_gpus_find_ptx(library: Path) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from iaat_fast.files import read_json, write_json
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run
-from iaat_fast.train.config import TrainConfig, differences, override
+from iaat_fast.train.changes import differences, override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.opening import recorded_config
 
 SCHEMA = 1

@@ -14,7 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iaat_fast.train.config import TrainConfig, override
+    from iaat_fast.train.changes import override
+    from iaat_fast.train.config import TrainConfig
     from iaat_fast.train.loop import FitResult, fit
     from iaat_fast.train.presets import PRESETS, preset
     from iaat_fast.train.ranks import LostRank
@@ -38,7 +39,7 @@ _HOME = {
     "LostRank": "ranks",
     "TrainConfig": "config",
     "fit": "loop",
-    "override": "config",
+    "override": "changes",
     "preset": "presets",
 }
 

@@ -10,7 +10,8 @@ from torch import nn
 import iaat_fast
 from iaat_fast.data import ImageData, Samples
 from iaat_fast.digest import digest
-from iaat_fast.train.config import TrainConfig, differences, override
+from iaat_fast.train.changes import differences, override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.ranks import Ranks
 
 _BYTES = 2**30

@@ -19,8 +19,9 @@ from iaat_fast import command_line
 from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice, one_line
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.changes import override
 from iaat_fast.train.closing import close_run
-from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig, override
+from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config

@@ -21,8 +21,9 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start
 from iaat_fast.train.board import Board
 from iaat_fast.train.building import make_parts, make_state
+from iaat_fast.train.changes import override
 from iaat_fast.train.checkpointing import Checkpointer
-from iaat_fast.train.config import CUSTOM, TrainConfig, override
+from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.divergence import FiniteLoss
 from iaat_fast.train.feed import Fed, Feed

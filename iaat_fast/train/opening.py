@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.config import TrainConfig, differences, override
+from iaat_fast.train.changes import differences, override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.state import TrainState
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from iaat_fast.messages import choice
-from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig, override
+from iaat_fast.train.changes import override
+from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig
 
 Changes = Mapping[str, Mapping[str, Any]]
 

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from iaat_fast.data import ImageData, Split
-from iaat_fast.train.config import TrainConfig, override
+from iaat_fast.train import FitResult, fit
+from iaat_fast.train.changes import override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import preset
+from tests.train.same_run import Fit
 
 
 @pytest.fixture
@@ -71,3 +74,11 @@ def tiny_config() -> Callable[..., TrainConfig]:
         return override(override(config, changes), parts)
 
     return make
+
+
+@pytest.fixture
+def tiny_fit(tiny_model: Callable[[], nn.Module], tiny_data: ImageData) -> Fit:
+    def call(config: TrainConfig, **keywords: Any) -> FitResult:
+        return fit(config, model=tiny_model(), data=tiny_data, quiet=True, **keywords)
+
+    return call

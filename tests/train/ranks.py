@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from iaat_fast.data import ImageData, Split, epoch_order, load
 from iaat_fast.train import FitResult, Interrupted, fit
-from iaat_fast.train.config import TrainConfig, override
+from iaat_fast.train.changes import override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.presets import preset
 from iaat_fast.train.ranks import Ranks

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.changes import FREE, override
 from iaat_fast.train.cli import Command, main, parse
-from iaat_fast.train.config import FREE, TrainConfig, override
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import PRESETS, preset
 
 

@@ -1,0 +1,88 @@
+"""Changes to a configuration: fields overridden by name, and the differences that a resumed run may not have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iaat_fast.messages import choice
+from iaat_fast.train.config import TrainConfig
+
+PARTS: dict[str, type] = {
+    f.name: f.default_factory  # type: ignore[misc]
+    for f in dataclasses.fields(TrainConfig)
+    if f.default_factory is not dataclasses.MISSING
+}
+"""The parts of a configuration by name, e.g. `"attack": AttackConfig`."""
+
+FREE = frozenset(
+    {
+        "data.path",
+        "data.workers",
+        "data.on_bad_image",
+        "run.out",
+        "optim.accumulate",
+        "run.device",
+        "run.checkpoint_steps",
+        "run.checkpoint_minutes",
+        "run.snapshot_epochs",
+        "run.tensorboard",
+    }
+)
+"""Fields that may change when a run is resumed: none of them is part of the arithmetic. (A data set
+that moved must still be the same one; another device, or other micro-batches, take the same steps
+with other rounding.)"""
+
+
+def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """`config` with `changes` made, nested by part as in `config.json`.
+
+    >>> override(TrainConfig(), {"method": "adv", "optim": {"epochs": 3}}).optim.epochs
+    3
+
+    Raises:
+        ValueError: a field that does not exist (the message names the nearest) or a bad value.
+        TypeError: a value of the wrong type.
+    """
+    updated: dict[str, Any] = {}
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name, value in changes.items():
+        choice("configuration field", name, known)
+        if name not in PARTS:
+            updated[name] = value
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} is {value!r}: expected a mapping of its fields")
+        for inner in value:
+            choice(f"field of {name}", inner, [f.name for f in dataclasses.fields(PARTS[name])])
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
+        updated[name] = dataclasses.replace(getattr(config, name), **plain)
+    return dataclasses.replace(config, **updated)
+
+
+def differences(
+    old: TrainConfig, new: TrainConfig, *, there: str = " there", given: str = " given"
+) -> list[str]:
+    """The fields in which two configurations differ and that are not `FREE`, with both values.
+
+    `there` and `given` say where each value is from.
+    """
+    found = []
+    before, after = _flat(old), _flat(new)
+    for name, value in before.items():
+        if name not in FREE and after[name] != value:
+            found.append(f"{name} ({value!r}{there}, {after[name]!r}{given})")
+    return found
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": v for inner, v in value.items()})
+        else:
+            flat[name] = value
+    return flat

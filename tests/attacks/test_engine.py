@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -46,10 +47,11 @@ def test_auto_is_plain_in_fp32_and_fast_below() -> None:
 
 def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert options.resolve_precision("auto", cpu) == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert options.resolve_precision("auto", cpu) == "fp32"
+    for amx, avx512_bf16 in itertools.product((True, False), repeat=2):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512_bf16: has)
+        expected = "bf16" if amx or avx512_bf16 else "fp32"
+        assert options.resolve_precision("auto", cpu) == expected
     for capability, expected in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 0), "fp16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert options.resolve_precision("auto", cuda) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from iaat_fast.evaluate.corruptions import footnotes
@@ -18,7 +19,6 @@ def suite_table(content: dict[str, Any]) -> Table:
     steps = {row["alpha"] for row in content["measurements"] if "alpha" in row}
     step = f", attack step {steps.pop() * 255:g}/255" if len(steps) == 1 else ""
     result = Table(title=f"{title}, {rule} iterate{step}{state}")
-    result.add_column("part")
     result.add_column("measurement")
     for column in ("accuracy", "95 % interval", "correct"):
         result.add_column(column, justify="right")
@@ -27,17 +27,26 @@ def suite_table(content: dict[str, Any]) -> Table:
         content["measurements"],
         key=lambda row: (parts.index(row["part"]), row.get("eps", 0), row.get("steps", 0)),
     )
+    part = None
     for row in rows:
         accuracy = row.get("accuracy", row.get("mean_accuracy"))
         low, high = row.get("interval_95", (None, None))
+        name = _name(row)
+        # A line of its own for the part: a column would not leave an attack's name room in 80 characters.
+        if row["part"] != part:
+            part = row["part"]
+            result.add_section()
+            if name != part:
+                result.add_row(f"[bold]{part}")
         result.add_row(
-            row["part"],
-            _name(row),
+            f"[bold]{name}" if name == part else f"  {name}",
             "–" if accuracy is None else f"{accuracy:.2%}",
             "" if low is None else f"{low:.2%} – {high:.2%}",
             f"{row['correct']} / {row['samples']}" if "correct" in row else "",
         )
     notes = [note for row in rows if row["kind"] == "corruptions" for note in footnotes(row)]
+    surrogates = dict.fromkeys(row["surrogate"]["run"] for row in rows if "surrogate" in row)
+    notes += [f"transfer: crafted on {escape(str(run))}" for run in surrogates]
     attacks = [row for row in rows if "gradients_planned" in row]
     planned = sum(row["gradients_planned"] for row in attacks)
     if planned:
@@ -52,6 +61,8 @@ def _name(row: dict[str, Any]) -> str:
     if row["kind"] == "autoattack":
         return f"AutoAttack at ε = {row['eps'] * 255:g}/255"
     if row["kind"] not in ("pgd", "transfer"):
-        return str(row["key"])
-    surrogate = f", crafted on {row['surrogate']['run']}" if "surrogate" in row else ""
-    return f"{attack_name(row)}{surrogate}"
+        # The mean over the corruptions has the part's name, and stands last.
+        return (
+            "mean" if row["kind"] == "corruptions" else str(row["key"]).removeprefix("corruption-")
+        )
+    return attack_name(row)

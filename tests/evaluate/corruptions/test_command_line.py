@@ -37,7 +37,7 @@ def test_the_folder_beside_the_data_is_measured(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0
-    assert "corruption-fog" in capsys.readouterr().out
+    assert "  fog  " in capsys.readouterr().out
     rows = json.loads(Path("out/results.json").read_text())["measurements"]
     assert rows[-1]["types"] == 19
     assert rows[-1]["source"] == "official"

@@ -68,7 +68,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """In hardware (AMX, AVX512_BF16): a PGD on ResNet-18 takes half as long as in fp32; emulated, 1.4 times as long."""
+    """AMX or AVX512_BF16. With the latter a PGD on ResNet-18 takes half as long as in fp32, with neither longer."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 

@@ -31,7 +31,7 @@ def suite_table(content: dict[str, Any]) -> Table:
     for row in rows:
         accuracy = row.get("accuracy", row.get("mean_accuracy"))
         low, high = row.get("interval_95", (None, None))
-        name = _name(row)
+        name = escape(_name(row))
         # A line of its own for the part: a column would not leave an attack's name room in 80 characters.
         if row["part"] != part:
             part = row["part"]
@@ -58,11 +58,14 @@ def suite_table(content: dict[str, Any]) -> Table:
 
 
 def _name(row: dict[str, Any]) -> str:
-    if row["kind"] == "autoattack":
-        return f"AutoAttack at ε = {row['eps'] * 255:g}/255"
-    if row["kind"] not in ("pgd", "transfer"):
-        # The mean over the corruptions has the part's name, and stands last.
-        return (
-            "mean" if row["kind"] == "corruptions" else str(row["key"]).removeprefix("corruption-")
-        )
-    return attack_name(row)
+    match row["kind"]:
+        case "pgd" | "transfer":
+            return attack_name(row)
+        case "autoattack":
+            return f"AutoAttack at ε = {row['eps'] * 255:g}/255"
+        case "corruption":
+            return str(row["corruption"])
+        case "corruptions":
+            return "mean"
+        case _:
+            return str(row["key"])

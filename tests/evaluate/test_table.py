@@ -39,7 +39,12 @@ def test_the_widest_measurements_take_a_line_each() -> None:
         row("natural", "natural", "natural"),
         attack("pgd", "pgd", 1000, 16),
         attack("transfer", "transfer", 1000, 16, surrogate={"run": "runs/[b]other"}),
-        row("corruptions", "corruption-elastic_transform", "corruption"),
+        row("corruptions", "corruption-fog", "corruption", corruption="elastic_transform"),
+        row(
+            "corruptions", "corruptions", "corruptions", source="official", mce=None, complete=True
+        ),
+        row("adversarial", "mine[b].npz", "adversarial"),
+        attack("autoattack", "autoattack", 100, 16),
     )
     body = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
     name = "PGD-1000 × 2 at ε = 16/255"
@@ -51,8 +56,13 @@ def test_the_widest_measurements_take_a_line_each() -> None:
         name,
         "corruptions",
         "elastic_transform",
+        "mean",
+        "adversarial",
+        "mine[b].npz",
+        "autoattack",
+        "AutoAttack at ε = 16/255",
     ]
-    assert sum("25.00% │ 24.00% – 26.00% │ 2500 / 10000" in line for line in lines) == 4
+    assert sum("25.00% │ 24.00% – 26.00% │ 2500 / 10000" in line for line in lines) == 7
     assert "transfer: crafted on runs/[b]other" in " ".join(lines)
 
 

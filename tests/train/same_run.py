@@ -1,4 +1,4 @@
-"""What a run leaves, for comparing two runs bit by bit."""
+"""What tests of whole runs share: how `fit` is called, and two runs compared bit by bit."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 In the ops of attacks, images are float32, float64, float16 or bfloat16, contiguous or channels_last; radii and step
 sizes are floats or one value per row, on the scale of the images; `lo` and `hi` bound the pixels. Where `x_adv` (or
-`eps`) holds K*N rows for the N rows of `x`, row k*N + i is candidate k of sample i.
+`eps`) holds K*N rows for the N rows of `x`, row k*N + i is candidate k of sample i. The passes of a network under
+attack, its activations and normalisations, are in `layers.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import backends, checks
+from iaat_fast.ops.layers import relu_backward_, scale_shift_relu, scale_shift_relu_backward_
 
 __all__ = [
     "backend",
@@ -23,6 +25,9 @@ __all__ = [
     "project_linf",
     "random_crop_flip",
     "random_start_linf",
+    "relu_backward_",
+    "scale_shift_relu",
+    "scale_shift_relu_backward_",
     "select_epsilon_",
 ]
 
@@ -119,7 +124,9 @@ def pgd_step_linf_(
     if stats is not None:
         checks.int64_vector("stats", stats, 2, x.device)
     # The reference would put x_adv into their graph.
-    _pgd_step_linf_(x_adv, _constant(grad), _constant(x), radius, step, lo, hi, targeted, stats)
+    _pgd_step_linf_(
+        x_adv, checks.constant(grad), checks.constant(x), radius, step, lo, hi, targeted, stats
+    )
     return x_adv
 
 
@@ -169,7 +176,7 @@ def random_start_linf(
         checks.int64_vector("index", index, n, x.device)
     stream = _seed(seed, x.device, restart=restart, candidate=candidate)
     return _random_start_linf(
-        _constant(x), checks.per_row("eps", eps, rows, x), stream, index, lo, hi
+        checks.constant(x), checks.per_row("eps", eps, rows, x), stream, index, lo, hi
     )
 
 
@@ -201,7 +208,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
         raise ValueError(
             f"y: length {y.shape[0]}, expected {logits.shape[0]}, or that over K for K candidates"
         )
-    return _ce_cotangent(_constant(logits), y, targeted)
+    return _ce_cotangent(checks.constant(logits), y, targeted)
 
 
 def select_epsilon_(
@@ -272,7 +279,7 @@ def select_epsilon_(
     return _select_epsilon_(
         memory,
         index,
-        _constant(logits),
+        checks.constant(logits),
         y,
         gamma,
         beta,
@@ -326,11 +333,6 @@ def random_crop_flip(
     return _random_crop_flip(
         images, index, _seed(seed, images.device, stream=stream), padding, flip
     )
-
-
-def _constant(x: Tensor) -> Tensor:
-    """x without its graph; itself where it has none, since a fresh view of it costs a call 2 us."""
-    return x.detach() if x.requires_grad else x
 
 
 def _seed(seed: int | Tensor, device: torch.device, **numbers: int) -> Tensor:

@@ -49,6 +49,56 @@ def same_images(
         )
 
 
+def layer(name: str, x: Tensor, *, channels: bool) -> None:
+    """Values inside a network, or gradients of them: any shape, or with `channels` [N, C, ...]."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name}: dtype {x.dtype}, expected float32, float64, float16 or bfloat16")
+    if channels and x.dim() < 2:
+        raise ValueError(f"{name}: shape {tuple(x.shape)}, expected [N, C, ...]")
+
+
+def same_layer(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """value must match like in dtype, device and shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype is not like.dtype:
+        raise TypeError(f"{name}: dtype {value.dtype}, expected that of {like_name}, {like.dtype}")
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: device {value.device}, expected that of {like_name}, {like.device}"
+        )
+    if value.shape != like.shape:
+        raise ValueError(
+            f"{name}: shape {tuple(value.shape)}, expected that of {like_name}, {tuple(like.shape)}"
+        )
+
+
+def per_channel(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """A factor or summand of each channel of like, in the arithmetic's dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    if value.dtype is not dtype:
+        raise TypeError(
+            f"{name}: dtype {value.dtype}, expected {dtype} for {like_name} of {like.dtype}"
+        )
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: device {value.device}, expected that of {like_name}, {like.device}"
+        )
+    if value.shape != like.shape[1:2]:
+        raise ValueError(
+            f"{name}: shape {tuple(value.shape)}, expected one value per channel, [{like.shape[1]}]"
+        )
+
+
+def activation(floor: float, ceiling: float) -> None:
+    if not floor <= ceiling:
+        raise ValueError(f"floor, ceiling: {floor}, {ceiling}, expected floor <= ceiling")
+
+
 def is_multiple(rows: int, n: int) -> bool:
     return rows == n or (n > 0 and rows > 0 and rows % n == 0)
 
@@ -147,6 +197,11 @@ def in_place(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name}: requires grad, but it is written in place; pass {name}.detach() or clone it"
         )
+
+
+def constant(x: Tensor) -> Tensor:
+    """x without its graph; itself where it has none, since a fresh view of it costs a call 2 us."""
+    return x.detach() if x.requires_grad else x
 
 
 def radii_values(eps: Tensor) -> None:

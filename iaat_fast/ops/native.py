@@ -201,3 +201,9 @@ def random_crop_flip(
     if not valid:
         checks.index_values(index, size)
     return out
+
+
+# Until this backend has kernels of them.
+relu_backward_ = reference.relu_backward_
+scale_shift_relu = reference.scale_shift_relu
+scale_shift_relu_backward_ = reference.scale_shift_relu_backward_

@@ -198,3 +198,9 @@ def random_crop_flip(
         *_queue(images.device),
     )
     return out
+
+
+# Until this backend has kernels of them.
+relu_backward_ = reference.relu_backward_
+scale_shift_relu = reference.scale_shift_relu
+scale_shift_relu_backward_ = reference.scale_shift_relu_backward_

@@ -140,6 +140,53 @@ def random_crop_flip(
     return x
 
 
+def relu_backward_(
+    grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float
+) -> None:
+    total = _wide(grad) if other is None else _wide(grad) + _wide(other)
+    grad.copy_(torch.where(_blocked(out, floor, ceiling), 0.0, total))
+
+
+def scale_shift_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    if residual is not None:
+        x.copy_(_wide(x) + _wide(residual))
+    value = _wide(x) * _per_channel(scale, x.dim()) + _per_channel(shift, x.dim())
+    return _like(value.clamp(floor, ceiling).to(x.dtype), x)
+
+
+def scale_shift_relu_backward_(
+    grad: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    floor: float,
+    ceiling: float,
+) -> None:
+    scaled = _wide(grad) * _per_channel(scale, grad.dim())
+    passed = torch.where(_blocked(out, floor, ceiling), 0.0, scaled)
+    grad.copy_(passed if residual is None else passed + _wide(residual))
+
+
+def _blocked(out: Tensor, floor: float, ceiling: float) -> Tensor:
+    """Where an activation with this output lets no gradient through. An infinite bound blocks nothing, as in autograd.
+
+    The bounds are compared as the activation stored them, rounded to its dtype.
+    """
+    blocked = torch.zeros_like(out, dtype=torch.bool)
+    if floor > -math.inf:
+        blocked |= out <= torch.tensor(floor, dtype=out.dtype)
+    if ceiling < math.inf:
+        blocked |= out >= torch.tensor(ceiling, dtype=out.dtype)
+    return blocked
+
+
 # The last counter word of the augmentation's draws, where the attacks count their restarts from 0.
 AUGMENTATION = 0xFFFFFFFF
 
@@ -232,6 +279,10 @@ def _wide(x: Tensor) -> Tensor:
 
 def _per_row(values: Tensor, dim: int) -> Tensor:
     return values.view(-1, *[1] * (dim - 1))
+
+
+def _per_channel(values: Tensor, dim: int) -> Tensor:
+    return values.view(-1, *[1] * (dim - 2))
 
 
 def _per_candidate(x: Tensor, rows: int) -> Tensor:

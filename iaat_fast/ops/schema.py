@@ -33,6 +33,17 @@ SCHEMAS = {
     "random_crop_flip": (
         "(Tensor images, Tensor index, Tensor seed, int padding, bool flip) -> Tensor"
     ),
+    "relu_backward_": (
+        "(Tensor(a!) grad, Tensor out, Tensor? other, float floor, float ceiling) -> ()"
+    ),
+    "scale_shift_relu": (
+        "(Tensor(a!) x, Tensor? residual, Tensor scale, Tensor shift, float floor, float ceiling) "
+        "-> Tensor"
+    ),
+    "scale_shift_relu_backward_": (
+        "(Tensor(a!) grad, Tensor out, Tensor scale, Tensor? residual, float floor, float ceiling) "
+        "-> ()"
+    ),
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -95,6 +106,35 @@ def _(
 def _(images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool) -> Tensor:
     _, height, width, channels = images.shape
     return images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
+
+
+@_fake("relu_backward_")
+def _(grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float) -> None:
+    return None
+
+
+@_fake("scale_shift_relu")
+def _(
+    x: Tensor,
+    residual: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+@_fake("scale_shift_relu_backward_")
+def _(
+    grad: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    floor: float,
+    ceiling: float,
+) -> None:
+    return None
 
 
 def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

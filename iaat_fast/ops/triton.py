@@ -268,3 +268,9 @@ def _on(device: torch.device) -> Any:
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
+
+
+# Until this backend has kernels of them.
+relu_backward_ = reference.relu_backward_
+scale_shift_relu = reference.scale_shift_relu
+scale_shift_relu_backward_ = reference.scale_shift_relu_backward_

@@ -60,6 +60,23 @@ bool random_crop_flip(Address out, Address images, Address index, Address stream
                                     size, height, width, channels, padding, flip);
 }
 
+void relu_backward(int dtype, Address grad, Address out, Address other, int64_t elements, double floor,
+                   double ceiling) {
+    active->relu_backward(dtype_of(dtype), at(grad), at(out), at(other), elements, floor, ceiling);
+}
+
+void scale_shift_relu(int dtype, Address out, Address x, Address residual, Address scale, Address shift,
+                      int64_t elements, int64_t channels, int64_t inner, double floor, double ceiling) {
+    active->scale_shift_relu(dtype_of(dtype), at(out), at(x), at(residual), at(scale), at(shift),
+                             {elements, channels, inner}, floor, ceiling);
+}
+
+void scale_shift_relu_backward(int dtype, Address grad, Address out, Address scale, Address residual, int64_t elements,
+                               int64_t channels, int64_t inner, double floor, double ceiling) {
+    active->scale_shift_relu_backward(dtype_of(dtype), at(grad), at(out), at(scale), at(residual),
+                                      {elements, channels, inner}, floor, ceiling);
+}
+
 void use_isa(const std::string& name) {
     const iaat::Kernels* named = iaat::kernels_named(name.c_str());
     if (!named) throw py::value_error("isa '" + name + "': not built, or this processor cannot run it");
@@ -107,6 +124,9 @@ PYBIND11_MODULE(_C, module) {
     module.def("saturation_proof", &saturation_proof, py::call_guard<py::gil_scoped_release>());
     module.def("select_epsilon", &select_epsilon, py::call_guard<py::gil_scoped_release>());
     module.def("random_crop_flip", &random_crop_flip, py::call_guard<py::gil_scoped_release>());
+    module.def("relu_backward", &relu_backward, py::call_guard<py::gil_scoped_release>());
+    module.def("scale_shift_relu", &scale_shift_relu, py::call_guard<py::gil_scoped_release>());
+    module.def("scale_shift_relu_backward", &scale_shift_relu_backward, py::call_guard<py::gil_scoped_release>());
     module.def("use_isa", &use_isa, "Switch to the kernels of one instruction set: for tests and benchmarks.");
     module.def("build_info", &build_info, "Version, compiler, instruction sets and GPUs of this build.");
 #if defined(IAAT_CUDA)

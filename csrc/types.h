@@ -15,4 +15,10 @@ struct Rows {
     int64_t rows, samples, row_elems;
 };
 
+// A tensor inside a network: element i belongs to channel i / inner % channels, so inner is 1 where channels are the
+// fastest dimension. Values per channel are in float (double for double tensors).
+struct Layer {
+    int64_t elements, channels, inner;
+};
+
 }  // namespace iaat

@@ -79,6 +79,34 @@ def random_crop_flip(
     padding: int,
     flip: bool,
 ) -> bool: ...
+def relu_backward(
+    dtype: int, grad: int, out: int, other: int, elements: int, floor: float, ceiling: float
+) -> None: ...
+def scale_shift_relu(
+    dtype: int,
+    out: int,
+    x: int,
+    residual: int,
+    scale: int,
+    shift: int,
+    elements: int,
+    channels: int,
+    inner: int,
+    floor: float,
+    ceiling: float,
+) -> None: ...
+def scale_shift_relu_backward(
+    dtype: int,
+    grad: int,
+    out: int,
+    scale: int,
+    residual: int,
+    elements: int,
+    channels: int,
+    inner: int,
+    floor: float,
+    ceiling: float,
+) -> None: ...
 def use_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
 
@@ -196,6 +224,49 @@ class cuda:
         channels: int,
         padding: int,
         flip: bool,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def relu_backward(
+        dtype: int,
+        grad: int,
+        out: int,
+        other: int,
+        elements: int,
+        floor: float,
+        ceiling: float,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def scale_shift_relu(
+        dtype: int,
+        out: int,
+        x: int,
+        residual: int,
+        scale: int,
+        shift: int,
+        elements: int,
+        channels: int,
+        inner: int,
+        floor: float,
+        ceiling: float,
+        device: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def scale_shift_relu_backward(
+        dtype: int,
+        grad: int,
+        out: int,
+        scale: int,
+        residual: int,
+        elements: int,
+        channels: int,
+        inner: int,
+        floor: float,
+        ceiling: float,
         device: int,
         stream: int,
     ) -> None: ...

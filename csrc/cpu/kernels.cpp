@@ -5,40 +5,17 @@
 #include <type_traits>
 
 #include "cpu/crop.h"
+#include "cpu/layers.h"
+#include "cpu/loops.h"
 #include "math/cotangent.h"
 #include "math/dtypes.h"
 #include "math/epsilon.h"
 #include "math/linf.h"
 #include "math/philox.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace iaat {
 inline namespace IAAT_ISA {
 namespace {
-
-// Below this many elements a thread costs more than it saves (torch's own grain size).
-constexpr int64_t kGrain = 32768;
-// Elements per inner loop: a multiple of every vector width, and few enough for 32-bit counters.
-constexpr int64_t kTile = 4096;
-
-// Splits the flat range [0, n) over the threads at multiples of a cache line and calls body(begin, end) in each.
-template <typename Body>
-void parallel_for(int64_t n, const Body& body) {
-    const int64_t tiles = (n + 63) / 64;
-#pragma omp parallel if (n > kGrain)
-    {
-        int64_t thread = 0, threads = 1;
-#if defined(_OPENMP)
-        thread = omp_get_thread_num();
-        threads = omp_get_num_threads();
-#endif
-        const int64_t begin = tiles * thread / threads * 64, end = tiles * (thread + 1) / threads * 64;
-        if (begin < n) body(begin, end < n ? end : n);
-    }
-}
 
 // Calls piece(row, offset within the flat x_adv, offset within the flat x, length) over a flat range of x_adv.
 template <typename Piece>
@@ -216,20 +193,6 @@ bool random_crop_flip(float* out, const uint8_t* images, const int64_t* index, c
     return true;
 }
 
-template <bool kValue>
-struct Bool {
-    static constexpr bool value = kValue;
-};
-
-template <typename T>
-const T* as(const void* pointer, T*) {
-    return static_cast<const T*>(pointer);
-}
-template <typename T>
-T* as(void* pointer, T*) {
-    return static_cast<T*>(pointer);
-}
-
 bool project_linf_any(DType dtype, void* out, const void* x_adv, const void* x, const void* eps, Rows size, double lo,
                       double hi) {
     return with_type(dtype, [=](auto* type) {
@@ -284,8 +247,10 @@ bool select_epsilon_any(DType dtype, float* memory, int64_t size, const int64_t*
 #define IAAT_STRING(text) IAAT_STRING_(text)
 
 extern const Kernels kernels;
-const Kernels kernels{IAAT_STRING(IAAT_ISA), project_linf_any,     pgd_step_linf_any,  random_start_linf_any,
-                      minus_onehot_any,      saturation_proof_any, select_epsilon_any, random_crop_flip};
+const Kernels kernels{
+    IAAT_STRING(IAAT_ISA),        project_linf_any,   pgd_step_linf_any, random_start_linf_any, minus_onehot_any,
+    saturation_proof_any,         select_epsilon_any, random_crop_flip,  relu_backward_any,     scale_shift_relu_any,
+    scale_shift_relu_backward_any};
 
 }  // namespace IAAT_ISA
 }  // namespace iaat

@@ -30,6 +30,14 @@ struct Kernels {
     // images: uint8 [size, height, width, channels]; out: float [n, channels, height, width]; stream: key and stream.
     bool (*random_crop_flip)(float* out, const uint8_t* images, const int64_t* index, const int64_t* stream, int64_t n,
                              int64_t size, int64_t height, int64_t width, int64_t channels, int64_t padding, bool flip);
+    // other: a second gradient, or null.
+    void (*relu_backward)(DType, void* grad, const void* out, const void* other, int64_t elements, double floor,
+                          double ceiling);
+    // residual: null, or what is first added to x (the backward: to grad, last). scale, shift: a value per channel.
+    void (*scale_shift_relu)(DType, void* out, void* x, const void* residual, const void* scale, const void* shift,
+                             Layer, double floor, double ceiling);
+    void (*scale_shift_relu_backward)(DType, void* grad, const void* out, const void* scale, const void* residual,
+                                      Layer, double floor, double ceiling);
 };
 
 // The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.

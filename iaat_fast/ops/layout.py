@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,17 @@ def memory_format(x: Tensor) -> torch.memory_format:
     ):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def like(x: Tensor, other: Tensor | None) -> Tensor | None:
+    """other, where there is one, in the memory format of a dense x."""
+    return None if other is None else other.contiguous(memory_format=memory_format(x))
+
+
+def channels_of(x: Tensor) -> tuple[int, int]:
+    """The channels of a dense x [N, C, ...], and how many elements in a row share one: 1 in channels_last."""
+    inner = 1 if memory_format(x) is torch.channels_last else math.prod(x.shape[2:])
+    return x.shape[1], inner
 
 
 def in_one_layout(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

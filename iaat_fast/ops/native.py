@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import in_one_layout, memory_format
+from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
 from iaat_fast.ops.storage import CODES, written
 
 
@@ -203,7 +203,73 @@ def random_crop_flip(
     return out
 
 
-# Until this backend has kernels of them.
-relu_backward_ = reference.relu_backward_
-scale_shift_relu = reference.scale_shift_relu
-scale_shift_relu_backward_ = reference.scale_shift_relu_backward_
+def relu_backward_(
+    grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float
+) -> None:
+    target, out = in_one_layout(grad, out)
+    other = like(target, other)
+    if grad.numel():
+        _C.relu_backward(
+            CODES[grad.dtype],
+            target.data_ptr(),
+            out.data_ptr(),
+            0 if other is None else other.data_ptr(),
+            grad.numel(),
+            floor,
+            ceiling,
+        )
+        written(grad, target)
+
+
+def scale_shift_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    (target,) = in_one_layout(x)
+    residual, scale, shift = like(target, residual), scale.contiguous(), shift.contiguous()
+    out = torch.empty_like(x, memory_format=memory_format(x))
+    if x.numel():
+        _C.scale_shift_relu(
+            CODES[x.dtype],
+            out.data_ptr(),
+            target.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            scale.data_ptr(),
+            shift.data_ptr(),
+            x.numel(),
+            *channels_of(target),
+            floor,
+            ceiling,
+        )
+        if residual is not None:
+            written(x, target)
+    return out
+
+
+def scale_shift_relu_backward_(
+    grad: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    floor: float,
+    ceiling: float,
+) -> None:
+    target, out = in_one_layout(grad, out)
+    residual, scale = like(target, residual), scale.contiguous()
+    if grad.numel():
+        _C.scale_shift_relu_backward(
+            CODES[grad.dtype],
+            target.data_ptr(),
+            out.data_ptr(),
+            scale.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            grad.numel(),
+            *channels_of(target),
+            floor,
+            ceiling,
+        )
+        written(grad, target)

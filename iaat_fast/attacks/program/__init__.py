@@ -1,0 +1,117 @@
+"""The gradient of the images as a program: a straight line of fused operations, without autograd and weight gradients.
+
+The forward is exported to a graph of ATen calls (`exported.py`), each call lowered to an operation that knows its own
+gradient (`lowering.py`, `operations.py`, `layers.py`), neighbours fused (`steps.py`), what depends on the weights alone
+taken out of the steps (`parameters.py`), and all of it put in a straight line with its reverse (`straight_line.py`).
+What is not known runs by autograd in between (`segment.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks.program.exported import ExportedForward
+from iaat_fast.attacks.program.layers import Convolution
+from iaat_fast.attacks.program.lowering import Lowering
+from iaat_fast.attacks.program.parameters import Parameters
+from iaat_fast.attacks.program.segment import Segment
+from iaat_fast.attacks.program.steps import fuse
+from iaat_fast.attacks.program.straight_line import StraightLine
+
+__all__ = ["Program"]
+
+
+class Program:
+    """Logits and input gradients of a frozen copy of a model.
+
+    Args:
+        model: the live model, in the mode in which it is attacked; nothing in it is changed.
+        images: an example: the shape but for the number of images, the dtype and the device count.
+        dtype: precision of the program, None for that of the live weights. BatchNorm that is not folded computes in
+            float32.
+        fold: fold BatchNorm in eval mode into the layer before it.
+        channels_last: lay images out channels last.
+
+    Attributes:
+        folded: number of BatchNorm layers that are gone.
+        by_autograd: names of the calls that autograd differentiates.
+        has_depthwise: whether a convolution has as many groups as it has input channels, and more than one.
+
+    Raises:
+        Unshadowable: no program can be made of the model; the message says why.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        dtype: torch.dtype | None,
+        fold: bool = True,
+        channels_last: bool = True,
+    ) -> None:
+        exported = ExportedForward(model, images)
+        lowering = Lowering(exported, dtype, channels_last=channels_last)
+        steps = lowering.steps
+        self.folded = fuse(
+            steps,
+            images=lowering.images,
+            fold=fold,
+            add_without_relu=images.device.type == "cpu",
+        )
+        self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
+        for step in steps.all:
+            step.operation.bind(self._parameters)
+        self._parameters.refresh()
+        self._images = lowering.images.operation
+        self._line = StraightLine(steps, lowering.images)
+        self.operations = [step.operation for step in steps.all]
+        self.by_autograd = tuple(
+            str(node.target)
+            for operation in self.operations
+            if isinstance(operation, Segment)
+            for node in operation.nodes
+        )
+        self.has_depthwise = any(
+            isinstance(operation, Convolution) and operation.is_depthwise
+            for operation in self.operations
+        )
+
+    def refresh(self) -> None:
+        """Take over the live weights."""
+        self._parameters.refresh()
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of images [N, ...], in the program's precision."""
+        line = self._line
+        slots = line.empty()
+        slots[line.images] = self._images.forward(x)
+        line.run(line.predict, slots)
+        logits: Tensor = slots[line.logits]
+        return logits
+
+    @torch.no_grad()
+    def input_vjp(
+        self, x: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [N, C], and the gradient of the images for `cotangent(logits)`, in the program's precision.
+
+        The gradient is None where nothing of the logits depends on the images' values.
+        """
+        line = self._line
+        slots = line.empty()
+        slots[line.images] = self._images.forward(x)
+        line.run(line.forward, slots)
+        logits: Tensor = slots[line.logits]
+        slots[line.cotangent] = cotangent(logits).to(logits.dtype)
+        line.run(line.backward, slots)
+        return logits, None if line.gradient is None else slots[line.gradient]
+
+    def tensors(self) -> list[Tensor]:
+        """The twins of the live tensors."""
+        return self._parameters.tensors()

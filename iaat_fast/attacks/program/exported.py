@@ -1,0 +1,169 @@
+"""A model's forward as a functional ATen graph, without a trace left in the live model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+
+from iaat_fast.attacks.unshadowable import Unshadowable, refuse_hooks
+
+_ON_SIZES = {getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")}
+
+
+class ExportedForward:
+    """The graph of a model's forward, for any number of images of one shape.
+
+    Args:
+        model: the live model, in the mode in which it is attacked. Its tensors are shared, nothing in it is changed.
+        images: an example; its shape but for the first dimension, its dtype and its device count.
+
+    Attributes:
+        nodes: the calls, in order, whose results reach the logits.
+        images, logits: the nodes of the argument and of the result.
+        live: the live tensor behind each parameter, buffer and constant that the graph reads.
+
+    Raises:
+        Unshadowable: the model has hooks, cannot be copied or exported, fixes the number of images, draws random
+            numbers, or returns anything but one tensor.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        refuse_hooks(model)
+        program = _export(_structural_copy(model), images)
+        signature = program.graph_signature
+        results = [spec.arg.name for spec in signature.output_specs if _is_result(spec)]
+        if len(results) != 1:
+            raise Unshadowable(f"it returns {len(results)} tensors")
+        nodes = {node.name: node for node in program.graph.nodes}
+        self.live: dict[Node, Tensor] = {}
+        for spec in signature.input_specs:
+            node = nodes[spec.arg.name]
+            if spec.kind is InputKind.USER_INPUT:
+                self.images = node
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                self.live[node] = _tensor_of(program, str(spec.target))
+        self.logits = nodes[results[0]]
+        needed = _needed(self.logits)
+        self.nodes = [node for node in program.graph.nodes if node in needed]
+        self.live = {node: tensor for node, tensor in self.live.items() if node in needed}
+        for node in self.nodes:
+            _refuse_unknown(node)
+        if self.images not in needed:
+            raise Unshadowable("its result does not depend on the images")
+
+
+def _structural_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every tensor: exporting runs the forward, which may leave things behind."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors_within(model)}
+    try:
+        return copy.deepcopy(model, shared)
+    # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
+    except Exception as error:
+        raise Unshadowable(f"it cannot be copied ({type(error).__name__}: {error})") from error
+
+
+def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and plain tensors among the attributes or in containers there."""
+    for module in model.modules():
+        waiting: list[Any] = list(module.__dict__.values())
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, dict):
+                waiting.extend(value.values())
+            elif isinstance(value, (list, tuple)):
+                waiting.extend(value)
+
+
+def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """The program for any number of images above 1. One that writes in place is made functional."""
+    example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
+    exporting = logging.getLogger("torch.export")
+    level = exporting.level
+    try:
+        exporting.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model, (example,), dynamic_shapes=({0: Dim("images", min=2)},), strict=False
+            )
+            if any(_writes(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+    # Exporting runs the user's forward on tensors without values: whatever that raises, there is no graph.
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise Unshadowable(f"it cannot be exported ({type(error).__name__}: {reason})") from error
+    finally:
+        exporting.setLevel(level)
+    return program
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_result(spec: Any) -> bool:
+    return spec.kind is OutputKind.USER_OUTPUT
+
+
+def _tensor_of(program: torch.export.ExportedProgram, name: str) -> Tensor:
+    found = program.state_dict.get(name)
+    if found is None:
+        found = program.constants[name]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _needed(result: Node) -> set[Node]:
+    """The nodes that a result depends on, itself included."""
+    needed, waiting = set(), [result]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return needed
+
+
+def _refuse_unknown(node: Node) -> None:
+    """Only ATen operations and arithmetic on sizes can be run from the graph as they stand."""
+    if node.op == "placeholder":
+        return
+    target = node.target
+    if node.op != "call_function" or not (
+        isinstance(target, torch._ops.OpOverload)
+        or target is operator.getitem
+        or target in _ON_SIZES
+    ):
+        raise Unshadowable(f"its graph calls {target}")
+    if not isinstance(target, torch._ops.OpOverload):
+        return
+    if target.namespace == "aten" and target._opname in ("item", "_local_scalar_dense"):
+        raise Unshadowable("its forward reads values of tensors")
+    if _is_random(target, node):
+        raise Unshadowable(f"its forward draws random numbers ({target})")
+
+
+def _is_random(target: torch._ops.OpOverload, node: Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    # Dropout and attention draw only if they are told to.
+    arguments = {argument.name: argument for argument in target._schema.arguments}
+    for position, name in enumerate(arguments):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+        if name in ("train", "training") and value is not True:
+            return False
+        if name == "dropout_p" and not value:
+            return False
+    return True

@@ -217,9 +217,8 @@ class StraightLine:
         """The sum of all gradients of a value, in place where one of them is fresh."""
         gradients = self._gradients[step]
         total = next((g for g in gradients if g.fresh), gradients[0])
-        for gradient in gradients:
-            if gradient is not total:
-                total = self._add(total, gradient)
+        for gradient in [g for g in gradients if g is not total]:
+            total = self._add(total, gradient)
         self._gradients[step] = [total]
         return total
 

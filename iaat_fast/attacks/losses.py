@@ -89,12 +89,14 @@ def cotangent(
     Raises:
         ValueError: the loss needs more classes than the logits have.
     """
+    if loss == "ce" and saturation_proof:
+        return _ce_cotangent(logits, goal, targeted)
+    # The op above widens what it reads.
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if loss == "kl":
         return _kl_cotangent(logits, _per_row(goal, logits), saturation_proof=saturation_proof)
     _check_classes(loss, logits, targeted)
     if loss == "ce":
-        if saturation_proof:
-            return _ce_cotangent(logits, goal, targeted)
         return softmax_minus_onehot(logits, goal)
     goal = _per_candidate(goal, logits)
     rival = _rival(loss, logits, goal, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
@@ -14,7 +15,10 @@ from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.model_state import attacked, bare, couples_samples
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.shadow import Shadow, Unshadowable
+from iaat_fast.attacks.program import Program
+from iaat_fast.attacks.shadow import Shadow
+from iaat_fast.attacks.sources import ByAutograd, Source, compare
+from iaat_fast.attacks.unshadowable import Unshadowable
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
@@ -22,10 +26,9 @@ logger = logging.getLogger("iaat_fast")
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# How far the shadow's logits may be from the live ones, |difference| / |logits| over some images. Folding rounds
-# differently (1e-6), bf16 has 8 bits and a deep network loses some of them (1e-2); a wrong trace is off by about 1.
-_TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.15, "fp16": 0.05}
-_PROBE = 8  # images of the first batch on which a new shadow is compared with the live model
+_PROBE = 8  # images of the first batch on which a new copy is compared with the live model
+# Shapes of images whose programs are kept: an attack goes through data sets one after the other.
+_PROGRAMS = 4
 
 
 class Network:
@@ -53,12 +56,13 @@ class Network:
         self.model = bare(model)
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
-        self._shadow: Shadow | None = None
+        self._source: Source = ByAutograd(self.model)
+        self._is_copy = False
+        self._sources: OrderedDict[Hashable, tuple[Source, bool, str]] = OrderedDict()
         self._made_for: Hashable = None
         self._watched: _State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
-        self._source: Callable[[Tensor], Tensor] = self.model
         self._resolved, self._levers = "fp32", options.PLAIN
 
     def couples_samples(self) -> bool:
@@ -68,7 +72,7 @@ class Network:
     @property
     def is_shadowed(self) -> bool:
         """Whether gradients come from a copy, or under autocast, and not from the live model as it is."""
-        return self._shadow is not None or self._resolved in _DTYPES
+        return self._is_copy or self._resolved in _DTYPES
 
     @property
     def saturation_proof(self) -> bool:
@@ -91,8 +95,9 @@ class Network:
             ValueError: the model has weights that are NaN (on a GPU where a shadow is made, else the findings will
                 tell), or changes its weights or its mode in forward.
         """
-        self._resolved = options.resolve_precision(self.precision, x.device)
-        self._levers = options.resolve_engine(self.engine, self._resolved)
+        self._resolved, self._levers = options.resolve(
+            self.precision, self.engine, x.device, self.model
+        )
         with (
             kept_heap(x.device),
             attacked(self.model, self.bn),
@@ -117,38 +122,38 @@ class Network:
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
         """
-        leaf = self._as_source_reads(x.detach()).detach().requires_grad_()
-        logits = self._forward(leaf)
-        if not logits.requires_grad:
-            raise ValueError(_NO_GRADIENT)
-        wide = _wide(logits.detach())
-        (grad,) = torch.autograd.grad(
-            logits, leaf, cotangent(wide).to(logits.dtype), allow_unused=True
-        )
+        wide = x  # until the logits are there
+
+        def widened(logits: Tensor) -> Tensor:
+            nonlocal wide
+            wide = _wide(logits)
+            return cotangent(wide)
+
+        grad = self.gradient(x, widened)
+        return wide, grad
+
+    def gradient(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient alone; `cotangent` is given the logits in the precision in which they were made."""
+
+        def checked(logits: Tensor) -> Tensor:
+            self._look_at(logits, x)
+            return cotangent(logits)
+
+        _, grad = self._source.input_vjp(self.laid_out(x.detach()), checked)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
-        return wide, grad.to(x.dtype)
+        return grad.to(x.dtype)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
         with torch.no_grad():
-            return _wide(self._forward(self._as_source_reads(x)))
-
-    def _as_source_reads(self, x: Tensor) -> Tensor:
-        low = _DTYPES.get(self._resolved)
-        x = self.laid_out(x)
-        return x if low is None or self._shadow is None else x.to(low)
-
-    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager[object]:
-        """Where half precision is wanted and no shadow has it."""
-        low = _DTYPES.get(self._resolved)
-        if low is None or self._shadow is not None:
-            return contextlib.nullcontext()
-        return torch.autocast(x.device.type, low)
+            logits = self._source.forward(self.laid_out(x))
+            self._look_at(logits, x)
+            return _wide(logits)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """x in the memory format that the shadow's kernels like."""
-        if self._shadow is not None and self._levers.channels_last and x.dim() == 4:
+        """x in the memory format that the copy's kernels like."""
+        if self._is_copy and self._levers.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
@@ -171,83 +176,91 @@ class Network:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
         self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
-        with self._autocast(x):
-            logits = self._source(x)
+    def _look_at(self, logits: Tensor, x: Tensor) -> None:
+        """Check their shape, and the first time in an attack what the forward did to the model."""
         _check_logits(logits, x)
         if self._watched is not None:
             self._watched.check()
             self._watched = None
-        return logits
 
     def _prepare(self, x: Tensor, findings: Findings | None) -> None:
-        """Make the shadow, or refresh the one there is; look at the weights first."""
+        """Make what gradients come from, or refresh what there is; look at the weights first."""
         model = self.model
         self._watched = None
         if not isinstance(model, nn.Module):
-            self._source, self._shadow = model, None
+            self._source, self._is_copy = ByAutograd(model), False
             return
         if findings is not None:
             findings.look_at_weights(model)
         self._watched = _State(model, self.bn)
-        low = _DTYPES.get(self._resolved)
         made_for = (self._levers, self._resolved, self._watched.identity())
-        if made_for == self._made_for:
-            if self._shadow is not None:
-                self._shadow.refresh()
+        if made_for != self._made_for:
+            self._sources.clear()
+            self._graphs.forget()
+            self._made_for = made_for
+        shape = (x.shape[1:], x.dtype, x.device)
+        if shape in self._sources:
+            self._sources.move_to_end(shape)
+            self._source, self._is_copy, self.taken = self._sources[shape]
+            self._source.refresh()
             return
-        self._shadow, self._source, self._made_for = None, model, None
-        self._graphs.forget()
-        self.taken = "the live model" if low is None else f"the live model under {low} autocast"
-        if self._levers.shadow:
-            if findings is not None:
-                findings.look()  # a copy is not judged by what it makes of NaN
-            self._make_shadow(model, x, low)
-        self._made_for = (
-            made_for  # last: making that was interrupted, by lack of memory say, is begun anew
-        )
+        if self._levers.shadow and findings is not None:
+            findings.look()  # a copy is not judged by what it makes of NaN
+        # Kept only when it is whole: making that was interrupted, by lack of memory say, begins again.
+        self._source, self._is_copy, self.taken = self._make_source(model, x)
+        self._sources[shape] = self._source, self._is_copy, self.taken
+        if len(self._sources) > _PROGRAMS:
+            self._sources.popitem(last=False)
+            self._graphs.forget()
 
-    def _make_shadow(self, model: nn.Module, x: Tensor, low: torch.dtype | None) -> None:
-        """The best shadow that gives what the live model gives; the live model where none does."""
-        levers, reasons = self._levers, []
+    def _make_source(self, model: nn.Module, x: Tensor) -> tuple[Source, bool, str]:
+        """The best copy that gives what the live model gives, else the live model; whether it is one; what it is."""
+        low, levers = _DTYPES.get(self._resolved), self._levers
+        live = ByAutograd(model, autocast=low)
+        taken = "the live model" if low is None else f"the live model under {low} autocast"
+        if not levers.shadow:
+            return live, False, taken
+        reasons = []
         if self.bn == "train_update":
             reasons.append("its running statistics are to be updated")
         else:
-            for fold in [True, False] if levers.fold else [False]:
+            for make in (self._lowered, self._copied):
                 try:
-                    shadow = Shadow(model, dtype=low, fold=fold, channels_last=levers.channels_last)
-                    shadow.refresh()
-                    self._compare(shadow, x, low)
+                    made = make(model, x, low)
+                    if made is None:
+                        continue
+                    compare(made[0], self.logits, x[:_PROBE].clone(), self._resolved, low)
                 except Unshadowable as reason:
                     reasons.append(str(reason))
                     continue
-                self._shadow = shadow
-                self._source = torch.compile(shadow.module) if levers.compile else shadow.module
-                what = f"with {shadow.folded} BatchNorm layers folded" if fold else "not folded"
-                self.taken = f"a copy in {low or 'its own precision'}, {what}"
-                break
-        because = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-        report = logger.warning if self._shadow is None else logger.info
-        report("attack: gradients come from %s%s", self.taken, because)
+                logger.info("attack: gradients come from %s%s", made[1], _because(reasons))
+                return made[0], True, made[1]
+        logger.warning("attack: gradients come from %s%s", taken, _because(reasons))
+        return live, False, taken
 
-    def _compare(self, shadow: Shadow, x: Tensor, low: torch.dtype | None) -> None:
-        """Raise Unshadowable unless the shadow's logits are the live ones, up to its precision."""
-        some = x[:_PROBE]
-        with torch.no_grad():
-            live = self.logits(some).double()
-            try:
-                copied = shadow.module(some.to(low or some.dtype))
-            # The copy runs the user's forward in another dtype: whatever that raises, the copy is of no use.
-            except Exception as error:
-                raise Unshadowable(f"its copy failed: {type(error).__name__}: {error}") from error
-            if not isinstance(copied, Tensor) or copied.shape != live.shape:
-                raise Unshadowable("its copy returns something else")
-            error_size = float((copied.double() - live).norm() / live.norm().clamp(min=1e-30))
-        if not error_size <= _TOLERANCE[self._resolved]:
-            raise Unshadowable(
-                f"its copy's logits are off by {error_size:.1e}, more than {_TOLERANCE[self._resolved]:g}"
-            )
+    def _lowered(
+        self, model: nn.Module, x: Tensor, low: torch.dtype | None
+    ) -> tuple[Source, str] | None:
+        levers = self._levers
+        if not levers.fold or levers.compile:
+            return None
+        program = Program(model, x, dtype=low, channels_last=levers.channels_last)
+        rest = f", {len(program.by_autograd)} calls by autograd" if program.by_autograd else ""
+        kind = low or "its own precision"
+        return program, f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
+
+    def _copied(
+        self, model: nn.Module, x: Tensor, low: torch.dtype | None
+    ) -> tuple[Source, str]:
+        shadow = Shadow(model, dtype=low, channels_last=self._levers.channels_last)
+        shadow.refresh()
+        call = torch.compile(shadow.module) if self._levers.compile else shadow.module
+        source = ByAutograd(call, dtype=low, refresh=shadow.refresh)
+        return source, f"a copy in {low or 'its own precision'}, not folded"
+
+
+def _because(reasons: list[str]) -> str:
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
 
 
 class _State:

@@ -144,7 +144,7 @@ class PGD(Attack):
 
         def step(tensors: Sequence[Tensor]) -> None:
             x_adv, goal, x, eps, alpha, stats, *momentum = tensors
-            _, grad = self.network.pull_back(x_adv, lambda logits: self._cotangent(logits, goal))
+            grad = self.network.gradient(x_adv, lambda logits: self._cotangent(logits, goal))
             direction = self._direction(grad, *momentum)
             _pgd_step_linf_(x_adv, direction, x, eps, alpha, *self._rule(), stats)
 
@@ -156,14 +156,18 @@ class PGD(Attack):
 
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
-        logits, grad = self.network.pull_back(
-            run.x_adv,
-            lambda logits: self._cotangent(logits, self._goal(call, logits.shape[1], run.rows)),
-        )
+        seen = run.x_adv  # until the logits are there
+
+        def cotangent(logits: Tensor) -> Tensor:
+            nonlocal seen
+            seen = logits
+            return self._cotangent(logits, self._goal(call, logits.shape[1], run.rows))
+
+        grad = self.network.gradient(run.x_adv, cotangent)
         direction = self._direction(grad, run.momentum)
         _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *self._rule(), call.stats)
         call.count(grad)
-        return logits
+        return seen
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         return Run.begin(call, x_adv, rows)

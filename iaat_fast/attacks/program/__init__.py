@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks.program.exported import ExportedForward
-from iaat_fast.attacks.program.layers import Convolution
 from iaat_fast.attacks.program.lowering import Lowering
 from iaat_fast.attacks.program.parameters import Parameters
 from iaat_fast.attacks.program.segment import Segment
@@ -38,7 +37,6 @@ class Program:
     Attributes:
         folded: number of BatchNorm layers that are gone.
         by_autograd: names of the calls that autograd differentiates.
-        has_depthwise: whether a convolution has as many groups as it has input channels, and more than one.
 
     Raises:
         Unshadowable: no program can be made of the model; the message says why.
@@ -75,10 +73,6 @@ class Program:
             for operation in self.operations
             if isinstance(operation, Segment)
             for node in operation.nodes
-        )
-        self.has_depthwise = any(
-            isinstance(operation, Convolution) and operation.is_depthwise
-            for operation in self.operations
         )
 
     def refresh(self) -> None:

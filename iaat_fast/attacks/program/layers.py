@@ -63,10 +63,6 @@ class Convolution(Operation):
             self._one = weight.new_ones(len(weight), dtype=torch.float32)
             self._zero = torch.zeros_like(self._one)
 
-    @property
-    def is_depthwise(self) -> bool:
-        return self.groups > 1 and self.weight.shape[1] == 1
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self._run(x, residual)
 

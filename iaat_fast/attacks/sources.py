@@ -1,0 +1,152 @@
+"""What gradients of images come from: the live model, a copy of it, or a program; and whether a copy is a true one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks.unshadowable import Unshadowable
+
+Cotangent = Callable[[Tensor], Tensor]
+
+# How far a copy in the live precision may be off, |difference| / |live|, over some images. Folding rounds differently:
+# logits by 1e-6, gradients by up to 1e-3 where that flips a ReLU. A wrong trace is off by about 1.
+_LOGITS = {"fp32": 1e-3, "tf32": 1e-2}
+_GRADIENT = {"fp32": 0.05, "tf32": 0.2}
+# In half precision a copy is judged by what autocast does to the live model: deep networks lose most of their bits in
+# either (a ResNet-50's logits 0.26 in the copy, 0.30 under autocast). Twice that, since over a few images both are
+# noise; at least some roundings of 8 bits; and never as much as unrelated numbers, or zeros, are off.
+_TIMES_AUTOCAST = 2.0
+_AT_LEAST = {"bf16": 0.05, "fp16": 0.01}
+_AT_MOST = 0.95
+
+
+class Source(Protocol):
+    """Logits and gradients of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of images [N, ...]."""
+
+    def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the gradient of the images for `cotangent(logits)`; None where there is none."""
+
+    def refresh(self) -> None:
+        """Take over the live weights."""
+
+
+class ByAutograd:
+    """A model, or a copy of it, differentiated by autograd.
+
+    Args:
+        model: maps images to logits.
+        dtype: what images are cast to, None for their own.
+        autocast: half precision to run under.
+        refresh: takes over the live weights.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        *,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        refresh: Callable[[], None] | None = None,
+    ) -> None:
+        self._model, self._dtype, self._autocast = model, dtype, autocast
+        self._refresh = refresh
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = contextlib.nullcontext()
+        if self._autocast is not None:
+            half = torch.autocast(x.device.type, self._autocast)
+        with half:
+            return self._model(x if self._dtype is None else x.to(self._dtype))
+
+    def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
+        leaf = (x if self._dtype is None else x.to(self._dtype)).detach().requires_grad_()
+        logits = self.forward(leaf)
+        given = cotangent(logits.detach() if isinstance(logits, Tensor) else logits)
+        if not logits.requires_grad:
+            return logits.detach(), None
+        (grad,) = torch.autograd.grad(
+            logits, leaf, given.to(logits.dtype), allow_unused=True
+        )
+        return logits.detach(), grad
+
+    def refresh(self) -> None:
+        if self._refresh is not None:
+            self._refresh()
+
+
+def compare(
+    copy: Source, live: Callable[[Tensor], Tensor], x: Tensor, precision: str, half: torch.dtype | None
+) -> None:
+    """Raise Unshadowable unless a copy gives the live model's logits and gradients, up to its precision.
+
+    Args:
+        copy: made of the live model.
+        live: the model.
+        x: some images.
+        precision, half: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
+    """
+    true, slope = _seen(ByAutograd(live), x)
+    try:
+        logits, grad = _seen(copy, x)
+    # The copy runs the user's forward in another dtype: whatever that raises, the copy is of no use.
+    except Exception as error:
+        raise Unshadowable(f"its copy failed: {type(error).__name__}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != true.shape:
+        raise Unshadowable("its copy returns something else")
+    if (grad is None) != (slope is None):
+        raise Unshadowable("its copy has a gradient where it has none, or the other way round")
+    if half is None:
+        limits = (_LOGITS[precision], _GRADIENT[precision])
+    else:
+        limits = _limits_of_autocast(live, x, true, slope, precision, half)
+    errors = (_off(logits, true), 0.0 if grad is None or slope is None else _off(grad, slope))
+    for what, error_size, limit in zip(("logits", "gradients"), errors, limits, strict=True):
+        if not error_size <= limit:
+            raise Unshadowable(f"its copy's {what} are off by {error_size:.1e}, more than {limit:.1g}")
+
+
+def _limits_of_autocast(
+    live: Callable[[Tensor], Tensor],
+    x: Tensor,
+    true: Tensor,
+    slope: Tensor | None,
+    precision: str,
+    half: torch.dtype,
+) -> tuple[float, float]:
+    try:
+        logits, grad = _seen(ByAutograd(live, autocast=half), x)
+        found = [_off(logits, true), 1.0 if grad is None or slope is None else _off(grad, slope)]
+    except (RuntimeError, ValueError):  # no autocast for this device, or of this model
+        found = [_AT_MOST, _AT_MOST]
+    low, high = _limit(found[0], precision), _limit(found[1], precision)
+    return low, high
+
+
+def _limit(autocast: float, precision: str) -> float:
+    if not autocast >= 0:  # NaN: an overflow of autocast's says nothing of the copy
+        return _AT_MOST
+    return min(max(_TIMES_AUTOCAST * autocast, _AT_LEAST[precision]), _AT_MOST)
+
+
+def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the gradient for a cotangent that no two classes share."""
+
+    def cotangent(logits: Tensor) -> Tensor:
+        classes = torch.arange(1, logits.shape[-1] + 1, device=logits.device)
+        return torch.sin(classes.double()).to(logits.dtype).expand_as(logits)
+
+    with torch.enable_grad():
+        return source.input_vjp(x, cotangent)
+
+
+def _off(value: Tensor, true: Tensor) -> float:
+    true = true.double()
+    return float((value.double() - true).norm() / true.norm().clamp(min=1e-30))

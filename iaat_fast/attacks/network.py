@@ -249,9 +249,7 @@ class Network:
         kind = low or "its own precision"
         return program, f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
 
-    def _copied(
-        self, model: nn.Module, x: Tensor, low: torch.dtype | None
-    ) -> tuple[Source, str]:
+    def _copied(self, model: nn.Module, x: Tensor, low: torch.dtype | None) -> tuple[Source, str]:
         shadow = Shadow(model, dtype=low, channels_last=self._levers.channels_last)
         shadow.refresh()
         call = torch.compile(shadow.module) if self._levers.compile else shadow.module

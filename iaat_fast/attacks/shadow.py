@@ -28,9 +28,7 @@ class Shadow:
         Unshadowable: the model has hooks, which belong to the live one, or cannot be copied.
     """
 
-    def __init__(
-        self, model: nn.Module, *, dtype: torch.dtype | None, channels_last: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, *, dtype: torch.dtype | None, channels_last: bool) -> None:
         refuse_hooks(model)
         tensors = list(_tensors(model, dtype))
         twins = {

@@ -60,7 +60,7 @@ class ByAutograd:
         self._refresh = refresh
 
     def forward(self, x: Tensor) -> Tensor:
-        half = contextlib.nullcontext()
+        half: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if self._autocast is not None:
             half = torch.autocast(x.device.type, self._autocast)
         with half:
@@ -72,9 +72,7 @@ class ByAutograd:
         given = cotangent(logits.detach() if isinstance(logits, Tensor) else logits)
         if not logits.requires_grad:
             return logits.detach(), None
-        (grad,) = torch.autograd.grad(
-            logits, leaf, given.to(logits.dtype), allow_unused=True
-        )
+        (grad,) = torch.autograd.grad(logits, leaf, given.to(logits.dtype), allow_unused=True)
         return logits.detach(), grad
 
     def refresh(self) -> None:
@@ -83,7 +81,11 @@ class ByAutograd:
 
 
 def compare(
-    copy: Source, live: Callable[[Tensor], Tensor], x: Tensor, precision: str, half: torch.dtype | None
+    copy: Source,
+    live: Callable[[Tensor], Tensor],
+    x: Tensor,
+    precision: str,
+    half: torch.dtype | None,
 ) -> None:
     """Raise Unshadowable unless a copy gives the live model's logits and gradients, up to its precision.
 
@@ -110,7 +112,9 @@ def compare(
     errors = (_off(logits, true), 0.0 if grad is None or slope is None else _off(grad, slope))
     for what, error_size, limit in zip(("logits", "gradients"), errors, limits, strict=True):
         if not error_size <= limit:
-            raise Unshadowable(f"its copy's {what} are off by {error_size:.1e}, more than {limit:.1g}")
+            raise Unshadowable(
+                f"its copy's {what} are off by {error_size:.1e}, more than {limit:.1g}"
+            )
 
 
 def _limits_of_autocast(

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from iaat_fast.attacks.program import Program
+
 # They hand out memory and move nothing.
 _ALLOCATE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
@@ -82,6 +84,27 @@ def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
         weight_gradient=0,
         kernels=(*forward, *backward),
         saved=saved,
+    )
+
+
+def count_program(program: Program, x: Tensor) -> Pass:
+    """The same, as the program of a copy takes it; x on the meta device."""
+    kept: list[Any] = []
+    with torch.no_grad():
+        forward = _kernels(lambda: kept.append(program.run_forward(x)))
+        storages = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for t in tree_leaves(kept)
+            if isinstance(t, Tensor)
+        }
+        backward = _kernels(lambda: program.run_backward(kept[0], program.logits(kept[0])))
+    return Pass(
+        images=len(x),
+        forward=_operations(forward),
+        input_gradient=_operations(backward),
+        weight_gradient=0,
+        kernels=(*forward, *backward),
+        saved=sum(storages.values()),
     )
 
 

@@ -10,9 +10,15 @@ from torch import nn
 
 from iaat_fast import models
 from iaat_fast.attacks import options
-from iaat_fast.attacks.shadow import Shadow
+from iaat_fast.attacks.program import Program
 from iaat_fast.messages import choice
-from iaat_fast.plan.counting import Pass, count_forward, count_gradient, count_update
+from iaat_fast.plan.counting import (
+    Pass,
+    count_forward,
+    count_gradient,
+    count_program,
+    count_update,
+)
 from iaat_fast.plan.passes import Kind
 from iaat_fast.train.config import AttackConfig, TrainConfig
 
@@ -103,22 +109,23 @@ class Counts:
         if kind == "forward":
             return count_forward(self.network.eval(), shape)
         if kind == "gradient":
-            return count_gradient(self._attacked(), shape)
+            return self._count_gradient(shape)
         network = self.network
         dtype = _DTYPES.get(self.precisions["update"])
         # Autocast, all in its dtype: nearly what it does for a network of convolutions.
         network = network if dtype is None else build(self.config, "meta").to(dtype)
         return count_update(network.train(), shape)
 
-    def _attacked(self) -> nn.Module:
-        """The network that gradients of images are taken of."""
+    def _count_gradient(self, shape: tuple[int, ...]) -> Pass:
+        """A gradient of the images, of what it is taken of in an attack."""
         if self.config.attack.bn != "eval":
-            return self.network.train()
+            return count_gradient(self.network.train(), shape)
         network = self.network.eval()
         if not self.is_copied:
-            return network
+            return count_gradient(network, shape)
         dtype = _DTYPES.get(self.precisions["gradient"])
-        return Shadow(network, dtype=dtype, fold=True, channels_last=True).module
+        x = torch.empty(shape, device="meta").contiguous(memory_format=torch.channels_last)
+        return count_program(Program(network, x, dtype=dtype), x)
 
 
 def _is_copied(config: AttackConfig, precision: str) -> bool:

@@ -18,7 +18,7 @@ from iaat_fast.attacks.program.lowering import Lowering
 from iaat_fast.attacks.program.parameters import Parameters
 from iaat_fast.attacks.program.segment import Segment
 from iaat_fast.attacks.program.steps import fuse
-from iaat_fast.attacks.program.straight_line import StraightLine
+from iaat_fast.attacks.program.straight_line import Slots, StraightLine
 
 __all__ = ["Program"]
 
@@ -97,14 +97,29 @@ class Program:
 
         The gradient is None where nothing of the logits depends on the images' values.
         """
+        slots = self.run_forward(x)
+        logits = self.logits(slots)
+        return logits, self.run_backward(slots, cotangent(logits))
+
+    def run_forward(self, x: Tensor) -> Slots:
+        """The first half of `input_vjp`: what it keeps for the second, logits included."""
         line = self._line
         slots = line.empty()
         slots[line.images] = self._images.forward(x)
         line.run(line.forward, slots)
-        logits: Tensor = slots[line.logits]
-        slots[line.cotangent] = cotangent(logits).to(logits.dtype)
+        return slots
+
+    def logits(self, slots: Slots) -> Tensor:
+        """Those of `run_forward`."""
+        logits: Tensor = slots[self._line.logits]
+        return logits
+
+    def run_backward(self, slots: Slots, cotangent: Tensor) -> Tensor | None:
+        """The second half: the gradient of the images. Uses up what it is given."""
+        line = self._line
+        slots[line.cotangent] = cotangent.to(self.logits(slots).dtype)
         line.run(line.backward, slots)
-        return logits, None if line.gradient is None else slots[line.gradient]
+        return None if line.gradient is None else slots[line.gradient]
 
     def tensors(self) -> list[Tensor]:
         """The twins of the live tensors."""

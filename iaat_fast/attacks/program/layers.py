@@ -77,16 +77,16 @@ class Convolution(Operation):
         if residual is None and not self.clamps and self.bias is None:
             return out
         bias = self._zero if self.bias is None else self.bias
-        passed: Tensor = _scale_shift_relu(
-            out, residual, self._one, bias, self.floor, self.ceiling
-        )
+        passed: Tensor = _scale_shift_relu(out, residual, self._one, bias, self.floor, self.ceiling)
         return passed
 
     def _onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
         where = (self.padding, self.stride, self.dilation, self.groups)
-        after, limits, hint = None, [], None
+        after: str | None = None
+        limits: list[float] = []
+        hint: str | None = None
         if self.clamps:
-            after, limits, hint = "relu", [], ""
+            after, hint = "relu", ""
             if self.ceiling < math.inf or self.floor != 0:
                 after, limits = "hardtanh", [self.floor, self.ceiling]
         pointwise = torch.ops.mkldnn._convolution_pointwise

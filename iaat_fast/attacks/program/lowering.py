@@ -120,7 +120,7 @@ class Lowering:
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
         arguments = _arguments(node)
-        first = next(iter(arguments.values()), None)
+        first: Any = next(iter(arguments.values()), None)
         if node.target in _IDENTITIES:
             return (_Same(), [first]) if self._varies(first) else None
         if node.target in _CASTS:
@@ -249,12 +249,11 @@ def _batch_norm(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
         return None
     if not all(value is None or low.constant(value) for value in rest):
         return None
-    return operations.ScaleShift(Norm(*rest, a["eps"])), [a["input"]]
+    weight, bias, mean, variance = rest
+    return operations.ScaleShift(Norm(weight, bias, mean, variance, a["eps"])), [a["input"]]
 
 
-def _clamp(
-    floor: float, ceiling: float, low: Lowering, node: Node, a: Arguments
-) -> Lowered | None:
+def _clamp(floor: float, ceiling: float, low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     x = next(iter(a.values()))
     return (operations.Clamp(floor, ceiling), [x]) if low.varies(x) else None
 
@@ -334,8 +333,10 @@ def _cat(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
 def _max_pool(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     if not low.varies(a["self"]) or len(_shape(a["self"])) != 4:
         return None
-    windows = [_tuple(a[n], 2) for n in ("kernel_size", "stride", "padding", "dilation")]
-    return layers.MaxPool(*windows, a["ceil_mode"]), [a["self"]]
+    kernel, stride, padding, dilation = (
+        _tuple(a[name], 2) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    return layers.MaxPool(kernel, stride, padding, dilation, a["ceil_mode"]), [a["self"]]
 
 
 def _avg_pool(low: Lowering, node: Node, a: Arguments) -> Lowered | None:

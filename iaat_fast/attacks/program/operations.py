@@ -121,9 +121,7 @@ class ScaleShift(Operation):
 
     def backward_(self, grad: Tensor, output: Tensor, residual: Tensor | None) -> Tensor:
         """The gradient of the sum before it, written over grad; `residual` is what else reaches that sum."""
-        _scale_shift_relu_backward_(
-            grad, output, self._scale, residual, self.floor, self.ceiling
-        )
+        _scale_shift_relu_backward_(grad, output, self._scale, residual, self.floor, self.ceiling)
         return grad
 
 

@@ -1,7 +1,7 @@
 """What a program reads besides the images: twins of live tensors, folded and in the program's precision.
 
-Everything that depends on the model's tensors alone is computed when a program is refreshed, not in its steps: BatchNorm
-folded into the layer before it, normalisation into the layer after it, standardised or parametrised weights.
+Everything that depends on the model's tensors alone is computed when a program is refreshed, not in its steps:
+BatchNorm folded into the layer before it, normalisation into the layer after it, standardised or parametrised weights.
 """
 
 from __future__ import annotations
@@ -231,16 +231,14 @@ def _scales_and_shifts(norms: list[Norm], values: dict[Node, Any]) -> list[tuple
         return []
     scales = torch._foreach_add([values[n.variance] for n in norms], [n.eps for n in norms])
     torch._foreach_rsqrt_(scales)
-    weighted = [i for i, norm in enumerate(norms) if norm.weight is not None]
-    if weighted:
-        torch._foreach_mul_(
-            [scales[i] for i in weighted], [values[norms[i].weight] for i in weighted]
-        )
+    weights = {i: values[norm.weight] for i, norm in enumerate(norms) if norm.weight is not None}
+    if weights:
+        torch._foreach_mul_([scales[i] for i in weights], list(weights.values()))
     shifts = torch._foreach_mul([values[n.mean] for n in norms], scales)
     torch._foreach_neg_(shifts)
-    biased = [i for i, norm in enumerate(norms) if norm.bias is not None]
-    if biased:
-        torch._foreach_add_([shifts[i] for i in biased], [values[norms[i].bias] for i in biased])
+    biases = {i: values[norm.bias] for i, norm in enumerate(norms) if norm.bias is not None}
+    if biases:
+        torch._foreach_add_([shifts[i] for i in biases], list(biases.values()))
     return list(zip(scales, shifts, strict=True))
 
 

@@ -54,7 +54,12 @@ class Segment(Operation):
             return own if isinstance(value, torch.dtype) and value == traced else value
 
         self._calls = [
-            (node, node.target, map_aggregate(node.args, lowered), map_aggregate(node.kwargs, lowered))
+            (
+                node,
+                node.target,
+                map_aggregate(node.args, lowered),
+                map_aggregate(node.kwargs, lowered),
+            )
             for node in self.nodes
         ]
 
@@ -66,7 +71,10 @@ class Segment(Operation):
             for value in inputs
         ]
         with torch.enable_grad():
-            values: dict[Node, Any] = {**self._twins, **dict(zip(self._inputs, leaves, strict=True))}
+            values: dict[Node, Any] = {
+                **self._twins,
+                **dict(zip(self._inputs, leaves, strict=True)),
+            }
             for node, target, arguments, keywords in self._calls:
                 assert callable(target)
                 values[node] = target(
@@ -127,6 +135,4 @@ class OnSizes(Operation):
         self._target, self._arguments, self._places = target, arguments, places
 
     def forward(self, *inputs: Any) -> Any:
-        return self._target(
-            *map_arg(self._arguments, lambda node: inputs[self._places[node]])
-        )
+        return self._target(*map_arg(self._arguments, lambda node: inputs[self._places[node]]))

@@ -1,4 +1,4 @@
-"""Steps in a straight line: forward, and in reverse to the gradient of the images, each value freed after its last use."""
+"""Steps in a straight line: forward, and in reverse to the gradient of the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from iaat_fast.attacks.program.operations import Operation, ScaleShift
 from iaat_fast.attacks.program.segment import OnSizes, Pick, Segment
@@ -91,11 +90,13 @@ class StraightLine:
         def plain(slots: Slots) -> None:
             slots[out] = function(*[slots[i] for i in inputs])
 
+        if extra is None:
+            return Instruction(plain, inputs, (out,))
+
         def with_extra(slots: Slots) -> None:
             slots[out], slots[extra] = function(*[slots[i] for i in inputs])
 
-        writes = (out,) if extra is None else (out, extra)
-        return Instruction(plain if extra is None else with_extra, inputs, writes)
+        return Instruction(with_extra, inputs, (out, extra))
 
     def _reverse(self, step: Step, images: Step) -> None:
         """The instructions that take the gradient of a step's value to its inputs."""
@@ -124,7 +125,9 @@ class StraightLine:
         wanted = [s in self._leads_to_images for s in step.inputs]
         if not any(wanted):
             return
-        kept = [self._values[s] if i in operation.keeps else None for i, s in enumerate(step.inputs)]
+        kept = [
+            self._values[s] if i in operation.keeps else None for i, s in enumerate(step.inputs)
+        ]
         output = self._values[step] if operation.keeps_output else None
         extra = self._extras.get(step)
         results = [self._slot() if want else None for want in wanted]
@@ -186,7 +189,7 @@ class StraightLine:
                 self._gradients[source].append(_Gradient(slot, False))
 
     def _combined(self, step: Step) -> int:
-        """The slot of the gradient of a step's value before its clamp: the sum of what its readers send back, masked."""
+        """The slot of the gradient of a step's value before its clamp: what its readers send back, masked."""
         operation = step.operation
         if not operation.clamps:
             return self._summed(step).slot
@@ -273,5 +276,3 @@ def _free_after_last_use(instructions: list[Instruction], kept: set[int]) -> Non
         touched = dict.fromkeys((*instruction.reads, *instruction.writes))
         instruction.frees = tuple(slot for slot in touched if slot not in seen)
         seen.update(touched)
-
-

@@ -238,26 +238,26 @@ class Mean(Operation):
     """The mean over some dimensions."""
 
     name = "mean"
-    fresh = False
-    has_extra = True
+    keeps = (0,)
 
     def __init__(self, dims: Sequence[int], keepdim: bool) -> None:
         super().__init__()
         self._dims, self._keepdim = sorted(dims), keepdim
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        return x.mean(self._dims, self._keepdim), x.shape
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self._dims, self._keepdim)
 
     def backward(
         self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
     ) -> Gradients:
-        averaged = math.prod(extra[dim] for dim in self._dims)
-        # Divided before it is spread: there are fewer entries.
-        grad = grad / averaged
+        x = inputs[0]
+        assert x is not None
         if not self._keepdim:
             for dim in self._dims:
                 grad = grad.unsqueeze(dim)
-        return (grad.expand(extra),)
+        averaged = math.prod(x.shape[dim] for dim in self._dims)
+        # Divided while it is spread, into memory laid out as the input is: one pass.
+        return (torch.div(grad.expand_as(x), averaged, out=torch.empty_like(x)),)
 
 
 def _onednn_computes(dtype: torch.dtype) -> bool:

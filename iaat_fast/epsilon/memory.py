@@ -46,10 +46,10 @@ class EpsilonMemory:
         beta: smoothing constant in [0, 1]: eps = (1 - beta) * prev + beta * choice.
         init: radius of all samples at first.
         eps_min, eps_max: bounds of the result; None is no upper bound.
-        strategy: how the candidates are attacked. "batched": all three in one batch and one forward. "lazy": prev first
-            + gamma, then prev where that one fooled the model: fewest operations, the same radii and choices.
-            "sequential": both on the whole batch, one after the other, as BatchNorm in train mode sees it in the
-            authors' released code.
+        strategy: how the candidates are attacked. "batched": in one batch, judged in one forward; prev + gamma and
+            prev, and prev - gamma, which the algorithm never tests, for "reuse" alone. "lazy": first prev + gamma, then
+            prev where that fooled the model: fewest operations, the same radii and choices. "sequential": both on the
+            whole batch, one after the other, as BatchNorm in train mode sees it in the authors' released code.
         final: the adversarial images returned. "exact": another attack at the smoothed radius (Algorithm 1, line 8).
             "reuse": the chosen candidate's images projected into the smoothed ball, an approximation that saves it.
         clamp: where a radius is kept from becoming negative: "result" (after smoothing, as in the paper) or "candidate"
@@ -232,8 +232,10 @@ class EpsilonMemory:
             seed = int(torch.randint(2**63 - 1, ()))
         batch = Batch(x, y, index, seed, judge and correct is None, correct)
         prev = self.values[index]
-        radii = torch.stack([prev + self.gamma, prev, (prev - self.gamma).clamp(min=0.0)])
-        candidates = STRATEGIES[self.strategy](attack, batch, radii, self._fitting)
+        radii = [prev + self.gamma, prev]
+        if self.final == "reuse":  # Algorithm 2 falls back to the third candidate without a test.
+            radii.append((prev - self.gamma).clamp(min=0.0))
+        candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._fitting)
         eps, choice = ops.select_epsilon_(
             self.values,
             index,

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.survivors import column
+
 logger = logging.getLogger("iaat_fast")
 
 
@@ -30,7 +32,7 @@ class Attack(Protocol):
 class Candidates(NamedTuple):
     """What is known of the candidates prev + gamma, prev and prev - gamma.
 
-    eps: [3, N], their radii.
+    eps: [K, N], the radii of those that may be attacked: all three, or the two that Algorithm 2 tests.
     x_adv: [N, ...] images of each, None where it was not attacked.
     logits: [3N, C]; anything for the third, to which Algorithm 2 falls back without a test.
     correct: bool [N], whether the clean images are classified correctly, where that was asked or is known.
@@ -111,10 +113,13 @@ class Fitting:
 
 
 def batched(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
-    """All three candidates as one batch of 3N; their verdicts, and the clean images', in one forward of 4N."""
+    """All K candidates as one batch of K*N; their verdicts, and the clean images', in one forward of (K + 1)*N."""
     x_adv = fitting.attacked(attack, batch, eps)
     logits, correct = batch.judged(attack, x_adv)
-    return Candidates(eps, list(x_adv.chunk(3)), logits, correct)
+    images: list[Tensor | None] = [*x_adv.chunk(len(eps))]
+    if len(eps) == 3:
+        return Candidates(eps, images, logits, correct)
+    return Candidates(eps, [*images, None], _with_third(list(logits.chunk(2))), correct)
 
 
 def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
@@ -150,14 +155,15 @@ def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: 
     first, second, third = candidates.x_adv
     assert first is not None
     assert second is not None
-    chosen = torch.where((choice == 0).view(-1, *[1] * (first.dim() - 1)), first, second)
-    rows = (choice == 2).nonzero()[:, 0]
-    if len(rows):
-        if third is not None:
-            chosen[rows] = third[rows]
-        else:
-            chosen[rows] = batch.some(rows).attacked(attack, candidates.eps[2][rows], 2)
-    return chosen
+    is_third = choice == 2
+    if third is None:
+        third = second.clone()
+        rows = is_third.nonzero()[:, 0]
+        if len(rows):
+            third[rows] = batch.some(rows).attacked(attack, candidates.eps[2][rows], 2)
+    # Not by a list of rows, whose length the host would have to wait for.
+    chosen = torch.where(column(choice == 0, first), first, second)
+    return torch.where(column(is_third, first), third, chosen)
 
 
 def _with_third(logits: list[Tensor]) -> Tensor:

@@ -93,20 +93,27 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
 def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
     """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
     steps = _selection_steps(config)
-    attacked, judged = {
-        "lazy": (1 + fooled.once, 2 + fooled.once),
-        "batched": (3, 4),
-        "sequential": (2, 3),
+    attacked = {
+        "lazy": 1 + fooled.once,
+        "batched": candidates_at_once(config),
+        "sequential": 2,
     }[config.epsilon.strategy]
     parts: tuple[tuple[str, Kind, float], ...] = (
         ("attacks of the selection", "gradient", attacked * steps),
-        ("verdicts of the selection", "forward", judged),
+        ("verdicts of the selection", "forward", attacked + 1),
     )
     is_lazy = config.epsilon.strategy == "lazy"
     return tuple(
         Stage(name=name, kind=kind, passes=passes, depends_on_samples=is_lazy)
         for name, kind, passes in parts
     )
+
+
+def candidates_at_once(config: TrainConfig) -> int:
+    """Copies of the batch in one attack of Algorithm 2; the third candidate is attacked for its images alone."""
+    if config.epsilon.strategy != "batched":
+        return 1
+    return 3 if config.epsilon.final == "reuse" else 2
 
 
 def _final(config: TrainConfig, attack: Stage, fooled: Fooled) -> tuple[Stage, ...]:

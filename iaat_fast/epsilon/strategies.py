@@ -10,9 +10,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.survivors import column
+from iaat_fast.attacks.survivors import column, compacted
 
 logger = logging.getLogger("iaat_fast")
+
+# Where the steps of an attack are captured, once for each size of batch. On a CPU every image costs its share of time.
+_PADDED_ON = ("cuda",)
 
 
 class Attack(Protocol):
@@ -139,11 +142,12 @@ def lazy(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candida
     """The first candidate, and the second where the first fooled the model."""
     first = batch.attacked(attack, eps[0], 0)
     logits, correct = batch.judged(attack, first)
-    fooled = (logits.argmax(1) != batch.y).nonzero()[:, 0]
-    second, second_logits = first.clone(), logits.clone()
-    if len(fooled):
-        second[fooled] = batch.some(fooled).attacked(attack, eps[1][fooled], 1)
-        second_logits[fooled] = attack.logits(second[fooled])
+    fooled = logits.argmax(1) != batch.y
+    rows = _rows(attack, fooled)
+    second = _attacked_there(attack, batch, rows, fooled, eps[1], 1, first)
+    second_logits = logits.clone()
+    if len(rows):
+        second_logits[rows] = attack.logits(second[rows])
     return Candidates(eps, [first, second, None], _with_third([logits, second_logits]), correct)
 
 
@@ -157,13 +161,36 @@ def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: 
     assert second is not None
     is_third = choice == 2
     if third is None:
-        third = second.clone()
-        rows = is_third.nonzero()[:, 0]
-        if len(rows):
-            third[rows] = batch.some(rows).attacked(attack, candidates.eps[2][rows], 2)
+        rows = _rows(attack, is_third)
+        third = _attacked_there(attack, batch, rows, is_third, candidates.eps[2], 2, second)
     # Not by a list of rows, whose length the host would have to wait for.
     chosen = torch.where(column(choice == 0, first), first, second)
     return torch.where(column(is_third, first), third, chosen)
+
+
+def _rows(attack: Attack, wanted: Tensor) -> Tensor:
+    """int64, the rows that are wanted; where steps are captured, filled up with others to one of few sizes."""
+    if attack.bn != "eval" or wanted.device.type not in _PADDED_ON:
+        return wanted.nonzero()[:, 0]
+    rows = compacted(~wanted)
+    return torch.arange(len(wanted), device=wanted.device) if rows is None else rows
+
+
+def _attacked_there(
+    attack: Attack,
+    batch: Batch,
+    rows: Tensor,
+    wanted: Tensor,
+    eps: Tensor,
+    candidate: int,
+    others: Tensor,
+) -> Tensor:
+    """`others` [N, ...], but for the wanted rows, which are attacked at eps [N]; what else `rows` holds is padding."""
+    if not len(rows):
+        return others
+    made = others.clone()
+    made[rows] = batch.some(rows).attacked(attack, eps[rows], candidate)
+    return torch.where(column(wanted, made), made, others)
 
 
 def _with_third(logits: list[Tensor]) -> Tensor:

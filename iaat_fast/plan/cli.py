@@ -136,6 +136,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     network = _network(command, gpu)
     if command.json is not None:
         check_writable("--json", command.json)
+    on_cpu = command.measure and resolve_device(command.device).type == "cpu"
     counts = Counts(config, _precision(command, config, gpu))
     rates = _rates(command, config, gpu, sizes[0] // command.gpus[0])
     plans = [
@@ -145,7 +146,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
             network,
             gpus=gpus,
             batch_size=size,
-            fooled=fooled,
+            fooled=fooled if on_cpu else fooled.padded(size // gpus),
             capacity=gpu.memory,
             overlap=command.overlap,
         )
@@ -155,6 +156,11 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     title = f"{config.preset}, {config.method}; {what} {gpu.name}"
     console.print(table(plans, title))
     notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
+    if not on_cpu and any(not step.is_counted for step in plans[0].steps):
+        notes.append(
+            "samples attacked again are filled up to batches of few sizes, for which steps are captured: "
+            f"{fooled.padded(sizes[0] // command.gpus[0]).once:.3g} of the batch for {fooled.once:.3g}"
+        )
     for line in notes:
         console.print(line, highlight=False, markup=False)
     found = {

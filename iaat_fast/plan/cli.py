@@ -27,7 +27,9 @@ from iaat_fast.plan.passes import Fooled
 from iaat_fast.plan.rates import Assumptions, Modelled, Rates, recorded
 from iaat_fast.plan.workload import Counts
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.changes import override
 from iaat_fast.train.config import Method, Protocol, TrainConfig
+from iaat_fast.train.hardware import strategy_for
 from iaat_fast.train.presets import PRESETS, preset
 
 PROG = "python -m iaat_fast.plan"
@@ -136,7 +138,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     network = _network(command, gpu)
     if command.json is not None:
         check_writable("--json", command.json)
-    on_cpu = command.measure and resolve_device(command.device).type == "cpu"
+    on_cpu = _on_cpu(command)
     counts = Counts(config, _precision(command, config, gpu))
     rates = _rates(command, config, gpu, sizes[0] // command.gpus[0])
     plans = [
@@ -193,7 +195,16 @@ def _config(command: Command) -> TrainConfig:
         part: {name: value for name, value in fields.items() if value is not None}
         for part, fields in flags.items()
     }
-    return preset(command.preset, method=command.method, protocol=command.protocol, **parts)
+    config = preset(command.preset, method=command.method, protocol=command.protocol, **parts)
+    if config.epsilon.strategy != "auto":
+        return config
+    strategy = strategy_for(config.attack.bn, "cpu" if _on_cpu(command) else "cuda")
+    return override(config, {"epsilon": {"strategy": strategy}})
+
+
+def _on_cpu(command: Command) -> bool:
+    """Whether the plan is of this machine's CPU."""
+    return command.measure and resolve_device(command.device).type == "cpu"
 
 
 def _batch_sizes(command: Command, config: TrainConfig) -> list[int]:

@@ -88,7 +88,7 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
     """What a step of `phase` does, in its order.
 
     Raises:
-        ValueError: a method whose passes are not counted here.
+        ValueError: a method whose passes are not counted here, or a strategy that is left to the hardware.
     """
     if config.method not in METHODS:
         raise ValueError(
@@ -116,6 +116,8 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
 def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
     """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
     steps = _selection_steps(config)
+    if config.epsilon.strategy == "auto":
+        raise ValueError("epsilon.strategy is 'auto': expected what it is on the hardware planned")
     attacked = {
         "lazy": 1 + fooled.once,
         "batched": candidates_at_once(config),

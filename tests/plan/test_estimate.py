@@ -31,8 +31,9 @@ class PerImage:
 
 
 def digits(gpus: int = 1, batch_size: int = 128, capacity: float = 1e9, **parts: Any) -> Plan:
+    epsilon = {"strategy": "lazy", **parts.pop("epsilon", {})}
     return make_plan(
-        Counts(preset("digits", **parts), "fp32"),
+        Counts(preset("digits", epsilon=epsilon, **parts), "fp32"),
         PerImage(),
         NETWORK,
         gpus=gpus,

@@ -25,7 +25,7 @@ N = 24
 
 
 def tiny(**parts: Any) -> TrainConfig:
-    epsilon = {"gamma": 0.15, "warmup_epochs": 2, **parts.pop("epsilon", {})}
+    epsilon = {"gamma": 0.15, "warmup_epochs": 2, "strategy": "lazy", **parts.pop("epsilon", {})}
     return preset(
         "digits", epsilon=epsilon, attack={"steps": 3, **parts.pop("attack", {})}, **parts
     )
@@ -172,6 +172,11 @@ def test_a_method_that_is_not_counted_is_refused() -> None:
     other: Any = SimpleNamespace(method="free")
     with pytest.raises(ValueError, match="method is 'free': its passes are not counted, expected"):
         stages(other, "every epoch", Fooled())
+
+
+def test_a_strategy_left_to_the_hardware_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"epsilon\.strategy is 'auto': expected what it is on"):
+        stages(tiny(epsilon={"strategy": "auto"}), "adaptive", Fooled())
 
 
 @pytest.mark.parametrize(("once", "twice"), [(1.5, 0.1), (0.5, -0.1), (0.2, 0.3)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.survivors import column, compacted
 
 logger = logging.getLogger("iaat_fast")
@@ -26,8 +27,17 @@ class Attack(Protocol):
     bn: str
 
     def __call__(
-        self, x: Tensor, y: Tensor, *, eps: Tensor, index: Tensor, seed: int, candidate: int
-    ) -> Tensor: ...
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Tensor,
+        index: Tensor,
+        seed: int | Tensor,
+        candidate: int,
+    ) -> Tensor:
+        """Given findings too where `select` is: `findings=`, see `attacks.Attack`."""
+        ...
 
     def logits(self, x: Tensor) -> Tensor: ...
 
@@ -52,17 +62,20 @@ class Batch:
     """The samples under selection: images [N, ...], classes, numbers, the seed of the attacks' noise.
 
     judge: whether the clean images are to be classified too; `correct`, where that is known already.
+    findings: where attacks leave what is wrong with values; None: they raise it.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
-    seed: int
+    seed: int | Tensor
     judge: bool
     correct: Tensor | None
+    findings: Findings | None = None
 
     def some(self, rows: Tensor | slice) -> Batch:
-        return Batch(self.x[rows], self.y[rows], self.index[rows], self.seed, False, None)
+        x, y, index = self.x[rows], self.y[rows], self.index[rows]
+        return Batch(x, y, index, self.seed, False, None, self.findings)
 
     def judged(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of attacked images, and the clean verdicts: in one forward where they are still to be made."""
@@ -72,8 +85,9 @@ class Batch:
         return logits, clean.argmax(1) == self.y
 
     def attacked(self, attack: Attack, eps: Tensor, candidate: int) -> Tensor:
+        how: dict[str, Any] = {} if self.findings is None else {"findings": self.findings}
         return attack(
-            self.x, self.y, eps=eps, index=self.index, seed=self.seed, candidate=candidate
+            self.x, self.y, eps=eps, index=self.index, seed=self.seed, candidate=candidate, **how
         )
 
 

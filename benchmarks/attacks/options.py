@@ -12,6 +12,7 @@ import torch
 from benchmarks.attacks import networks
 from benchmarks.attacks.contender import Contender
 from benchmarks.attacks.engines import engines
+from benchmarks.attacks.expert import EXPERT
 from benchmarks.attacks.loops import LOOPS
 from benchmarks.attacks.peers import PEERS
 
@@ -46,14 +47,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", nargs="+", metavar="NAME", help="these contenders; --list names all")
     add("--list", action="store_true", help="print the contenders and exit")
     add("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    add("--contiguous", action="store_true", help="weights contiguous instead of as built")
+    add(
+        "--contiguous",
+        action="store_true",
+        help="weights contiguous for everyone, not each peer's best",
+    )
     add("--tf32", choices=("allowed", "off"), default="allowed", help="for everyone, on cuda")
-    add("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms, for everyone")
+    add(
+        "--cudnn-benchmark",
+        action="store_true",
+        help="cuDNN tries its algorithms for everyone, untried whether it pays",
+    )
     add("--data", type=Path, metavar="NPZ", help="images; else IAAT_FAST_DATA, else random ones")
     add("--time-limit", type=float, default=float("inf"), metavar="S", help="start no case after")
     add("--quick", action="store_true", help="a small network, few steps: does it work?")
     add("--out", type=Path, default=Path("build/attacks"), metavar="FOLDER")
     add("--record-only", action="store_true", help="write attacks.json alone")
+    add("--no-profile", action="store_true", help="without the device time by kind")
     survivors = parser.add_argument_group("restarts on survivors")
     add = survivors.add_argument
     add("--survivors", action="store_true", help="measure this instead, on a checkpoint")
@@ -68,8 +78,15 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     """Loops, other libraries, and iaat_fast's engines, as far as they are asked for."""
     device = torch.device(options.device)
     tf32 = options.device == "cuda" and options.tf32 == "allowed"
-    known = [*LOOPS, *PEERS, *engines(device, tf32=tf32, with_compile=options.compile)]
+    known = [*LOOPS, *PEERS, EXPERT, *engines(device, tf32=tf32, with_compile=options.compile)]
     return [c for c in known if options.only is None or c.name in options.only]
+
+
+def set_precision(options: argparse.Namespace) -> None:
+    """TF32 for everyone or for nobody, in this process."""
+    if options.device == "cuda":
+        allowed = options.tf32 == "allowed"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def batch_sizes(options: argparse.Namespace, model: str) -> list[int]:

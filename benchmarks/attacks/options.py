@@ -39,11 +39,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--models", nargs="+", choices=networks.NAMES, metavar="NAME", help=_known(networks.NAMES))
-    add("--width", type=_positive, metavar="W", help="of resnet18 and wrn32-10")
-    add("--batch-sizes", nargs="+", type=_positive, metavar="N")
-    add("--steps", type=_positive, metavar="K", help="10; 100 with --survivors")
+    add("--width", type=positive, metavar="W", help="of resnet18 and wrn32-10")
+    add("--batch-sizes", nargs="+", type=positive, metavar="N")
+    add("--steps", type=positive, metavar="K", help="10; 100 with --survivors")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    add("--rounds", type=_positive, metavar="N", help="timed calls of each (5; cuda 20)")
+    add("--rounds", type=positive, metavar="N", help="timed calls of each (5; cuda 20)")
     add("--only", nargs="+", metavar="NAME", help="these contenders; --list names all")
     add("--list", action="store_true", help="print the contenders and exit")
     add("--compile", action="store_true", help="also torch.compile, which takes minutes")
@@ -67,8 +67,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     survivors = parser.add_argument_group("restarts on survivors")
     add = survivors.add_argument
     add("--survivors", action="store_true", help="measure this instead, on a checkpoint")
-    add("--images", type=_positive, default=1000, metavar="N", help="test images (1000)")
-    add("--restarts", type=_positive, default=5, metavar="N", help="5")
+    add("--images", type=positive, default=1000, metavar="N", help="test images (1000)")
+    add("--restarts", type=positive, default=5, metavar="N", help="5")
     options = parser.parse_args(argv)
     _complete(parser, options)
     return options
@@ -138,7 +138,7 @@ def _known(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}, expected at least 1")

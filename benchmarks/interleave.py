@@ -33,15 +33,16 @@ def interleave(
     *,
     rounds: int = 50,
     calls: int | Mapping[str, int] = 1,
+    untimed: int = 2,
 ) -> Timings:
-    """Time every contender once a round, `calls` (of all, or of each) at a time, after two untimed rounds."""
+    """Time every contender once a round, `calls` (of all, or of each) at a time, after some untimed rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(rounds + 2):
+    for round_number in range(rounds + untimed):
         for name, call in contenders.items():
             count = calls if isinstance(calls, int) else calls[name]
             start = time.perf_counter()
             for _ in range(count):
                 call()
-            if round_number >= 2:
+            if round_number >= untimed:
                 seconds[name].append((time.perf_counter() - start) / count)
     return Timings({name: np.array(values) for name, values in seconds.items()})

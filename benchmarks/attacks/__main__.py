@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -15,14 +16,10 @@ import torch
 
 from benchmarks import machine
 from benchmarks.attacks import images, networks, peers, plot, survivors, tables
-from benchmarks.attacks.contender import Contender, Setting, Target
-from benchmarks.attacks.engines import ladder
-from benchmarks.attacks.measure import Case, measure
-from benchmarks.attacks.options import batch_sizes, contenders, parse
-from benchmarks.attacks.rates import matmul_rates
-
-# Images on which attacks are compared on the CPU; a GPU compares all.
-_CHECKED = 32
+from benchmarks.attacks.contender import Setting
+from benchmarks.attacks.measure import Case
+from benchmarks.attacks.options import batch_sizes, contenders, parse, set_precision
+from benchmarks.attacks.race import Race
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,10 +29,7 @@ def main(argv: Sequence[str]) -> int:
         for contender in contenders(options):
             print(f"{contender.name:28} {contender.precision:5} {contender.what}")
         return 0
-    if options.device == "cuda":
-        allowed = options.tf32 == "allowed"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cudnn.benchmark = options.cudnn_benchmark
+    set_precision(options)
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         return run_survivors(options, argv) if options.survivors else run(options, argv)
@@ -45,28 +39,44 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Every network at every batch size; files are written after each, so that a stopped run leaves what it has."""
+    """Every network at every batch size; files are written after each, so that a stopped run leaves what it has.
+
+    Profiles come last: they take the longest and tell the least.
+    """
     started = time.perf_counter()
-    device, setting = torch.device(options.device), Setting(steps=options.steps)
+    setting = Setting(steps=options.steps)
     competing = contenders(options)
-    rates = matmul_rates((c.precision for c in competing), device)
     header = _header(options, argv, setting)
-    header |= {"matmul_flops_per_s": rates, "peers": peers.versions(), "left_out": []}
+    header |= {"peers": peers.versions(), "left_out": []}
     wanted = [(model, size) for model in options.models for size in batch_sizes(options, model)]
     cases: list[Case] = []
-    for number, (model, size) in enumerate(wanted, 1):
-        name = f"{model}, batch {size}"
-        if time.perf_counter() - started > options.time_limit:
-            header["left_out"].append(name)
-            continue
-        _say(f"{number}/{len(wanted)} {name}")
-        case = _case(model, size, options, competing, setting, rates)
-        cases.append(case)
-        tables.show(case)
-        header["seconds"] = round(time.perf_counter() - started, 1)
-        _write(options, header, cases)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    with contextlib.ExitStack() as workers:
+        race = Race(options, argv, competing, setting, workers)
+        header["matmul_flops_per_s"] = race.rates
+        for number, (model, size) in enumerate(wanted, 1):
+            name = f"{model}, batch {size}"
+            if time.perf_counter() - started > options.time_limit:
+                header["left_out"].append(name)
+                continue
+            _say(f"{number}/{len(wanted)} {name}")
+            cases.append(race.run(model, size))
+            tables.show(cases[-1])
+            header["seconds"] = round(time.perf_counter() - started, 1)
+            _write(options, header, cases)
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+        for case in [] if options.no_profile else cases:
+            for record in case.records:
+                if record.status != "ok":
+                    continue
+                if time.perf_counter() - started > options.time_limit:
+                    header["left_out"].append(f"profile of {record.name}, {tables.title(case)}")
+                    continue
+                race.profile(case, record)
+                header["seconds"] = round(time.perf_counter() - started, 1)
+                _write(options, header, cases)
+            tables.show_kinds(case)
+    _write(options, header, cases)
     what = "attacks.json is" if options.record_only else "attacks.json, attacks.md and figures are"
     print(f"{what} in {options.out}")
     for name in header["left_out"]:
@@ -113,49 +123,6 @@ def run_survivors(options: argparse.Namespace, argv: Sequence[str]) -> int:
     (options.out / "survivors.md").write_text("\n".join(parts))
     print(f"survivors.json and survivors.md are in {options.out}")
     return status
-
-
-def _case(
-    model: str,
-    size: int,
-    options: argparse.Namespace,
-    competing: Sequence[Contender],
-    setting: Setting,
-    rates: dict[str, float],
-) -> Case:
-    device = torch.device(options.device)
-    pixels = networks.image_size(model)
-    x, _, source = images.load(size, pixels, options.data)
-    calibration, _, _ = images.load(64 if pixels == 32 else 16, pixels, options.data)
-    width = None if model in (*networks.CHECKPOINTS, "resnet50") else options.width
-    net = networks.make(model, calibration.to(device), width=width, contiguous=options.contiguous)
-    x = x.to(device)
-    with torch.no_grad():
-        logits = torch.cat([net(part) for part in x.split(64)])
-    # The network's own predictions: every sample starts unfooled, so that the attack has all the way to go.
-    target = Target(net, x, logits.argmax(1), logits.shape[1])
-    flops, records, rungs, best = measure(
-        target,
-        competing,
-        ladder(device, with_compile=options.compile),
-        setting,
-        rounds=options.rounds,
-        rates=rates,
-        check=_CHECKED if device.type == "cpu" else None,
-        said=_say,
-    )
-    return Case(
-        model=model,
-        width=width,
-        parameters=sum(p.numel() for p in net.parameters()),
-        images=source,
-        shape=list(x.shape),
-        steps=setting.steps,
-        flops=flops,
-        best_peer=best,
-        records=records,
-        ladder=rungs,
-    )
 
 
 def _header(options: argparse.Namespace, argv: Sequence[str], setting: Setting) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Target:
 class Contender:
     """`make(target, setting)` gives a function of images and classes; it raises `Missing` where it cannot.
 
-    kind: "peer", or "engine" for iaat_fast.
+    kind: "peer", "expert" for the loop that an expert would write, or "engine" for iaat_fast.
     precision: of the gradients: "fp32", "tf32", "bf16", "fp16".
     plain: its arithmetic is that of the plain loop, so that rounding cannot excuse another result.
     """

@@ -13,7 +13,7 @@ def plain_loop(target: Target, setting: Setting, autocast: torch.dtype | None = 
     """PGD by `torch.autograd.grad`, which computes no gradients of weights; the loss is summed over the batch."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        return descend(target.model, _start(x, setting), x, y, setting, autocast)
+        return descend(target.model, start(x, setting), x, y, setting, autocast)
 
     return attack
 
@@ -33,7 +33,7 @@ def descend(
             logits = model(x_adv)
         loss = F.cross_entropy(logits.float(), y, reduction="sum")
         (grad,) = torch.autograd.grad(loss, x_adv)
-        x_adv = _step(x_adv, grad, x, setting)
+        x_adv = step(x_adv, grad, x, setting)
     return x_adv
 
 
@@ -41,27 +41,29 @@ def authors_loop(target: Target, setting: Setting) -> Attack:
     """PGD by `loss.backward()`, as in the released code of many papers: weights get gradients that nobody reads."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        x_adv = _start(x, setting)
+        x_adv = start(x, setting)
         for _ in range(setting.steps):
             x_adv.requires_grad_()
             target.model.zero_grad()
             F.cross_entropy(target.model(x_adv), y).backward()
             assert x_adv.grad is not None
-            x_adv = _step(x_adv, x_adv.grad, x, setting)
+            x_adv = step(x_adv, x_adv.grad, x, setting)
         target.model.zero_grad()
         return x_adv
 
     return attack
 
 
-def _start(x: Tensor, setting: Setting) -> Tensor:
+def start(x: Tensor, setting: Setting) -> Tensor:
+    """Where the attack begins: x, or a random point of the ball."""
     if not setting.random_start:
         return x.clone()
     noise = torch.empty_like(x).uniform_(-setting.eps, setting.eps)
     return (x + noise).clamp(0, 1)
 
 
-def _step(x_adv: Tensor, grad: Tensor, x: Tensor, setting: Setting) -> Tensor:
+def step(x_adv: Tensor, grad: Tensor, x: Tensor, setting: Setting) -> Tensor:
+    """One step along the gradient's sign, back into the ball and the box, in torch's own operations."""
     x_adv = x_adv.detach() + setting.alpha * grad.sign()
     delta = torch.clamp(x_adv - x, min=-setting.eps, max=setting.eps)
     return torch.clamp(x + delta, min=0, max=1)

@@ -10,6 +10,8 @@ import torch
 from benchmarks.attacks.agreement import Agreement, Reference, outside
 from benchmarks.attacks.contender import Contender, Missing, Setting, Target
 from benchmarks.attacks.engines import Rung
+from benchmarks.attacks.kinds import DeviceTime
+from benchmarks.attacks.layouts import Choice
 from benchmarks.attacks.rates import flops_per_gradient, wait
 from benchmarks.interleave import Timings, interleave
 
@@ -18,9 +20,11 @@ from benchmarks.interleave import Timings, interleave
 class Record:
     """A contender at a case. `status`: ok, wrong (never timed), missing, failed; `detail` says why.
 
-    Seconds are percentiles over n calls. `over`: how many times faster than each peer, `over_best_peer` than the
-    fastest peer in fp32; medians over rounds of the ratio within a round. `peak_bytes`: most memory above what was
-    allocated before the contender was made, on CUDA.
+    Seconds are percentiles over n calls. `over`: how many times faster than each peer and the expert's loop,
+    `over_best_peer` than the fastest peer in fp32; medians over rounds of the ratio within a round. `peak_bytes`: most
+    memory above what was allocated before the contender was made, on CUDA. `layout`: the peer's own choice, of which
+    `Case.layouts` has the figures, for all others the best peer's. `compile_s`: of the expert's loop, which no other
+    figure contains. `device_time`: by kind, from a process of its own.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Record:
     peak_bytes: int | None = None
     flops_per_second: float | None = None
     share_of_matmul: float | None = None
+    layout: str | None = None
+    compile_s: float | None = None
+    device_time: DeviceTime | None = None
 
 
 @dataclasses.dataclass
@@ -67,6 +74,7 @@ class Case:
     best_peer: str | None
     records: list[Record]
     ladder: list[RungRecord]
+    layouts: dict[str, Choice] = dataclasses.field(default_factory=dict)
 
 
 def measure(
@@ -78,6 +86,7 @@ def measure(
     rounds: int,
     rates: Mapping[str, float],
     check: int | None = None,
+    own: Mapping[str, Target] | None = None,
     said: Callable[[str], None] = lambda _: None,
 ) -> tuple[float, list[Record], list[RungRecord], str | None]:
     """Check and time.
@@ -90,18 +99,24 @@ def measure(
         rounds: timed calls of each contender.
         rates: of matrix products by precision, to express speeds as shares.
         check: images on which attacks are compared; None: all.
+        own: by contender, the same target with the network in another layout; `target` for all others.
         said: called with what is being done.
 
     Returns:
         Floating-point operations of the attack, a record per contender, the ladder, and the best peer in fp32.
     """
-    some = Target(target.model, target.x[:check], target.y[:check], target.classes)
-    reference = Reference(some, setting)
+    own, references = own or {}, {}
     flops = flops_per_gradient(target) * len(target.x) * setting.steps
     records, calls = {}, {}
     for contender in contenders:
         said(f"checking {contender.name}")
-        records[contender.name], call = _prepared(contender, target, reference, setting)
+        mine = own.get(contender.name, target)
+        # Compared with the plain loop in the same layout, for another one may round differently.
+        if id(mine) not in references:
+            some = dataclasses.replace(mine, x=mine.x[:check], y=mine.y[:check])
+            references[id(mine)] = Reference(some, setting)
+        reference = references[id(mine)]
+        records[contender.name], call = _prepared(contender, mine, reference, setting)
         if call is not None:
             calls[contender.name] = call
     if not calls:
@@ -109,6 +124,7 @@ def measure(
     said(f"timing {len(calls)} attacks, {rounds} rounds")
     timings = interleave(calls, rounds=rounds)
     peers = [name for name in calls if records[name].kind == "peer"]
+    others = peers + [name for name in calls if records[name].kind == "expert"]
     best = min(
         (name for name in peers if records[name].precision == "fp32"),
         key=timings.median,
@@ -119,7 +135,7 @@ def measure(
         record.n = rounds
         record.p20_s, record.p50_s, record.p80_s = timings.percentiles(name)
         record.images_per_second = len(target.x) / record.p50_s
-        record.over = {peer: timings.ratio(peer, name) for peer in peers}
+        record.over = {other: timings.ratio(other, name) for other in others}
         record.over_best_peer = None if best is None else record.over[best]
         record.flops_per_second = flops / record.p50_s
         if record.precision in rates:
@@ -159,6 +175,7 @@ def _prepared(
         found = attack(target.x, target.y)
         fault = fault or outside(found, target.x, setting.eps)
         record.peak_bytes = _peak(device, before)
+        record.compile_s = getattr(attack, "compile_s", None)
     except Missing as error:
         record.status, record.detail = "missing", str(error)
         return record, None

@@ -26,9 +26,7 @@ def image_size(name: str) -> int:
     return 224 if name == "resnet50" else 32
 
 
-def make(
-    name: str, images: Tensor, *, width: int | None = None, contiguous: bool = False
-) -> nn.Module:
+def make(name: str, images: Tensor, *, width: int | None = None) -> nn.Module:
     """A network over [0, 1] images, in eval mode on the device of `images`.
 
     Args:
@@ -36,7 +34,6 @@ def make(
             a checkpoint of the real data.
         images: float [N, 3, H, W], N at least 16, from which random networks take their statistics.
         width: of "resnet18" and "wrn32-10".
-        contiguous: store weights contiguous; else as the network comes, which for those two is channels last.
 
     Raises:
         FileNotFoundError: a checkpoint without IAAT_FAST_DATA.
@@ -47,7 +44,7 @@ def make(
         torch.manual_seed(0)
         built = _resnet50() if name == "resnet50" else models.build(name, width=width)
         net = _calibrated(built.to(images.device), images)
-    return net.to(memory_format=torch.contiguous_format) if contiguous else net  # type: ignore[call-overload]
+    return net
 
 
 def checkpoint(name: str) -> nn.Module:

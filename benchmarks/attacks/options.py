@@ -12,6 +12,7 @@ import torch
 from benchmarks.attacks import networks
 from benchmarks.attacks.contender import Contender
 from benchmarks.attacks.engines import engines
+from benchmarks.attacks.expert import EXPERT
 from benchmarks.attacks.loops import LOOPS
 from benchmarks.attacks.peers import PEERS
 
@@ -38,27 +39,36 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--models", nargs="+", choices=networks.NAMES, metavar="NAME", help=_known(networks.NAMES))
-    add("--width", type=_positive, metavar="W", help="of resnet18 and wrn32-10")
-    add("--batch-sizes", nargs="+", type=_positive, metavar="N")
-    add("--steps", type=_positive, metavar="K", help="10; 100 with --survivors")
+    add("--width", type=positive, metavar="W", help="of resnet18 and wrn32-10")
+    add("--batch-sizes", nargs="+", type=positive, metavar="N")
+    add("--steps", type=positive, metavar="K", help="10; 100 with --survivors")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    add("--rounds", type=_positive, metavar="N", help="timed calls of each (5; cuda 20)")
+    add("--rounds", type=positive, metavar="N", help="timed calls of each (5; cuda 20)")
     add("--only", nargs="+", metavar="NAME", help="these contenders; --list names all")
     add("--list", action="store_true", help="print the contenders and exit")
     add("--compile", action="store_true", help="also torch.compile, which takes minutes")
-    add("--contiguous", action="store_true", help="weights contiguous instead of as built")
+    add(
+        "--contiguous",
+        action="store_true",
+        help="weights contiguous for everyone, not each peer's best",
+    )
     add("--tf32", choices=("allowed", "off"), default="allowed", help="for everyone, on cuda")
-    add("--cudnn-benchmark", action="store_true", help="let cuDNN try its algorithms, for everyone")
+    add(
+        "--cudnn-benchmark",
+        action="store_true",
+        help="cuDNN tries its algorithms for everyone, untried whether it pays",
+    )
     add("--data", type=Path, metavar="NPZ", help="images; else IAAT_FAST_DATA, else random ones")
     add("--time-limit", type=float, default=float("inf"), metavar="S", help="start no case after")
     add("--quick", action="store_true", help="a small network, few steps: does it work?")
     add("--out", type=Path, default=Path("build/attacks"), metavar="FOLDER")
     add("--record-only", action="store_true", help="write attacks.json alone")
+    add("--no-profile", action="store_true", help="without the device time by kind")
     survivors = parser.add_argument_group("restarts on survivors")
     add = survivors.add_argument
     add("--survivors", action="store_true", help="measure this instead, on a checkpoint")
-    add("--images", type=_positive, default=1000, metavar="N", help="test images (1000)")
-    add("--restarts", type=_positive, default=5, metavar="N", help="5")
+    add("--images", type=positive, default=1000, metavar="N", help="test images (1000)")
+    add("--restarts", type=positive, default=5, metavar="N", help="5")
     options = parser.parse_args(argv)
     _complete(parser, options)
     return options
@@ -68,8 +78,15 @@ def contenders(options: argparse.Namespace) -> list[Contender]:
     """Loops, other libraries, and iaat_fast's engines, as far as they are asked for."""
     device = torch.device(options.device)
     tf32 = options.device == "cuda" and options.tf32 == "allowed"
-    known = [*LOOPS, *PEERS, *engines(device, tf32=tf32, with_compile=options.compile)]
+    known = [*LOOPS, *PEERS, EXPERT, *engines(device, tf32=tf32, with_compile=options.compile)]
     return [c for c in known if options.only is None or c.name in options.only]
+
+
+def set_precision(options: argparse.Namespace) -> None:
+    """TF32 for everyone or for nobody, in this process."""
+    if options.device == "cuda":
+        allowed = options.tf32 == "allowed"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def batch_sizes(options: argparse.Namespace, model: str) -> list[int]:
@@ -121,7 +138,7 @@ def _known(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}, expected at least 1")

@@ -12,7 +12,7 @@ from benchmarks.attacks.tables import title
 # Okabe and Ito's colours, told apart with any colour vision; hatching tells kinds apart in print.
 COLOURS = {"fp32": "#0072B2", "tf32": "#009E73", "bf16": "#E69F00", "fp16": "#CC79A7"}
 SLOWER = "#D55E00"
-HATCHES = {"peer": "////", "engine": ""}
+HATCHES = {"peer": "////", "expert": "xxxx", "engine": ""}
 
 
 def draw(cases: Sequence[Case], machine: Mapping[str, Any], path: Path) -> None:
@@ -38,6 +38,7 @@ def draw(cases: Sequence[Case], machine: Mapping[str, Any], path: Path) -> None:
     ]
     handles += [
         Patch(facecolor="white", edgecolor="black", hatch=HATCHES["peer"], label="peer"),
+        Patch(facecolor="white", edgecolor="black", hatch=HATCHES["expert"], label="expert"),
         Patch(facecolor="white", edgecolor="black", label="iaat_fast"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -67,7 +68,7 @@ def _speeds(axis: Any, case: Case) -> None:
             xerr=[[speed - n / record.p80_s], [n / record.p20_s - speed]],
             color=COLOURS[record.precision],
             hatch=HATCHES[record.kind],
-            edgecolor="white" if record.kind == "peer" else COLOURS[record.precision],
+            edgecolor="white" if record.kind != "engine" else COLOURS[record.precision],
             error_kw={"elinewidth": 1, "capsize": 2},
         )
         if record.over_best_peer is not None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from benchmarks.attacks import kinds
 from benchmarks.attacks.measure import Case, Record
 
 LADDER = ("adds", "attack", "s", "× before", "× first")
+# On an H100, bf16 against the best peer in its best layout; and its share of the rate of bf16 matrix products.
+AIMS = {
+    ("resnet18", 128): (3.5, None),
+    ("resnet18", 512): (4.2, None),
+    ("wrn32-10", 128): (2.9, 0.52),
+}
 
 
 def title(case: Case) -> str:
@@ -18,7 +25,7 @@ def title(case: Case) -> str:
 
 
 def columns(case: Case) -> list[str]:
-    """Headings of `rows`; a column for every peer that was timed."""
+    """Headings of `rows`; a column for every peer that was timed, and for the expert's loop."""
     peers = [f"× {peer}" for peer in _peers(case)]
     return [
         *("attack", "precision", "s p50 [p20, p80]", "images/s", "× best peer", *peers),
@@ -38,7 +45,45 @@ def remarks(case: Case) -> list[str]:
         agreement = record.agreement
         if record.name == "exact" and agreement is not None and agreement.same_pixels < 1:
             found.append("exact: not bit-identical to the plain loop")
-    return found
+        if record.compile_s is not None:
+            found.append(f"{record.name}: compiled in {record.compile_s:.1f} s, in no other figure")
+    return found + aims(case)
+
+
+def aims(case: Case) -> list[str]:
+    """How far the networks that have an aim are from it: ratios to read, which decide nothing."""
+    aim = AIMS.get((case.model, case.shape[0])) if case.width is None and case.steps == 10 else None
+    found = next((r for r in case.records if r.name == "bf16" and r.over_best_peer), None)
+    if aim is None or found is None:
+        return []
+    lines = [f"bf16: {found.over_best_peer:.2f} × the best peer (on an H100: aim {aim[0]} ×)"]
+    if aim[1] is not None and found.share_of_matmul is not None:
+        lines.append(f"bf16: {found.share_of_matmul:.1%} of the matmul rate (aim {aim[1]:.0%})")
+    return lines
+
+
+def layout_columns(case: Case) -> list[str]:
+    """Headings of `layout_rows`: seconds in each layout that was tried."""
+    tried = dict.fromkeys(layout for choice in case.layouts.values() for layout in choice.seconds)
+    return ["peer", *tried, "raced in"]
+
+
+def layout_rows(case: Case) -> list[list[str]]:
+    """A row per peer whose layouts were tried."""
+    tried = layout_columns(case)[1:-1]
+    return [
+        [
+            name,
+            *(f"{choice.seconds[t]:.4g}" if t in choice.seconds else "" for t in tried),
+            choice.taken,
+        ]
+        for name, choice in case.layouts.items()
+    ]
+
+
+def kind_rows(case: Case) -> list[list[str]]:
+    """Milliseconds of a call by kind, a row per contender that was profiled."""
+    return [kinds.row(r.name, r.device_time) for r in case.records if r.device_time is not None]
 
 
 def ladder_rows(case: Case) -> list[list[str]]:
@@ -50,7 +95,7 @@ def ladder_rows(case: Case) -> list[list[str]]:
 
 
 def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Iterable[Case]) -> str:
-    """Both tables of every case, under what they were measured on and how."""
+    """The tables of every case, under what they were measured on and how."""
     parts = ["# Attacks\n", facts({**machine, **settings})]
     for case in cases:
         parts += [
@@ -59,18 +104,32 @@ def markdown(machine: Mapping[str, Any], settings: Mapping[str, Any], cases: Ite
             table(columns(case), rows(case)),
             "".join(f"- {remark}\n" for remark in remarks(case)),
         ]
+        if case.layouts:
+            parts += ["Seconds of each peer in each layout:\n"]
+            parts += [table(layout_columns(case), layout_rows(case))]
+        if kind_rows(case):
+            parts += ["Where the time of a call goes, in ms:\n"]
+            parts += [table(kinds.COLUMNS, kind_rows(case))]
         if case.ladder:
             parts += ["What each lever adds:\n", table(LADDER, ladder_rows(case))]
     return "\n".join(parts)
 
 
 def show(case: Case) -> None:
-    """Both tables on the terminal."""
+    """The tables of a race on the terminal."""
     write(title(case), columns(case), rows(case))
+    if case.layouts:
+        write("s of each peer in each layout", layout_columns(case), layout_rows(case))
     if case.ladder:
         write("what each lever adds", LADDER, ladder_rows(case))
     for remark in remarks(case):
         print(remark)
+
+
+def show_kinds(case: Case) -> None:
+    """Where the time goes, on the terminal."""
+    if kind_rows(case):
+        write(f"{title(case)}: ms of a call by kind", kinds.COLUMNS, kind_rows(case))
 
 
 def write(heading: str, names: Sequence[str], cells: Iterable[Sequence[str]]) -> None:
@@ -103,7 +162,7 @@ def table(names: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
 
 
 def _peers(case: Case) -> list[str]:
-    return [r.name for r in case.records if r.kind == "peer" and r.p50_s is not None]
+    return [r.name for r in case.records if r.kind in ("peer", "expert") and r.p50_s is not None]
 
 
 def _row(record: Record, peers: Sequence[str], best: bool) -> list[str]:

@@ -33,7 +33,9 @@ def raise_on_sigterm() -> None:
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM only sets `received`; a second ends at once.
 
-    Outside the main thread Python allows no handlers, and signals stay as they were.
+    Where SIGINT is ignored it stays so, as Python itself leaves it: a shell without job control starts `command &` like
+    that, for its Ctrl-C is meant for what runs in the foreground. SIGTERM then ends the run. Outside the main thread
+    Python allows no handlers, and signals stay as they were.
 
     Args:
         patient: a second does nothing. So with several ranks: a scheduler may signal torchrun and its ranks, and
@@ -47,7 +49,10 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            heeded = [signal.SIGTERM]
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                heeded.append(signal.SIGINT)
+            for signum in heeded:
                 self._previous[signum] = signal.signal(signum, self._receive)
         return self
 

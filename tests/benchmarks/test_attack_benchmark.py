@@ -14,13 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attacks import images, networks, peers, survivors
+from benchmarks.attacks import images, networks, peers, race, survivors, tables
 from benchmarks.attacks.__main__ import main
 from benchmarks.attacks.agreement import Reference
 from benchmarks.attacks.contender import Attack, Contender, Missing, Setting, Target
 from benchmarks.attacks.engines import NOT_SPEED, engines, ladder
+from benchmarks.attacks.expert import EXPERT
+from benchmarks.attacks.layouts import Layout
 from benchmarks.attacks.loops import LOOPS, plain_loop
-from benchmarks.attacks.measure import Record, measure
+from benchmarks.attacks.measure import Case, Record, measure
+from benchmarks.attacks.target import Spec
+from benchmarks.attacks.worker import Worker, WorkerError
 from iaat_fast.attacks import options
 from iaat_fast.attacks.options import EngineOptions
 
@@ -178,11 +182,83 @@ def test_a_run_leaves_its_record_a_table_and_a_figure(tmp_path: Path) -> None:
         assert record["flops_per_second"] == pytest.approx(case["flops"] / record["p50_s"])
         assert record["share_of_matmul"] > 0
         assert record["agreement"]["loss_gain"] > 0.9
+        spent = record["device_time"]
+        assert spent["kinds"]["convolutions"] > 0
+        assert spent["wall_s"] == pytest.approx(sum(spent["kinds"].values()))
+    tried = ["contiguous", "channels last"]
+    for name in ("plain-loop", "authors-loop"):
+        assert list(case["layouts"][name]["seconds"]) == tried
+        assert case["layouts"][name]["taken"] == case["layouts"][name]["best"]
+    layouts = {record["name"]: record["layout"] for record in case["records"]}
+    assert layouts["plain-loop"] == case["layouts"]["plain-loop"]["taken"]
+    assert layouts["exact"] == layouts["fast"] in tried
     assert [rung["name"] for rung in case["ladder"]] == ["authors-loop", *only[1:2], *only[3:5]]
     table = (tmp_path / "attacks.md").read_text()
     assert "| exact | fp32 |" in table
     assert "no gradients of weights" in table
+    assert "| peer | contiguous | channels last | raced in |" in table
+    assert "| attack | wall | device | convolutions |" in table
     assert (tmp_path / "attacks-resnet18.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_worker_tells_what_went_wrong_and_answers_on(tmp_path: Path) -> None:
+    argv = ["--device", "cpu", "--width", "4", "--only", "plain-loop"]
+    spec = Spec(model="resnet18", batch=2, device="cpu", width=4)
+    layouts = [Layout(False), Layout(True)]
+    gone = dataclasses.replace(spec, data=str(tmp_path / "gone.npz"))
+    with Worker(argv) as worker:
+        with pytest.raises(WorkerError, match=r"profile: FileNotFoundError: .*gone\.npz"):
+            worker.profile(gone, Setting(steps=1), "plain-loop", layouts[0])
+        found = worker.try_out(spec, Setting(steps=1), ["plain-loop"], layouts)
+        assert list(found["plain-loop"]) == ["contiguous", "channels last"]
+    with pytest.raises(WorkerError, match="the process"):
+        Worker(["--device", "nowhere"]).try_out(spec, Setting(steps=1), ["plain-loop"], layouts)
+
+
+def test_without_peers_or_profiles_no_other_process_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "Worker", None)
+    small = ["--models", "resnet18", "--width", "4", "--batch-sizes", "2", "--rounds", "1"]
+    argv = ["--device", "cpu", "--steps", "1", *small, "--only", "exact", "--no-profile"]
+    assert main([*argv, "--record-only", "--out", str(tmp_path)]) == 0
+    (case,) = json.loads((tmp_path / "attacks.json").read_text())["cases"]
+    assert (case["layouts"], case["best_peer"]) == ({}, None)
+    assert case["records"][0]["device_time"] is None
+
+
+@pytest.mark.slow
+def test_the_experts_loop_is_the_attack_and_compiled_once() -> None:
+    torch.manual_seed(0)
+    # Compiled in seconds; the attack has no part in what a network is.
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+    x = images.smooth_noise(8, 32)
+    with torch.no_grad():
+        target = Target(net.eval(), x, net(x).argmax(1), 10)
+    (record,) = run(target, EXPERT)
+    assert (record.status, record.detail) == ("ok", "")
+    assert record.agreement is not None
+    assert record.agreement.flipped_signs < 0.2
+    assert record.compile_s is not None
+    assert record.p50_s is not None
+    # Compiled before it is timed, and only then.
+    assert record.compile_s > 2 * record.p50_s
+    again = EXPERT.make(target, dataclasses.replace(SETTING, steps=1))
+    again(target.x, target.y)
+    assert again.compile_s == record.compile_s  # type: ignore[attr-defined]
+
+
+def test_aims_are_told_as_ratios_and_change_no_status() -> None:
+    """Of full networks in bf16 alone."""
+    bf16 = Record("bf16", "engine", "bf16", "", over_best_peer=1.5, share_of_matmul=0.4)
+    case = Case("wrn32-10", None, 1, "", [128, 3, 32, 32], 10, 1.0, "plain-loop", [bf16], [])
+    assert tables.aims(case) == [
+        "bf16: 1.50 × the best peer (on an H100: aim 2.9 ×)",
+        "bf16: 40.0% of the matmul rate (aim 52%)",
+    ]
+    assert tables.aims(dataclasses.replace(case, width=8)) == []
+    assert tables.aims(dataclasses.replace(case, steps=2)) == []
+    assert tables.aims(dataclasses.replace(case, records=[])) == []
 
 
 @pytest.mark.parametrize(

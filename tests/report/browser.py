@@ -41,6 +41,9 @@ def browser(profile: Path) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     window = webdriver.Chrome(options=options, service=Service(driver))
     try:
+        # A tab of its own, which starts blank: the first one shows the browser's own page, whose requests come at any
+        # time and by addresses that change with the version.
+        window.switch_to.new_window("tab")
         yield window
     finally:
         window.quit()
@@ -56,14 +59,15 @@ def show(window: Any, page: Path, *, width: int, scheme: str) -> None:
 
 
 def requested(window: Any) -> list[str]:
-    """The addresses that were asked for since the last call, without data within the page and the browser's own."""
-    messages = [json.loads(entry["message"])["message"] for entry in window.get_log("performance")]
+    """The addresses that this tab and the frames in it asked for since the last call, without data within the page."""
+    entries = [json.loads(entry["message"]) for entry in window.get_log("performance")]
     urls = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
+        entry["message"]["params"]["request"]["url"]
+        for entry in entries
+        if entry["webview"] == window.current_window_handle
+        and entry["message"]["method"] == "Network.requestWillBeSent"
     ]
-    return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+    return [url for url in urls if not url.startswith("data:")]
 
 
 CONTRASTS = """

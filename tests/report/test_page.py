@@ -112,6 +112,38 @@ def test_the_page_in_a_browser(window: Any, built: Path, width: int, scheme: str
     assert dark is (scheme == "dark")
 
 
+def test_every_request_of_a_page_is_seen(window: Any, tmp_path: Path) -> None:
+    """Of the page, of frames in it and of scripts, to whatever scheme, the browser's own among them."""
+    (tmp_path / "frame.html").write_text("<img src='in-frame.png'>")
+    page = tmp_path / "page.html"
+    page.write_text("""
+        <link rel="stylesheet" href="http://127.0.0.1:9/style.css">
+        <img src="image.png"><img src="chrome-untrusted://new-tab-page/image.png">
+        <img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">
+        <iframe src="frame.html"></iframe>
+        <script>fetch("http://127.0.0.1:9/fetched").catch(() => 0);</script>
+    """)
+    expected = {page, *(tmp_path / name for name in ("image.png", "frame.html", "in-frame.png"))}
+    show(window, page, width=1400, scheme="light")
+    assert set(requested(window)) == {
+        *(path.as_uri() for path in expected),
+        "http://127.0.0.1:9/style.css",
+        "http://127.0.0.1:9/fetched",
+        "chrome-untrusted://new-tab-page/image.png",
+    }
+
+
+def test_requests_of_the_browsers_own_window_are_not_the_pages(window: Any, built: Path) -> None:
+    page, tab = built / "index.html", window.current_window_handle
+    requested(window)
+    (first,) = (handle for handle in window.window_handles if handle != tab)
+    window.switch_to.window(first)
+    window.get("chrome://new-tab-page")
+    window.switch_to.window(tab)
+    show(window, page, width=1400, scheme="light")
+    assert requested(window) == [page.as_uri()]
+
+
 def test_the_figures_follow_the_readers_scheme(window: Any, built: Path) -> None:
     """The ink of a figure's axes, which is drawn on no background: dark on light pages, light on dark ones."""
     ink = {}

@@ -141,6 +141,22 @@ def test_with_several_ranks_a_second_signal_changes_nothing(
     assert statuses == []
 
 
+def test_sigint_stays_ignored_where_it_was_and_sigterm_is_heeded() -> None:
+    """As in a background job of a shell, whose Ctrl-C is not meant for it."""
+    from iaat_fast.train.stopping import StopSignals
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_resuming_records_where_and_hides_the_events_beyond(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],

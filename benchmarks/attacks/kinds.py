@@ -1,0 +1,112 @@
+"""Where the time of an attack goes, by kind of kernel: convolutions, elementwise, copies, reductions, products."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.attacks.rates import wait
+
+# The first pattern found in a name decides. What a compiler fused bears the names of all that it fused; cuDNN's changes
+# of layout are no convolutions, although they bear its name; and most convolutions are called matrix products.
+PATTERNS = tuple(
+    (kind, re.compile(pattern, re.IGNORECASE))
+    for kind, pattern in (
+        ("elementwise", r"triton_poi_|cpp_fused"),
+        ("reductions", r"triton_(red|per)_"),
+        (
+            "copies",
+            r"memcpy|memset|nchwtonhwc|nhwctonchw|nhwcaddpadding|copy|transpose|catarray|fillfunctor|reorder|"
+            r"aten::(clone|contiguous|to|_to_copy|cat|fill_|zero_|stack)$",
+        ),
+        ("convolutions", r"conv|fprop|dgrad|wgrad|winograd"),
+        ("products", r"gemm|gemv|cutlass|nvjet|cublas|splitk|aten::(mm|addmm|bmm|linear|matmul)$"),
+        (
+            "reductions",
+            r"reduce|softmax|pool|logsumexp|nll_loss|argmax|norm_kernel|ce_cotangent|"
+            r"aten::(sum|mean|amax|amin|max|min|all|any|_?aminmax|linalg_vector_norm)$",
+        ),
+        (
+            "elementwise",
+            r"elementwise|bn_fw|batch_?norm|pgd_step|project_linf|random_start|select_epsilon|mask|relu|threshold|"
+            r"distribution|aten::(add|sub|mul|div|neg|abs|sign|sgn|clamp|clamp_min|clamp_max|minimum|maximum|where|eq|ne|"
+            r"lt|le|gt|ge|isfinite|isnan|bitwise_and|logical_and|uniform|rsqrt|sqrt|exp|pow|silu|sigmoid|hardtanh)_?"
+            r"(_backward)?$",
+        ),
+    )
+)
+KINDS = ("convolutions", "elementwise", "copies", "reductions", "products")
+OTHER, GAPS = "other", "gaps"
+COLUMNS = ("attack", "wall", "device", *KINDS, OTHER, GAPS)
+
+
+@dataclasses.dataclass
+class DeviceTime:
+    """Seconds of one call, measured in a process of its own.
+
+    wall_s: median of calls before the profiler was started: after it every launch takes longer.
+    device_s: all kernels together, as the profiler has them; on a CPU its operators.
+    kinds: the same by kind, `gaps` being wall less device: where the device waits, or where the profiler slows it
+        down (then negative).
+    """
+
+    wall_s: float
+    device_s: float
+    kinds: dict[str, float]
+
+
+def kind_of(name: str) -> str:
+    """The kind of a kernel or an operator by its name."""
+    return next((kind for kind, pattern in PATTERNS if pattern.search(name)), OTHER)
+
+
+def by_kind(times: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sums of (name, seconds) by kind; every kind is there."""
+    sums = dict.fromkeys((*KINDS, OTHER), 0.0)
+    for name, seconds in times:
+        sums[kind_of(name)] += seconds
+    return sums
+
+
+def device_time(call: Callable[[], object], device: torch.device, calls: int = 3) -> DeviceTime:
+    """Where a call's time goes; it is run 3 + 2 x `calls` times."""
+    walls = []
+    for number in range(calls + 3):
+        start = time.perf_counter()
+        call()
+        wait(device)
+        if number >= 3:
+            walls.append(time.perf_counter() - start)
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as watched:
+        for _ in range(calls):
+            call()
+        wait(device)
+    kinds = by_kind(
+        (event.key, 1e-6 * _microseconds(event, on_gpu=on_gpu) / calls)
+        for event in watched.key_averages()
+    )
+    wall, spent = float(np.median(walls)), sum(kinds.values())
+    return DeviceTime(wall, spent, {**kinds, GAPS: wall - spent})
+
+
+def _microseconds(event: object, *, on_gpu: bool) -> float:
+    """Of an event itself, without what it calls: of kernels on a GPU, else of operators."""
+    is_kernel = event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
+    if on_gpu:
+        annotation = getattr(event, "is_user_annotation", False)
+        return float(event.self_device_time_total) if is_kernel and not annotation else 0.0  # type: ignore[attr-defined]
+    return float(event.self_cpu_time_total)  # type: ignore[attr-defined]
+
+
+def row(name: str, found: DeviceTime) -> list[str]:
+    """Milliseconds under `COLUMNS`."""
+    cells = [found.wall_s, found.device_s, *(found.kinds[kind] for kind in (*KINDS, OTHER, GAPS))]
+    return [name, *(f"{1e3 * seconds:.2f}" for seconds in cells)]

@@ -1,0 +1,111 @@
+"""In which layout a peer is fastest: its weights contiguous or channels last, cuDNN's search off or on.
+
+What an attack gains over a peer that had to copy every gradient back into another layout is no gain. So each peer is
+timed in every layout, and then raced in its best.
+
+torch keeps cuDNN's plan of a convolution for the life of the process, whatever `cudnn.benchmark` is set to later. So
+each value of it is tried in a process of its own, and a race, which is one process, has one value: the best peer's.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from benchmarks.attacks.contender import Contender, Missing, Setting, Target
+from benchmarks.attacks.rates import wait
+from benchmarks.interleave import interleave
+
+ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How weights are stored, and whether cuDNN tries its algorithms (`torch.backends.cudnn.benchmark`)."""
+
+    channels_last: bool
+    cudnn_benchmark: bool = False
+
+    def __str__(self) -> str:
+        name = "channels last" if self.channels_last else "contiguous"
+        return f"{name}, cudnn.benchmark" if self.cudnn_benchmark else name
+
+    def of(self, target: Target) -> Target:
+        """The target with a copy of its network in this layout."""
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        net = copy.deepcopy(target.model).to(memory_format=memory)  # type: ignore[call-overload]
+        return dataclasses.replace(target, model=net)
+
+
+@dataclasses.dataclass
+class Choice:
+    """A peer's layouts: seconds in each that was tried, the best of them, and the one it was raced in."""
+
+    seconds: dict[str, float]
+    best: str
+    taken: str
+
+
+def candidates(device: str, *, contiguous: bool, cudnn_benchmark: bool) -> list[Layout]:
+    """The layouts that peers are tried in: two on a CPU, four on a GPU, fewer where one is asked for."""
+    searches = [True] if cudnn_benchmark else [False, True] if device == "cuda" else [False]
+    weights = [False] if contiguous else [False, True]
+    return [Layout(last, search) for search in searches for last in weights]
+
+
+def try_out(
+    target: Target, peers: Iterable[Contender], layouts: Sequence[Layout], setting: Setting
+) -> dict[str, dict[str, float]]:
+    """Median seconds of every peer in every layout, interleaved; a peer that is missing or fails is left out.
+
+    All layouts have the same `cudnn_benchmark`, to which the process is set.
+    """
+    (torch.backends.cudnn.benchmark,) = {layout.cudnn_benchmark for layout in layouts}
+    calls, places = {}, {}
+    for layout in layouts:
+        own = layout.of(target)
+        for peer in peers:
+            try:
+                attack = peer.make(own, setting)
+                attack(own.x, own.y)
+            except Missing:
+                continue
+            # What a contender raises is told where it is raced.
+            except Exception:
+                continue
+
+            def call(attack=attack, own=own) -> None:  # type: ignore[no-untyped-def]
+                attack(own.x, own.y)
+                wait(own.x.device)
+
+            key = f"{peer.name}, {layout}"
+            calls[key], places[key] = call, (peer.name, str(layout))
+    found: dict[str, dict[str, float]] = {}
+    timings = interleave(calls, rounds=ROUNDS, untimed=1)
+    for key, (name, layout_name) in places.items():
+        found.setdefault(name, {})[layout_name] = timings.median(key)
+    return found
+
+
+def choose(
+    seconds: Mapping[str, Mapping[str, float]], layouts: Sequence[Layout], plain: Iterable[str]
+) -> tuple[dict[str, Choice], Layout]:
+    """Each peer's choice, and the layout of the best of the `plain` peers (those in fp32), which is the race's.
+
+    All are raced with that layout's `cudnn_benchmark`, each with the weights that it is then fastest with.
+    """
+    known = {str(layout): layout for layout in layouts}
+    best = {name: min(tried, key=tried.__getitem__) for name, tried in seconds.items()}
+    leaders = [name for name in plain if name in best] or list(best)
+    if not leaders:
+        return {}, layouts[0]
+    race = known[best[min(leaders, key=lambda name: seconds[name][best[name]])]]
+    choices = {}
+    for name, tried in seconds.items():
+        raced = [each for each in tried if known[each].cudnn_benchmark == race.cudnn_benchmark]
+        taken = min(raced, key=tried.__getitem__) if raced else str(race)
+        choices[name] = Choice(dict(tried), best[name], taken)
+    return choices, race

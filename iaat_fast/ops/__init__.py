@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import backends, checks
+from iaat_fast.ops.stem import stem_conv_relu, stem_conv_step_
 
 __all__ = [
     "backend",
@@ -24,6 +25,8 @@ __all__ = [
     "random_crop_flip",
     "random_start_linf",
     "select_epsilon_",
+    "stem_conv_relu",
+    "stem_conv_step_",
 ]
 
 # Overloads, not packets: choosing one costs 0.5 us a call.

@@ -198,3 +198,7 @@ def random_crop_flip(
         *_queue(images.device),
     )
     return out
+
+
+stem_conv_relu = reference.stem_conv_relu
+stem_conv_step_ = reference.stem_conv_step_

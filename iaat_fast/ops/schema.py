@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.layout import convolved, memory_format
 
 NAMESPACE = "iaat_fast"
 
@@ -32,6 +32,14 @@ SCHEMAS = {
     ),
     "random_crop_flip": (
         "(Tensor images, Tensor index, Tensor seed, int padding, bool flip) -> Tensor"
+    ),
+    "stem_conv_relu": (
+        "(Tensor x, Tensor mean, Tensor std, Tensor weight, Tensor bias, float floor, float ceiling) "
+        "-> Tensor"
+    ),
+    "stem_conv_step_": (
+        "(Tensor(a!) x_adv, Tensor grad, Tensor weight, Tensor x, Tensor eps, Tensor alpha, float lo, "
+        "float hi, bool targeted, Tensor(b!)? stats) -> ()"
     ),
 }
 
@@ -95,6 +103,35 @@ def _(
 def _(images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool) -> Tensor:
     _, height, width, channels = images.shape
     return images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
+
+
+@_fake("stem_conv_relu")
+def _(
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    return convolved(x, weight)
+
+
+@_fake("stem_conv_step_")
+def _(
+    x_adv: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    return None
 
 
 def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -268,3 +268,7 @@ def _on(device: torch.device) -> Any:
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)
+
+
+stem_conv_relu = reference.stem_conv_relu
+stem_conv_step_ = reference.stem_conv_step_

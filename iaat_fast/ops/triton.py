@@ -18,18 +18,8 @@ from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 from iaat_fast.ops.triton_kernels.launching import BITS as _BITS
 from iaat_fast.ops.triton_kernels.launching import on as _on
-from iaat_fast.ops.triton_stem import stem_conv_relu, stem_conv_step_
-
-__all__ = [
-    "ce_cotangent",
-    "pgd_step_linf_",
-    "project_linf",
-    "random_crop_flip",
-    "random_start_linf",
-    "select_epsilon_",
-    "stem_conv_relu",
-    "stem_conv_step_",
-]
+from iaat_fast.ops.triton_stem import stem_conv_relu as stem_conv_relu
+from iaat_fast.ops.triton_stem import stem_conv_step_ as stem_conv_step_
 
 # 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
 _VECTORS = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,8 +19,11 @@ OPS = (
     "ce_cotangent",
     "select_epsilon_",
     "random_crop_flip",
+    "stem_conv_relu",
+    "stem_conv_step_",
 )
-MUTATED = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}
+STEM = ("stem_conv_relu", "stem_conv_step_")
+MUTATED = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,), "stem_conv_step_": (0, 9)}
 """Positions of the arguments that an op writes."""
 
 LO, HI = 0.0, 1.0
@@ -45,6 +49,8 @@ class Case:
             return _augment_arguments(self.problem, generator)
         if self.op in ("ce_cotangent", "select_epsilon_"):
             return _logits_arguments(self.op, self.problem, generator)
+        if self.op in STEM:
+            return _stem_arguments(self.op, self.problem, generator)
         return _image_arguments(self.op, self.problem, generator, self.counted)
 
     def moved(self, args: tuple[object, ...]) -> int:
@@ -56,6 +62,11 @@ class Case:
         elif self.op == "select_epsilon_":
             # memory: read and written at the index; eps float32 and choice int64 written
             read, written = read[1:], self.problem.shape[0] * (4 + 4 + 4 + 8)
+        elif self.op == "stem_conv_relu":
+            pixels = self.problem.numel // self.problem.shape[1]
+            written = pixels * self.problem.outputs * self.problem.dtype.itemsize
+        elif self.op == "stem_conv_step_":
+            written = self.problem.numel * 4
         else:
             written = size
         return sum(t.nbytes for t in read) + written
@@ -79,6 +90,8 @@ def make_cases(
             elif op == "select_epsilon_":
                 found = problems.logits_problems(dtype, quick=quick, candidates=3)
                 cases += [Case(op, p) for p in found]
+            elif op in STEM:
+                cases += [Case(op, p) for p in problems.stem_problems(dtype, quick=quick)]
             else:
                 cases += [Case(op, p) for p in images]
         if "pgd_step_linf_" in ops:
@@ -131,4 +144,25 @@ def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[ob
     return images, index, torch.tensor([generator.initial_seed(), 0], device=device), 4, True
 
 
-__all__ = ["FLOATS", "MUTATED", "OPS", "Case", "make_cases"]
+def _stem_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+    """Images in float32, everything else in the problem's dtype; of the gradient one image is 0, to be counted."""
+    device, (n, channels, height, width) = generator.device, problem.shape
+    rows, outputs = problem.k * n, problem.outputs
+
+    def normal(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator, device=device).to(problem.dtype)
+        return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+    x_adv = torch.rand((rows, channels, height, width), generator=generator, device=device)
+    weight = normal(outputs, channels, 3, 3) / 5
+    if op == "stem_conv_relu":
+        mean, std = (torch.full((channels,), value, device=device) for value in (0.45, 0.25))
+        return x_adv, mean, std, weight, normal(outputs), 0.0, math.inf
+    grad = normal(rows, outputs, height, width)
+    grad[0] = 0
+    eps = torch.rand(rows, generator=generator, device=device) * 16 / 255
+    stats = torch.zeros(2, dtype=torch.int64, device=device)
+    return x_adv, grad, weight, x_adv[:n].clone(), eps, eps / 4, LO, HI, False, stats
+
+
+__all__ = ["FLOATS", "MUTATED", "OPS", "STEM", "Case", "make_cases"]

@@ -25,6 +25,13 @@ def prepared(name: str, args: tuple[object, ...]) -> tuple[object, ...]:
     if name == "ce_cotangent":
         logits, y, _ = args
         return logits, y.repeat(len(logits) // len(y)).unsqueeze(1)
+    if name == "stem_conv_relu":
+        x, mean, std, weight, bias, _, _ = args
+        return x, mean[:, None, None], std[:, None, None], weight, bias
+    if name == "stem_conv_step_":
+        x_adv, grad, weight, x, eps, alpha, lo, hi, _, _ = args
+        split = (_split(x_adv, x), x, _column(eps, x), _column(alpha, x))
+        return grad, weight, *split, lo, hi
     return args
 
 
@@ -90,6 +97,29 @@ def random_crop_flip(
     planes = images.index_select(0, index).permute(0, 3, 1, 2).reshape(n, channels, -1)
     chosen = planes.gather(2, pixels.unsqueeze(1).expand(-1, channels, -1))
     return chosen.view(n, channels, height, width).float().div(255)
+
+
+def stem_conv_relu(x: Tensor, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """On CUDA with bias and ReLU in cuDNN's epilogue, which torch reaches by a function of its own."""
+    images = ((x - mean) / std).to(weight.dtype, memory_format=torch.channels_last)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        return torch.cudnn_convolution_relu(images, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+    return F.relu(F.conv2d(images, weight, bias, padding=1))
+
+
+def stem_conv_step_(
+    grad: Tensor,
+    weight: Tensor,
+    x_adv: Tensor,
+    x: Tensor,
+    radius: Tensor,
+    step: Tensor,
+    lo: float,
+    hi: float,
+) -> Tensor:
+    """The gradient of the images from cuDNN, in half precision, then the step."""
+    slope = F.conv_transpose2d(grad, weight, padding=1).view(x_adv.shape)
+    return pgd_step_linf_(x_adv, slope, x, radius, step, lo, hi)
 
 
 def _split(rows: Tensor, x: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Problem:
     k: int
     dtype: torch.dtype
     bandwidth: bool
+    outputs: int = 0
+    """Channels that the stem makes of an image's."""
 
     @property
     def numel(self) -> int:
@@ -72,6 +74,20 @@ def augment_problems(*, quick: bool) -> list[Problem]:
         Problem("ImageNet 64", (64, 3, 224, 224), 1, torch.uint8, True),
     ]
     return [small, *large]
+
+
+def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
+    """For the stem, in half precision (a float32 one is torch's own): usual widths, on CIFAR and ImageNet."""
+    if dtype is torch.float32:
+        return []
+    found = [
+        Problem("CIFAR 128 to 64", (128, 3, 32, 32), 1, dtype, False, 64),
+        Problem("CIFAR 3x128 to 64", (128, 3, 32, 32), 3, dtype, False, 64),
+        Problem("CIFAR 128 to 160", (128, 3, 32, 32), 1, dtype, False, 160),
+        Problem("CIFAR 128 to 16", (128, 3, 32, 32), 1, dtype, False, 16),
+        Problem("ImageNet 32 to 64", (32, 3, 224, 224), 1, dtype, True, 64),
+    ]
+    return found[: 1 if quick else None]
 
 
 def _flat(label: str, size: int, dtype: torch.dtype) -> Problem:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iaat_fast.ops import backends, checks
 from iaat_fast.ops.layers import relu_backward_, scale_shift_relu, scale_shift_relu_backward_
+from iaat_fast.ops.stem import stem_conv_relu, stem_conv_step_
 
 __all__ = [
     "backend",
@@ -29,6 +30,8 @@ __all__ = [
     "scale_shift_relu",
     "scale_shift_relu_backward_",
     "select_epsilon_",
+    "stem_conv_relu",
+    "stem_conv_step_",
 ]
 
 # Overloads, not packets: choosing one costs 0.5 us a call.

@@ -37,3 +37,13 @@ def in_one_layout(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return tensors
     layout = memory_format(x)
     return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
+
+
+def convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """Room for the stem's result, [N, O, H, W] in the weight's dtype: channels_last strides whatever the sizes."""
+    return torch.empty(
+        (x.shape[0], weight.shape[0], *x.shape[2:]),
+        dtype=weight.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )

@@ -7,12 +7,15 @@ False before it has written anything; `checks` then finds and names it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from iaat_fast import _C
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
+from iaat_fast.ops.layout import channels_of, convolved, in_one_layout, like, memory_format
 from iaat_fast.ops.storage import CODES, written
 
 
@@ -273,3 +276,52 @@ def scale_shift_relu_backward_(
             ceiling,
         )
         written(grad, target)
+
+
+def stem_conv_relu(
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    """torch's convolution is what a CPU wants: nothing here is compiled."""
+    if not _sums_in_float32(weight.dtype):
+        return reference.stem_conv_relu(x, mean, std, weight, bias, floor, ceiling)
+    images = reference.normalised(x, mean, std)
+    images = images.to(weight.dtype, memory_format=torch.channels_last)
+    sums = F.conv2d(images, weight, bias, padding=1)
+    # Clamping what is rounded is rounding what is clamped: both are monotone.
+    if -math.inf < floor or ceiling < math.inf:
+        sums.clamp_(floor, ceiling)
+    out = convolved(x, weight)
+    return sums if sums.stride() == out.stride() else out.copy_(sums)
+
+
+def stem_conv_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    # Rounding keeps a sign unless it underflows: not in bfloat16, which has float32's range, but in float16.
+    narrow = weight.dtype is torch.bfloat16 and _sums_in_float32(weight.dtype)
+    slope = reference.stem_gradient(grad, weight, weight.dtype if narrow else torch.float32)
+    pgd_step_linf_(x_adv, slope.float(), x, eps, alpha, lo, hi, targeted, stats)
+
+
+def _sums_in_float32(dtype: torch.dtype) -> bool:
+    """Whether torch convolves in oneDNN, whose sums are float32, bias included, and rounded once."""
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return True

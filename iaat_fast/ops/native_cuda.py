@@ -7,6 +7,8 @@ tensors are not checked, and a class or index out of range comes out as NaN.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,16 @@ from iaat_fast import _C
 from iaat_fast.ops import reference
 from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
 from iaat_fast.ops.storage import CODES, written
+
+try:
+    from iaat_fast.ops.triton_stem import stem_conv_relu as stem_conv_relu
+    from iaat_fast.ops.triton_stem import stem_conv_step_ as stem_conv_step_
+except ImportError as error:
+    logging.getLogger("iaat_fast").warning(
+        "stem_conv_relu and stem_conv_step_ on CUDA: the slower reference: %s", error
+    )
+    stem_conv_relu = reference.stem_conv_relu
+    stem_conv_step_ = reference.stem_conv_step_
 
 if not hasattr(_C, "cuda"):
     raise ImportError(

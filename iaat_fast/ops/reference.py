@@ -9,9 +9,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from iaat_fast.ops import checks
-from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.layout import convolved, memory_format
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -185,6 +186,46 @@ def _blocked(out: Tensor, floor: float, ceiling: float) -> Tensor:
     if ceiling < math.inf:
         blocked |= out >= torch.tensor(ceiling, dtype=out.dtype)
     return blocked
+
+
+def stem_conv_relu(
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    images = normalised(x, mean, std).to(weight.dtype).float()
+    sums = F.conv2d(images, weight.float(), bias.float(), padding=1)
+    return convolved(x, weight).copy_(sums.clamp_(floor, ceiling))
+
+
+def stem_conv_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    slope = stem_gradient(grad, weight, torch.float32)
+    pgd_step_linf_(x_adv, slope, x, eps, alpha, lo, hi, targeted, stats)
+
+
+def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x - mean) / std with a mean and a standard deviation for each channel."""
+    return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def stem_gradient(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of the normalised images, from that of the convolution's result: convolved in dtype."""
+    return F.conv_transpose2d(grad.to(dtype), weight.to(dtype), padding=1)
 
 
 # The last counter word of the augmentation's draws, where the attacks count their restarts from 0.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.layout import convolved, memory_format
 
 NAMESPACE = "iaat_fast"
 
@@ -43,6 +43,14 @@ SCHEMAS = {
     "scale_shift_relu_backward_": (
         "(Tensor(a!) grad, Tensor out, Tensor scale, Tensor? residual, float floor, float ceiling) "
         "-> ()"
+    ),
+    "stem_conv_relu": (
+        "(Tensor x, Tensor mean, Tensor std, Tensor weight, Tensor bias, float floor, float ceiling) "
+        "-> Tensor"
+    ),
+    "stem_conv_step_": (
+        "(Tensor(a!) x_adv, Tensor grad, Tensor weight, Tensor x, Tensor eps, Tensor alpha, float lo, "
+        "float hi, bool targeted, Tensor(b!)? stats) -> ()"
     ),
 }
 
@@ -133,6 +141,35 @@ def _(
     residual: Tensor | None,
     floor: float,
     ceiling: float,
+) -> None:
+    return None
+
+
+@_fake("stem_conv_relu")
+def _(
+    x: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    return convolved(x, weight)
+
+
+@_fake("stem_conv_step_")
+def _(
+    x_adv: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
 ) -> None:
     return None
 

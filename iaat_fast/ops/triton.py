@@ -8,9 +8,6 @@ checked as the other CPU backends check them.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -19,6 +16,10 @@ from iaat_fast.ops import checks, reference
 from iaat_fast.ops.layout import in_one_layout, memory_format
 from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
+from iaat_fast.ops.triton_kernels.launching import BITS as _BITS
+from iaat_fast.ops.triton_kernels.launching import on as _on
+from iaat_fast.ops.triton_stem import stem_conv_relu as stem_conv_relu
+from iaat_fast.ops.triton_stem import stem_conv_step_ as stem_conv_step_
 
 # 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
 _VECTORS = 256
@@ -26,8 +27,6 @@ _WARPS = 4
 _WIDTH = 1024  # classes at a time
 _PIXELS = 256
 _INT32_MAX = 2**31 - 1
-# Unlike 3.9, Triton 3.6 fuses multiplications and additions unless it is told not to.
-_BITS = {"enable_fp_fusion": False}
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -261,13 +260,6 @@ def _linf(
             num_warps=_WARPS,
             **_BITS,
         )
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device, whichever its arguments lie on."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
 
 
 # Until this backend has kernels of them.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.kernels import __main__ as command
 from benchmarks.kernels import contenders, measure
-from benchmarks.kernels.cases import OPS, Case, make_cases
+from benchmarks.kernels.cases import OPS, STEM, Case, make_cases
 from benchmarks.kernels.faster import faster
 from benchmarks.kernels.measure import Record
 from benchmarks.kernels.problems import Problem
@@ -25,11 +25,13 @@ SMALL = {
     "images": Problem("small", (3, 3, 8, 8), 3, torch.float32, False),
     "logits": Problem("small", (4, 10), 3, torch.float32, False),
     "pixels": Problem("small", (3, 3, 8, 8), 1, torch.uint8, False),
+    "stem": Problem("small", (3, 3, 8, 8), 3, torch.bfloat16, False, outputs=16),
 }
 
 
 def small_case(op: str) -> Case:
     kind = {"random_crop_flip": "pixels", "ce_cotangent": "logits", "select_epsilon_": "logits"}
+    kind |= dict.fromkeys(STEM, "stem")
     return Case(op, SMALL[kind.get(op, "images")])
 
 
@@ -71,10 +73,18 @@ def test_reference_and_eager_are_measured(op: str) -> None:
         ("ce_cotangent", 2 * 4 * 120 + 4 * 8),
         ("select_epsilon_", 4 * 120 + 4 * (8 + 8) + 4 * (4 + 4 + 4 + 8)),
         ("random_crop_flip", 576 * (1 + 4) + 3 * 8 + 2 * 8),
+        ("stem_conv_relu", 4 * 1728 + 2 * 16 * 576 + 2 * 16 * 28 + 2 * 3 * 4),
+        (
+            "stem_conv_step_",
+            4 * 2 * 1728 + 2 * 16 * 576 + 4 * 576 + 2 * 16 * 27 + 2 * 9 * 4 + 2 * 8,
+        ),
     ],
 )
 def test_the_bytes_are_the_fewest_possible(op: str, moved: int) -> None:
-    """3 images of 192 elements, 576 in all, or 4 rows of 10 logits; 3 candidates; and the values per row."""
+    """3 images of 192 elements, 576 in all, or 4 rows of 10 logits; 3 candidates; and the values per row.
+
+    The stem's 9 images have 576 pixels, of 16 features.
+    """
     case = small_case(op)
     assert case.moved(case.arguments(CPU, seed=0)) == moved
 
@@ -96,7 +106,14 @@ def test_a_wrong_backend_is_listed_as_wrong_and_never_timed(
 
 
 @pytest.mark.parametrize(
-    ("op", "position"), [("pgd_step_linf_", 0), ("pgd_step_linf_", 8), ("select_epsilon_", 0)]
+    ("op", "position"),
+    [
+        ("pgd_step_linf_", 0),
+        ("pgd_step_linf_", 8),
+        ("select_epsilon_", 0),
+        ("stem_conv_step_", 0),
+        ("stem_conv_step_", 9),
+    ],
 )
 def test_a_backend_that_leaves_an_argument_unwritten_is_wrong(
     monkeypatch: pytest.MonkeyPatch, op: str, position: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -113,6 +114,25 @@ def test_machine_code_serves_its_major_version_and_ptx_the_later_ones(
     capability: tuple[int, int], archs: tuple[int, ...], ptx: int, expected: bool
 ) -> None:
     assert backends.serves(capability, archs, ptx) is expected
+
+
+@pytest.mark.parametrize("with_triton", [True, False])
+def test_the_stem_of_native_cuda_is_tritons_and_without_it_the_references(
+    with_triton: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    native = pytest.importorskip("iaat_fast.ops.native")
+    monkeypatch.setattr(native._C, "cuda", SimpleNamespace(), raising=False)
+    monkeypatch.delitem(sys.modules, "iaat_fast.ops.native_cuda", raising=False)
+    if with_triton:
+        expected = pytest.importorskip("iaat_fast.ops.triton_stem")
+    else:
+        expected = reference
+        monkeypatch.setitem(sys.modules, "iaat_fast.ops.triton_stem", None)
+    native_cuda = importlib.import_module("iaat_fast.ops.native_cuda")
+    monkeypatch.delitem(sys.modules, "iaat_fast.ops.native_cuda")
+    assert native_cuda.stem_conv_relu is expected.stem_conv_relu
+    assert native_cuda.stem_conv_step_ is expected.stem_conv_step_
+    assert ("the slower reference" in caplog.text) is not with_triton
 
 
 @pytest.mark.parametrize("forced", ["native", "triton"])

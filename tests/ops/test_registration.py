@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from iaat_fast import ops  # noqa: F401 (registers them)
+
 _ops = torch.ops.iaat_fast
 
 IMAGES: dict[str, Callable[[], Tensor]] = {

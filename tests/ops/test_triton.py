@@ -20,7 +20,12 @@ HERE = Path(__file__).parent
 @pytest.mark.slow
 def test_interpreted_kernels_equal_the_reference() -> None:
     """Parity, and through the public functions: registration (opcheck included) and the step."""
-    files = ["interpreted_triton.py", "test_registration.py", "test_pgd_step_linf.py"]
+    files = [
+        "interpreted_triton.py",
+        "interpreted_stem.py",
+        "test_registration.py",
+        "test_pgd_step_linf.py",
+    ]
     # Layouts that the wrapper copies anyway would double the time.
     chosen = "not video and not expanded and not permuted and not scalars and not slice"
     run = subprocess.run(

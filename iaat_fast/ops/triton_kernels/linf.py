@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+from iaat_fast.ops.triton_kernels.arithmetic import count, projected, rounded, signed, widened
 
 # How the row of an element is found, by the length of a row: the tile meets one border between rows at most; a vector
 # does; or a row is shorter than a vector.
@@ -155,20 +155,13 @@ def _linf_tile(
             step = tl.where(second, tl.load(alpha + rows + after), tl.load(alpha + rows + row))
             if TARGETED:
                 step = -step
-            moved += tl.where(slope < 0, -step, tl.where(slope > 0, step, 0.0))
+            moved += signed(step, slope)
             if stats is not None:
                 zeros += (slope == 0).to(tl.int32)
                 nans += (slope != slope).to(tl.int32)
         radius = tl.where(second, tl.load(eps + rows + after), tl.load(eps + rows + row))
-        moved = clamp(centre + clamp(moved - centre, -radius, radius), low, high)
+        moved = projected(moved, centre, radius, low, high)
         tl.store(out + begin + place, rounded(moved, out.dtype.element_ty), inside)
     if stats is not None:
-        _count(stats, zeros)
-        _count(stats + 1, nans)
-
-
-@triton.jit
-def _count(counter, found):
-    """Most tiles find nothing, and leave the one counter of all programs alone."""
-    total = tl.sum(tl.sum(found, 1), 0)
-    tl.atomic_add(counter, total.to(tl.int64), total > 0, sem="relaxed")
+        count(stats, zeros)
+        count(stats + 1, nans)

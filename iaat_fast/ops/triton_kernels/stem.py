@@ -1,0 +1,257 @@
+"""The stem: normalisation, 3x3 convolution of few channels and clamp; its gradient, taken as a PGD step.
+
+Both are bound by the one large tensor, of the O feature maps: it is written, or read, once, in 16-byte accesses, and
+what a convolution costs beside that is kept small by the tensor cores. Only half-precision weights come here.
+
+Forward, an implicit matrix product [pixels, 9*C] x [9*C, O]: the 9*C inputs of a pixel are so few that they are
+gathered from the images, through the L1 cache, and normalised where they arrive.
+
+Backward, [pixels, O] x [O, 9*C]: a vector of the gradient is read once and multiplied with all nine taps, and the
+products are added up where the taps point to. (Nine shifted reads, an implicit product over 9*O, would take each
+vector nine times through shared memory: 3 times the bytes that DRAM delivers meanwhile.) Down the rows that sum is made
+of accumulators: a program walks down its images, and the taps of a row of the gradient go to the sums of the row
+above, of the same and of the row below. Along a row it is a gather from shared memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from iaat_fast.ops.triton_kernels.arithmetic import (
+    INTERPRETED,
+    clamp,
+    count,
+    projected,
+    rounded,
+    signed,
+    widened,
+)
+
+
+@triton.jit
+def conv_relu(
+    out,
+    x,
+    mean,
+    std,
+    weight,
+    bias,
+    height,
+    width,
+    x_image,
+    x_channel,
+    x_row,
+    x_column,
+    weight_output,
+    weight_channel,
+    weight_row,
+    weight_column,
+    floor,
+    ceiling,
+    CHANNELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per tile of TALL x WIDE pixels. INPUTS: 9*C and padding; BLOCK: outputs at a time.
+
+    Names with an underscore are strides, so every layout of images and weight is read as it lies.
+    """
+    half = weight.dtype.element_ty
+    across, down = tl.cdiv(width, WIDE), tl.cdiv(height, TALL)
+    program = tl.program_id(0)
+    image = (program // (across * down)).to(tl.int64)
+    pixel = tl.arange(0, TALL * WIDE)
+    h = program // across % down * TALL + pixel // WIDE
+    w = program % across * WIDE + pixel % WIDE
+
+    tap = tl.arange(0, INPUTS)
+    channel, dh, dw = tap // 9, tap % 9 // 3 - 1, tap % 3 - 1
+    real = tap < 9 * CHANNELS
+    # [inputs, pixels]: the lanes of a warp are neighbours in a row of the image.
+    at_h, at_w = dh[:, None] + h[None, :], dw[:, None] + w[None, :]
+    inside = (at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width) & real[:, None]
+    place = (channel * x_channel + dh * x_row + dw * x_column)[:, None]
+    place += (h * x_row + w * x_column)[None, :]
+    value = tl.load(x + image * x_image + place, inside, other=0.0)
+    centre = tl.load(mean + channel, real, other=0.0)[:, None]
+    spread = tl.load(std + channel, real, other=1.0)[:, None]
+    # The padding is 0 after the normalisation.
+    inputs = tl.where(inside, tl.div_rn(value - centre, spread), 0.0)
+    inputs = tl.trans(rounded(inputs, half))
+
+    stored = (h < height) & (w < width)
+    line = out + (image * height * width + h * width + w)[:, None] * OUTPUTS
+    kernel = channel * weight_channel + (dh + 1) * weight_row + (dw + 1) * weight_column
+    for chunk in tl.range(tl.cdiv(OUTPUTS, BLOCK), num_stages=1):
+        output = chunk * BLOCK + tl.arange(0, BLOCK)
+        known = output < OUTPUTS
+        # [outputs, inputs]: the inputs of an output lie side by side in memory.
+        taps = tl.load(
+            weight + output[:, None] * weight_output + kernel[None, :],
+            known[:, None] & real[None, :],
+            other=0.0,
+        )
+        sums = _dot(inputs, tl.trans(taps), tl.zeros((TALL * WIDE, BLOCK), tl.float32))
+        sums += widened(tl.load(bias + output, known, other=0.0), tl.float32)[None, :]
+        sums = clamp(sums, floor, ceiling)
+        tl.store(line + output[None, :], rounded(sums, half), stored[:, None] & known[None, :])
+
+
+@triton.jit
+def conv_step(
+    x_adv,
+    grad,
+    weight,
+    x,
+    eps,
+    alpha,
+    stats,
+    rows,
+    samples,
+    height,
+    width,
+    x_image,
+    x_channel,
+    x_row,
+    x_column,
+    weight_output,
+    weight_channel,
+    weight_row,
+    weight_column,
+    lo,
+    hi,
+    CHANNELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TARGETED: tl.constexpr,
+    IMAGES: tl.constexpr,
+    WIDE: tl.constexpr,
+    HALO: tl.constexpr,
+    TALL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program per TALL rows, WIDE columns wide, of IMAGES images. `rows` counts images, of which x has `samples`.
+
+    HALO: 0 where WIDE columns hold a whole row; else 1, and the outer columns serve their neighbours only. BLOCK:
+    outputs at a time. The strides are those of x and x_adv, and of the weight.
+    """
+    across, down = tl.cdiv(width, WIDE - 2 * HALO), tl.cdiv(height, TALL)
+    program = tl.program_id(0)
+    line = tl.arange(0, IMAGES * WIDE)
+    row = (program // (across * down) * IMAGES + line // WIDE).to(tl.int64)
+    first = program // across % down * TALL
+    w = program % across * (WIDE - 2 * HALO) - HALO + line % WIDE
+    known = (row < rows) & (w >= 0) & (w < width)
+    mine = known & (line % WIDE >= HALO) & (line % WIDE < WIDE - HALO)
+    # Rows of the image that are read, and of the program that are written: as unsigned, what lies above is beyond.
+    reads = tl.where(known, height, 0).to(tl.uint32)
+    steps = tl.where(mine, height - first, 0).to(tl.uint32)
+    grad_line = grad + ((row * height * width + w) * OUTPUTS)[:, None]
+
+    channel = tl.arange(0, 4)[None, :]
+    image_place = channel * x_channel + (w * x_column)[:, None]
+    moved_line = x_adv + (row * x_image)[:, None] + image_place
+    centre_line = x + (row % samples * x_image)[:, None] + image_place
+    radius = tl.load(eps + row, row < rows, other=0.0)[:, None]
+    step = tl.load(alpha + row, row < rows, other=0.0)[:, None]
+    if TARGETED:
+        step = -step
+    low, high = tl.full((1, 1), lo, tl.float32), tl.full((1, 1), hi, tl.float32)
+
+    # Products come out as [pixels, 4 channels x 4 columns of the kernel]; the fourth column and absent channels are 0.
+    part = tl.arange(0, 16)
+    neighbour = 1 - part % 4  # of the pixel whose sum a product is part of
+    source = line[:, None] + neighbour[None, :]
+    source_w = w[:, None] + neighbour[None, :]
+    reached = (source_w >= 0) & (source_w < width) & mine[:, None] & (part % 4 < 3)[None, :]
+    source = tl.where(reached, source, line[:, None])
+
+    taps = weight + (part // 4) * weight_channel + (part % 4) * weight_column
+    present = (part % 4 < 3) & (part // 4 < CHANNELS)
+    if BLOCK >= OUTPUTS:  # the usual stem: the weight stays where the tensor cores want it
+        top, middle, bottom = _taps(taps, present, 0, weight_output, weight_row, OUTPUTS, BLOCK)
+    zeros = tl.zeros((IMAGES * WIDE, 4), tl.int32)
+    nans = tl.zeros((IMAGES * WIDE, 4), tl.int32)
+    above = tl.zeros((IMAGES * WIDE, 16), tl.float32)
+    level = tl.zeros((IMAGES * WIDE, 16), tl.float32)
+    # Row h of the gradient completes the sums of row h - 1, so the first two of a program complete none of its own.
+    for turn in tl.range(TALL + 2, num_stages=3):
+        h = first - 1 + turn
+        stepped = (h - 1 - first).to(tl.uint32) < steps
+        whole = stepped[:, None] & (channel < CHANNELS)
+        # Asked for before the products, and there when these are done.
+        moved = tl.load(moved_line + (h - 1) * x_row, whole, other=0.0)
+        centre = tl.load(centre_line + (h - 1) * x_row, whole, other=0.0)
+
+        below = tl.zeros((IMAGES * WIDE, 16), tl.float32)
+        there = h.to(tl.uint32) < reads
+        if BLOCK >= OUTPUTS:
+            slope = _gradient(grad_line + h * width * OUTPUTS, there, 0, OUTPUTS, BLOCK)
+            above = _dot(slope, top, above)
+            level = _dot(slope, middle, level)
+            below = _dot(slope, bottom, below)
+        else:
+            for chunk in tl.range(tl.cdiv(OUTPUTS, BLOCK), num_stages=2):
+                slope = _gradient(
+                    grad_line + h * width * OUTPUTS, there, chunk * BLOCK, OUTPUTS, BLOCK
+                )
+                upper, same, lower = _taps(
+                    taps, present, chunk * BLOCK, weight_output, weight_row, OUTPUTS, BLOCK
+                )
+                above = _dot(slope, upper, above)
+                level = _dot(slope, same, level)
+                below = _dot(slope, lower, below)
+
+        gathered = tl.where(reached, tl.gather(above, source, 0), 0.0)
+        total = tl.sum(tl.reshape(gathered, (IMAGES * WIDE, 4, 4)), 2)
+        above, level = level, below
+        moved = projected(moved + signed(step, total), centre, radius, low, high)
+        tl.store(moved_line + (h - 1) * x_row, moved, whole)
+        if stats is not None:
+            zeros += (whole & (total == 0)).to(tl.int32)
+            nans += (whole & (total != total)).to(tl.int32)
+    if stats is not None:
+        count(stats, zeros)
+        count(stats + 1, nans)
+
+
+@triton.jit
+def _gradient(line, there, first, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK outputs of a row of pixels, 0 outside the image."""
+    output = first + tl.arange(0, BLOCK)
+    mask = there[:, None] & (output < OUTPUTS)[None, :]
+    return tl.load(line + output[None, :], mask, other=0.0)
+
+
+@triton.jit
+def _taps(
+    taps,
+    present,
+    first,
+    weight_output,
+    weight_row,
+    OUTPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK outputs of the weight, [outputs, channels x columns] for each of the kernel's three rows."""
+    output = first + tl.arange(0, BLOCK)
+    place = taps[None, :] + output[:, None] * weight_output
+    mask = present[None, :] & (output < OUTPUTS)[:, None]
+    return (
+        tl.load(place, mask, other=0.0),
+        tl.load(place + weight_row, mask, other=0.0),
+        tl.load(place + 2 * weight_row, mask, other=0.0),
+    )
+
+
+@triton.jit
+def _dot(a, b, sums):
+    """sums + a @ b, of half-precision factors, in float32."""
+    if INTERPRETED:  # which would multiply the bits of bfloat16
+        result = tl.dot(widened(a, tl.float32), widened(b, tl.float32), sums)
+    else:
+        result = tl.dot(a, b, sums)
+    return result

@@ -57,8 +57,7 @@ class MIFGSM(PGD):
         wide = torch.promote_types(x_adv.dtype, torch.float32)
         return dataclasses.replace(run, momentum=torch.zeros_like(x_adv, dtype=wide))
 
-    def _direction(self, grad: Tensor, momentum: Tensor | None = None) -> Tensor:
-        assert momentum is not None
+    def _direction(self, grad: Tensor, momentum: Tensor) -> Tensor:
         wide = grad.to(momentum.dtype)
         size = wide.abs().flatten(1).mean(1)
         size = torch.where(size == 0, 1.0, size)

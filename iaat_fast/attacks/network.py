@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from iaat_fast.attacks.unshadowable import Unshadowable
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
+
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
+_pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -143,6 +147,19 @@ class Network:
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return grad.to(x.dtype)
+
+    def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
+        """One PGD step on x_adv, in place: `ops.pgd_step_linf_` with `gradient`; `rest` are its arguments from x on."""
+        source = self._source
+        if not (isinstance(source, Program) and source.takes_steps):
+            _pgd_step_linf_(x_adv, self.gradient(x_adv, cotangent), *rest)
+            return
+
+        def checked(logits: Tensor) -> Tensor:
+            self._look_at(logits, x_adv)
+            return cotangent(logits)
+
+        source.step_(x_adv, checked, *rest)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -144,9 +144,12 @@ class PGD(Attack):
 
         def step(tensors: Sequence[Tensor]) -> None:
             x_adv, goal, x, eps, alpha, stats, *momentum = tensors
-            grad = self.network.gradient(x_adv, lambda logits: self._cotangent(logits, goal))
-            direction = self._direction(grad, *momentum)
-            _pgd_step_linf_(x_adv, direction, x, eps, alpha, *self._rule(), stats)
+            self._advance(
+                x_adv,
+                lambda logits: self._cotangent(logits, goal),
+                *momentum,
+                rest=(x, eps, alpha, *self._rule(), stats),
+            )
 
         tensors = [run.x_adv, goal, run.x, run.eps, run.alpha, call.stats]
         if run.momentum is not None:
@@ -163,18 +166,36 @@ class PGD(Attack):
             seen = logits
             return self._cotangent(logits, self._goal(call, logits.shape[1], run.rows))
 
-        grad = self.network.gradient(run.x_adv, cotangent)
-        direction = self._direction(grad, run.momentum)
-        _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *self._rule(), call.stats)
-        call.count(grad)
+        self._advance(
+            run.x_adv,
+            cotangent,
+            run.momentum,
+            rest=(run.x, run.eps, run.alpha, *self._rule(), call.stats),
+        )
+        call.count(run.x_adv)
         return seen
+
+    def _advance(
+        self,
+        x_adv: Tensor,
+        cotangent: Callable[[Tensor], Tensor],
+        momentum: Tensor | None = None,
+        *,
+        rest: tuple[Any, ...],
+    ) -> None:
+        """One step of x_adv, in place, by the sign of its gradient or of the momentum; `rest` as of `ops`' step."""
+        if momentum is None:
+            self.network.step_(x_adv, cotangent, *rest)
+            return
+        direction = self._direction(self.network.gradient(x_adv, cotangent), momentum)
+        _pgd_step_linf_(x_adv, direction, *rest)
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         return Run.begin(call, x_adv, rows)
 
-    def _direction(self, grad: Tensor, momentum: Tensor | None = None) -> Tensor:
-        """What the step takes the sign of."""
-        return grad
+    def _direction(self, grad: Tensor, momentum: Tensor) -> Tensor:
+        """What a step with momentum takes the sign of."""
+        raise NotImplementedError
 
     def _rule(self) -> tuple[float, float, bool]:
         return self.lo, self.hi, self.targeted is not False

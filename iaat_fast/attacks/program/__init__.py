@@ -9,15 +9,17 @@ What is not known runs by autograd in between (`segment.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks.program.exported import ExportedForward
+from iaat_fast.attacks.program.layers import Stem
 from iaat_fast.attacks.program.lowering import Lowering
 from iaat_fast.attacks.program.parameters import Parameters
 from iaat_fast.attacks.program.segment import Segment
-from iaat_fast.attacks.program.steps import fuse
+from iaat_fast.attacks.program.steps import fuse, take_stem
 from iaat_fast.attacks.program.straight_line import Slots, StraightLine
 
 __all__ = ["Program"]
@@ -33,6 +35,8 @@ class Program:
             float32.
         fold: fold BatchNorm in eval mode into the layer before it.
         channels_last: lay images out channels last.
+        stem: take the first convolution in one kernel from float32 images, and its gradient with the step, where it is
+            of 3x3 places over few channels. None: on CUDA, in half precision.
 
     Attributes:
         folded: number of BatchNorm layers that are gone.
@@ -51,6 +55,7 @@ class Program:
         dtype: torch.dtype | None,
         fold: bool = True,
         channels_last: bool = True,
+        stem: bool | None = None,
     ) -> None:
         exported = ExportedForward(model, images)
         lowering = Lowering(exported, dtype, channels_last=channels_last)
@@ -61,12 +66,18 @@ class Program:
             fold=fold,
             add_without_relu=images.device.type == "cpu",
         )
+        if stem is None:
+            stem = images.is_cuda and dtype in (torch.bfloat16, torch.float16)
+        taken = None
+        if stem and images.dtype == torch.float32:
+            taken = take_stem(steps, lowering.images)
         self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
         for step in steps.all:
             step.operation.bind(self._parameters)
         self._parameters.refresh()
         self._images = lowering.images.operation
         self._line = StraightLine(steps, lowering.images)
+        self._stem = None if taken is None else taken.operation
         self.operations = [step.operation for step in steps.all]
         self.by_autograd = tuple(
             str(node.target)
@@ -100,6 +111,21 @@ class Program:
         slots = self.run_forward(x)
         logits = self.logits(slots)
         return logits, self.run_backward(slots, cotangent(logits))
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether `step_` is there, which does not write the gradient of the images."""
+        return isinstance(self._stem, Stem) and self._line.first_layer is not None
+
+    @torch.no_grad()
+    def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
+        """One PGD step, in place: `ops.pgd_step_linf_` with this gradient; `rest` are its arguments from x on."""
+        assert isinstance(self._stem, Stem)
+        assert self._line.first_layer is not None
+        slots = self.run_forward(x_adv)
+        slots[self._line.cotangent] = cotangent(self.logits(slots)).to(self.logits(slots).dtype)
+        self._line.run(self._line.backward[:-1], slots)
+        self._stem.step_(slots[self._line.first_layer], x_adv, *rest)
 
     def run_forward(self, x: Tensor) -> Slots:
         """The first half of `input_vjp`: what it keeps for the second, logits included."""

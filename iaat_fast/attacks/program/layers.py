@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks.program.operations import Gradients, Operation
-from iaat_fast.attacks.program.parameters import Affine, Parameters
+from iaat_fast.attacks.program.parameters import Affine, Normalisation, Parameters
 
 _scale_shift_relu = torch.ops.iaat_fast.scale_shift_relu.default
+_stem_conv_relu = torch.ops.iaat_fast.stem_conv_relu.default
+_stem_conv_step_ = torch.ops.iaat_fast.stem_conv_step_.default
 
 # What oneDNN's post-ops and cuDNN's fused convolutions compute in.
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,6 +43,7 @@ class Convolution(Operation):
     ) -> None:
         super().__init__()
         self.affine, self.groups = affine, groups
+        self.kernel = list(affine.weight.meta["val"].shape[2:])
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self.transposed = transposed
         self.gives_bias_away = False
@@ -134,6 +137,54 @@ class Convolution(Operation):
             [True, False, False],
         )[0]
         return (grad_x, grad) if len(inputs) == 2 else (grad_x,)
+
+
+class Stem(Convolution):
+    """The first convolution in one kernel from the float32 images: `ops.stem_conv_relu`.
+
+    Args:
+        convolution: of 3x3 places, stride and padding 1, that alone reads the images.
+        shift: of their normalisation, None for 0; its scale is in the weight.
+    """
+
+    name = "stem"
+
+    def __init__(self, convolution: Convolution, normalisation: Normalisation | None) -> None:
+        super().__init__(
+            convolution.affine,
+            convolution.stride,
+            convolution.padding,
+            convolution.dilation,
+            convolution.groups,
+        )
+        self.floor, self.ceiling = convolution.floor, convolution.ceiling
+        self._normalisation = normalisation
+
+    def bind(self, parameters: Parameters) -> None:
+        weight = self.weight = parameters.weight(self.affine)
+        bias = parameters.bias(self.affine)
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self._one = weight.new_ones(weight.shape[1], dtype=torch.float32)
+        self._shift = torch.zeros_like(self._one)
+        if self._normalisation is not None:
+            self._shift = parameters.shift(self._normalisation).view(-1)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        out: Tensor = _stem_conv_relu(
+            x, self._shift, self._one, self.weight, self.bias, self.floor, self.ceiling
+        )
+        return out
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
+    ) -> Gradients:
+        x = inputs[0]
+        assert x is not None
+        return super().backward(grad, [x.to(grad.dtype)], output, extra)
+
+    def step_(self, grad: Tensor, x_adv: Tensor, *rest: Any) -> None:
+        """The gradient of the images and the PGD step with it: `ops.stem_conv_step_`, whose arguments `rest` are."""
+        _stem_conv_step_(x_adv, grad, self.weight, *rest)
 
 
 class Linear(Operation):

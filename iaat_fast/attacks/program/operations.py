@@ -81,12 +81,15 @@ class Images(Operation):
         super().__init__()
         self.normalisation, self._dtype, self._channels_last = normalisation, dtype, channels_last
         self.shift: Tensor | None = None
+        self.raw = False  # the stem reads the images themselves
 
     def bind(self, parameters: Parameters) -> None:
         if self.normalisation is not None:
             self.shift = parameters.shift(self.normalisation)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.raw:
+            return x
         dtype = x.dtype if self._dtype is None else self._dtype
         layout = torch.preserve_format
         if self._channels_last and x.dim() == 4:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from iaat_fast.attacks.program.layers import Convolution, Linear
+from iaat_fast.attacks.program.layers import Convolution, Linear, Stem
 from iaat_fast.attacks.program.operations import (
     Add,
     Cat,
@@ -19,6 +19,7 @@ from iaat_fast.attacks.program.operations import (
 )
 from iaat_fast.attacks.program.parameters import Normalisation
 from iaat_fast.attacks.program.segment import OnSizes
+from iaat_fast.ops.stem import CHANNELS, MULTIPLE
 
 
 class Step:
@@ -95,6 +96,26 @@ def fuse(steps: Steps, *, images: Step, fold: bool, add_without_relu: bool) -> i
     _sum_in_convolutions(steps, add_without_relu=add_without_relu)
     _sum_in_norms(steps)
     return folded
+
+
+def take_stem(steps: Steps, images: Step) -> Step | None:
+    """Make the first convolution a `Stem`, where it is one that the op serves; None where it is not.
+
+    Call it after `fuse`, for float32 images and a program in half precision.
+    """
+    step = images.only_user
+    if step is None or not isinstance(step.operation, Convolution) or len(step.inputs) != 1:
+        return None
+    layer, channels, outputs = step.operation, images.shape[1], step.shape[1]
+    shape = (layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if shape != ([3, 3], [1, 1], [1, 1], [1, 1], 1) or layer.transposed:
+        return None
+    if channels is None or channels > CHANNELS or outputs is None or outputs % MULTIPLE:
+        return None
+    assert isinstance(images.operation, Images)
+    step.operation = Stem(layer, images.operation.normalisation)
+    images.operation.raw = True
+    return step
 
 
 def _fold_norms(steps: Steps) -> Iterator[Step]:

@@ -62,6 +62,10 @@ class StraightLine:
         for step in reversed(steps.all):
             if step in self._leads_to_images:
                 self._reverse(step, images)
+        # The gradient that reaches the first layer, and the instructions up to it: what is left is that layer's own.
+        self.first_layer: int | None = None
+        if self.backward and len(self._gradients[images]) == 1:
+            self.first_layer = self.backward[-1].reads[0]
         if self._gradients[images]:
             self.gradient = self._combined(images)
         kept = {self.cotangent, self.logits, *([] if self.gradient is None else [self.gradient])}

@@ -46,6 +46,7 @@ class Network:
 
     Attributes:
         taken: what the gradients come from, in words, after the first attack.
+        classes: of the model as it is, once it has been called.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Network:
         self.model = bare(model)
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
+        self.classes: int | None = None
         self._shadow: Shadow | None = None
         self._made_for: Hashable = None
         self._watched: _State | None = None
@@ -175,15 +177,20 @@ class Network:
         tensors: Sequence[Tensor],
         step: Callable[[Sequence[Tensor]], None],
         steps: int,
+        *,
+        written: int,
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
-        self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+        self._graphs.run(
+            (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
         with self._autocast(x):
             logits = self._source(x)
         _check_logits(logits, x)
+        self.classes = logits.shape[1]
         if self._watched is not None:
             self._watched.check()
             self._watched = None
@@ -205,7 +212,7 @@ class Network:
             if self._shadow is not None:
                 self._shadow.refresh()
             return
-        self._shadow, self._source, self._made_for = None, model, None
+        self._shadow, self._source, self._made_for, self.classes = None, model, None, None
         self._graphs.forget()
         self.taken = "the live model" if low is None else f"the live model under {low} autocast"
         if self._levers.shadow:

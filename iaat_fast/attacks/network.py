@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from iaat_fast.attacks import options
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.graph import GraphRunner
-from iaat_fast.attacks.model_state import attacked, bare, couples_samples
+from iaat_fast.attacks.model_state import (
+    attacked,
+    bare,
+    buffers_of,
+    couples_samples,
+    modules_of,
+    parameters_of,
+)
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
 from iaat_fast.attacks.shadow import Shadow
@@ -46,6 +53,7 @@ class Network:
 
     Attributes:
         taken: what the gradients come from, in words, after the first attack.
+        classes: of the model as it is, once it has been called.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Network:
         self.model = bare(model)
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
+        self.classes: int | None = None
         self._source: Source = ByAutograd(self.model)
         self._is_copy = False
         self._sources: OrderedDict[Hashable, tuple[Source, bool, str]] = OrderedDict()
@@ -67,7 +76,7 @@ class Network:
         self._watched: _State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
-        self._resolved, self._levers = "fp32", options.PLAIN
+        self._resolved, self._levers, self._coupled = "fp32", options.PLAIN, False
 
     def couples_samples(self) -> bool:
         """Whether a sample's logits depend on who else is in the batch."""
@@ -81,7 +90,7 @@ class Network:
     @property
     def saturation_proof(self) -> bool:
         """Whether cotangents may be scaled per sample; inside `attacked`."""
-        return self._levers.saturation_proof and not self.couples_samples()
+        return self._levers.saturation_proof and not self._coupled
 
     def in_mode(self) -> contextlib.AbstractContextManager[None]:
         """The model in the attack's mode, without anything to take gradients from."""
@@ -102,6 +111,7 @@ class Network:
         self._resolved, self._levers = options.resolve(
             self.precision, self.engine, x.device, self.model
         )
+        self._coupled = self.couples_samples()
         with (
             kept_heap(x.device),
             attacked(self.model, self.bn),
@@ -189,13 +199,18 @@ class Network:
         tensors: Sequence[Tensor],
         step: Callable[[Sequence[Tensor]], None],
         steps: int,
+        *,
+        written: int,
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
-        self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+        self._graphs.run(
+            (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
+        )
 
     def _look_at(self, logits: Tensor, x: Tensor) -> None:
         """Check their shape, and the first time in an attack what the forward did to the model."""
         _check_logits(logits, x)
+        self.classes = logits.shape[1]
         if self._watched is not None:
             self._watched.check()
             self._watched = None
@@ -214,7 +229,7 @@ class Network:
         if made_for != self._made_for:
             self._sources.clear()
             self._graphs.forget()
-            self._made_for = made_for
+            self._made_for, self.classes = made_for, None
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
             self._sources.move_to_end(shape)
@@ -282,9 +297,10 @@ class _State:
     """Weights and modes of a model, to see whether its forward changes them."""
 
     def __init__(self, model: nn.Module, bn: str) -> None:
-        self.modules = list(model.modules())
+        self.modules = modules_of(model)
         # Batch statistics update the running ones; `attacked` knows about that.
-        tensors = [*model.parameters(), *(model.buffers() if bn == "eval" else ())]
+        buffers = buffers_of(self.modules) if bn == "eval" else []
+        tensors = [*parameters_of(self.modules), *buffers]
         self.tensors = [(tensor, tensor._version) for tensor in tensors]
         self.training = [module.training for module in self.modules]
 

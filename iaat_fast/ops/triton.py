@@ -8,9 +8,6 @@ checked as the other CPU backends check them.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
@@ -19,15 +16,27 @@ from iaat_fast.ops import checks, reference
 from iaat_fast.ops.layout import in_one_layout, memory_format
 from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
+from iaat_fast.ops.triton_launch import BITS, VECTORS, WARPS, on, wide
+from iaat_fast.ops.triton_layers import (
+    relu_backward_,
+    scale_shift_relu,
+    scale_shift_relu_backward_,
+)
 
-# 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
-_VECTORS = 256
-_WARPS = 4
+__all__ = [
+    "ce_cotangent",
+    "pgd_step_linf_",
+    "project_linf",
+    "random_crop_flip",
+    "random_start_linf",
+    "relu_backward_",
+    "scale_shift_relu",
+    "scale_shift_relu_backward_",
+    "select_epsilon_",
+]
+
 _WIDTH = 1024  # classes at a time
 _PIXELS = 256
-_INT32_MAX = 2**31 - 1
-# Unlike 3.9, Triton 3.6 fuses multiplications and additions unless it is told not to.
-_BITS = {"enable_fp_fusion": False}
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -75,8 +84,8 @@ def random_start_linf(
         blocks = samples * row_blocks
         # In float32 two blocks a thread. In the half types one: accesses of 8 bytes are enough where the rounds of
         # Philox take the time, and those of 16 would send the noise through shared memory.
-        height = 2 * 32 * _WARPS if x.dtype == torch.float32 else 32 * _WARPS
-        with _on(x.device):
+        height = 2 * 32 * WARPS if x.dtype == torch.float32 else 32 * WARPS
+        with on(x.device):
             draws.random_start[(triton.cdiv(blocks, height),)](
                 out,
                 x,
@@ -92,11 +101,11 @@ def random_start_linf(
                 COPIES=rows // samples,
                 ENTRIES=seed.numel(),
                 WHOLE=row_elems % 4 == 0,
-                WIDE=4 * (blocks + height) > _INT32_MAX,
+                WIDE=wide(4 * (blocks + height)),
                 LONG=row_blocks >= height,
                 HEIGHT=height,
-                num_warps=_WARPS,
-                **_BITS,
+                num_warps=WARPS,
+                **BITS,
             )
     return out.contiguous(memory_format=layout)
 
@@ -115,7 +124,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     out = torch.empty_like(logits)
     if rows:
         width = min(triton.next_power_of_2(classes), _WIDTH)
-        with _on(logits.device):
+        with on(logits.device):
             logit_rows.saturation_proof[(rows,)](
                 out,
                 plain,
@@ -124,8 +133,8 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
                 y.shape[0],
                 CLASSES=classes,
                 WIDTH=width,
-                num_warps=1 if width <= 128 else _WARPS,
-                **_BITS,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
             )
     return out
 
@@ -153,7 +162,7 @@ def select_epsilon_(
     if samples:
         width = min(triton.next_power_of_2(classes), _WIDTH)
         at_once = max(1, 128 // width)
-        with _on(memory.device):
+        with on(memory.device):
             logit_rows.select_epsilon[(triton.cdiv(samples, at_once),)](
                 values,
                 index.contiguous(),
@@ -173,8 +182,8 @@ def select_epsilon_(
                 CLAMP_CANDIDATE=clamp_candidate,
                 SAMPLES=at_once,
                 WIDTH=width,
-                num_warps=1 if width <= 128 else _WARPS,
-                **_BITS,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
             )
         written(memory, values)
     return eps, choice
@@ -190,7 +199,7 @@ def random_crop_flip(
         (index.shape[0], channels, height, width), dtype=torch.float32, device=images.device
     )
     if out.numel():
-        with _on(images.device):
+        with on(images.device):
             draws.crop_flip[(index.shape[0], triton.cdiv(height * width, _PIXELS))](
                 out,
                 images.contiguous(),
@@ -205,7 +214,7 @@ def random_crop_flip(
                 FLIP=flip,
                 PIXELS=_PIXELS,
                 num_warps=2,
-                **_BITS,
+                **BITS,
             )
     return out
 
@@ -230,13 +239,13 @@ def _linf(
     vec = 16 // x.element_size()
     if copies > 1 and elements % vec:  # the candidates' vectors would not be aligned
         vec = 1
-    height = _VECTORS * 16 // x.element_size() // vec
+    height = VECTORS * 16 // x.element_size() // vec
     if row_elems >= height * vec:
         rows = linf.ONE_BORDER_A_TILE
     else:
         rows = linf.ONE_BORDER_A_VECTOR if row_elems >= vec else linf.ANY_BORDERS
     vectors, tail = divmod(elements, vec)
-    with _on(x.device):
+    with on(x.device):
         linf.linf[(max(1, triton.cdiv(vectors, height)),)](
             out,
             x_adv,
@@ -254,23 +263,10 @@ def _linf(
             COPIES=copies,
             TARGETED=targeted,
             TAIL=tail > 0,
-            WIDE=elements + height * vec > _INT32_MAX,
+            WIDE=wide(elements + height * vec),
             ROWS=rows.value,
             HEIGHT=height,
             VEC=vec,
-            num_warps=_WARPS,
-            **_BITS,
+            num_warps=WARPS,
+            **BITS,
         )
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device, whichever its arguments lie on."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
-
-
-# Until this backend has kernels of them.
-relu_backward_ = reference.relu_backward_
-scale_shift_relu = reference.scale_shift_relu
-scale_shift_relu_backward_ = reference.scale_shift_relu_backward_

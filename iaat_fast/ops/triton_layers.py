@@ -22,7 +22,7 @@ def relu_backward_(
     vec = 16 // grad.element_size()
     vec = vec if grad.numel() % vec == 0 else 1
     tensors = (target, out, like(target, other))
-    _launch(layers.relu_backward, *tensors, **_blocking(floor, ceiling), VEC=vec)
+    _launch(layers.relu_backward, tensors, vec, _blocking(floor, ceiling))
     written(grad, target)
 
 
@@ -37,8 +37,8 @@ def scale_shift_relu(
     (target,) = in_one_layout(x)
     out = torch.empty_like(x, memory_format=memory_format(x))
     tensors = (out, target, like(target, residual), scale.contiguous(), shift.contiguous())
-    bounds = {"floor": floor, "ceiling": ceiling}
-    _launch(layers.scale_shift_relu, *tensors, **_channels(target), **bounds)
+    vec, where = _channels(target)
+    _launch(layers.scale_shift_relu, tensors, vec, where | {"floor": floor, "ceiling": ceiling})
     if residual is not None:
         written(x, target)
     return out
@@ -54,12 +54,12 @@ def scale_shift_relu_backward_(
 ) -> None:
     target, out = in_one_layout(grad, out)
     tensors = (target, out, scale.contiguous(), like(target, residual))
-    bounds = _blocking(floor, ceiling)
-    _launch(layers.scale_shift_relu_backward, *tensors, **_channels(target), **bounds)
+    vec, where = _channels(target)
+    _launch(layers.scale_shift_relu_backward, tensors, vec, where | _blocking(floor, ceiling))
     written(grad, target)
 
 
-def _blocking(floor: float, ceiling: float) -> dict[str, float]:
+def _blocking(floor: float, ceiling: float) -> dict[str, Any]:
     """The bounds that decide where the gradient is blocked; NaN, which no comparison meets, for an infinite one."""
     return {
         "floor": math.nan if floor == -math.inf else floor,
@@ -67,8 +67,8 @@ def _blocking(floor: float, ceiling: float) -> dict[str, float]:
     }
 
 
-def _channels(x: Tensor) -> dict[str, Any]:
-    """Where the channels of a dense x lie, and the widest vectors that do not straddle two of them unawares."""
+def _channels(x: Tensor) -> tuple[int, dict[str, Any]]:
+    """The longest vectors of a dense x that have one channel, or neighbouring ones each; and where the channels lie."""
     channels, inner = channels_of(x)
     if channels == 1:
         inner = x.numel()
@@ -76,23 +76,26 @@ def _channels(x: Tensor) -> dict[str, Any]:
     neighbours = inner == 1 and channels % vec == 0
     if not neighbours and inner % vec:
         vec = 1
-    return {"channels": channels, "inner": inner, "NEIGHBOURS": neighbours, "VEC": vec}
+    return vec, {"channels": channels, "inner": inner, "NEIGHBOURS": neighbours}
 
 
-def _launch(kernel: Any, first: Tensor, *others: Tensor | None, VEC: int, **arguments: Any) -> None:
-    """One program per VECTORS times 16 bytes of tensors of one layout."""
+def _launch(
+    kernel: Any, tensors: tuple[Tensor | None, ...], vec: int, arguments: dict[str, Any]
+) -> None:
+    """One program per VECTORS times 16 bytes of the first of the tensors."""
+    first = tensors[0]
+    assert first is not None
     elements = first.numel()
     if not elements:
         return
-    vectors, height = elements // VEC, VECTORS * 16 // first.element_size() // VEC
+    vectors, height = elements // vec, VECTORS * 16 // first.element_size() // vec
     with on(first.device):
         kernel[(triton.cdiv(vectors, height),)](
-            first,
-            *others,
+            *tensors,
             vectors=vectors,
-            WIDE=wide(elements + height * VEC),
+            WIDE=wide(elements + height * vec),
             HEIGHT=height,
-            VEC=VEC,
+            VEC=vec,
             num_warps=WARPS,
             **arguments,
             **BITS,

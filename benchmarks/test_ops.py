@@ -131,7 +131,7 @@ def tiny_calls() -> dict[str, Callable[[], object]]:
     x_adv, grad, radii = x.clone(), torch.randn_like(x), torch.full((2,), 0.03)
     logits, y, memory = torch.randn(2, 10), torch.tensor([1, 2]), torch.zeros(2)
     index, three = torch.tensor([0, 1]), torch.randn(6, 10)
-    images = torch.randint(256, (2, 6, 8, 1), dtype=torch.uint8)
+    images, scale = torch.randint(256, (2, 6, 8, 1), dtype=torch.uint8), torch.ones(3)
     return {
         "pgd_step_linf_": lambda: ops.pgd_step_linf_(x_adv, grad, x, radii, radii),
         "project_linf": lambda: ops.project_linf(x_adv, x, radii),
@@ -139,6 +139,9 @@ def tiny_calls() -> dict[str, Callable[[], object]]:
         "ce_cotangent": lambda: ops.ce_cotangent(logits, y),
         "select_epsilon_": lambda: ops.select_epsilon_(memory, index, three, y, 0.01, 0.1),
         "random_crop_flip": lambda: ops.random_crop_flip(images, index, 0),
+        "relu_backward_": lambda: ops.relu_backward_(grad, x),
+        "scale_shift_relu": lambda: ops.scale_shift_relu(x, scale, scale),
+        "scale_shift_relu_backward_": lambda: ops.scale_shift_relu_backward_(grad, x, scale),
     }
 
 

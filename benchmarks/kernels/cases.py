@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import problems
-from benchmarks.kernels.problems import FLOATS, Problem
+from benchmarks.kernels.problems import FLOATS, LayerProblem, Problem
 
 OPS = (
     "pgd_step_linf_",
@@ -21,9 +21,18 @@ OPS = (
     "random_crop_flip",
     "stem_conv_relu",
     "stem_conv_step_",
+    "relu_backward_",
+    "scale_shift_relu",
+    "scale_shift_relu_backward_",
 )
 STEM = ("stem_conv_relu", "stem_conv_step_")
-MUTATED = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,), "stem_conv_step_": (0, 9)}
+LAYERS = OPS[-3:]
+MUTATED = {
+    "pgd_step_linf_": (0, 8),
+    "select_epsilon_": (0,),
+    "stem_conv_step_": (0, 9),
+    **dict.fromkeys(LAYERS, (0,)),
+}
 """Positions of the arguments that an op writes."""
 
 LO, HI = 0.0, 1.0
@@ -51,6 +60,8 @@ class Case:
             return _logits_arguments(self.op, self.problem, generator)
         if self.op in STEM:
             return _stem_arguments(self.op, self.problem, generator)
+        if isinstance(self.problem, LayerProblem):
+            return _layer_arguments(self.op, self.problem, generator)
         return _image_arguments(self.op, self.problem, generator, self.counted)
 
     def moved(self, args: tuple[object, ...]) -> int:
@@ -67,6 +78,8 @@ class Case:
             written = pixels * self.problem.outputs * self.problem.dtype.itemsize
         elif self.op == "stem_conv_step_":
             written = self.problem.numel * 4
+        elif self.op == "scale_shift_relu" and args[1] is not None:
+            written = 2 * size  # the sum replaces x
         else:
             written = size
         return sum(t.nbytes for t in read) + written
@@ -92,6 +105,9 @@ def make_cases(
                 cases += [Case(op, p) for p in found]
             elif op in STEM:
                 cases += [Case(op, p) for p in problems.stem_problems(dtype, quick=quick)]
+            elif op in LAYERS:
+                if dtype is not torch.float16:
+                    cases += [Case(op, p) for p in problems.layer_problems(dtype, quick=quick)]
             else:
                 cases += [Case(op, p) for p in images]
         if "pgd_step_linf_" in ops:
@@ -134,6 +150,28 @@ def _logits_arguments(op: str, problem: Problem, generator: torch.Generator) -> 
     memory = torch.rand(50_000, generator=generator, device=device) * 16 / 255
     index = torch.randperm(len(memory), generator=generator, device=device)[:n]
     return memory, index, logits, y, 1.9 / 255, 0.1, 0.0, 1.0, False, None
+
+
+def _layer_arguments(
+    op: str, problem: LayerProblem, generator: torch.Generator
+) -> tuple[object, ...]:
+    device, channels = generator.device, problem.shape[1]
+    layout = torch.channels_last if problem.channels_last else torch.contiguous_format
+
+    def uniform() -> Tensor:
+        values = torch.empty(problem.shape, device=device, dtype=problem.dtype)
+        return values.uniform_(-1, 1, generator=generator).contiguous(memory_format=layout)
+
+    first, out = uniform(), uniform().relu_()
+    branch = uniform() if problem.branch else None
+    if op == "relu_backward_":
+        return first, out, branch, 0.0, math.inf
+    # Other factors than 1 and -1 would shrink a gradient, call after call, to subnormals.
+    scale = torch.randint(2, (channels,), generator=generator, device=device) * 2.0 - 1
+    if op == "scale_shift_relu_backward_":
+        return first, out, scale, branch, 0.0, math.inf
+    shift = torch.rand(channels, generator=generator, device=device) - 0.5
+    return first, branch, scale, shift, 0.0, math.inf
 
 
 def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[object, ...]:

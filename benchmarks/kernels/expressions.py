@@ -32,6 +32,12 @@ def prepared(name: str, args: tuple[object, ...]) -> tuple[object, ...]:
         x_adv, grad, weight, x, eps, alpha, lo, hi, _, _ = args
         split = (_split(x_adv, x), x, _column(eps, x), _column(alpha, x))
         return grad, weight, *split, lo, hi
+    if name == "scale_shift_relu":
+        x, residual, scale, shift, _, _ = args
+        return x, residual, scale, shift, torch.zeros_like(shift), torch.ones_like(scale)
+    if name == "scale_shift_relu_backward_":
+        grad, out, scale, residual, _, _ = args
+        return grad, out, scale.to(grad.dtype).view(-1, 1, 1), residual
     return args
 
 
@@ -120,6 +126,30 @@ def stem_conv_step_(
     """The gradient of the images from cuDNN, in half precision, then the step."""
     slope = F.conv_transpose2d(grad, weight, padding=1).view(x_adv.shape)
     return pgd_step_linf_(x_adv, slope, x, radius, step, lo, hi)
+
+
+def relu_backward_(
+    grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float
+) -> Tensor:
+    """Autograd's sum of two gradients, and its backward of ReLU."""
+    total = grad if other is None else grad + other
+    return torch.ops.aten.threshold_backward(total, out, 0.0)
+
+
+def scale_shift_relu(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A pre-activation block's sum, and BatchNorm in eval mode and ReLU of it."""
+    total = x if residual is None else x + residual
+    return total, F.relu_(F.batch_norm(total, mean, var, weight, bias, eps=0.0))
+
+
+def scale_shift_relu_backward_(
+    grad: Tensor, out: Tensor, column: Tensor, residual: Tensor | None
+) -> Tensor:
+    """The mask, the factor and the shortcut's gradient: without what autograd's BatchNorm computes beside them."""
+    scaled = torch.ops.aten.threshold_backward(grad, out, 0.0) * column
+    return scaled if residual is None else scaled + residual
 
 
 def _split(rows: Tensor, x: Tensor) -> Tensor:

@@ -34,6 +34,14 @@ class Problem:
         return self.k * math.prod(self.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerProblem(Problem):
+    """Values [N, C, H, W] inside a network, and whether a branch joins them there."""
+
+    channels_last: bool = True
+    branch: bool = False
+
+
 def image_problems(dtype: torch.dtype, *, quick: bool, on_gpu: bool) -> list[Problem]:
     """For the elementwise ops: batches of CIFAR and ImageNet, and flat sizes."""
     if quick:
@@ -62,6 +70,23 @@ def logits_problems(dtype: torch.dtype, *, quick: bool, candidates: int | None) 
         Problem("384x1000", (128, 1000), 3, dtype, False),
     ]
     return [p for p in found if candidates in (None, p.k)][: 1 if quick else None]
+
+
+def layer_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
+    """For the passes of a network: ResNet-18's first and last stage at a CIFAR batch of 128.
+
+    A network's own buffers, of 17 MB each in bfloat16, are partly found in the L2 cache; these are read from DRAM.
+    """
+    first, last = (128, 64, 32, 32), (128, 512, 4, 4)
+    found: list[Problem] = [
+        LayerProblem("64x32x32", first, 1, dtype, not quick),
+        LayerProblem("64x32x32 + branch", first, 1, dtype, not quick, branch=True),
+        LayerProblem("512x4x4 + branch", last, 1, dtype, False, branch=True),
+        LayerProblem(
+            "contiguous 64x32x32 + branch", first, 1, dtype, True, channels_last=False, branch=True
+        ),
+    ]
+    return found[: 1 if quick else None]
 
 
 def augment_problems(*, quick: bool) -> list[Problem]:

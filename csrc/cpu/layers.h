@@ -51,13 +51,9 @@ void scale_shift_relu_typed(T* out, T* x, const T* residual, const void* scales,
         for_each_channel_piece<kFastest>(size, begin, end, [=](int64_t at, int64_t channel, int64_t length) {
 #pragma omp simd
             for (int64_t j = 0; j < length; ++j) {
-                T sum = x[at + j];
-                if (kResidual) {
-                    store(&sum, load(sum) + load(residual[at + j]));
-                    x[at + j] = sum;
-                }
+                if (kResidual) store(x + at + j, load(x[at + j]) + load(residual[at + j]));
                 const int64_t c = kFastest ? channel + j : channel;
-                store(out + at + j, scale_shift_relu(A(load(sum)), scale[c], shift[c], bounds));
+                store(out + at + j, scale_shift_relu(A(load(x[at + j])), scale[c], shift[c], bounds));
             }
         });
     });

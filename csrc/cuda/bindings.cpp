@@ -59,6 +59,25 @@ void random_crop_flip(Address out, Address images, Address index, Address seed, 
                             size, height, width, channels, padding, flip, device, at(stream));
 }
 
+void relu_backward(int dtype, Address grad, Address out, Address other, int64_t elements, double floor, double ceiling,
+                   int device, Address stream) {
+    launch_relu_backward(dtype_of(dtype), at(grad), at(out), at(other), elements, floor, ceiling, device, at(stream));
+}
+
+void scale_shift_relu(int dtype, Address out, Address x, Address residual, Address scale, Address shift,
+                      int64_t elements, int64_t channels, int64_t inner, double floor, double ceiling, int device,
+                      Address stream) {
+    launch_scale_shift_relu(dtype_of(dtype), at(out), at(x), at(residual), at(scale), at(shift),
+                            {elements, channels, inner}, floor, ceiling, device, at(stream));
+}
+
+void scale_shift_relu_backward(int dtype, Address grad, Address out, Address scale, Address residual, int64_t elements,
+                               int64_t channels, int64_t inner, double floor, double ceiling, int device,
+                               Address stream) {
+    launch_scale_shift_relu_backward(dtype_of(dtype), at(grad), at(out), at(scale), at(residual),
+                                     {elements, channels, inner}, floor, ceiling, device, at(stream));
+}
+
 }  // namespace
 
 void bind(py::module_& module) {
@@ -70,6 +89,9 @@ void bind(py::module_& module) {
     module.def("saturation_proof", &saturation_proof);
     module.def("select_epsilon", &select_epsilon);
     module.def("random_crop_flip", &random_crop_flip);
+    module.def("relu_backward", &relu_backward);
+    module.def("scale_shift_relu", &scale_shift_relu);
+    module.def("scale_shift_relu_backward", &scale_shift_relu_backward);
     module.attr("PERSISTENT_CLASSES") = kPersistentClasses;
 }
 

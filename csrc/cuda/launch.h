@@ -45,5 +45,15 @@ void launch_random_crop_flip(float* out, const uint8_t* images, const int64_t* i
                              int64_t seed_size, int64_t n, int64_t size, int64_t height, int64_t width,
                              int64_t channels, int64_t padding, bool flip, int device, void* stream);
 
+// other: a second gradient, or null.
+void launch_relu_backward(DType, void* grad, const void* out, const void* other, int64_t elements, double floor,
+                          double ceiling, int device, void* stream);
+
+// residual: null, or what is first added to x (the backward: to grad, last). scale, shift: a value per channel.
+void launch_scale_shift_relu(DType, void* out, void* x, const void* residual, const void* scale, const void* shift,
+                             Layer, double floor, double ceiling, int device, void* stream);
+void launch_scale_shift_relu_backward(DType, void* grad, const void* out, const void* scale, const void* residual,
+                                      Layer, double floor, double ceiling, int device, void* stream);
+
 }  // namespace cuda
 }  // namespace iaat

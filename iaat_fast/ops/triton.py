@@ -16,17 +16,30 @@ from iaat_fast.ops import checks, reference
 from iaat_fast.ops.layout import in_one_layout, memory_format
 from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
-from iaat_fast.ops.triton_kernels.launching import BITS as _BITS
-from iaat_fast.ops.triton_kernels.launching import on as _on
-from iaat_fast.ops.triton_stem import stem_conv_relu as stem_conv_relu
-from iaat_fast.ops.triton_stem import stem_conv_step_ as stem_conv_step_
+from iaat_fast.ops.triton_launch import BITS, VECTORS, WARPS, on, wide
+from iaat_fast.ops.triton_layers import (
+    relu_backward_,
+    scale_shift_relu,
+    scale_shift_relu_backward_,
+)
+from iaat_fast.ops.triton_stem import stem_conv_relu, stem_conv_step_
 
-# 4 warps with two vectors of 16 bytes a thread: six loads in flight in a step, before the first is needed.
-_VECTORS = 256
-_WARPS = 4
+__all__ = [
+    "ce_cotangent",
+    "pgd_step_linf_",
+    "project_linf",
+    "random_crop_flip",
+    "random_start_linf",
+    "relu_backward_",
+    "scale_shift_relu",
+    "scale_shift_relu_backward_",
+    "select_epsilon_",
+    "stem_conv_relu",
+    "stem_conv_step_",
+]
+
 _WIDTH = 1024  # classes at a time
 _PIXELS = 256
-_INT32_MAX = 2**31 - 1
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -74,8 +87,8 @@ def random_start_linf(
         blocks = samples * row_blocks
         # In float32 two blocks a thread. In the half types one: accesses of 8 bytes are enough where the rounds of
         # Philox take the time, and those of 16 would send the noise through shared memory.
-        height = 2 * 32 * _WARPS if x.dtype == torch.float32 else 32 * _WARPS
-        with _on(x.device):
+        height = 2 * 32 * WARPS if x.dtype == torch.float32 else 32 * WARPS
+        with on(x.device):
             draws.random_start[(triton.cdiv(blocks, height),)](
                 out,
                 x,
@@ -91,11 +104,11 @@ def random_start_linf(
                 COPIES=rows // samples,
                 ENTRIES=seed.numel(),
                 WHOLE=row_elems % 4 == 0,
-                WIDE=4 * (blocks + height) > _INT32_MAX,
+                WIDE=wide(4 * (blocks + height)),
                 LONG=row_blocks >= height,
                 HEIGHT=height,
-                num_warps=_WARPS,
-                **_BITS,
+                num_warps=WARPS,
+                **BITS,
             )
     return out.contiguous(memory_format=layout)
 
@@ -114,7 +127,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     out = torch.empty_like(logits)
     if rows:
         width = min(triton.next_power_of_2(classes), _WIDTH)
-        with _on(logits.device):
+        with on(logits.device):
             logit_rows.saturation_proof[(rows,)](
                 out,
                 plain,
@@ -123,8 +136,8 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
                 y.shape[0],
                 CLASSES=classes,
                 WIDTH=width,
-                num_warps=1 if width <= 128 else _WARPS,
-                **_BITS,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
             )
     return out
 
@@ -152,7 +165,7 @@ def select_epsilon_(
     if samples:
         width = min(triton.next_power_of_2(classes), _WIDTH)
         at_once = max(1, 128 // width)
-        with _on(memory.device):
+        with on(memory.device):
             logit_rows.select_epsilon[(triton.cdiv(samples, at_once),)](
                 values,
                 index.contiguous(),
@@ -172,8 +185,8 @@ def select_epsilon_(
                 CLAMP_CANDIDATE=clamp_candidate,
                 SAMPLES=at_once,
                 WIDTH=width,
-                num_warps=1 if width <= 128 else _WARPS,
-                **_BITS,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
             )
         written(memory, values)
     return eps, choice
@@ -189,7 +202,7 @@ def random_crop_flip(
         (index.shape[0], channels, height, width), dtype=torch.float32, device=images.device
     )
     if out.numel():
-        with _on(images.device):
+        with on(images.device):
             draws.crop_flip[(index.shape[0], triton.cdiv(height * width, _PIXELS))](
                 out,
                 images.contiguous(),
@@ -204,7 +217,7 @@ def random_crop_flip(
                 FLIP=flip,
                 PIXELS=_PIXELS,
                 num_warps=2,
-                **_BITS,
+                **BITS,
             )
     return out
 
@@ -229,13 +242,13 @@ def _linf(
     vec = 16 // x.element_size()
     if copies > 1 and elements % vec:  # the candidates' vectors would not be aligned
         vec = 1
-    height = _VECTORS * 16 // x.element_size() // vec
+    height = VECTORS * 16 // x.element_size() // vec
     if row_elems >= height * vec:
         rows = linf.ONE_BORDER_A_TILE
     else:
         rows = linf.ONE_BORDER_A_VECTOR if row_elems >= vec else linf.ANY_BORDERS
     vectors, tail = divmod(elements, vec)
-    with _on(x.device):
+    with on(x.device):
         linf.linf[(max(1, triton.cdiv(vectors, height)),)](
             out,
             x_adv,
@@ -253,16 +266,10 @@ def _linf(
             COPIES=copies,
             TARGETED=targeted,
             TAIL=tail > 0,
-            WIDE=elements + height * vec > _INT32_MAX,
+            WIDE=wide(elements + height * vec),
             ROWS=rows.value,
             HEIGHT=height,
             VEC=vec,
-            num_warps=_WARPS,
-            **_BITS,
+            num_warps=WARPS,
+            **BITS,
         )
-
-
-# Until this backend has kernels of them.
-relu_backward_ = reference.relu_backward_
-scale_shift_relu = reference.scale_shift_relu
-scale_shift_relu_backward_ = reference.scale_shift_relu_backward_

@@ -14,7 +14,7 @@ from iaat_fast.ops import checks, reference
 from iaat_fast.ops.layout import convolved, in_one_layout
 from iaat_fast.ops.storage import written
 from iaat_fast.ops.triton_kernels import stem
-from iaat_fast.ops.triton_kernels.launching import BITS, on
+from iaat_fast.ops.triton_launch import BITS, on
 
 # Forward, a tile of 128 pixels: its 27 inputs and 64 outputs fit into the registers of 4 warps.
 _PIXELS = 128

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.kernels import __main__ as command
 from benchmarks.kernels import contenders, measure
-from benchmarks.kernels.cases import OPS, STEM, Case, make_cases
+from benchmarks.kernels.cases import LAYERS, OPS, STEM, Case, make_cases
 from benchmarks.kernels.faster import faster
 from benchmarks.kernels.measure import Record
-from benchmarks.kernels.problems import Problem
+from benchmarks.kernels.problems import LayerProblem, Problem
 from iaat_fast.ops import reference
 
 CPU = torch.device("cpu")
@@ -26,12 +26,14 @@ SMALL = {
     "logits": Problem("small", (4, 10), 3, torch.float32, False),
     "pixels": Problem("small", (3, 3, 8, 8), 1, torch.uint8, False),
     "stem": Problem("small", (3, 3, 8, 8), 3, torch.bfloat16, False, outputs=16),
+    "layer": LayerProblem("small", (3, 4, 2, 2), 1, torch.float32, False, branch=True),
 }
 
 
 def small_case(op: str) -> Case:
     kind = {"random_crop_flip": "pixels", "ce_cotangent": "logits", "select_epsilon_": "logits"}
     kind |= dict.fromkeys(STEM, "stem")
+    kind |= dict.fromkeys(LAYERS, "layer")
     return Case(op, SMALL[kind.get(op, "images")])
 
 
@@ -78,12 +80,16 @@ def test_reference_and_eager_are_measured(op: str) -> None:
             "stem_conv_step_",
             4 * 2 * 1728 + 2 * 16 * 576 + 4 * 576 + 2 * 16 * 27 + 2 * 9 * 4 + 2 * 8,
         ),
+        ("relu_backward_", 4 * 48 * (3 + 1)),
+        ("scale_shift_relu", 4 * 48 * (2 + 2) + 2 * 4 * 4),
+        ("scale_shift_relu_backward_", 4 * 48 * (3 + 1) + 4 * 4),
     ],
 )
 def test_the_bytes_are_the_fewest_possible(op: str, moved: int) -> None:
     """3 images of 192 elements, 576 in all, or 4 rows of 10 logits; 3 candidates; and the values per row.
 
     The stem's 9 images have 576 pixels, of 16 features.
+    A layer has 48 elements and 4 channels, and a branch joins it.
     """
     case = small_case(op)
     assert case.moved(case.arguments(CPU, seed=0)) == moved
@@ -108,11 +114,9 @@ def test_a_wrong_backend_is_listed_as_wrong_and_never_timed(
 @pytest.mark.parametrize(
     ("op", "position"),
     [
-        ("pgd_step_linf_", 0),
-        ("pgd_step_linf_", 8),
-        ("select_epsilon_", 0),
-        ("stem_conv_step_", 0),
-        ("stem_conv_step_", 9),
+        *(("pgd_step_linf_", 0), ("pgd_step_linf_", 8), ("select_epsilon_", 0)),
+        *(("stem_conv_step_", 0), ("stem_conv_step_", 9)),
+        *((op, 0) for op in LAYERS),
     ],
 )
 def test_a_backend_that_leaves_an_argument_unwritten_is_wrong(
@@ -169,6 +173,17 @@ def test_the_sizes_of_a_full_run() -> None:
     flat = [c.problem for c in cases if c.op == "project_linf" and len(c.problem.shape) == 2]
     assert sorted(p.numel * p.dtype.itemsize // 2**20 for p in flat) == [64, 64, 1024, 1024]
     assert len(cases) == len({c.title for c in cases})
+
+
+def test_layers_without_a_branch_move_less() -> None:
+    problem = dataclasses.replace(SMALL["layer"], branch=False)
+    sizes = {op: (case := Case(op, problem)).moved(case.arguments(CPU, seed=0)) for op in LAYERS}
+    tensor, values = 4 * 48, 4 * 4
+    assert sizes == {
+        "relu_backward_": 3 * tensor,
+        "scale_shift_relu": 2 * tensor + 2 * values,
+        "scale_shift_relu_backward_": 3 * tensor + values,
+    }
 
 
 def test_a_run_writes_records_tables_and_a_figure(

@@ -50,7 +50,20 @@ def crop(x: Tensor) -> Tensor:
     return ops.random_crop_flip(data, index, 7, stream=2) + 2 * plain
 
 
-FUNCTIONS = [project, step, start, cotangent, select, crop]
+def mask(x: Tensor) -> tuple[Tensor, Tensor]:
+    grad, out = x * 2, torch.relu(x - 0.5)
+    return ops.relu_backward_(grad, out, x) + 1, ops.relu_backward_(GRAD.clone(), out, ceiling=0.3)
+
+
+def normalise(x: Tensor) -> tuple[Tensor, ...]:
+    total, scale = x + 0, torch.tensor([2.0, -1.0, 0.5])
+    out = ops.scale_shift_relu(total, scale, scale / 2, x)
+    plain = ops.scale_shift_relu(x, scale, scale, ceiling=6.0)
+    grad = ops.scale_shift_relu_backward_(GRAD.clone(), out, scale, x)
+    return total * 2, out * 2, plain * 2, grad * 2
+
+
+FUNCTIONS = [project, step, start, cotangent, select, crop, mask, normalise]
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 

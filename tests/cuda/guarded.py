@@ -18,6 +18,7 @@ DEVICE, STREAM = 3, 0x5EED
 Arguments = dict[str, Any]
 
 _IMAGES = ("rows", "samples", "row_elems")
+_LAYER, _BOUNDS = ("elements", "channels", "inner"), ("floor", "ceiling")
 _PLACE = ("device", "stream")
 # The arguments of csrc/cuda/bindings.cpp, in its order.
 ARGUMENTS = {
@@ -48,6 +49,13 @@ ARGUMENTS = {
         *("out", "images", "index", "seed", "seed_size", "n", "size", "height", "width"),
         *("channels", "padding", "flip", *_PLACE),
     ),
+    "relu_backward": ("dtype", "grad", "out", "other", "elements", *_BOUNDS, *_PLACE),
+    "scale_shift_relu": (
+        *("dtype", "out", "x", "residual", "scale", "shift", *_LAYER, *_BOUNDS, *_PLACE),
+    ),
+    "scale_shift_relu_backward": (
+        *("dtype", "grad", "out", "scale", "residual", *_LAYER, *_BOUNDS, *_PLACE),
+    ),
 }
 
 
@@ -68,7 +76,10 @@ def _bytes(op: str, a: Arguments) -> dict[str, int]:
         logits = 3 * n * a["classes"] * element
         memory = {"memory": 4 * a["size"], "misclassified": n, "eps": 4 * n, "choice": 8 * n}
         return {**memory, "logits": logits, "y": 8 * n, "index": 8 * n}
-    if "classes" in a:
+    if "elements" in a:
+        sizes = dict.fromkeys(("grad", "out", "other", "x", "residual"), a["elements"] * element)
+        sizes |= dict.fromkeys(("scale", "shift"), a.get("channels", 0) * number)
+    elif "classes" in a:
         entries = a["rows"] * a["classes"]
         sizes = {"out": entries * element, "cotangent": entries * number}
         sizes |= {"logits": entries * element, "y": 8 * a["samples"]}

@@ -27,6 +27,9 @@ OPS = (
     "saturation_proof",
     "select_epsilon",
     "random_crop_flip",
+    "relu_backward",
+    "scale_shift_relu",
+    "scale_shift_relu_backward",
 )
 # A library name or the mangled prefix of a C++ symbol; found in any binary built against torch.
 TORCH_TRACE = re.compile(rb"lib(?:torch|c10)\w*\.so|_ZNK?(?:5torch|3c10|2at)\d")
@@ -123,6 +126,7 @@ def test_no_kernel_spills_registers_or_has_a_stack(kernels: list[Kernel]) -> Non
 # Ceilings on the registers of a thread. A multiprocessor has 65,536: n blocks of 256 threads fit where a thread has no
 # more than 256 / n of them, rounded down to a multiple of 8.
 ANY, NARROW = r"(float|double|Half|BFloat16)", r"(float|Half|BFloat16)"
+CHANNELS = "(OneChannel|Neighbours|AnyChannels)"
 REGISTERS = {
     # Six blocks: the memory is busy only with enough loads under way.
     rf"pgd_step_linf_kernel<\d, (true|false), {ANY}>": 40,
@@ -140,6 +144,9 @@ REGISTERS = {
     # Latency decides: a batch fills few multiprocessors.
     rf"select_epsilon_kernel<{ANY}>": 48,
     r"random_crop_flip_kernel<[14]>": 40,
+    # Six blocks, as in the step.
+    rf"relu_backward_kernel<\d, (true|false), {ANY}>": 40,
+    rf"scale_shift_relu(_backward)?_kernel<\d, {CHANNELS}, (true|false), {ANY}>": 40,
 }
 
 
@@ -191,6 +198,40 @@ def test_a_vector_is_read_once_an_operand_and_written_once(
         assert loop.most("LDG", 8, 16, 32, 64) <= values * vectors, where
         assert kernel.whole.most("LDG", 128) == (reads + 1) * vectors, where
         assert kernel.whole.most("STG", 128) == vectors, where
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reads", "writes", "vectors_of_values"),
+    [
+        (rf"relu_backward_kernel<{WIDTHS}, false, .*>", 2, 1, 0),
+        (rf"relu_backward_kernel<{WIDTHS}, true, .*>", 3, 1, 0),
+        (rf"scale_shift_relu_kernel<{WIDTHS}, {CHANNELS}, false, .*>", 1, 1, 2),
+        (rf"scale_shift_relu_kernel<{WIDTHS}, {CHANNELS}, true, .*>", 2, 2, 2),
+        (rf"scale_shift_relu_backward_kernel<{WIDTHS}, {CHANNELS}, false, .*>", 2, 1, 1),
+        (rf"scale_shift_relu_backward_kernel<{WIDTHS}, {CHANNELS}, true, .*>", 3, 1, 1),
+    ],
+)
+def test_a_layers_vector_is_read_once_a_tensor(
+    kernels: list[Kernel], pattern: str, reads: int, writes: int, vectors_of_values: int
+) -> None:
+    """Beside `reads` loads and `writes` stores of 128 bits it reads its channels' values.
+
+    Neighbours have theirs in vectors, of four floats or two doubles; one channel has one each, and no element of a
+    tensor is loaded by itself.
+    """
+    for kernel in named(kernels, pattern):
+        where = f"{kernel.name} for sm_{kernel.arch}"
+        loop = vector_loop(kernel)
+        width = int(re.findall(r"\d", kernel.name)[0])
+        values = 0
+        if "Neighbours" in kernel.name:
+            values = vectors_of_values * (2 if width == 8 else 1)
+        assert loop.most("STG", 128) == loop.most("STG") == writes, where
+        assert loop.most("LDG", 128) == reads + values, where
+        singles = {"OneChannel": 1, "AnyChannels": width}
+        single = vectors_of_values * singles.get(kernel.name.split(", ")[1], 0)
+        assert loop.most("LDG", 32, 64) == single, where
+        assert not loop.has("LDG", 16), where
 
 
 @pytest.mark.parametrize("half", ["Half", "BFloat16"])

@@ -23,8 +23,12 @@ OPS = (
     "ce_cotangent",
     "select_epsilon_",
     "random_crop_flip",
+    "relu_backward_",
+    "scale_shift_relu",
+    "scale_shift_relu_backward_",
 )
-WRITTEN = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}
+LAYERS = OPS[-3:]
+WRITTEN = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,), **dict.fromkeys(LAYERS, (0,))}
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
@@ -72,6 +76,12 @@ def op(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def written(op: str) -> tuple[int, ...]:
+    """Positions of the arguments that the op writes."""
+    return WRITTEN.get(op, ())
+
+
+@pytest.fixture
 def arguments() -> Callable[..., tuple[Any, ...]]:
     return make_arguments
 
@@ -115,7 +125,7 @@ def make_arguments(
     """Arguments of an op's schema on the CPU: edge cases among random numbers, unless they shall be `ordinary`.
 
     Images lie outside ball and box, hold NaN and infinities; gradients hold zeros and NaN; radii 0 and larger than the
-    box; logits ties, saturated rows and masked classes.
+    box; logits ties, saturated rows and masked classes; layers NaN, infinities and outputs at the activation's bounds.
     """
     generator = torch.Generator().manual_seed(len(shape) + shape[-1] + k + classes)
     n = shape[0]
@@ -146,6 +156,21 @@ def make_arguments(
         return images.to(torch.uint8), picked, torch.tensor([-(2**40) + 3, 5]), 3, True
 
     place = LAYOUTS[layout]
+    if op in LAYERS:
+        x, out, branch = (8 * rand(*shape) - 1 for _ in range(3))
+        out = out.clamp(0, 6)  # as ReLU6 leaves it
+        if not ordinary:
+            for target in (x, out, branch):
+                for value in (math.nan, math.inf, -math.inf, 0.1):
+                    target[rand(*shape) < 0.02] = value
+        x, out, branch = (place(t.to(dtype)) for t in (x, out, branch))
+        real = torch.float64 if dtype is torch.float64 else torch.float32
+        scale, shift = (4 * rand(2, shape[1]) - 2).to(real)
+        if op == "relu_backward_":
+            return x, out, branch, 0.0, 6.0
+        if op == "scale_shift_relu":
+            return x, branch, scale, shift, 0.1, math.inf
+        return x, out, scale, branch, 0.0, 6.0
     rows = (k * n, *shape[1:])
     radii = torch.tensor([0.0, 8 / 255, 0.3, 1e-9, 2.0]).repeat(k * n)[: k * n]
     radii = radii.double() if dtype is torch.float64 else radii

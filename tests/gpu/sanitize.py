@@ -37,6 +37,23 @@ def images(dtype: torch.dtype, shape: tuple[int, ...], k: int, offset: int) -> i
     return 4
 
 
+def layers(dtype: torch.dtype, shape: tuple[int, ...], offset: int, *, last: bool) -> int:
+    def values() -> torch.Tensor:
+        drawn = torch.randn(shape).to(dtype)
+        if not last:
+            return placed(drawn, offset)
+        return placed(drawn.permute(0, 2, 3, 1), offset).permute(0, 3, 1, 2)
+
+    x, out, branch = values(), values(), values()
+    parameters = torch.randn(2, shape[1], dtype=torch.float64)
+    scale, shift = map(placed, parameters if dtype is torch.float64 else parameters.float())
+    for other in (None, branch):
+        native_cuda.relu_backward_(x, out, other, 0.0, 6.0)
+        native_cuda.scale_shift_relu(x, other, scale, shift, 0.0, 6.0)
+        native_cuda.scale_shift_relu_backward_(x, out, scale, other, 0.0, 6.0)
+    return 6
+
+
 def logits(dtype: torch.dtype, n: int, classes: int) -> int:
     z, y = placed(torch.randn(3 * n, classes).to(dtype)), torch.randint(classes, (n,))
     y[0] = classes + 7
@@ -69,6 +86,9 @@ def main() -> None:
             ((5, 1), 1, 1),
         ):
             calls += images(dtype, shape, k, offset)
+        for shape, offset in (((2, 16, 4, 4), 0), ((2, 16, 3, 3), 0), ((3, 5, 3, 3), 1)):
+            calls += layers(dtype, shape, offset, last=False)
+            calls += layers(dtype, shape, offset, last=True)
         for n, classes in ((9, 10), (3, 100), (2, 1024)):
             calls += logits(dtype, n, classes)
     calls += logits(torch.float32, 2, 1100)

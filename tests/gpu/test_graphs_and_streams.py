@@ -16,9 +16,6 @@ from iaat_fast.ops import reference
 
 pytestmark = pytest.mark.gpu
 
-WRITTEN = {"pgd_step_linf_": (0, 8), "select_epsilon_": (0,)}
-"""Positions of the arguments that an op writes."""
-
 SLOW = 100_000_000  # cycles: some 50 ms, far longer than it takes to enqueue a call
 
 Arguments = Callable[..., tuple[Any, ...]]
@@ -56,7 +53,13 @@ def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]
 
 
 def test_a_replay_computes_from_what_the_tensors_then_hold(
-    backend: ModuleType, op: str, ours: Any, arguments: Arguments, outcome: Any, assert_same: Any
+    backend: ModuleType,
+    op: str,
+    written: tuple[int, ...],
+    ours: Any,
+    arguments: Arguments,
+    outcome: Any,
+    assert_same: Any,
 ) -> None:
     static = ours(op)
     graph, results = capture(lambda: getattr(backend, op)(*static))
@@ -69,7 +72,7 @@ def test_a_replay_computes_from_what_the_tensors_then_hold(
         for result in results:
             result.zero_()  # a replay that does nothing must show
         graph.replay()
-        found = [static[position].clone() for position in WRITTEN.get(op, ())] + results
+        found = [static[position].clone() for position in written] + results
         assert_same(outcome(reference, op, again), found)
 
 
@@ -124,7 +127,12 @@ def test_a_loop_of_steps_is_captured_once_and_replayed(backend: ModuleType, ours
 
 
 def test_a_call_waits_for_its_own_stream_and_only_that(
-    backend: ModuleType, op: str, ours: Any, outcome: Any, assert_same: Any
+    backend: ModuleType,
+    op: str,
+    written: tuple[int, ...],
+    ours: Any,
+    outcome: Any,
+    assert_same: Any,
 ) -> None:
     """The inputs appear on a side stream after 50 ms; a launch on any other stream would read what was there before."""
     real = ours(op)
@@ -144,7 +152,7 @@ def test_a_call_waits_for_its_own_stream_and_only_that(
         assert not finished.query()  # the call came back before the device was done
     torch.cuda.synchronize()
     results = returned if isinstance(returned, tuple) else (returned,)
-    found = [late[position] for position in WRITTEN.get(op, ())] + list(results)
+    found = [late[position] for position in written] + list(results)
     assert_same(expected, [t for t in found if isinstance(t, Tensor)])
 
 

@@ -16,9 +16,12 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 ON_IMAGES = ["project_linf", "pgd_step_linf_", "random_start_linf"]
+# With the position of the argument that may be missing: a second gradient, or what a branch adds.
+BRANCHES = {"relu_backward_": 2, "scale_shift_relu": 1, "scale_shift_relu_backward_": 3}
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 images = pytest.mark.parametrize("op", ON_IMAGES)
+layers = pytest.mark.parametrize("op", BRANCHES)
 
 Arguments = Callable[..., tuple[Any, ...]]
 On = Callable[[tuple[Any, ...]], tuple[Any, ...]]
@@ -68,6 +71,71 @@ def test_layouts(
     result = outcome(backend, op, on(args))
     assert_same(outcome(reference, op, on(args)), result)
     assert_same(outcome(reference, op, args), result)
+
+
+# Channels in vectors of one, of neighbours, and changing within a vector; long enough for second turns of the threads.
+@layers
+@dtypes
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "misaligned", "every_second"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (3, 3, 5, 7), (5, 64, 4, 4), (3, 65, 9, 5), (64, 64, 33, 31), (0, 3, 8, 8)],
+    ids=str,
+)
+def test_layers(
+    backend: ModuleType,
+    op: str,
+    dtype: torch.dtype,
+    layout: str,
+    shape: tuple[int, ...],
+    arguments: Arguments,
+    on: On,
+    outcome: Any,
+    assert_same: Any,
+) -> None:
+    args = arguments(op, dtype=dtype, shape=shape, layout=layout)
+    place = BRANCHES[op]
+    for given in (args, (*args[:place], None, *args[place + 1 :])):
+        result = outcome(backend, op, on(given))
+        assert_same(outcome(reference, op, on(given)), result)
+        assert_same(outcome(reference, op, given), result)
+
+
+@layers
+@pytest.mark.parametrize("shape", [(5, 64), (4, 3), (3, 0), (2, 3, 2, 3, 4)], ids=str)
+def test_layers_of_other_dimensions(
+    backend: ModuleType,
+    op: str,
+    shape: tuple[int, ...],
+    arguments: Arguments,
+    on: On,
+    outcome: Any,
+    assert_same: Any,
+) -> None:
+    args = arguments(op, dtype=torch.bfloat16, shape=shape)
+    result = outcome(backend, op, on(args))
+    assert_same(outcome(reference, op, args), result)
+
+
+@pytest.mark.parametrize(
+    ("activation", "ceiling"), [(torch.relu, math.inf), (torch.nn.functional.relu6, 6.0)]
+)
+@dtypes
+def test_the_mask_is_autograds(
+    backend: ModuleType,
+    activation: Any,
+    ceiling: float,
+    dtype: torch.dtype,
+    arguments: Arguments,
+    on: On,
+) -> None:
+    grad, x, *_ = on(arguments("relu_backward_", dtype=dtype))
+    x[0, 0, 0] = torch.tensor([math.nan, math.inf, -math.inf, 0, 6, -0.0, 7, -7], dtype=dtype)
+    x.requires_grad_()
+    out = activation(x)
+    (expected,) = torch.autograd.grad(out, x, grad)
+    backend.relu_backward_(grad, out.detach(), None, 0.0, ceiling)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -251,3 +319,39 @@ def test_more_elements_than_31_bits_number(
             kernels.pgd_step_linf_(out, grad, x, eps, eps / 4, 0.0, 1.0, False, None)
     for end, rows_there in zip(ends, expected, strict=True):
         assert torch.equal(out[end], rows_there)
+
+
+@pytest.mark.timeout(110)
+@layers
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layers_of_more_elements_than_31_bits_number(
+    kernels: ModuleType, op: str, channels_last: bool, device: torch.device
+) -> None:
+    """2**31 elements and some; the first and last rows against the reference."""
+    shape = (1025, 64, 181, 181) if channels_last else (1025, 65, 181, 179)
+    if torch.cuda.mem_get_info(device)[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of free memory on the device")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def values() -> torch.Tensor:
+        empty = torch.empty(shape, dtype=torch.bfloat16, device=device, memory_format=layout)
+        return empty.uniform_(-1, 1)
+
+    first, second, branch = values(), values(), values()
+    assert first.numel() > 2**31
+    scale, shift = torch.randn(2, shape[1], device=device)
+    rest = {
+        "relu_backward_": lambda rows: (second[rows], branch[rows], 0.0, 0.5),
+        "scale_shift_relu": lambda rows: (branch[rows], scale, shift, 0.0, math.inf),
+        "scale_shift_relu_backward_": lambda rows: (second[rows], scale, branch[rows], 0.0, 0.5),
+    }[op]
+    ends = [slice(0, 2), slice(shape[0] - 2, shape[0])]
+    expected = []
+    for end in ends:
+        written = first[end].clone()
+        expected.append((written, getattr(reference, op)(written, *rest(end))))
+    returned = getattr(kernels, op)(first, *rest(slice(None)))
+    for end, (written, result) in zip(ends, expected, strict=True):
+        assert torch.equal(first[end], written)
+        if result is not None:
+            assert torch.equal(returned[end], result)

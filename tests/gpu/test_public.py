@@ -42,7 +42,13 @@ def test_opcheck(op: str, k: int, dtype: torch.dtype, arguments: Arguments, on: 
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "misaligned", "every_second"])
-@pytest.mark.parametrize("op", ["project_linf", "pgd_step_linf_", "random_start_linf"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        *("project_linf", "pgd_step_linf_", "random_start_linf"),
+        *("relu_backward_", "scale_shift_relu", "scale_shift_relu_backward_"),
+    ],
+)
 def test_opcheck_of_layouts(op: str, layout: str, arguments: Arguments, on: On) -> None:
     args = on(arguments(op, layout=layout, ordinary=True))
     torch.library.opcheck(getattr(_ops, op).default, args)

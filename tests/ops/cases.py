@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from iaat_fast.ops import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(5, 1), (4, 63), (2, 3, 32, 32), (3, 1000), (0, 3, 8, 8), (3, 0)]
@@ -89,3 +92,59 @@ class Selection:
         self.index = torch.randperm(300, generator=generator)[:samples]
         self.misclassified = torch.rand(samples, generator=generator) < 0.3
         self.memory = 0.1 * torch.rand(300, generator=generator)
+
+
+# Elements 1, 63 and 3072; channels 1, 3, 64 and 65, before 1, 15, 16, 21, 25 and 1024 elements of each; none at all.
+LAYER_SHAPES = [
+    *((1, 1), (63, 1), (21, 3), (1, 3, 32, 32), (3, 1, 7, 5), (6, 3, 3, 5), (5, 64), (2, 64, 4, 4)),
+    *((2, 64, 5, 5), (2, 65, 3, 7), (4, 65), (2, 3, 2, 3, 4), (0, 3, 8, 8), (3, 0)),
+]
+BOUNDS = {
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "none": (-math.inf, math.inf),
+    # No half type has these: an output at a bound is a rounded one.
+    "odd": (-0.7, 0.1),
+}
+layer_shapes = pytest.mark.parametrize("shape", LAYER_SHAPES, ids=str)
+branches = pytest.mark.parametrize("branch", [False, True], ids=["", "with a branch"])
+
+
+class Layer:
+    """Values inside a network and gradients of them, with NaN, infinities and outputs at the bounds of activations."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, layout: Callable[[Tensor], Tensor]
+    ) -> None:
+        generator = torch.Generator().manual_seed(sum(shape))
+
+        def values() -> Tensor:
+            drawn = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+            for bound in {b for bounds in BOUNDS.values() for b in bounds} | {math.nan}:
+                drawn[torch.rand(shape, generator=generator) < 0.05] = bound
+            return layout(drawn.to(dtype))
+
+        self.x, self.grad, self.out, self.branch = values(), values(), values(), values()
+        parameters = torch.randn(2, shape[1], generator=generator, dtype=torch.float64)
+        self.scale, self.shift = parameters.to(arithmetic(dtype))
+
+    def results(
+        self, backend: Any, bounds: tuple[float, float], *, branch: bool
+    ) -> dict[str, Tensor]:
+        """What each of the three ops writes and returns on copies."""
+        other = self.branch if branch else None
+        x, masked, scaled = (
+            copied.clone(memory_format=torch.preserve_format)
+            for copied in (self.x, self.grad, self.grad)
+        )
+        backend.relu_backward_(masked, self.out, other, *bounds)
+        out = backend.scale_shift_relu(x, other, self.scale, self.shift, *bounds)
+        backend.scale_shift_relu_backward_(scaled, self.out, self.scale, other, *bounds)
+        return {"masked": masked, "x": x, "out": out, "scaled": scaled}
+
+    def assert_same(self, backend: Any, *bounds: tuple[float, float], branch: bool) -> None:
+        """The backend gives the bits of the reference, half types included: they are rounded once."""
+        for activation in bounds or BOUNDS.values():
+            expected = self.results(reference, activation, branch=branch)
+            for name, actual in self.results(backend, activation, branch=branch).items():
+                assert_same(f"{name}, {activation}", expected[name], actual)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast import ops
-from iaat_fast.ops import checks, reference
+from iaat_fast.ops import checks, reference, triton_launch
 from iaat_fast.ops import triton as triton_ops
 from tests.ops import cases
 from tests.ops.cases import LAYOUTS, Images, assert_same, candidates, dtypes
@@ -78,7 +78,7 @@ def test_images_of_every_layout(layout: object, k: int) -> None:
 def test_the_64_bit_path_of_large_tensors(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_ops, "_INT32_MAX", 0)
+    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
     assert_all_ops_agree(Images(shape, 3, torch.float32, LAYOUTS["contiguous"]))
 
 
@@ -136,6 +136,28 @@ def test_select_epsilon(dtype: torch.dtype, samples: int, classes: int, released
     expected, actual = (selected(backend, case, *options) for backend in (reference, triton_ops))
     for name, one, other in zip(("memory", "eps", "choice"), expected, actual, strict=True):
         assert_same(name, one, other)
+
+
+@dtypes
+@cases.layer_shapes
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@cases.branches
+def test_the_passes_of_a_network(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: str, branch: bool
+) -> None:
+    cases.Layer(shape, dtype, LAYOUTS[layout]).assert_same(triton_ops, branch=branch)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+def test_the_passes_on_several_tiles_and_on_their_64_bit_path(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shape in ((3, 65, 19, 17), (2, 64, 12, 12), (4, 64, 5, 5)):
+        case = cases.Layer(shape, torch.float32, LAYOUTS[layout])
+        case.assert_same(triton_ops, (0.0, math.inf), branch=True)
+        monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+        case.assert_same(triton_ops, (0.0, math.inf), branch=True)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (16, 24, 3), (7, 9, 2), (5, 64, 3)], ids=str)

@@ -13,10 +13,13 @@ from iaat_fast.ops import reference
 from tests.ops.cases import (
     LAYOUTS,
     Images,
+    Layer,
     Selection,
     assert_same,
+    branches,
     candidates,
     dtypes,
+    layer_shapes,
     layouts,
     logits_and_classes,
     shapes,
@@ -106,6 +109,35 @@ def test_select_epsilon(
         results.append((memory, *backend.select_epsilon_(*args, *options)))
     for name, expected, actual in zip(("memory", "eps", "choice"), *results, strict=True):
         assert_same(name, expected, actual)
+
+
+@dtypes
+@layer_shapes
+@layouts
+@branches
+def test_the_passes_of_a_network(
+    isa: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: Callable[[Tensor], Tensor],
+    branch: bool,
+) -> None:
+    Layer(shape, dtype, layout).assert_same(native, branch=branch)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(3, 65, 19, 17), (5, 1, 99, 101), (40009, 3)], ids=str)
+def test_threads_that_begin_within_a_channel(
+    threads: int, layout: str, shape: tuple[int, ...]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        case = Layer(shape, torch.float32, LAYOUTS[layout])
+        case.assert_same(native, (0.0, math.inf), branch=True)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -85,6 +86,54 @@ def test_random_crop_flip(n: int, seed: list[int]) -> None:
     data = torch.randint(256, (3, 6, 7, 2), dtype=torch.uint8)
     args = (data, torch.arange(n) % 3, torch.tensor(seed), 4, True)
     torch.library.opcheck(_ops.random_crop_flip, args)
+
+
+LAYERS = {name: make for name, make in IMAGES.items() if name != "scalars"}
+layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())
+branches = pytest.mark.parametrize("branch", [False, True], ids=["", "with a branch"])
+
+
+def per_channel(x: Tensor) -> Tensor:
+    return radii(x, x.shape[1]) + 1
+
+
+@images
+@branches
+def test_relu_backward(make: Callable[[], Tensor], branch: bool) -> None:
+    args = (make().clone(), make(), make() if branch else None, 0.0, 6.0)
+    torch.library.opcheck(_ops.relu_backward_, args)
+
+
+@layers
+@branches
+def test_scale_shift_relu(make: Callable[[], Tensor], branch: bool) -> None:
+    x = make().clone()
+    args = (x, make() if branch else None, per_channel(x), per_channel(x), 0.0, math.inf)
+    torch.library.opcheck(_ops.scale_shift_relu, args)
+
+
+@layers
+@branches
+def test_scale_shift_relu_backward(make: Callable[[], Tensor], branch: bool) -> None:
+    grad = make().clone()
+    args = (grad, make(), per_channel(grad), make() if branch else None, 0.0, math.inf)
+    torch.library.opcheck(_ops.scale_shift_relu_backward_, args)
+
+
+@layers
+@branches
+def test_a_layer_has_the_strides_that_tracing_sees(
+    make: Callable[[], Tensor], branch: bool
+) -> None:
+    x, residual = make(), make() if branch else None
+    x = x.clone() if branch else x
+    values = (per_channel(x), per_channel(x), 0.0, math.inf)
+    with FakeTensorMode() as mode:
+        fake = [a if not isinstance(a, Tensor) else mode.from_tensor(a) for a in (x, residual)]
+        traced = _ops.scale_shift_relu(*fake, *map(mode.from_tensor, values[:2]), *values[2:])
+    real = _ops.scale_shift_relu(x, residual, *values)
+    assert traced.shape == real.shape
+    assert traced.stride() == real.stride()
 
 
 @images

@@ -26,6 +26,7 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from iaat_fast.ops import triton as triton_ops  # noqa: E402
+from iaat_fast.ops import triton_launch  # noqa: E402
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows  # noqa: E402
 
 pytestmark = [
@@ -337,7 +338,7 @@ def test_sizes_of_one_compile(shape: tuple[int, ...]) -> None:
 def test_the_64_bit_path_of_large_tensors_compiles(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_ops, "_INT32_MAX", 0)
+    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
     for make in (step, projection, start):
         machine = make(CUDA[90], shape, torch.float32)
         assert "div.s64" in machine.text

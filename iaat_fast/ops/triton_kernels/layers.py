@@ -1,0 +1,133 @@
+"""The elementwise passes of a network under attack and of its gradient.
+
+Tiles are [vectors, elements of a vector], and a tensor is a whole number of vectors (of one element where its size or
+its channels allow no more), so that a vector finds its channel once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+
+
+@triton.jit
+def relu_backward(
+    grad,
+    out,
+    other,
+    vectors,
+    floor: tl.float64,
+    ceiling: tl.float64,
+    WIDE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """The mask of an activation on grad, or on the sum of two gradients. One program per HEIGHT vectors.
+
+    WIDE: the elements need 64 bits to count. A bound that is NaN blocks nothing.
+    """
+    dtype: tl.constexpr = grad.dtype.element_ty
+    real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
+    start, place, inside = _tile(vectors, WIDE, HEIGHT, VEC)
+    slope = widened(tl.load(grad + start + place, inside), real)
+    if other is not None:
+        slope += widened(tl.load(other + start + place, inside), real)
+    reached = widened(tl.load(out + start + place, inside), real)
+    passed = tl.where(_blocked(reached, floor, ceiling, dtype, real), 0.0, slope)
+    tl.store(grad + start + place, rounded(passed, dtype), inside)
+
+
+@triton.jit
+def scale_shift_relu(
+    out,
+    x,
+    residual,
+    scale,
+    shift,
+    channels,
+    inner,
+    vectors,
+    floor: tl.float64,
+    ceiling: tl.float64,
+    NEIGHBOURS: tl.constexpr,
+    WIDE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """clamp(x * scale + shift), of x + residual where there is one, which then replaces x."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    real: tl.constexpr = scale.dtype.element_ty
+    start, place, inside = _tile(vectors, WIDE, HEIGHT, VEC)
+    value = widened(tl.load(x + start + place, inside), real)
+    if residual is not None:
+        value += widened(tl.load(residual + start + place, inside), real)
+        total = rounded(value, dtype)
+        tl.store(x + start + place, total, inside)
+        value = widened(total, real)
+    channel = _channel(start, channels, inner, NEIGHBOURS, HEIGHT, VEC)
+    value = value * tl.load(scale + channel) + tl.load(shift + channel)
+    low, high = tl.full((1, 1), floor, real), tl.full((1, 1), ceiling, real)
+    tl.store(out + start + place, rounded(clamp(value, low, high), dtype), inside)
+
+
+@triton.jit
+def scale_shift_relu_backward(
+    grad,
+    out,
+    scale,
+    residual,
+    channels,
+    inner,
+    vectors,
+    floor: tl.float64,
+    ceiling: tl.float64,
+    NEIGHBOURS: tl.constexpr,
+    WIDE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    VEC: tl.constexpr,
+):
+    """grad * scale where the activation let it through, plus residual where there is one."""
+    dtype: tl.constexpr = grad.dtype.element_ty
+    real: tl.constexpr = scale.dtype.element_ty
+    start, place, inside = _tile(vectors, WIDE, HEIGHT, VEC)
+    slope = widened(tl.load(grad + start + place, inside), real)
+    reached = widened(tl.load(out + start + place, inside), real)
+    slope *= tl.load(scale + _channel(start, channels, inner, NEIGHBOURS, HEIGHT, VEC))
+    passed = tl.where(_blocked(reached, floor, ceiling, dtype, real), 0.0, slope)
+    if residual is not None:
+        passed += widened(tl.load(residual + start + place, inside), real)
+    tl.store(grad + start + place, rounded(passed, dtype), inside)
+
+
+@triton.jit
+def _tile(vectors, WIDE: tl.constexpr, HEIGHT: tl.constexpr, VEC: tl.constexpr):
+    """The first element of this program's tile, the distance of each from it, and which vectors the tensor has."""
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    vector = tl.arange(0, HEIGHT)[:, None]
+    place = vector * VEC + tl.arange(0, VEC)[None, :]
+    return program * (HEIGHT * VEC), place, program * HEIGHT + vector < vectors
+
+
+@triton.jit
+def _channel(
+    start, channels, inner, NEIGHBOURS: tl.constexpr, HEIGHT: tl.constexpr, VEC: tl.constexpr
+):
+    """The channel of every vector, [HEIGHT, 1]; NEIGHBOURS: of every element, which differ by one from each other."""
+    at = start + tl.arange(0, HEIGHT)[:, None] * VEC
+    if NEIGHBOURS:
+        channel = at % channels + tl.arange(0, VEC)[None, :]
+    else:
+        channel = at // inner % channels
+    return channel
+
+
+@triton.jit
+def _blocked(reached, floor, ceiling, dtype: tl.constexpr, real: tl.constexpr):
+    """Where an activation with this output, of bounds rounded as its output was, lets no gradient through."""
+    low = widened(rounded(tl.full((1, 1), floor, real), dtype), real)
+    high = widened(rounded(tl.full((1, 1), ceiling, real), dtype), real)
+    return (reached <= low) | (reached >= high)

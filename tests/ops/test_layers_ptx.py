@@ -1,0 +1,169 @@
+"""What the Triton kernels of a network's passes become for sm_80 and sm_90: 16-byte accesses, no spill, no FMA."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from iaat_fast.ops import triton_launch, triton_layers  # noqa: E402
+from iaat_fast.ops.triton_kernels import layers  # noqa: E402
+from tests.ops.cases import LAYOUTS, Layer, branches, dtypes  # noqa: E402
+from tests.ops.test_triton_ptx import (  # noqa: E402
+    CUDA,
+    MI300,
+    VECTOR_LOAD,
+    VECTOR_STORE,
+    VECTORS,
+    Machine,
+    capabilities,
+    compiled,
+)
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the kernels are interpreted"),
+]
+
+# Channels in vectors of one; in vectors of neighbours.
+PLACES = {
+    "contiguous": ((8, 64, 16, 16), "contiguous"),
+    "channels_last": ((8, 64, 16, 16), "channels_last"),
+}
+places = pytest.mark.parametrize(("shape", "layout"), PLACES.values(), ids=PLACES.keys())
+SINGLE = r"ld\.global\.b(?:16|32|64)"
+
+
+def mask(
+    target: GPUTarget, shape: tuple[int, ...], layout: str, dtype: torch.dtype, *, branch: bool
+) -> Machine:
+    case = Layer(shape, dtype, LAYOUTS[layout])
+    args = (case.grad, case.out, case.branch if branch else None, 0.0, math.inf)
+    return compiled(layers, "relu_backward", lambda: triton_layers.relu_backward_(*args), target)
+
+
+def forward(
+    target: GPUTarget, shape: tuple[int, ...], layout: str, dtype: torch.dtype, *, branch: bool
+) -> Machine:
+    case = Layer(shape, dtype, LAYOUTS[layout])
+    args = (case.x, case.branch if branch else None, case.scale, case.shift, 0.0, math.inf)
+    name = "scale_shift_relu"
+    return compiled(layers, name, lambda: triton_layers.scale_shift_relu(*args), target)
+
+
+def backward(
+    target: GPUTarget, shape: tuple[int, ...], layout: str, dtype: torch.dtype, *, branch: bool
+) -> Machine:
+    case = Layer(shape, dtype, LAYOUTS[layout])
+    args = (case.grad, case.out, case.scale, case.branch if branch else None, 0.0, math.inf)
+    name = "scale_shift_relu_backward"
+    return compiled(layers, name, lambda: triton_layers.scale_shift_relu_backward_(*args), target)
+
+
+# Beside loads and stores of 128 bits of the tensors: how many values of each channel an op reads.
+PASSES: dict[str, tuple[Callable[..., Machine], int, int, int]] = {
+    "mask": (mask, 2, 1, 0),
+    "forward": (forward, 1, 1, 2),
+    "backward": (backward, 2, 1, 1),
+}
+passes = pytest.mark.parametrize(
+    ("make", "reads", "writes", "values"), PASSES.values(), ids=PASSES.keys()
+)
+
+
+@capabilities
+@dtypes
+@places
+@branches
+@passes
+def test_a_vector_is_read_once_a_tensor(
+    make: Callable[..., Machine],
+    reads: int,
+    writes: int,
+    values: int,
+    capability: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: str,
+    branch: bool,
+    tmp_path: Path,
+) -> None:
+    """And the channels' values: one each of a vector's channel, or vectors of its neighbouring channels' ones."""
+    machine = make(CUDA[capability], shape, layout, dtype, branch=branch)
+    vectors_of_values = values * (2 if dtype.itemsize == 2 else 1) if layout != "contiguous" else 0
+    assert machine.count(VECTOR_LOAD) == (reads + branch + vectors_of_values) * VECTORS
+    stores = writes + (branch and make is forward)  # the sum replaces x
+    assert machine.count(VECTOR_STORE) == stores * VECTORS
+    assert machine.count(SINGLE) == (values * VECTORS if layout == "contiguous" else 0)
+    assert machine.count(r"ld\.global") == machine.count(VECTOR_LOAD) + machine.count(SINGLE)
+    assert machine.count(r"st\.global") == machine.count(VECTOR_STORE)
+    assert machine.count(r"\.shared") == 0
+
+    used = machine.resources(tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+    # 40 leave room for 12 blocks of 128 threads; with three vectors of eight elements and their channels, for 10.
+    crowded = dtype.itemsize == 2 and branch and make is not mask
+    assert used["REG"] <= (48 if crowded else 40)
+
+
+@dtypes
+@places
+@passes
+def test_nothing_is_fused_or_flushed(
+    make: Callable[..., Machine],
+    reads: int,
+    writes: int,
+    values: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: str,
+    tmp_path: Path,
+) -> None:
+    machine = make(CUDA[90], shape, layout, dtype, branch=True)
+    assert machine.count(r"fma\.\w+\.f(?:32|64)|\.ftz") == 0
+    assert not re.search(r"\b[FD]FMA\b", machine.sass(tmp_path))
+
+
+@passes
+def test_every_shape_of_a_layer_compiles(
+    make: Callable[..., Machine], reads: int, writes: int, values: int
+) -> None:
+    """Sizes of one, which Triton turns into constants, and channels that no vector fits."""
+    for shape in ((1, 1), (5, 1), (1, 5), (8, 65, 5, 5), (8, 72, 5, 5)):
+        for layout in ("contiguous", "channels_last"):
+            for dtype in (torch.bfloat16, torch.float64):
+                assert make(CUDA[90], shape, layout, dtype, branch=True).text
+
+
+@passes
+def test_the_64_bit_path_of_large_tensors_compiles(
+    make: Callable[..., Machine],
+    reads: int,
+    writes: int,
+    values: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow = make(CUDA[90], *PLACES["channels_last"], torch.bfloat16, branch=True)
+    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+    wide = make(CUDA[90], *PLACES["channels_last"], torch.bfloat16, branch=True)
+    assert wide.count(VECTOR_LOAD) == narrow.count(VECTOR_LOAD)
+    if values:
+        assert "rem.s64" in wide.text
+        assert "rem.s64" not in narrow.text
+
+
+@passes
+def test_it_compiles_for_an_amd_gpu(
+    make: Callable[..., Machine], reads: int, writes: int, values: int
+) -> None:
+    machine = make(MI300, *PLACES["channels_last"], torch.bfloat16, branch=True)
+    assert machine.count(r"\b(?:global|buffer)_load_dwordx4") >= reads + 1
+    assert machine.count(r"v_(?:pk_)?fma(?:c|mk|ak)?_f(?:32|64)") == 0

@@ -65,8 +65,7 @@ def stem_conv_relu(
     _vector("bias", bias, weight.shape[0], weight.dtype, x.device)
     if not floor <= ceiling:
         raise ValueError(f"floor, ceiling: {floor}, {ceiling}, expected floor <= ceiling")
-    constants = (tensor.detach() for tensor in (x, mean, std, weight, bias))
-    return _stem_conv_relu(*constants, floor, ceiling)
+    return _stem_conv_relu(*_constants(x, mean, std, weight, bias), floor, ceiling)
 
 
 def stem_conv_step_(
@@ -123,9 +122,14 @@ def stem_conv_step_(
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
     if stats is not None:
         checks.int64_vector("stats", stats, 2, x.device)
-    constants = (tensor.detach() for tensor in (grad, weight, x))
+    constants = _constants(grad, weight, x)
     _stem_conv_step_(x_adv, *constants, radius, step, lo, hi, targeted, stats)
     return x_adv
+
+
+def _constants(*tensors: Tensor) -> list[Tensor]:
+    """Without their graphs; themselves where they have none, since a fresh view costs 2 us."""
+    return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
 
 
 def _images(name: str, x: Tensor) -> None:

@@ -16,9 +16,10 @@ import torch
 
 from benchmarks import machine
 from benchmarks.attacks import images, networks, peers, plot, survivors, tables
+from benchmarks.attacks import options as command_line
 from benchmarks.attacks.contender import Setting
-from benchmarks.attacks.measure import Case
-from benchmarks.attacks.options import batch_sizes, contenders, parse, set_precision
+from benchmarks.attacks.measure import Case, Record
+from benchmarks.attacks.options import contenders, parse, set_precision
 from benchmarks.attacks.race import Race
 
 
@@ -39,17 +40,32 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Every network at every batch size; files are written after each, so that a stopped run leaves what it has.
+    """Every case, then its most wanted profiles; then all others, which take the longest and tell the least.
 
-    Profiles come last: they take the longest and tell the least.
+    Files are written after each, so that a stopped run leaves what it has.
     """
     started = time.perf_counter()
     setting = Setting(steps=options.steps)
     competing = contenders(options)
     header = _header(options, argv, setting)
     header |= {"peers": peers.versions(), "left_out": []}
-    wanted = [(model, size) for model in options.models for size in batch_sizes(options, model)]
+    wanted = command_line.cases(options)
     cases: list[Case] = []
+
+    def profile(case: Case, records: Sequence[Record]) -> None:
+        for record in [] if options.no_profile else records:
+            if record.status != "ok":
+                continue
+            if time.perf_counter() - started > options.time_limit:
+                header["left_out"].append(f"profile of {record.name}, {tables.title(case)}")
+                continue
+            race.profile(case, record)
+            note()
+
+    def note() -> None:
+        header["seconds"] = round(time.perf_counter() - started, 1)
+        _write(options, header, cases)
+
     with contextlib.ExitStack() as workers:
         race = Race(options, argv, competing, setting, workers)
         header["matmul_flops_per_s"] = race.rates
@@ -59,24 +75,17 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
                 header["left_out"].append(name)
                 continue
             _say(f"{number}/{len(wanted)} {name}")
-            cases.append(race.run(model, size))
-            tables.show(cases[-1])
-            header["seconds"] = round(time.perf_counter() - started, 1)
-            _write(options, header, cases)
+            case = race.run(model, size)
+            cases.append(case)
+            note()
+            tables.show(case)
+            profile(case, [r for r in case.records if r.name in ("bf16", case.best_peer)])
             if options.device == "cuda":
                 torch.cuda.empty_cache()
-        for case in [] if options.no_profile else cases:
-            for record in case.records:
-                if record.status != "ok":
-                    continue
-                if time.perf_counter() - started > options.time_limit:
-                    header["left_out"].append(f"profile of {record.name}, {tables.title(case)}")
-                    continue
-                race.profile(case, record)
-                header["seconds"] = round(time.perf_counter() - started, 1)
-                _write(options, header, cases)
+        for case in cases:
+            profile(case, [record for record in case.records if record.device_time is None])
             tables.show_kinds(case)
-    _write(options, header, cases)
+    note()
     what = "attacks.json is" if options.record_only else "attacks.json, attacks.md and figures are"
     print(f"{what} in {options.out}")
     for name in header["left_out"]:

@@ -41,6 +41,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--models", nargs="+", choices=networks.NAMES, metavar="NAME", help=_known(networks.NAMES))
     add("--width", type=positive, metavar="W", help="of resnet18 and wrn32-10")
     add("--batch-sizes", nargs="+", type=positive, metavar="N")
+    add(
+        "--cases", nargs="+", type=_case, metavar="NAME:N", help="networks at batch sizes, in order"
+    )
     add("--steps", type=positive, metavar="K", help="10; 100 with --survivors")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add("--rounds", type=positive, metavar="N", help="timed calls of each (5; cuda 20)")
@@ -89,6 +92,14 @@ def set_precision(options: argparse.Namespace) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def cases(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Networks and batch sizes, in the order in which they are measured."""
+    if options.cases is not None:
+        named: list[tuple[str, int]] = options.cases
+        return named
+    return [(model, size) for model in options.models for size in batch_sizes(options, model)]
+
+
 def batch_sizes(options: argparse.Namespace, model: str) -> list[int]:
     """The batch sizes of a network."""
     if options.batch_sizes is not None:
@@ -112,6 +123,10 @@ def _complete(parser: Parser, options: argparse.Namespace) -> None:
         unknown = [name for name in options.only if name not in known]
         if unknown:
             parser.error(f"--only {unknown[0]}: expected some of {', '.join(known)}")
+    if options.cases is not None:
+        for flag in ("models", "batch_sizes", "survivors"):
+            if getattr(options, flag):
+                parser.error(f"--cases: expected no --{flag.replace('_', '-')} next to it")
     if options.survivors:
         options.models = options.models or ["resnet4b"]
         random = [name for name in options.models if name not in networks.CHECKPOINTS]
@@ -136,6 +151,15 @@ def _everything(options: argparse.Namespace) -> argparse.Namespace:
 
 def _known(names: Sequence[str]) -> str:
     return ", ".join(names)
+
+
+def _case(text: str) -> tuple[str, int]:
+    name, _, size = text.partition(":")
+    if name not in networks.NAMES or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}, expected NAME:N, NAME one of {_known(networks.NAMES)}, N at least 1"
+        )
+    return name, int(size)
 
 
 def positive(text: str) -> int:

@@ -8,9 +8,9 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -54,6 +54,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="S",
         help="start no further case after S seconds",
     )
+    parser.add_argument("--record-only", action="store_true", help="write kernels.json alone")
     options = parser.parse_args(argv)
     if options.device is None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,31 +69,35 @@ def main(argv: Sequence[str]) -> int:
     """Run; 0 if every contender that loaded was right and ran, else 1."""
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    described = machine.describe(options.device)
-    run = Run(options)
-    run.measure()
-    if options.device == "cuda":
-        run.count_launches()
-    records = [record for found in run.records.values() for record in found]
-    rows = faster(records)
-    result = {
+    header = {
         "command": ["python", "-m", "benchmarks.kernels", *argv],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(run.elapsed(), 1),
         "quick": options.quick,
-        "machine": described,
-        "faster": rows,
-        "left_out": run.left_out,
-        "broken": run.broken,
-        "records": [dataclasses.asdict(record) for record in records],
+        "machine": machine.describe(options.device),
     }
-    (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "kernels.md").write_text(tables.markdown(described, records, rows))
-    plot.draw(records, described, options.out / "kernels.png")
+    run = Run(options)
+
+    def write() -> None:
+        """After every case: a run that is cut off leaves what it has."""
+        result = {**header, **run.result()}
+        (options.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    run.measure(write)
+    if options.device == "cuda":
+        run.count_launches()
+    write()
+    records = run.all_records()
+    rows = faster(records)
+    what = "kernels.json is"
+    if not options.record_only:
+        what = "kernels.json, kernels.md and kernels.png are"
+        described = header["machine"]
+        (options.out / "kernels.md").write_text(tables.markdown(described, records, rows))
+        plot.draw(records, described, options.out / "kernels.png")
     tables.show(Console() if sys.stdout.isatty() else Console(width=150), records, rows)
     if run.left_out:
         print(f"{len(run.left_out)} cases were left out after {options.time_limit:g} s")
-    print(f"kernels.json, kernels.md and kernels.png are in {options.out}")
+    print(f"{what} in {options.out}")
     bad = [record for record in records if record.status in ("wrong", "failed")]
     for record in bad:
         print(f"{record.status}: {record.backend} {record.op} {record.problem}: {record.detail}")
@@ -120,7 +125,22 @@ class Run:
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
-    def measure(self) -> None:
+    def all_records(self) -> list[Record]:
+        return [record for found in self.records.values() for record in found]
+
+    def result(self) -> dict[str, Any]:
+        """What there is so far, for the record."""
+        records = self.all_records()
+        return {
+            "seconds": round(self.elapsed(), 1),
+            "faster": faster(records),
+            "left_out": self.left_out,
+            "broken": self.broken,
+            "records": [dataclasses.asdict(record) for record in records],
+        }
+
+    def measure(self, done: Callable[[], None]) -> None:
+        """All cases; `done` is called after each."""
         quick, names = self.options.quick, self.options.backends
         seconds, rounds = (0.05, 5) if quick else (0.4, 50)
         for number, case in enumerate(self.cases, 1):
@@ -134,6 +154,7 @@ class Run:
             except Exception as error:  # out of memory, say: what is measured is still written
                 message = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 self.broken[case.title] = message[:500]
+            done()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

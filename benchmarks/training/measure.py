@@ -61,7 +61,7 @@ class Course:
         network: "resnet18" or "wrn32-10".
         batch: images per step.
         rounds: timed calls of each case.
-        steps: training steps per call, after which the host waits for the device.
+        steps: training steps per call, after which the host waits for the device; the authors' loop takes one.
         pgd: steps of the attacks.
     """
 
@@ -100,9 +100,11 @@ class Course:
         """Of an epoch of CIFAR-10 with steps so long, without checkpoints and test accuracy."""
         return step * math.ceil(EPOCH / self.batch)
 
-    def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+    def repeated(self, step: Callable[[], None], times: int) -> Callable[[], None]:
+        """The call to time: so many steps, and the wait for the device."""
+
         def call() -> None:
-            for _ in range(self.steps):
+            for _ in range(times):
                 step()
             wait(self.device)
 
@@ -119,9 +121,9 @@ def best_authors(
         own = copy.deepcopy(net).to(  # type: ignore[call-overload]
             memory_format=torch.channels_last if layout.channels_last else torch.contiguous_format
         )
-        made[str(layout)] = course.repeated(authors_step(own, data, course.batch, setting))
+        made[str(layout)] = course.repeated(authors_step(own, data, course.batch, setting), 1)
     timings = interleave(made, rounds=3, untimed=1)
-    seconds = {name: timings.median(name) / course.steps for name in made}
+    seconds = {name: timings.median(name) for name in made}
     best = min(seconds, key=seconds.__getitem__)
     return made[best], seconds, best
 
@@ -137,7 +139,7 @@ def measure(
         trainer = Trainer(case.config(course.network, course.common()), copy.deepcopy(net), data)
         calls: Mapping[str, Callable[[], None]] = {
             "authors": authors,
-            "case": course.repeated(trainer),
+            "case": course.repeated(trainer, course.steps),
         }
         timings = interleave(calls, rounds=course.rounds, untimed=UNTIMED)
         record.clean, record.robust = trainer.shares()
@@ -150,6 +152,6 @@ def measure(
     low, middle, high = (part / course.steps for part in timings.percentiles("case"))
     record.p20_s, record.p50_s, record.p80_s = low, middle, high
     record.epoch_s = course.epoch_seconds(middle)
-    record.authors_p50_s = timings.median("authors") / course.steps
-    record.over_authors = timings.ratio("authors", "case")
+    record.authors_p50_s = timings.median("authors")
+    record.over_authors = timings.ratio("authors", "case") * course.steps
     return record

@@ -23,6 +23,7 @@ from benchmarks.attacks.expert import EXPERT
 from benchmarks.attacks.layouts import Layout
 from benchmarks.attacks.loops import LOOPS, plain_loop
 from benchmarks.attacks.measure import Case, Record, measure
+from benchmarks.attacks.options import cases, parse
 from benchmarks.attacks.target import Spec
 from benchmarks.attacks.worker import Worker, WorkerError
 from iaat_fast.attacks import options
@@ -215,6 +216,18 @@ def test_a_worker_tells_what_went_wrong_and_answers_on(tmp_path: Path) -> None:
         Worker(["--device", "nowhere"]).try_out(spec, Setting(steps=1), ["plain-loop"], layouts)
 
 
+def test_cases_are_measured_in_the_order_given_and_what_is_left_out_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = parse(["--device", "cpu", "--cases", "wrn32-10:4", "resnet18:512", "resnet18:128"])
+    assert cases(options) == [("wrn32-10", 4), ("resnet18", 512), ("resnet18", 128)]
+    argv = ["--device", "cpu", "--cases", "wrn32-10:4", "resnet18:8", "--only", "exact"]
+    assert main([*argv, "--time-limit", "0", "--no-profile", "--out", str(tmp_path)]) == 0
+    assert "left out after 0 s: wrn32-10, batch 4\n" in capsys.readouterr().out
+    record = json.loads((tmp_path / "attacks.json").read_text())
+    assert record["left_out"] == ["wrn32-10, batch 4", "resnet18, batch 8"]
+
+
 def test_without_peers_or_profiles_no_other_process_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +279,9 @@ def test_aims_are_told_as_ratios_and_change_no_status() -> None:
     [
         (["--only", "nobody"], "nobody"),
         (["--models", "vgg"], "vgg"),
+        (["--cases", "vgg:8"], "vgg:8"),
+        (["--cases", "resnet18:0"], "resnet18:0"),
+        (["--cases", "resnet18:8", "--models", "resnet18"], "no --models"),
         (["--rounds", "0"], "rounds"),
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--survivors", "--models", "resnet18"], "resnet18"),

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.attacks import options as attack_options
 from benchmarks.gpu import Stage, run_stages
+from benchmarks.kernels import __main__ as kernels_main
+from benchmarks.training import __main__ as training_main
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
 
@@ -46,7 +52,7 @@ def test_the_other_stages_run_whatever_happens_to_one(
     assert time.monotonic() - started < 30
     assert [(row["stage"], row["status"], row["exit"]) for row in rows] == [
         ("broken", "failed", 3),
-        ("endless", "timed out", -15),
+        ("endless", "timed out", -2),
         ("sound", "ok", 0),
         ("absent", "failed", None),
     ]
@@ -67,14 +73,77 @@ def test_stages_share_the_time_that_is_there(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["timed out", "no time left"]
 
 
+def test_a_stage_that_is_cut_off_writes_what_it_has_and_so_does_the_summary(tmp_path: Path) -> None:
+    """By Ctrl-C, also where the driver itself was started with Ctrl-C ignored; one that does not listen is killed."""
+    notes: list[list[str]] = []
+    tests = tmp_path / "test_slow.py"
+    tests.write_text("import time\ndef test_done(): pass\ndef test_endless(): time.sleep(60)\n")
+    deaf = "import signal, time; signal.signal(2, 1); signal.signal(15, 1); time.sleep(60)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        rows = run_stages(
+            [
+                Stage(
+                    "tests",
+                    tuple(f"{{python}} -m pytest -q --junitxml={{out}}/t.xml {tests}".split()),
+                    15,
+                ),
+                python("deaf", deaf, seconds=1),
+            ],
+            tmp_path,
+            note=lambda rows: notes.append([row["stage"] for row in rows]),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [(row["status"], row["exit"]) for row in rows] == [("timed out", 2), ("timed out", -9)]
+    assert "test_done" in (tmp_path / "t.xml").read_text()
+    assert notes == [["tests"], ["tests", "deaf"]]
+
+
 def test_the_stages_fit_what_comes_back_from_a_run() -> None:
     """Eight files at most, none deeper than the folder itself, each stage's name fit for a file."""
     named = [word for stage in gpu.STAGES for word in stage.command if "{out}/" in word]
-    records = ["kernels.json", "kernels.md", "kernels.png", "attacks.json"]
+    records = ["attacks.json", "training.json", "kernels.json"]
     assert len(named) + len(records) + len(["summary.json", "logs.txt"]) <= 8
     assert all(stage.name.isidentifier() for stage in gpu.STAGES)
-    assert gpu.SECONDS < 9 * 60
-    assert gpu.STAGES[0].name == "build"
+    benchmarks = [
+        s for s in gpu.STAGES if any(word.startswith("benchmarks.") for word in s.command)
+    ]
+    assert len(benchmarks) == len(records)
+    # No other files, and a time limit of its own, so that the record is closed before the stage is.
+    for stage in benchmarks:
+        assert {"--record-only", "--time-limit", "{seconds}"} <= set(stage.command)
+
+
+def test_what_is_wanted_first_comes_first_within_seven_minutes() -> None:
+    names = [stage.name for stage in gpu.STAGES]
+    assert names == [
+        *("build", "tests", "attacks", "training", "kernels", "tests_triton", "sanitizer"),
+    ]
+    assert gpu.SECONDS + 15 <= 7 * 60
+    limits = {stage.name: stage.seconds for stage in gpu.STAGES}
+    assert sum(limits[name] for name in names[:3]) < gpu.SECONDS
+    words = next(stage.command for stage in gpu.STAGES if stage.name == "attacks")
+    place = words.index("--cases")
+    assert words[place + 1 : place + 4] == ("resnet18:128", "resnet18:512", "wrn32-10:128")
+
+
+@pytest.mark.parametrize(
+    ("name", "parse"),
+    [
+        ("attacks", attack_options.parse),
+        ("training", training_main.parse),
+        ("kernels", kernels_main.parse),
+    ],
+)
+def test_the_benchmarks_take_the_words_of_their_stages(
+    name: str, parse: Callable[[list[str]], Namespace]
+) -> None:
+    stage = next(stage for stage in gpu.STAGES if stage.name == name)
+    words = [word.format(python="", out="x", seconds="9") for word in stage.command[3:]]
+    options = parse([word if word != "cuda" else "cpu" for word in words])
+    assert options.record_only
+    assert options.time_limit == 9
 
 
 def test_no_old_extension_outlives_a_build_that_fails(tmp_path: Path) -> None:

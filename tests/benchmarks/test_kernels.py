@@ -181,6 +181,26 @@ def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:
     assert "ce_cotangent 128x10 float32" in result["left_out"]
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_has_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = command.measure
+
+    def cut_off(case: Case, *args: Any, **keywords: Any) -> list[Record]:
+        if case.op != "ce_cotangent":
+            raise KeyboardInterrupt
+        return measured(case, *args, **keywords)
+
+    monkeypatch.setattr(command, "measure", cut_off)
+    argv = ["--device", "cpu", "--quick", "--dtypes", "float32"]
+    argv += ["--ops", "ce_cotangent", "select_epsilon_"]
+    with pytest.raises(KeyboardInterrupt):
+        command.main([*argv, "--record-only", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert {record["op"] for record in result["records"]} == {"ce_cotangent"}
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

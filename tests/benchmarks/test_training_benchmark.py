@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -157,6 +158,21 @@ def test_a_run_leaves_its_record_and_a_table(tmp_path: Path) -> None:
     table = (tmp_path / "training.md").read_text()
     assert "| iaat lazy reuse fp32 |" in table
     assert "authors' loop: " in table
+
+
+def test_ratios_are_of_single_steps_however_many_a_call_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten steps of a case against one of the authors', the latter asleep for as long as the former."""
+    net, data, _ = COURSE.build()
+    monkeypatch.setattr(Trainer, "__call__", lambda trainer: time.sleep(0.01))
+    monkeypatch.setattr(Trainer, "shares", lambda trainer: (None, None))
+    course = dataclasses.replace(COURSE, rounds=3, steps=10)
+    (case,) = (case for case in cases() if case.name == "clean fp32")
+    record = measure(course, case, net, data, lambda: time.sleep(0.1))
+    assert record.p50_s == pytest.approx(0.01, rel=0.5)
+    assert record.authors_p50_s == pytest.approx(0.1, rel=0.5)
+    assert record.over_authors == pytest.approx(10, rel=0.5)
 
 
 def test_what_the_time_does_not_allow_is_named(

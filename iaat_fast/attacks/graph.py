@@ -34,6 +34,40 @@ def capture_cuda(body: Callable[[], None], pool: Any) -> Callable[[], None]:
     return graph.replay
 
 
+class Replayed:
+    """A function of no arguments that always reads and writes the same memory, as one graph.
+
+    The first call runs it, which is the warm-up that capturing needs, the second captures it, later ones replay. Where
+    capturing fails, or the caller is capturing a graph, it is run.
+
+    Args:
+        body: launches work, and looks at no values.
+        device: where it works.
+        capture: how it is captured, None not at all; the tests replace it.
+    """
+
+    def __init__(
+        self, body: Callable[[], None], device: torch.device, capture: Capture | None
+    ) -> None:
+        self._body, self._device, self._capture = body, device, capture
+        self._warm = False
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if capturing(self._device) or self._capture is None or not self._warm:
+            self._body()
+            self._warm = True
+            return
+        if self._replay is None:
+            try:
+                self._replay = self._capture(self._body, None)
+            except RuntimeError:  # what torch raises for an operation that cannot be captured
+                self._capture = None
+                self._body()
+                return
+        self._replay()
+
+
 class _Captured(NamedTuple):
     buffers: Sequence[Tensor]
     replay: Callable[[], None]

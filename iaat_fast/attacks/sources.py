@@ -34,8 +34,9 @@ class Source(Protocol):
     def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
         """Logits, and the gradient of the images for `cotangent(logits)`; None where there is none."""
 
-    def refresh(self) -> None:
-        """Take over the live weights."""
+    @property
+    def refresh(self) -> Callable[[], None]:
+        """Called, takes over the live weights."""
 
 
 class ByAutograd:
@@ -57,7 +58,7 @@ class ByAutograd:
         refresh: Callable[[], None] | None = None,
     ) -> None:
         self._model, self._dtype, self._autocast = model, dtype, autocast
-        self._refresh = refresh
+        self.refresh = refresh or _nothing
 
     def forward(self, x: Tensor) -> Tensor:
         half: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -74,10 +75,6 @@ class ByAutograd:
             return logits.detach(), None
         (grad,) = torch.autograd.grad(logits, leaf, given.to(logits.dtype), allow_unused=True)
         return logits.detach(), grad
-
-    def refresh(self) -> None:
-        if self._refresh is not None:
-            self._refresh()
 
 
 def compare(
@@ -138,6 +135,10 @@ def _limit(autocast: float, precision: str) -> float:
     if not autocast >= 0:  # NaN: an overflow of autocast's says nothing of the copy
         return _AT_MOST
     return min(max(_TIMES_AUTOCAST * autocast, _AT_LEAST[precision]), _AT_MOST)
+
+
+def _nothing() -> None:
+    """A live model is always fresh."""
 
 
 def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:

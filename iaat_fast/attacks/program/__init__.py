@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iaat_fast.attacks.graph import Replayed, capture_cuda
 from iaat_fast.attacks.program.exported import ExportedForward
 from iaat_fast.attacks.program.layers import Stem
 from iaat_fast.attacks.program.lowering import Lowering
@@ -39,6 +40,7 @@ class Program:
             of 3x3 places over few channels. None: on CUDA, in half precision.
 
     Attributes:
+        refresh: called, takes over the live weights.
         folded: number of BatchNorm layers that are gone.
         by_autograd: names of the calls that autograd differentiates.
 
@@ -74,7 +76,11 @@ class Program:
         self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
         for step in steps.all:
             step.operation.bind(self._parameters)
-        self._parameters.refresh()
+        # Some ten launches a layer would take the host longer than the GPU takes for the whole.
+        self.refresh = Replayed(
+            self._parameters.refresh, images.device, capture_cuda if images.is_cuda else None
+        )
+        self.refresh()
         self._images = lowering.images.operation
         self._line = StraightLine(steps, lowering.images)
         self._stem = None if taken is None else taken.operation
@@ -85,10 +91,6 @@ class Program:
             if isinstance(operation, Segment)
             for node in operation.nodes
         )
-
-    def refresh(self) -> None:
-        """Take over the live weights."""
-        self._parameters.refresh()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -121,9 +121,7 @@ class ScaleShift(Operation):
 
     def backward_(self, grad: Tensor, output: Tensor, residual: Tensor | None) -> Tensor:
         """The gradient of the sum before it, written over grad; `residual` is what else reaches that sum."""
-        _scale_shift_relu_backward_(
-            grad, output, self._scale, residual, self.floor, self.ceiling
-        )
+        _scale_shift_relu_backward_(grad, output, self._scale, residual, self.floor, self.ceiling)
         return grad
 
 
@@ -303,6 +301,27 @@ class FlattenImages(Operation):
     ) -> Gradients:
         n, c, h, w = extra
         return (grad.reshape(n, h, w, c).permute(0, 3, 1, 2),)
+
+
+class Expand(Operation):
+    """A value repeated along dimensions of size 1; sizes as in `Reshape`."""
+
+    name = "expand"
+    fresh = False
+    owns_output = False
+    has_extra = True
+
+    def __init__(self, size: Callable[..., Any]) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, x: Tensor, *sizes: int) -> tuple[Tensor, Any]:
+        return x.expand(self._size(x, *sizes)), x.shape
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
+    ) -> Gradients:
+        return (sum_to(grad, extra),)
 
 
 class Permute(Operation):

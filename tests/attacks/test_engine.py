@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -163,23 +164,23 @@ def test_early_stop_is_the_any_iterate_rule_with_fewer_gradients(
     assert pgd.stats.gradients < pgd.stats.planned
 
 
-def test_early_stop_believes_the_live_model_only(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    """A shadow that is fooled by everything must not end the attack."""
+def test_early_stop_believes_the_live_model_only(
+    net: nn.Module, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is fooled by everything must not end the attack."""
     pgd = PGD(net, eps=0.06, alpha=0.01, steps=8, early_stop=True, precision="bf16", seed=0)
     expected = pgd(x, y)
-    shadow = pgd.network._shadow
-    assert shadow is not None
-    bias = shadow.module.get_submodule("5").bias
-    with torch.no_grad():
-        shadow.refresh()
-    refresh = shadow.refresh
+    copy = pgd.network._source
+    assert pgd.network.is_shadowed
+    forward, input_vjp = copy.forward, copy.input_vjp
+    shift = torch.nn.functional.one_hot(torch.tensor(9), 10) * 100.0
 
-    def wrong_bias() -> None:
-        refresh()
-        with torch.no_grad():
-            bias.add_(torch.nn.functional.one_hot(torch.tensor(9), 10) * 100.0)
+    def wrong_vjp(x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+        logits, grad = input_vjp(x, lambda logits: cotangent(logits + shift))
+        return logits + shift, grad
 
-    shadow.refresh = wrong_bias  # type: ignore[method-assign]
+    monkeypatch.setattr(copy, "forward", lambda x: forward(x) + shift)
+    monkeypatch.setattr(copy, "input_vjp", wrong_vjp)
     x_adv = pgd(x, y)
     assert pgd.stats.gradients > 0
     fooled = net(x_adv).argmax(1) != y

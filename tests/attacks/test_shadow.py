@@ -1,4 +1,4 @@
-"""The shadow gives what the live model gives, follows its weights, and gives way where it cannot."""
+"""The copy of the modules gives what the live model gives and follows its weights; attacks use it where they may."""
 
 from __future__ import annotations
 
@@ -12,25 +12,10 @@ from torch.nn import functional as F
 
 from iaat_fast import models
 from iaat_fast.attacks import PGD, EngineOptions
-from iaat_fast.attacks.shadow import Shadow, Unshadowable, folded_parameters
+from iaat_fast.attacks.shadow import Shadow, Unshadowable
+from tests.attacks.networks import with_statistics
 
 EXACT_COPY = EngineOptions(fold=False, channels_last=False, saturation_proof=False)
-
-
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Running statistics and affine weights that are not those BatchNorm starts with."""
-    generator = torch.Generator().manual_seed(5)
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            for tensor, low, high in (
-                (layer.running_mean, -0.3, 0.3),
-                (layer.running_var, 0.4, 1.6),
-                (layer.weight, 0.5, 1.5),
-                (layer.bias, -0.2, 0.2),
-            ):
-                if tensor is not None:
-                    tensor.data.uniform_(low, high, generator=generator)
-    return model.eval()
 
 
 @pytest.fixture
@@ -44,45 +29,10 @@ def images() -> Tensor:
     return torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 
 
-def shadow_of(model: nn.Module, *, dtype: torch.dtype | None = None, fold: bool = True) -> Shadow:
-    shadow = Shadow(model, dtype=dtype, fold=fold, channels_last=True)
+def shadow_of(model: nn.Module, *, dtype: torch.dtype | None = None) -> Shadow:
+    shadow = Shadow(model, dtype=dtype, channels_last=True)
     shadow.refresh()
     return shadow
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d, nn.Linear])
-def test_folding_is_convolution_then_batchnorm(kind: type, bias: bool, affine: bool) -> None:
-    torch.manual_seed(0)
-    if kind is nn.Linear:
-        layer, norm, x = (
-            nn.Linear(5, 4, bias=bias),
-            nn.BatchNorm1d(4, affine=affine),
-            torch.rand(6, 5),
-        )
-    else:
-        layer, norm = kind(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine)
-        x = torch.rand(6, 3, 7, 7)
-    model = with_statistics(nn.Sequential(layer, norm)).double()
-    shadow = Shadow(model, dtype=None, fold=True, channels_last=False)
-    shadow.refresh()
-    assert shadow.folded == (kind is nn.Conv2d)  # the others run unfolded, and right
-    assert torch.allclose(shadow.module(x.double()), model(x.double()), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "wrn32-10", "digits-cnn"])
-def test_the_networks_of_the_presets_are_folded(name: str, images: Tensor) -> None:
-    depth = {"wrn32-10": 8}.get(name)
-    width = {"resnet18": 4, "wrn32-10": 1, "digits-cnn": 4}[name]
-    x = images[:, :1, :8, :8] if name == "digits-cnn" else images
-    model = with_statistics(models.build(name, width=width, depth=depth)).double()
-    shadow = shadow_of(model)
-    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    left = sum(isinstance(m, nn.BatchNorm2d) for m in shadow.module.modules())
-    assert shadow.folded > 0
-    assert shadow.folded + left == norms
-    assert torch.allclose(shadow.module(x.double()), model(x.double()), rtol=1e-9, atol=1e-9)
 
 
 def test_it_follows_the_live_weights_and_holds_none_of_them(
@@ -111,23 +61,11 @@ def test_tied_weights_stay_tied() -> None:
     assert len({p.data_ptr() for p in shadow.module.parameters()}) == 3
 
 
-def test_a_convolution_used_twice_is_not_folded(images: Tensor) -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.conv(self.conv(x))).mean((2, 3))
-
-    model = with_statistics(Twice())
-    shadow = shadow_of(model)
-    assert shadow.folded == 0
-    assert torch.allclose(shadow.module(images), model(images), rtol=1e-5)
-
-
-def test_batchnorm_in_train_mode_is_not_folded(resnet: nn.Module) -> None:
-    assert shadow_of(resnet.train()).folded == 0
+def test_batchnorm_keeps_its_precision(resnet: nn.Module) -> None:
+    found = {p.dtype for p in shadow_of(resnet, dtype=torch.bfloat16).module.parameters()}
+    norm = shadow_of(resnet, dtype=torch.bfloat16).module.get_submodule("bn1")
+    assert found == {torch.bfloat16, torch.float32}
+    assert {t.dtype for t in norm.state_dict().values()} == {torch.float32, torch.int64}
 
 
 def test_hooks_belong_to_the_live_model(resnet: nn.Module) -> None:
@@ -162,7 +100,7 @@ class Noisy(nn.Module):
 
 
 class MixedTypes(nn.Module):
-    """Insists on float32, so that a copy in bf16 mixes dtypes and fails."""
+    """Insists on float32, so that a copy of the modules in bf16 mixes dtypes and fails; a program does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,10 +124,10 @@ def hooked() -> nn.Module:
     ("make", "precision", "expected", "reason"),
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), "bf16", "a copy in", None),
-        (lambda: Branching(nn.Conv2d(3, 4, 3)), "bf16", "not folded", "cannot be traced"),
+        (lambda: Branching(nn.Conv2d(3, 4, 3)), "bf16", "not folded", "cannot be exported"),
         (Noisy, "bf16", "autocast", "off by"),
         (Noisy, "fp32", "the live model", "off by"),
-        (MixedTypes, "bf16", "autocast", "its copy failed"),
+        (MixedTypes, "bf16", "a copy in", None),
         (hooked, "fp16", "autocast", "has hooks"),
     ],
     ids=["plain", "branching", "noisy bf16", "noisy fp32", "mixed types", "hooked"],
@@ -241,15 +179,15 @@ def test_the_fast_engine_sees_new_weights_and_new_layers(resnet: nn.Module, imag
     y = resnet(images).argmax(1)
     pgd = PGD(resnet, steps=2, engine="fast", seed=0)
     pgd(images, y)
-    made = pgd.network._shadow
+    made = pgd.network._source
     with torch.no_grad():
         resnet.linear.weight.neg_()
     changed = pgd(images, y)
-    assert pgd.network._shadow is made
+    assert pgd.network._source is made
     assert torch.equal(changed, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
     resnet.linear = nn.Linear(resnet.linear.in_features, 10)
     replaced = pgd(images, y)
-    assert pgd.network._shadow is not made
+    assert pgd.network._source is not made
     assert torch.equal(replaced, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
 
 
@@ -293,10 +231,3 @@ def test_a_callers_autocast_is_left_alone(images: Tensor) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         PGD(model, steps=1)(images, torch.zeros(len(images), dtype=torch.int64))
     assert seen == [torch.bfloat16]
-
-
-def test_folded_parameters_need_no_affine_weights() -> None:
-    layer, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, affine=False)
-    weight, bias = folded_parameters(layer, norm)
-    assert torch.allclose(weight, layer.weight / (1 + norm.eps) ** 0.5)
-    assert not bias.any()

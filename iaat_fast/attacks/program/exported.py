@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import operator
@@ -17,6 +18,11 @@ from torch.fx import Node
 
 from iaat_fast.attacks.unshadowable import Unshadowable, refuse_hooks
 
+_TALKING = (
+    "torch.export",
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+)
 _ON_SIZES = {getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")}
 
 
@@ -89,11 +95,8 @@ def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """The program for any number of images above 1. One that writes in place is made functional."""
     example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
-    exporting = logging.getLogger("torch.export")
-    level = exporting.level
     try:
-        exporting.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.enable_grad():
+        with _silent(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("images", min=2)},), strict=False
@@ -104,9 +107,21 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise Unshadowable(f"it cannot be exported ({type(error).__name__}: {reason})") from error
-    finally:
-        exporting.setLevel(level)
     return program
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what torch logs of a model that it cannot export: tracebacks, for one that has a fallback."""
+    loggers = [logging.getLogger(name) for name in _TALKING]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _writes(node: Node) -> bool:

@@ -35,6 +35,7 @@ _IDENTITIES = {
     aten.lift_fresh_copy.default,
 }
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout}
+_SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 _BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 # What a segment that is open takes in, rather than being closed by it.
 _CHEAP = {
@@ -112,7 +113,7 @@ class Lowering:
             source = node.args[0]
             if isinstance(source, Node) and source.target in _BATCH_NORMS and node.args[1] == 0:
                 return _Same(), [source]
-            return None
+            return _part(self, source, node.args[1])
         if _on_sizes(node):
             read = list(dict.fromkeys(node.all_input_nodes))
             places = {n: i for i, n in enumerate(read)}
@@ -298,6 +299,17 @@ def _leaky_relu(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     )
 
 
+def _elu(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
+    shape = a["alpha"], a["scale"], a["input_scale"]
+    return _pointwise(
+        lambda x: aten.elu.default(x, *shape),
+        lambda grad, x: aten.elu_backward.default(grad, *shape, False, x),
+        low,
+        node,
+        a,
+    )
+
+
 def _sum_or_product(kind: str, low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     x, other = a["self"], a["other"]
     if a.get("alpha", 1) != 1 or a.get("rounding_mode") is not None:
@@ -307,7 +319,7 @@ def _sum_or_product(kind: str, low: Lowering, node: Node, a: Arguments) -> Lower
         return None if both is None else (both(), [x, other])
     if low.varies(x) and low.constant(other):
         return _with_constant(kind, node, x, other)
-    if low.varies(other) and low.constant(x) and kind != "div":
+    if low.varies(other) and low.constant(x) and kind not in ("div", "rsub"):
         return _with_constant("rsub" if kind == "sub" else kind, node, other, x)
     return None
 
@@ -368,7 +380,13 @@ def _mean(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     return layers.Mean(dims, a["keepdim"]), [x]
 
 
-def _reshape(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
+def _sized(
+    operation: type[operations.Reshape | operations.Expand],
+    low: Lowering,
+    node: Node,
+    a: Arguments,
+) -> Lowered | None:
+    """What takes a list of sizes, of which some depend on the number of images."""
     x, size = a["self"], list(a["size"] if "size" in a else a["shape"])
     if not low.varies(x):
         return None
@@ -378,7 +396,7 @@ def _reshape(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
         known = dict(zip(read, numbers, strict=True))
         return [known[s] if isinstance(s, Node) else s for s in size]
 
-    return operations.Reshape(of), [x, *read]
+    return operation(of), [x, *read]
 
 
 def _flatten(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
@@ -395,7 +413,7 @@ def _flatten(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
 
 
 def _one_more_or_less(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
-    """squeeze and unsqueeze: reshapes to the shape in the graph."""
+    """squeeze, unsqueeze and unflatten: reshapes to the shape in the graph."""
     shape = _shape(node)
     if not low.varies(a["self"]) or None in shape[1:] or not shape or shape[0] is not None:
         return None
@@ -420,6 +438,25 @@ def _slice(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
     if not low.varies(x) or not all(isinstance(n, int) for n in (start, end, a["step"])):
         return None
     return operations.Slice(a["dim"], start, end, a["step"]), [x]
+
+
+def _split(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
+    """Nothing by itself: `_part` takes the slices."""
+    known = low.varies(a["self"]) and _shape(a["self"])[a["dim"]] is not None
+    return (_Same(), [a["self"]]) if known else None
+
+
+def _part(low: Lowering, source: Any, position: Any) -> Lowered | None:
+    """One of the tensors that a split gives."""
+    if not isinstance(source, Node) or source.target not in _SPLITS:
+        return None
+    a = _arguments(source)
+    if _split(low, source, a) is None:
+        return None
+    x, dim = a["self"], a["dim"]
+    sizes = [part.shape[dim] for part in source.meta["val"]]
+    start = sum(sizes[:position])
+    return operations.Slice(dim, start, start + sizes[position]), [x]
 
 
 def _pad(low: Lowering, node: Node, a: Arguments) -> Lowered | None:
@@ -467,29 +504,34 @@ RULES: dict[Any, Callable[[Lowering, Node, Arguments], Lowered | None]] = {
     ),
     aten.mish.default: partial(_pointwise, aten.mish.default, aten.mish_backward.default),
     aten.leaky_relu.default: _leaky_relu,
+    aten.elu.default: _elu,
     **{
         getattr(aten, kind).Tensor: partial(_sum_or_product, kind)
         for kind in ("add", "sub", "mul", "div")
     },
     **{
         getattr(aten, kind).Scalar: partial(_sum_or_product, kind)
-        for kind in ("add", "sub", "mul", "div")
+        for kind in ("add", "sub", "mul", "div", "rsub")
     },
     aten.cat.default: _cat,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
     aten.mean.dim: _mean,
-    aten.view.default: _reshape,
-    aten._unsafe_view.default: _reshape,
-    aten.reshape.default: _reshape,
+    **dict.fromkeys(
+        (aten.view.default, aten._unsafe_view.default, aten.reshape.default),
+        partial(_sized, operations.Reshape),
+    ),
+    aten.expand.default: partial(_sized, operations.Expand),
     aten.flatten.using_ints: _flatten,
     aten.squeeze.dim: _one_more_or_less,
     aten.squeeze.dims: _one_more_or_less,
     aten.unsqueeze.default: _one_more_or_less,
+    aten.unflatten.int: _one_more_or_less,
     aten.permute.default: _permute,
     aten.transpose.int: _permute,
     aten.slice.Tensor: _slice,
+    **dict.fromkeys(_SPLITS, _split),
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
 }

@@ -306,6 +306,27 @@ class FlattenImages(Operation):
         return (grad.reshape(n, h, w, c).permute(0, 3, 1, 2),)
 
 
+class Expand(Operation):
+    """A value repeated along dimensions of size 1; sizes as in `Reshape`."""
+
+    name = "expand"
+    fresh = False
+    owns_output = False
+    has_extra = True
+
+    def __init__(self, size: Callable[..., Any]) -> None:
+        super().__init__()
+        self._size = size
+
+    def forward(self, x: Tensor, *sizes: int) -> tuple[Tensor, Any]:
+        return x.expand(self._size(x, *sizes)), x.shape
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
+    ) -> Gradients:
+        return (sum_to(grad, extra),)
+
+
 class Permute(Operation):
     """A permutation of the dimensions."""
 

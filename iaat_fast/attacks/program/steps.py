@@ -271,4 +271,6 @@ def _sum_in_norms(steps: Steps) -> None:
 def _overwritable(step: Step) -> bool:
     """Whether nothing needs what a step gave once it has been read: not even its own gradient."""
     operation = step.operation
+    if isinstance(operation, ScaleShift):
+        return False  # its pass overwrites the gradient that the shortcut is to get, too
     return operation.owns_output and not operation.keeps_output and not operation.clamps

@@ -1,0 +1,135 @@
+"""What a step of PGD costs where no clock is needed: operations dispatched, and bytes read and written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from iaat_fast import models
+from iaat_fast.attacks import PGD, EngineOptions
+from tests.attacks.networks import with_statistics
+
+# Nothing is computed or copied: another look at the same memory, or memory whose values are still to come.
+_NO_WORK = ("empty", "empty_like", "empty_strided", "detach", "view", "lift_fresh")
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations, views apart, and the bytes of their tensors: each input is read once, each output written once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work: Counter[str] = Counter()
+        self.views: Counter[str] = Counter()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        read = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(found) if isinstance(t, Tensor)]
+        name = str(func)
+        if func.is_view or func._schema.name.split("::")[1] in _NO_WORK:
+            self.views[name] += 1
+            return found
+        self.work[name] += 1
+        written = [] if func._schema.is_mutable else made
+        changed = [
+            t
+            for argument, t in zip(func._schema.arguments, args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+            and isinstance(t, Tensor)
+        ]  # fmt: skip
+        self.bytes += sum(_bytes(t) for t in (*read, *written, *changed))
+        return found
+
+
+def _bytes(tensor: Tensor) -> int:
+    """What memory holds of a tensor: an expanded dimension lies there once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    count = 1
+    for size, stride in sizes:
+        count *= size if stride else 1
+    return count * tensor.element_size()
+
+
+PROGRAM = EngineOptions()
+MODULES = EngineOptions(fold=False)
+
+
+def cost_of_a_step(model: nn.Module, x: Tensor, engine: EngineOptions) -> Dispatched:
+    """What PGD in bfloat16 dispatches for three steps more than for two."""
+    pgd = PGD(model, steps=2, precision="bf16", engine=engine, seed=0)
+    y = torch.zeros(len(x), dtype=torch.int64)
+    pgd(x, y)
+    found = []
+    for pgd.steps in (2, 3):
+        with Dispatched() as seen:
+            pgd(x, y)
+        found.append(seen)
+    fewer, more = found
+    assert "copy" in pgd.network.taken
+    more.work.subtract(fewer.work)
+    more.views.subtract(fewer.views)
+    more.bytes -= fewer.bytes
+    more.work, more.views = +more.work, +more.views
+    return more
+
+
+NETWORKS = {
+    "resnet18": (68, 32, {"width": 8}),
+    "wrn32-10": (124, 32, {"width": 1}),
+    "imagenet-resnet50": (172, 64, {"width": 8}),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_dispatches_few_operations(name: str) -> None:
+    most, side, options = NETWORKS[name]
+    model = with_statistics(models.build(name, **options))
+    cost = cost_of_a_step(model, torch.rand(2, 3, side, side), PROGRAM)
+    counted = "\n".join(f"{n:5d}  {name}" for name, n in cost.work.most_common())
+    print(f"\n{name}: {cost.work.total()} operations, {cost.views.total()} views\n{counted}")
+    assert cost.work.total() <= most, counted
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_moves_fewer_bytes_than_autograd_through_the_modules(name: str) -> None:
+    _, side, options = NETWORKS[name]
+    model = with_statistics(models.build(name, **options))
+    x = torch.rand(4, 3, side, side)
+    program, modules = (cost_of_a_step(model, x, engine) for engine in (PROGRAM, MODULES))
+    print(f"\n{name}, narrow: {program.bytes / modules.bytes:.2f} of the modules' bytes")
+    assert program.work.total() < modules.work.total()
+    assert program.bytes < modules.bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
+    """Weights, and so much for each image: two numbers of images tell, a third must agree."""
+    model = with_statistics(models.build(name))
+    side = 224 if name.startswith("imagenet") else 32
+    for engine in (PROGRAM, MODULES):
+        found = [
+            cost_of_a_step(model, torch.rand(n, 3, side, side), engine).bytes for n in (2, 3, 4)
+        ]
+        image = found[1] - found[0]
+        assert found[2] - found[1] == image
+        weights = found[0] - 2 * image
+        total = (weights + 128 * image) / 1e6
+        print(
+            f"\n{name}, batch 128, {'program' if engine is PROGRAM else 'modules'}: {total:.0f} MB a step, "
+            f"{weights / 1e6:.1f} MB of it weights"
+        )

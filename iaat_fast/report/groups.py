@@ -13,7 +13,10 @@ from iaat_fast.report.records import RunRecord
 SHARED = ("protocol", "data.", "model.", "optim.")
 """Fields in which the runs of a group agree, or are refused. Other fields make variants of a method."""
 
-NOT_COMPARED = ("run.", "data.path", "data.workers", "preset", "method", "evaluation.")
+NOT_COMPARED = (
+    *("run.", "data.path", "data.workers", "optim.graph"),
+    *("preset", "method", "evaluation."),
+)
 """Where, how and with which seed a run was carried out. (What was measured is compared on its own.)"""
 
 UNUSED: dict[str, tuple[str, ...]] = {

@@ -35,7 +35,9 @@ class MixedPrecision:
         """What `model` makes of x under autocast, in float32 again; without one, as it is."""
         if self._dtype is None:
             return model(x)
-        with torch.autocast(self._device, self._dtype):
+        # Weights are read once a forward, so that a cache of their casts saves nothing; in a captured step it would
+        # hold what the capture, and not the replay, has cast.
+        with torch.autocast(self._device, self._dtype, cache_enabled=False):
             return model(x).float()
 
     def backward(self, loss: Tensor) -> None:

@@ -21,8 +21,26 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
 @torch.no_grad()
 def update(average: AveragedModel, model: nn.Module) -> None:
-    """Take the weights and buffers of `model` after a step into the average."""
-    average.update_parameters(model)
-    for own, live in zip(average.module.buffers(), model.buffers(), strict=True):
-        if not own.is_floating_point():
-            own.copy_(live)
+    """Take the weights and buffers of `model` after a step into the average, in place and all at once.
+
+    `count` is the host's part of it. torch's own `update_parameters` does both, and copies its count, which lies on
+    the CPU, to the device: that cannot be captured.
+    """
+    own = [*average.module.parameters(), *average.module.buffers()]
+    live = [*model.parameters(), *model.buffers()]
+    if average.n_averaged == 0:
+        torch._foreach_copy_(own, live)
+        return
+    assert average.multi_avg_fn is not None
+    for dtype in {tensor.dtype for tensor in own}:
+        mine = [tensor for tensor in own if tensor.dtype is dtype]
+        theirs = [tensor for tensor, kept in zip(live, own, strict=True) if kept.dtype is dtype]
+        if dtype.is_floating_point:
+            average.multi_avg_fn(mine, theirs, average.n_averaged)
+        else:
+            torch._foreach_copy_(mine, theirs)
+
+
+def count(average: AveragedModel) -> None:
+    """Take note of an update."""
+    average.n_averaged += 1

@@ -24,6 +24,7 @@ FREE = frozenset(
         "data.on_bad_image",
         "run.out",
         "optim.accumulate",
+        "optim.graph",
         "run.device",
         "run.checkpoint_steps",
         "run.checkpoint_minutes",

@@ -38,8 +38,8 @@ Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and th
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
 
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
-agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --checkpoint-steps, \
---checkpoint-minutes, --snapshot-epochs and --tensorboard may differ.
+agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
+--checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ.
 
 On K GPUs, or K processes: torchrun --nproc-per-node K -m iaat_fast.train ..., see docs/scaling.md.
 

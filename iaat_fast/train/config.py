@@ -265,6 +265,8 @@ class OptimConfig:
     in fp32."""
     ema_decay: float = 0.0
     """Decay per step of the average of the weights that is evaluated in their place; 0: none."""
+    graph: bool = True
+    """Capture whole training steps in a CUDA graph where possible: on one GPU, in fp32 and bf16."""
 
     def __post_init__(self) -> None:
         _integer("optim.epochs", self.epochs, 1)

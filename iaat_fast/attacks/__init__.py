@@ -5,6 +5,7 @@ from iaat_fast.attacks.apgdt import APGDT
 from iaat_fast.attacks.deepfool import DeepFool
 from iaat_fast.attacks.fabt import FABT
 from iaat_fast.attacks.fgsm import FGSM
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.masking import MaskingReport, masking_report
 from iaat_fast.attacks.mifgsm import MIFGSM
 from iaat_fast.attacks.options import EngineOptions
@@ -23,6 +24,7 @@ __all__ = [
     "AttackStats",
     "DeepFool",
     "EngineOptions",
+    "Findings",
     "MaskingReport",
     "Square",
     "masking_report",

@@ -92,6 +92,9 @@ class APGD(Attack):
         )
         self.rho = rho
 
+    def _reads(self) -> bool:
+        return super()._reads() or self.network.is_shadowed
+
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +127,7 @@ class APGD(Attack):
         self._keep_best(kept, found, place, state)
         if rows is None:
             return kept, found, state.best_loss
-        fooled, loss = self._verdict(kept, y)
+        fooled, loss = self._verdict(call, kept, y)
         return kept, found | fooled, loss
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> _State:

@@ -73,10 +73,13 @@ class APGDT(APGD):
         )
         self.n_target_classes = n_target_classes
 
+    def _reads(self) -> bool:
+        return True
+
     def _attack(self, call: Call) -> Tensor:
         with torch.no_grad():
             logits = self.network.logits(call.x)
-        call.check_classes(logits.shape[1])
+        call.y = call.indexing(call.y, logits.shape[1])
         targets = likely_targets(logits, call.y, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.call import Call, StepSize, prepare_call
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.model_state import BN_MODES
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions
@@ -91,9 +92,10 @@ class Attack:
         alpha: StepSize | None = None,
         start: Tensor | None = None,
         index: Tensor | None = None,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
         candidate: int = 0,
         restart: int = 0,
+        findings: Findings | None = None,
     ) -> Tensor:
         """Adversarial images for x.
 
@@ -104,13 +106,23 @@ class Attack:
             alpha: step size of this call, a float, a tensor like eps or [N], or a function of the radii.
             start: images like x (or the [K*N, ...] of the result) where the first gradient is taken.
             index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
-            seed: of this call.
+            seed: of this call, an int, or an int64 tensor [] or [1] on the device of x.
             candidate: number of the first candidate; another number draws other noise from the same seed.
             restart: number of the first restart, likewise.
+            findings: where zero and NaN entries of gradients, and on a GPU whatever is wrong with values, are left to
+                be asked for later. None: the call asks itself.
 
         Returns:
             [K*N, ...] in the dtype, device and memory format of x; row k*N + i is candidate k of sample i. `self.stats`
             then counts the gradients' entries, and a RuntimeWarning says where they could not have found anything.
+            With findings there is no warning, and `stats` has 0 for the zero and NaN entries, which are counted there.
+
+        A GPU is waited for once, at the end: only then are values of arguments and weights, which have been checked on
+        the device meanwhile, known. What they make the call raise comes in place of its result. Given findings, nothing
+        waits, and the call may be captured in a CUDA graph, where it was made before: a copy of the model is compared
+        with it when it is made. Calls that wait on their way (`restarts`, `early_stop`, and attacks from whose batch
+        samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before they begin,
+        findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none are given.
 
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
@@ -135,6 +147,7 @@ class Attack:
                 seed=self.seed if seed is None else seed,
                 candidate=candidate,
                 restart=restart,
+                findings=findings,
                 box=(self.lo, self.hi),
                 moves=self.steps > 0,
                 coupled=self.network.couples_samples(),
@@ -143,13 +156,15 @@ class Attack:
                 self.stats = AttackStats()
                 return call.x.clone()
             call.planned = call.rows * self.steps * self.restarts
-            with self.network.attacked(call.x):
+            with self.network.attacked(call.x, call.findings):
+                if self._reads() or (self.bn == "train_update" and findings is None):
+                    call.findings.look()
                 call.x = self.network.laid_out(call.x)
                 if self.loss == "kl":
                     call.goal = self._prediction(call)
                 x_adv = self._attack(call)
             x_adv = x_adv.contiguous(memory_format=memory_format(x))
-            zero, nan = call.stats.tolist()
+            zero, nan = call.findings.look() if findings is None else (0, 0)
         self.stats = AttackStats(
             total=call.entries,
             zero=zero,
@@ -157,6 +172,8 @@ class Attack:
             gradients=call.gradients,
             planned=call.planned,
         )
+        if findings is not None:
+            return x_adv
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
         self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
@@ -199,6 +216,10 @@ class Attack:
             start = self._start(call, restart)[rows]
             worst.take(rows, *self._descend(call, start, rows))
 
+    def _reads(self) -> bool:
+        """Whether a call waits for the device on its way: then it may as well hear of bad values before it begins."""
+        return self.restarts > 1 or self.early_stop
+
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,24 +239,23 @@ class Attack:
         if not self.random_start:
             return call.per_row(call.x).clone(memory_format=memory_format(call.x))
         lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
-        call.stream[1] = call.restart + restart
+        call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
     def _prediction(self, call: Call) -> Tensor:
         """Log-probabilities [N, C] at x, by what gradients come from, so that the divergence from them is 0 at x."""
         log_p = self.network.predict(call.x).log_softmax(1)
         self._classes = log_p.shape[1]
-        call.check_classes(log_p.shape[1])
+        call.indexing(call.y, log_p.shape[1])  # for the check: what is indexed is the prediction
         return log_p
 
     def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
         """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x."""
         if call.goal is None:
             self._classes = classes
-            call.check_classes(classes)
-            call.goal = call.y
+            call.goal = call.indexing(call.y, classes)
             if self.targeted == "random":
-                call.goal = random_targets(call.y, classes, call.stream, call.index)
+                call.goal = random_targets(call.goal, classes, call.stream, call.index)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
@@ -249,10 +269,11 @@ class Attack:
             saturation_proof=self.network.saturation_proof,
         )
 
-    def _verdict(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _verdict(self, call: Call, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """By the live model: whether images fool it, and how much, for choosing among those that do not."""
         with torch.no_grad():
             logits = self.network.logits(x_adv)
+            y = call.indexing(y, logits.shape[1])
             loss = F.cross_entropy(logits.float(), y, reduction="none")
         return self._fooled(logits, y), -loss if self.targeted is True else loss
 

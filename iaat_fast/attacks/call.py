@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
+from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.graph import capturing
 from iaat_fast.ops import checks
 
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
@@ -16,7 +18,7 @@ StepSize = float | Tensor | Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass
 class Call:
-    """One call's tensors: x, y, index of N samples; eps, alpha of K*N rows."""
+    """One call's tensors: x, y, index of N samples; eps, alpha of K*N rows; stats, the findings' two counts."""
 
     x: Tensor
     y: Tensor
@@ -25,11 +27,12 @@ class Call:
     start: Tensor | None
     index: Tensor
     stream: Tensor
+    findings: Findings
     stats: Tensor
     coupled: bool
     restart: int
     goal: Tensor | None = None
-    largest_class: int = -1
+    largest_class: int | None = None
     entries: int = 0
     gradients: int = 0
     planned: int = 0
@@ -38,15 +41,26 @@ class Call:
     def rows(self) -> int:
         return len(self.eps)
 
+    def begin_restart(self, number: int) -> None:
+        """Let the noise be that of the restart of this number, counted from the call's first."""
+        self.stream[1].fill_(self.restart + number)
+
     def count(self, grad: Tensor, times: int = 1) -> None:
         """Take note of gradients [rows, ...] that were taken."""
         self.entries += times * grad.numel()
         self.gradients += times * len(grad)
 
-    def check_classes(self, classes: int) -> None:
-        """Raise ValueError where y holds a class that the model does not have."""
+    def indexing(self, y: Tensor, classes: int) -> Tensor:
+        """Classes y of samples of this call as they may index logits, once the number of classes is known.
+
+        Raises ValueError where y holds a class that the model does not have, if that is known yet. Else it is
+        brought into range, and the findings will tell.
+        """
+        if self.largest_class is None:
+            return self.findings.look_at_classes(y, classes)
         if self.largest_class >= classes:
-            raise ValueError(f"y: {self.largest_class}, expected a class in 0 ... {classes - 1}")
+            raise ValueError(inputs.out_of_range(self.largest_class, classes))
+        return y
 
     def per_row(self, x: Tensor) -> Tensor:
         """x repeated for the candidates."""
@@ -62,19 +76,22 @@ def prepare_call(
     alpha: StepSize | None,
     start: Tensor | None,
     index: Tensor | None,
-    seed: int | None,
+    seed: int | Tensor | None,
     candidate: int,
     restart: int,
+    findings: Findings | None,
     box: tuple[float, float],
     moves: bool,
     coupled: bool,
 ) -> Call:
-    """Check the arguments of `PGD.__call__` and fill in what they leave out.
+    """Check the arguments of `Attack.__call__` and fill in what they leave out.
 
-    Their values are read from the device once, here. `moves` says whether the attack takes a step, `coupled` whether
-    the samples share batch statistics.
+    Their values are looked at by the findings. `moves` says whether the attack takes a step, `coupled` whether the
+    samples share batch statistics.
     """
     checks.images("x", x)
+    if capturing(x.device):
+        _check_captured(seed, findings)
     n = x.shape[0]
     checks.int64_vector("y", y, n, x.device)
     if index is not None:
@@ -89,11 +106,9 @@ def prepare_call(
     steps = checks.per_row("alpha", step, rows, x)
     if start is not None:
         checks.same_images("start", start, "x", x, candidates=rows != n)
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
-    checks.int64_number("seed", seed)
     checks.int64_number("candidate", candidate)
     checks.int64_number("restart", restart)
+    findings = _findings(findings, x.device)
     call = Call(
         x=x.detach().clone() if x.is_inference() else x.detach(),
         y=y,
@@ -101,11 +116,68 @@ def prepare_call(
         alpha=steps,
         start=start,
         index=torch.arange(n, device=x.device) if index is None else index,
-        stream=torch.tensor([seed, 0, candidate], device=x.device),
-        stats=torch.zeros(2, dtype=torch.int64, device=x.device),
+        stream=_stream(seed, candidate, x.device),
+        findings=findings,
+        stats=findings.counts[:2],
         coupled=coupled,
         restart=restart,
     )
     if rows:
-        call.largest_class = inputs.values(call.x, y, radii, steps, *box, moves=moves)
+        call.largest_class = findings.look_at_values(
+            call.x,
+            y,
+            radii,
+            steps,
+            *box,
+            moves=moves,
+            radii_are_sound=not isinstance(eps, Tensor),
+            steps_are_sound=alpha is None or (isinstance(alpha, (int, float)) and alpha > 0),
+        )
     return call
+
+
+def _check_captured(seed: int | Tensor | None, findings: Findings | None) -> None:
+    """Raise ValueError for what cannot be, or would be frozen, in a CUDA graph that the caller captures."""
+    if findings is None:
+        raise ValueError(
+            "findings: None while a CUDA graph is captured, where nothing can be read; expected `Findings`"
+        )
+    if seed is None:
+        raise ValueError(
+            "seed: None while a CUDA graph is captured, whose replays would all repeat one draw; expected a tensor, "
+            "or an int to repeat it"
+        )
+
+
+def _findings(given: Findings | None, device: torch.device) -> Findings:
+    if given is None:
+        return Findings.of_one_call(device)
+    if not isinstance(given, Findings):
+        raise TypeError(f"findings: expected Findings or None, got {type(given).__name__}")
+    if given.counts.device != device:
+        raise ValueError(f"findings: device {given.counts.device}, expected that of x, {device}")
+    return given
+
+
+def _stream(seed: int | Tensor | None, candidate: int, device: torch.device) -> Tensor:
+    """int64 [3]: key, restart, first candidate; made without a copy from the host, which would wait for the device."""
+    stream = torch.zeros(3, dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        stream[0].copy_(_seed(seed, device))
+    else:
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, ()))
+        checks.int64_number("seed", seed)
+        stream[0].fill_(seed)
+    stream[2].fill_(candidate)
+    return stream
+
+
+def _seed(seed: Tensor, device: torch.device) -> Tensor:
+    if seed.dtype is not torch.int64:
+        raise TypeError(f"seed: dtype {seed.dtype}, expected int64")
+    if seed.shape not in ((), (1,)):
+        raise ValueError(f"seed: shape {tuple(seed.shape)}, expected [] or [1]")
+    if seed.device != device:
+        raise ValueError(f"seed: device {seed.device}, expected that of x, {device}")
+    return seed.view(())

@@ -78,6 +78,9 @@ class DeepFool(Attack):
         )
         self.overshoot, self.candidates = overshoot, candidates
 
+    def _reads(self) -> bool:
+        return True
+
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +110,7 @@ class DeepFool(Attack):
         with torch.no_grad():
             logits = self.network.logits(call.per_row(call.x))
         classes = logits.shape[1]
-        call.check_classes(classes)
+        call.y = call.indexing(call.y, classes)
         if classes < 2:
             raise ValueError(f"model: returned {classes} class, expected at least 2")
         x, y = call.per_row(call.x), call.per_row(call.y)

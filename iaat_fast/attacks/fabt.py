@@ -116,7 +116,7 @@ class FABT(Attack):
             logits = self.network.logits(call.x)
         checks.logit_values(logits)
         classes = logits.shape[1]
-        call.check_classes(classes)
+        call.y = call.indexing(call.y, classes)
         if classes < 2:
             raise ValueError(f"model: returned {classes} class, expected at least 2")
         targets = likely_targets(logits, call.y, self.n_target_classes)
@@ -133,8 +133,11 @@ class FABT(Attack):
             return super()._start(call, restart).clamp(self.lo, self.hi)
         if restart % self.restarts == 0:
             return call.per_row(call.x).clamp(self.lo, self.hi)
-        call.stream[1] = call.restart + restart
+        call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self.lo, self.hi)
+
+    def _reads(self) -> bool:
+        return True
 
     def _descend(
         self, call: Call, x_adv: Tensor, rows: Tensor | None

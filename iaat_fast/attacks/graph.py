@@ -21,6 +21,11 @@ _LONGEST = 20
 Capture = Callable[[Callable[[], None], Any], Callable[[], None]]
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether what is launched now goes into a CUDA graph that somebody is capturing, and is not run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def capture_cuda(body: Callable[[], None], pool: Any) -> Callable[[], None]:
     """Capture what `body` launches and return what replays it."""
     graph = torch.cuda.CUDAGraph()

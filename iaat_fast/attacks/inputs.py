@@ -1,4 +1,4 @@
-"""Checks of an attack's arguments, among them the one look at tensors' values, taken before the loop."""
+"""Checks of an attack's arguments: types and shapes, and the values inside tensors, with one read from the device."""
 
 from __future__ import annotations
 
@@ -70,16 +70,32 @@ def values(
     low, high, first_class, last_class, smallest, any_stuck = torch.stack(
         [fact.double() for fact in facts]
     ).tolist()
-    slack = _NOISE[x.dtype] * (hi - lo)
-    if not (low >= lo - slack and high <= hi + slack):
-        raise ValueError(
-            f"x: values from {low:.6g} to {high:.6g}, expected images in [{lo:g}, {hi:g}] "
-            "(normalisation belongs in the model)"
-        )
+    problem = pixels_problem(low, high, lo, hi, x.dtype)
+    if problem:
+        raise ValueError(problem)
     if first_class < 0:
-        raise ValueError(f"y: {int(first_class)}, expected a class >= 0")
+        raise ValueError(below_zero(first_class))
     if not smallest >= 0:
         checks.radii_values(eps)
     if moves and any_stuck:
         checks.step_values(alpha, eps)
     return int(last_class)
+
+
+def pixels_problem(low: float, high: float, lo: float, hi: float, dtype: torch.dtype) -> str | None:
+    """What is wrong with images whose pixels go from `low` to `high`, in words."""
+    slack = _NOISE[dtype] * (hi - lo)
+    if low >= lo - slack and high <= hi + slack:
+        return None
+    return (
+        f"x: values from {low:.6g} to {high:.6g}, expected images in [{lo:g}, {hi:g}] "
+        "(normalisation belongs in the model)"
+    )
+
+
+def below_zero(label: float) -> str:
+    return f"y: {int(label)}, expected a class >= 0"
+
+
+def out_of_range(label: float, classes: int) -> str:
+    return f"y: {int(label)}, expected a class in 0 ... {classes - 1}"

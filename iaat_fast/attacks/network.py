@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import options
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.model_state import attacked, bare, couples_samples
 from iaat_fast.attacks.options import EngineOptions
@@ -79,11 +80,16 @@ class Network:
         return attacked(self.model, self.bn)
 
     @contextlib.contextmanager
-    def attacked(self, x: Tensor) -> Iterator[None]:
+    def attacked(self, x: Tensor, findings: Findings | None = None) -> Iterator[None]:
         """The model in the attack's mode and the shadow fresh; afterwards the model is as it was.
 
+        Args:
+            x: images [N, ...] that are to be attacked.
+            findings: look at the weights.
+
         Raises:
-            ValueError: the model has weights that are NaN, or changes its weights or its mode in forward.
+            ValueError: the model has weights that are NaN (on a GPU where a shadow is made, else the findings will
+                tell), or changes its weights or its mode in forward.
         """
         self._resolved = options.resolve_precision(self.precision, x.device)
         self._levers = options.resolve_engine(self.engine, self._resolved)
@@ -92,7 +98,7 @@ class Network:
             attacked(self.model, self.bn),
             _tf32(self._resolved == "tf32"),
         ):
-            self._prepare(x)
+            self._prepare(x, findings)
             yield
 
     def logits(self, x: Tensor) -> Tensor:
@@ -175,14 +181,15 @@ class Network:
             self._watched = None
         return logits
 
-    def _prepare(self, x: Tensor) -> None:
+    def _prepare(self, x: Tensor, findings: Findings | None) -> None:
         """Make the shadow, or refresh the one there is; look at the weights first."""
         model = self.model
         self._watched = None
         if not isinstance(model, nn.Module):
             self._source, self._shadow = model, None
             return
-        _refuse_nan_weights(model)
+        if findings is not None:
+            findings.look_at_weights(model)
         self._watched = _State(model, self.bn)
         low = _DTYPES.get(self._resolved)
         made_for = (self._levers, self._resolved, self._watched.identity())
@@ -194,6 +201,8 @@ class Network:
         self._graphs.forget()
         self.taken = "the live model" if low is None else f"the live model under {low} autocast"
         if self._levers.shadow:
+            if findings is not None:
+                findings.look()  # a copy is not judged by what it makes of NaN
             self._make_shadow(model, x, low)
         self._made_for = (
             made_for  # last: making that was interrupted, by lack of memory say, is begun anew
@@ -279,21 +288,6 @@ def _check_logits(logits: object, x: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model: returned {found} for {len(x)} images, expected [{len(x)}, C]")
-
-
-def _refuse_nan_weights(model: nn.Module) -> None:
-    """One pass over the weights and one read from the device, before the attack."""
-    named = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
-    if not named:
-        return
-    # A norm is NaN where an entry is, and at worst infinite where one is not. 2 ms for a ResNet-18 on two cores, where
-    # the norm of the largest entry takes 23.
-    sizes = torch._foreach_norm([p.detach() for _, p in named if p.numel()])
-    if bool(torch.stack([size.float() for size in sizes]).isnan().any()):
-        bad = next(name for name, p in named if bool(p.isnan().any()))
-        raise ValueError(
-            f"model: the weight {bad!r} holds NaN, expected numbers; has training diverged?"
-        )
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ class PGD(Attack):
                 self._step(call, run)
         if rows is None:
             return x_adv, run.y, run.eps
-        return x_adv, *self._verdict(x_adv, run.y)
+        return x_adv, *self._verdict(call, x_adv, run.y)
 
     def _descend_to_first(self, call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Keep every row's first iterate that fools the model; rows that have one leave the batch."""
@@ -136,7 +136,7 @@ class PGD(Attack):
             found[place] |= fooled
         last = found[place] if len(place) else found[:0]
         kept[place] = torch.where(column(last, kept), kept[place], run.x_adv)
-        fooled, loss = self._verdict(kept, y)
+        fooled, loss = self._verdict(call, kept, y)
         return kept, found | fooled, loss
 
     def _replay(self, call: Call, run: Run, goal: Tensor) -> None:

@@ -116,7 +116,7 @@ class Square(Attack):
 
     def _start(self, call: Call, restart: int) -> Tensor:
         """Vertical stripes, or the images that were given, brought into the ball."""
-        call.stream[1] = call.restart + restart
+        call.begin_restart(restart)
         if call.start is not None:
             start = super()._start(call, restart)
             return _project_linf(start, call.x, call.eps, self.lo, self.hi)

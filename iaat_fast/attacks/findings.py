@@ -1,0 +1,241 @@
+"""What attacks find out on the device, about arguments, weights and gradients, to be heard in one read."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks import inputs
+from iaat_fast.attacks.graph import capturing
+
+_T = TypeVar("_T")
+
+
+class Counts(NamedTuple):
+    """Entries of gradients that were 0, and that were NaN."""
+
+    zero: int
+    nan: int
+
+
+# Doubles behind the counts, in the same tensor: the smallest and the largest values that were seen, whatever is NaN
+# first of all. Of weights it is a norm, since only NaN is looked for.
+_LOWEST = ("x", "y", "eps", "alpha", "weights")
+_HIGHEST = ("x", "y")
+
+
+def checked_late(device: torch.device) -> bool:
+    """Whether values are looked at beside the work, and heard of after it: where a read makes the host wait."""
+    return device.type == "cuda"
+
+
+class Findings:
+    """What calls of attacks find out on a device, kept there until it is asked for.
+
+        findings = Findings(x.device)
+        x_adv = pgd(x, y, seed=seed, findings=findings)     # reads nothing
+        zero, nan = findings.settle()                       # one read; raises what the calls would have raised
+
+    A call that is given no findings makes its own, and settles them before it returns. On a CPU, where a read costs
+    nothing, values are checked before any work, so that only the counts are ever left to be settled.
+
+    What is kept is one tensor of fixed length and address that changes in place, by operations of the device alone. So
+    calls may be captured in a CUDA graph, whose replays then add to it. The findings of calls on one model, on images
+    of one range and dtype may share it.
+
+    Args:
+        device: that of the images.
+
+    Attributes:
+        counts: int64, the zero and the NaN entries of the calls' gradients, then what is known of values.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        with torch.inference_mode(False):  # an attack could not write into an inference tensor
+            self.counts = torch.empty(
+                len(Counts._fields) + len(_LOWEST) + len(_HIGHEST), dtype=torch.int64, device=device
+            )
+            self._values = self.counts[len(Counts._fields) :].view(torch.float64)
+            self._lowest = dict(zip(_LOWEST, self._values, strict=False))
+            self._highest = dict(zip(_HIGHEST, self._values[len(_LOWEST) :], strict=True))
+        self._late = checked_late(self.counts.device)
+        self._range: tuple[float, float, torch.dtype] | None = None
+        self._classes: int | None = None
+        self._models: list[weakref.ref[nn.Module]] = []
+        self._of_one_call = False
+        self._look_again: Callable[[], object] | None = None
+        self._clear()
+
+    @classmethod
+    def of_one_call(cls, device: torch.device) -> Findings:
+        """Findings that live no longer than a call's tensors: what is wrong with one is looked up in it."""
+        findings = cls(device)
+        findings._of_one_call = True
+        return findings
+
+    def settle(self) -> Counts:
+        """The counts since the last time, with one read from the device; all that was found is forgotten.
+
+        Raises:
+            ValueError: an argument of a call, or a weight of its model, had a value that it may not have.
+        """
+        read = self._read()
+        self._clear()
+        return self._judge(*read)
+
+    def look(self) -> Counts:
+        """As `settle`, but nothing is forgotten."""
+        return self._judge(*self._read())
+
+    def look_at_values(
+        self,
+        x: Tensor,
+        y: Tensor,
+        eps: Tensor,
+        alpha: Tensor,
+        lo: float,
+        hi: float,
+        *,
+        moves: bool,
+        radii_are_sound: bool,
+        steps_are_sound: bool,
+    ) -> int | None:
+        """Take note of pixels, classes, radii and (where the attack moves) step sizes; on a CPU check them at once.
+
+        Args:
+            radii_are_sound, steps_are_sound: they need no look on a GPU, where every look is a kernel.
+
+        Returns:
+            The largest class, where it is known already.
+
+        Raises:
+            ValueError: on a CPU, a value out of range; findings of images of another range or dtype.
+        """
+        if not self._late:
+            return inputs.values(x, y, eps, alpha, lo, hi, moves=moves)
+        self._range = _the_same("range and dtype of x", self._range, (lo, hi, x.dtype))
+        if x.numel():
+            self._keep_range("x", x)
+        self._keep_range("y", y)
+        if not radii_are_sound:
+            self._keep_lowest("eps", eps.min())
+        if moves and not steps_are_sound:
+            # In a ball that is a point a step of 0 is as good as any, but one of NaN is not.
+            self._keep_lowest("alpha", torch.where(eps > 0, alpha, alpha.clamp(min=1)).min())
+        if self._of_one_call:
+            self._look_again = lambda: inputs.values(x, y, eps, alpha, lo, hi, moves=moves)
+        return None
+
+    def look_at_classes(self, y: Tensor, classes: int) -> Tensor:
+        """The classes y [N], brought into 0 ... classes - 1: an index out of range would take a GPU's process down.
+
+        Raises ValueError for findings of a model of another number of classes.
+        """
+        self._classes = _the_same("number of classes", self._classes, classes)
+        return y.clamp(0, classes - 1)
+
+    def look_at_weights(self, model: nn.Module) -> None:
+        """Take note of NaN weights; on a CPU raise ValueError at once."""
+        norms = _norms(model)
+        if not self._late:
+            if any(bool(norm.isnan()) for norm in norms):
+                raise ValueError(_holds_nan(_nan_weight(model)))
+            return
+        for norm in norms:
+            self._keep_lowest("weights", norm.to(self.counts.device))
+        if all(known() is not model for known in self._models):
+            self._models.append(weakref.ref(model))
+
+    def _keep_lowest(self, name: str, value: Tensor) -> None:
+        place = self._lowest[name]
+        torch.minimum(place, value, out=place)
+
+    def _keep_range(self, name: str, values: Tensor) -> None:
+        low, high = torch.aminmax(values)
+        self._keep_lowest(name, low)
+        place = self._highest[name]
+        torch.maximum(place, high, out=place)
+
+    def _clear(self) -> None:
+        self.counts.zero_()
+        self._values[: len(_LOWEST)].fill_(torch.inf)
+        self._values[len(_LOWEST) :].fill_(-torch.inf)
+
+    def _read(self) -> tuple[Counts, dict[str, float], dict[str, float]]:
+        """The one read: counts, lowest and highest values."""
+        if capturing(self.counts.device):
+            raise ValueError(
+                "findings: asked for while a CUDA graph is captured, where nothing can be read; expected a call with "
+                "this model and shape before the capture, and none of `settle` inside"
+            )
+        counts = self.counts.tolist()
+        values = torch.tensor(counts[len(Counts._fields) :]).view(torch.float64).tolist()
+        lowest = dict(zip(_LOWEST, values, strict=False))
+        highest = dict(zip(_HIGHEST, values[len(_LOWEST) :], strict=True))
+        return Counts(*counts[: len(Counts._fields)]), lowest, highest
+
+    def _judge(self, counts: Counts, lowest: dict[str, float], highest: dict[str, float]) -> Counts:
+        """The counts, or ValueError for the first argument that holds a bad value, in the order of a CPU's checks."""
+        problem = self._problem_of_values(lowest, highest)
+        if problem and self._look_again is not None:
+            self._look_again()  # raises the same, and says where in the tensor
+        if not problem and not lowest["weights"] >= 0:
+            models = filter(None, (known() for known in self._models))
+            problem = _holds_nan(next(filter(None, map(_nan_weight, models)), None))
+        if not problem and self._classes is not None and highest["y"] >= self._classes:
+            problem = inputs.out_of_range(highest["y"], self._classes)
+        if problem:
+            raise ValueError(problem)
+        return counts
+
+    def _problem_of_values(self, lowest: dict[str, float], highest: dict[str, float]) -> str | None:
+        if self._range is not None:
+            problem = inputs.pixels_problem(lowest["x"], highest["x"], *self._range)
+            if problem:
+                return problem
+        if lowest["y"] < 0:
+            return inputs.below_zero(lowest["y"])
+        if not lowest["eps"] >= 0:
+            return f"eps: {lowest['eps']}, expected a number >= 0"
+        if not lowest["alpha"] > 0:
+            return f"alpha: {lowest['alpha']}, expected a number > 0 (or 0 where eps is 0)"
+        return None
+
+
+def _norms(model: nn.Module) -> list[Tensor]:
+    """Numbers of which one is NaN where a weight is: one pass over the weights, and one number for each of their kinds.
+
+    A norm is NaN where an entry is, and at worst infinite where none is, and so is a sum of norms. 2 ms for a ResNet-18
+    on two cores, where the norm of the largest entry takes 23.
+    """
+    # One kernel takes many tensors, if all are of one kind.
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.numel():
+            alike.setdefault((weight.device, weight.dtype), []).append(weight)
+    with torch.no_grad():
+        return [torch.stack(torch._foreach_norm(weights)).sum() for weights in alike.values()]
+
+
+def _nan_weight(model: nn.Module) -> str | None:
+    """The name of the first weight that holds NaN."""
+    weights = ((name, p) for name, p in model.named_parameters() if p.is_floating_point())
+    return next((name for name, weight in weights if bool(weight.isnan().any())), None)
+
+
+def _holds_nan(weight: str | None) -> str:
+    which = "a weight" if weight is None else f"the weight {weight!r}"
+    return f"model: {which} holds NaN, expected numbers; has training diverged?"
+
+
+def _the_same(what: str, known: _T | None, new: _T) -> _T:
+    """What a call brings, or ValueError where earlier calls brought something else."""
+    if known not in (None, new):
+        raise ValueError(
+            f"findings: those of calls whose {what} is {known}, expected others for calls with {new}"
+        )
+    return new

@@ -181,7 +181,7 @@ def table9() -> dict[str, Any]:
     found: dict[str, Any] = {"fooled": Fooled().once, "networks": {}}
     share = None
     for depth, (gpus, hours) in TABLE9.items():
-        config = preset(f"imagenet-resnet{depth}")
+        config = preset(f"imagenet-resnet{depth}", epsilon={"strategy": "lazy"})
         counts = Counts(config, "fp16")
 
         def planned(share: float, counts: Counts = counts, gpus: int = gpus) -> Any:

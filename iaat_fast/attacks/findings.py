@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.graph import capturing
+from iaat_fast.ops import checks
 
 _T = TypeVar("_T")
 
@@ -24,8 +26,8 @@ class Counts(NamedTuple):
 
 # Doubles behind the counts, in the same tensor: the smallest and the largest values that were seen, whatever is NaN
 # first of all. Of weights it is a norm, since only NaN is looked for.
-_LOWEST = ("x", "y", "eps", "alpha", "weights")
-_HIGHEST = ("x", "y")
+_LOWEST = ("x", "y", "eps", "alpha", "weights", "index")
+_HIGHEST = ("x", "y", "index")
 
 
 def checked_late(device: torch.device) -> bool:
@@ -65,6 +67,7 @@ class Findings:
         self._late = checked_late(self.counts.device)
         self._range: tuple[float, float, torch.dtype] | None = None
         self._classes: int | None = None
+        self._samples: int | None = None
         self._models: list[weakref.ref[nn.Module]] = []
         self._of_one_call = False
         self._look_again: Callable[[], object] | None = None
@@ -138,6 +141,19 @@ class Findings:
         self._classes = _the_same("number of classes", self._classes, classes)
         return y.clamp(0, classes - 1)
 
+    def look_at_samples(self, index: Tensor, size: int) -> Tensor:
+        """Sample numbers [N], brought into 0 ... size - 1 like classes; on a CPU raise ValueError at once for others.
+
+        Raises ValueError for findings of a memory of another number of samples.
+        """
+        if not self._late:
+            checks.index_values(index, size)
+            return index
+        self._samples = _the_same("number of samples", self._samples, size)
+        if len(index):
+            self._keep_range("index", index)
+        return index.clamp(0, size - 1)
+
     def look_at_weights(self, model: nn.Module) -> None:
         """Take note of NaN weights; on a CPU raise ValueError at once."""
         norms = _norms(model)
@@ -193,6 +209,10 @@ class Findings:
         return counts
 
     def _problem_of_values(self, lowest: dict[str, float], highest: dict[str, float]) -> str | None:
+        if self._samples is not None:
+            for number in (lowest["index"], highest["index"]):
+                if math.isfinite(number) and not 0 <= number < self._samples:
+                    return f"index: {int(number)}, expected a sample in 0 ... {self._samples - 1}"
         if self._range is not None:
             problem = inputs.pixels_problem(lowest["x"], highest["x"], *self._range)
             if problem:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast import ops
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, Fitting, chosen_images
 from iaat_fast.ops import checks
 
@@ -46,10 +47,10 @@ class EpsilonMemory:
         beta: smoothing constant in [0, 1]: eps = (1 - beta) * prev + beta * choice.
         init: radius of all samples at first.
         eps_min, eps_max: bounds of the result; None is no upper bound.
-        strategy: how the candidates are attacked. "batched": all three in one batch and one forward. "lazy": prev first
-            + gamma, then prev where that one fooled the model: fewest operations, the same radii and choices.
-            "sequential": both on the whole batch, one after the other, as BatchNorm in train mode sees it in the
-            authors' released code.
+        strategy: how the candidates are attacked. "batched": in one batch, judged in one forward; prev + gamma and
+            prev, and prev - gamma, which the algorithm never tests, for "reuse" alone. "lazy": first prev + gamma, then
+            prev where that fooled the model: fewest operations, the same radii and choices. "sequential": both on the
+            whole batch, one after the other, as BatchNorm in train mode sees it in the authors' released code.
         final: the adversarial images returned. "exact": another attack at the smoothed radius (Algorithm 1, line 8).
             "reuse": the chosen candidate's images projected into the smoothed ball, an approximation that saves it.
         clamp: where a radius is kept from becoming negative: "result" (after smoothing, as in the paper) or "candidate"
@@ -128,6 +129,7 @@ class EpsilonMemory:
         *,
         correct: Tensor | None = None,
         rule: str = "visited",
+        findings: Findings | None = None,
     ) -> Tensor:
         """Store and return the radii [N] of a warm-up step, in which every sample has the same.
 
@@ -136,6 +138,7 @@ class EpsilonMemory:
             eps_w: the radius used in warm-up.
             correct: bool [N], whether the clean image is classified correctly; needed by rule "correct".
             rule: "visited", eps_w for every sample (paper); "correct", 0 for misclassified ones (released code).
+            findings: where an index out of range is noted on a GPU, which is then not read; None: it is raised here.
 
         Raises:
             TypeError: an index that is not int64.
@@ -146,40 +149,52 @@ class EpsilonMemory:
         """
         _number("eps_w", eps_w, 0.0, math.inf)
         _choice("rule", rule, WARM_UP_RULES)
-        self._check_index(index, None)
+        known = self._known(index, None, findings)
         eps = torch.full_like(index, eps_w, dtype=torch.float32)
         if rule == "correct":
             if correct is None:
                 raise ValueError("correct: None, but rule 'correct' needs it")
             _check_correct(correct, index)
             eps = eps * correct
-        self.values[index] = eps
+        self._write(index, known, eps)
         return eps
 
-    def store(self, index: Tensor, eps: Tensor) -> None:
+    def store(self, index: Tensor, eps: Tensor, *, findings: Findings | None = None) -> None:
         """Replace the radii of some samples by those that another rule than Algorithm 2 has found.
 
         Args:
             index: int64 [N], distinct sample numbers.
             eps: float32 [N].
+            findings: as of `warm_up`.
 
         Raises:
             TypeError: an index that is not int64.
             ValueError: index out of range; eps of another length or dtype, or with a negative or NaN radius.
         """
-        self._check_index(index, None)
+        known = self._known(index, None, findings)
         if eps.shape != index.shape or eps.dtype is not torch.float32:
             raise ValueError(
                 f"eps: {eps.dtype} of shape {tuple(eps.shape)}, expected float32 [{len(index)}]"
             )
         if eps.is_cpu and not bool((eps >= 0).all()):
             raise ValueError("eps: a radius is negative or NaN, expected numbers >= 0")
-        self.values[index] = eps
+        self._write(index, known, eps)
 
-    def _check_index(self, index: Tensor, n: int | None) -> None:
-        """Before any work: a negative number would count from the end of the memory."""
+    def _known(self, index: Tensor, n: int | None, findings: Findings | None) -> Tensor:
+        """The index, checked before any work: a negative number would count from the end of the memory.
+
+        With findings on a GPU, where nothing is read, numbers out of range are noted there and are others here: one
+        beyond the end would take the GPU's process down.
+        """
         checks.int64_vector("index", index, n, self.values.device)
+        if findings is not None:
+            return findings.look_at_samples(index, len(self.values))
         checks.index_values(index, len(self.values))
+        return index
+
+    def _write(self, index: Tensor, known: Tensor, eps: Tensor) -> None:
+        """Store radii; nothing where the index was out of range."""
+        self.values[known] = torch.where(index == known, eps, self.values[known])
 
     def select(
         self,
@@ -190,8 +205,9 @@ class EpsilonMemory:
         *,
         correct: Tensor | None = None,
         judge: bool = False,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
         final_attack: Attack | None = None,
+        findings: Findings | None = None,
     ) -> Selection:
         """Run Algorithm 2 for a batch, update the memory, and make the adversarial images to train on.
 
@@ -203,10 +219,14 @@ class EpsilonMemory:
             correct: bool [N], whether the clean image is classified correctly; needed by "shrink", unless judge.
             judge: classify the clean images, in one forward with the candidates where the strategy allows, before the
                 attacks where it does not. `self.correct` holds the verdicts afterwards.
-            seed: of the attacks' noise and random targets, which the candidates share; None draws one from torch's
-                generator.
+            seed: of the attacks' noise and random targets, which the candidates share, an int or an int64 tensor [] or
+                [1]; None draws one from torch's generator.
             final_attack: the one at the smoothed radius, where `attack` is a weaker one (ImageNet: PGD-10 selects,
                 PGD-30 trains); None: `attack`.
+            findings: where the attacks, and a look at index, leave what is wrong with values on a GPU; the memory is
+                updated all the same, but for an index out of range. None: it is raised here. With findings "batched",
+                and "sequential" with final "exact", read nothing on the host, and may be captured in a CUDA graph;
+                "lazy" asks who has fallen.
 
         Returns:
             `Selection`: eps, choice, x_adv.
@@ -218,7 +238,7 @@ class EpsilonMemory:
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
-        self._check_index(index, len(x))
+        known = self._known(index, len(x), findings)
         if correct is not None:
             _check_correct(correct, index)
         elif self.misclassified == "shrink" and not judge:
@@ -230,10 +250,12 @@ class EpsilonMemory:
             )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
-        batch = Batch(x, y, index, seed, judge and correct is None, correct)
-        prev = self.values[index]
-        radii = torch.stack([prev + self.gamma, prev, (prev - self.gamma).clamp(min=0.0)])
-        candidates = STRATEGIES[self.strategy](attack, batch, radii, self._fitting)
+        batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
+        prev = self.values[known]
+        radii = [prev + self.gamma, prev]
+        if self.final == "reuse":  # Algorithm 2 falls back to the third candidate without a test.
+            radii.append((prev - self.gamma).clamp(min=0.0))
+        candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._fitting)
         eps, choice = ops.select_epsilon_(
             self.values,
             index,

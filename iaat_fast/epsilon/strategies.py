@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.survivors import column, compacted
+
 logger = logging.getLogger("iaat_fast")
+
+# Where the steps of an attack are captured, once for each size of batch. On a CPU every image costs its share of time.
+_PADDED_ON = ("cuda",)
 
 
 class Attack(Protocol):
@@ -21,8 +27,17 @@ class Attack(Protocol):
     bn: str
 
     def __call__(
-        self, x: Tensor, y: Tensor, *, eps: Tensor, index: Tensor, seed: int, candidate: int
-    ) -> Tensor: ...
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        eps: Tensor,
+        index: Tensor,
+        seed: int | Tensor,
+        candidate: int,
+    ) -> Tensor:
+        """Given findings too where `select` is: `findings=`, see `attacks.Attack`."""
+        ...
 
     def logits(self, x: Tensor) -> Tensor: ...
 
@@ -30,7 +45,7 @@ class Attack(Protocol):
 class Candidates(NamedTuple):
     """What is known of the candidates prev + gamma, prev and prev - gamma.
 
-    eps: [3, N], their radii.
+    eps: [K, N], the radii of those that may be attacked: all three, or the two that Algorithm 2 tests.
     x_adv: [N, ...] images of each, None where it was not attacked.
     logits: [3N, C]; anything for the third, to which Algorithm 2 falls back without a test.
     correct: bool [N], whether the clean images are classified correctly, where that was asked or is known.
@@ -47,17 +62,20 @@ class Batch:
     """The samples under selection: images [N, ...], classes, numbers, the seed of the attacks' noise.
 
     judge: whether the clean images are to be classified too; `correct`, where that is known already.
+    findings: where attacks leave what is wrong with values; None: they raise it.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
-    seed: int
+    seed: int | Tensor
     judge: bool
     correct: Tensor | None
+    findings: Findings | None = None
 
     def some(self, rows: Tensor | slice) -> Batch:
-        return Batch(self.x[rows], self.y[rows], self.index[rows], self.seed, False, None)
+        x, y, index = self.x[rows], self.y[rows], self.index[rows]
+        return Batch(x, y, index, self.seed, False, None, self.findings)
 
     def judged(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of attacked images, and the clean verdicts: in one forward where they are still to be made."""
@@ -67,8 +85,9 @@ class Batch:
         return logits, clean.argmax(1) == self.y
 
     def attacked(self, attack: Attack, eps: Tensor, candidate: int) -> Tensor:
+        how: dict[str, Any] = {} if self.findings is None else {"findings": self.findings}
         return attack(
-            self.x, self.y, eps=eps, index=self.index, seed=self.seed, candidate=candidate
+            self.x, self.y, eps=eps, index=self.index, seed=self.seed, candidate=candidate, **how
         )
 
 
@@ -111,10 +130,13 @@ class Fitting:
 
 
 def batched(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
-    """All three candidates as one batch of 3N; their verdicts, and the clean images', in one forward of 4N."""
+    """All K candidates as one batch of K*N; their verdicts, and the clean images', in one forward of (K + 1)*N."""
     x_adv = fitting.attacked(attack, batch, eps)
     logits, correct = batch.judged(attack, x_adv)
-    return Candidates(eps, list(x_adv.chunk(3)), logits, correct)
+    images: list[Tensor | None] = [*x_adv.chunk(len(eps))]
+    if len(eps) == 3:
+        return Candidates(eps, images, logits, correct)
+    return Candidates(eps, [*images, None], _with_third(list(logits.chunk(2))), correct)
 
 
 def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
@@ -134,11 +156,12 @@ def lazy(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candida
     """The first candidate, and the second where the first fooled the model."""
     first = batch.attacked(attack, eps[0], 0)
     logits, correct = batch.judged(attack, first)
-    fooled = (logits.argmax(1) != batch.y).nonzero()[:, 0]
-    second, second_logits = first.clone(), logits.clone()
-    if len(fooled):
-        second[fooled] = batch.some(fooled).attacked(attack, eps[1][fooled], 1)
-        second_logits[fooled] = attack.logits(second[fooled])
+    fooled = logits.argmax(1) != batch.y
+    rows = _rows(attack, fooled)
+    second = _attacked_there(attack, batch, rows, fooled, eps[1], 1, first)
+    second_logits = logits.clone()
+    if len(rows):
+        second_logits[rows] = attack.logits(second[rows])
     return Candidates(eps, [first, second, None], _with_third([logits, second_logits]), correct)
 
 
@@ -150,14 +173,38 @@ def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: 
     first, second, third = candidates.x_adv
     assert first is not None
     assert second is not None
-    chosen = torch.where((choice == 0).view(-1, *[1] * (first.dim() - 1)), first, second)
-    rows = (choice == 2).nonzero()[:, 0]
-    if len(rows):
-        if third is not None:
-            chosen[rows] = third[rows]
-        else:
-            chosen[rows] = batch.some(rows).attacked(attack, candidates.eps[2][rows], 2)
-    return chosen
+    is_third = choice == 2
+    if third is None:
+        rows = _rows(attack, is_third)
+        third = _attacked_there(attack, batch, rows, is_third, candidates.eps[2], 2, second)
+    # Not by a list of rows, whose length the host would have to wait for.
+    chosen = torch.where(column(choice == 0, first), first, second)
+    return torch.where(column(is_third, first), third, chosen)
+
+
+def _rows(attack: Attack, wanted: Tensor) -> Tensor:
+    """int64, the rows that are wanted; where steps are captured, filled up with others to one of few sizes."""
+    if attack.bn != "eval" or wanted.device.type not in _PADDED_ON:
+        return wanted.nonzero()[:, 0]
+    rows = compacted(~wanted)
+    return torch.arange(len(wanted), device=wanted.device) if rows is None else rows
+
+
+def _attacked_there(
+    attack: Attack,
+    batch: Batch,
+    rows: Tensor,
+    wanted: Tensor,
+    eps: Tensor,
+    candidate: int,
+    others: Tensor,
+) -> Tensor:
+    """`others` [N, ...], but for the wanted rows, which are attacked at eps [N]; what else `rows` holds is padding."""
+    if not len(rows):
+        return others
+    made = others.clone()
+    made[rows] = batch.some(rows).attacked(attack, eps[rows], candidate)
+    return torch.where(column(wanted, made), made, others)
 
 
 def _with_third(logits: list[Tensor]) -> Tensor:

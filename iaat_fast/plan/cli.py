@@ -27,7 +27,9 @@ from iaat_fast.plan.passes import Fooled
 from iaat_fast.plan.rates import Assumptions, Modelled, Rates, recorded
 from iaat_fast.plan.workload import Counts
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.changes import override
 from iaat_fast.train.config import Method, Protocol, TrainConfig
+from iaat_fast.train.hardware import strategy_for
 from iaat_fast.train.presets import PRESETS, preset
 
 PROG = "python -m iaat_fast.plan"
@@ -136,6 +138,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     network = _network(command, gpu)
     if command.json is not None:
         check_writable("--json", command.json)
+    on_cpu = _on_cpu(command)
     counts = Counts(config, _precision(command, config, gpu))
     rates = _rates(command, config, gpu, sizes[0] // command.gpus[0])
     plans = [
@@ -145,7 +148,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
             network,
             gpus=gpus,
             batch_size=size,
-            fooled=fooled,
+            fooled=fooled if on_cpu else fooled.padded(size // gpus),
             capacity=gpu.memory,
             overlap=command.overlap,
         )
@@ -155,6 +158,11 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     title = f"{config.preset}, {config.method}; {what} {gpu.name}"
     console.print(table(plans, title))
     notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
+    if not on_cpu and any(not step.is_counted for step in plans[0].steps):
+        notes.append(
+            "samples attacked again are filled up to batches of few sizes, for which steps are captured: "
+            f"{fooled.padded(sizes[0] // command.gpus[0]).once:.3g} of the batch for {fooled.once:.3g}"
+        )
     for line in notes:
         console.print(line, highlight=False, markup=False)
     found = {
@@ -187,7 +195,16 @@ def _config(command: Command) -> TrainConfig:
         part: {name: value for name, value in fields.items() if value is not None}
         for part, fields in flags.items()
     }
-    return preset(command.preset, method=command.method, protocol=command.protocol, **parts)
+    config = preset(command.preset, method=command.method, protocol=command.protocol, **parts)
+    if config.epsilon.strategy != "auto":
+        return config
+    strategy = strategy_for(config.attack.bn, "cpu" if _on_cpu(command) else "cuda")
+    return override(config, {"epsilon": {"strategy": strategy}})
+
+
+def _on_cpu(command: Command) -> bool:
+    """Whether the plan is of this machine's CPU."""
+    return command.measure and resolve_device(command.device).type == "cpu"
 
 
 def _batch_sizes(command: Command, config: TrainConfig) -> list[int]:

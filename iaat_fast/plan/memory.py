@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from iaat_fast.plan.figure import Figure
-from iaat_fast.plan.passes import Phase, Stage
+from iaat_fast.plan.passes import Phase, Stage, candidates_at_once
 from iaat_fast.plan.workload import Counts
 
 _ITEM = 4  # bytes of a float32: weights, gradients, momentum, images, radii
@@ -23,7 +23,7 @@ def memory(
     """
     weights = _ITEM * counts.weights
     has_attack = any(s.kind == "gradient" for of_phase in stages.values() for s in of_phase)
-    copies = _candidates(counts, stages)
+    copies = candidates_at_once(counts.config) if "adaptive" in stages else 1
     attacked = counts.of("gradient", copies * batch).saved if has_attack else 0
     yield _counted("weights and statistics", weights + counts.statistics)
     # DistributedDataParallel's buckets are a copy of the gradients.
@@ -53,9 +53,3 @@ def memory(
 
 def _counted(name: str, size: float) -> Figure:
     return Figure(group=_GROUP, name=name, value=size / 1e9, unit="GB", source="counted")
-
-
-def _candidates(counts: Counts, stages: Mapping[Phase, Sequence[Stage]]) -> int:
-    """How many copies of the batch are attacked at once."""
-    is_batched = "adaptive" in stages and counts.config.epsilon.strategy == "batched"
-    return 3 if is_batched else 1

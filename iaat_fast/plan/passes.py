@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from iaat_fast.attacks.survivors import bucket
 from iaat_fast.train.config import TrainConfig
 
 Kind = Literal["forward", "gradient", "update"]
@@ -35,7 +38,7 @@ class Fooled:
     """Shares, in [0, 1], of the samples that Algorithm 2's candidates fool.
 
     once: those that the attack at prev + gamma fools, which the strategy lazy attacks at prev as well.
-    twice: those that both fool; a final "reuse" then attacks them at prev - gamma.
+    twice: those that both fool; a final "reuse" then attacks them at prev - gamma, unless batched.
     """
 
     once: float = 0.5
@@ -49,6 +52,26 @@ class Fooled:
             raise ValueError(
                 f"--fooled-twice: {self.twice:g}, expected at most --fooled, {self.once:g}"
             )
+
+    def padded(self, batch: int) -> Fooled:
+        """The shares that a GPU attacks of batches of `batch` images: the fooled are filled up to one of few sizes.
+
+        Means over batches whose samples fall independently, each with the probability of these shares.
+        """
+        once, twice = _mean_padded(self.once, batch), _mean_padded(self.twice, batch)
+        return Fooled(once=once, twice=min(once, twice))
+
+
+def _mean_padded(share: float, batch: int) -> float:
+    fooled = torch.arange(batch + 1, dtype=torch.float64)
+    stand = batch - fooled
+    # The binomial distribution, but for a factor that the mean divides by.
+    p = fooled.new_tensor(share)
+    log_chance = torch.xlogy(fooled, p) + torch.xlogy(stand, 1 - p)
+    log_chance = log_chance - torch.lgamma(fooled + 1) - torch.lgamma(stand + 1)
+    chance = (log_chance - log_chance.amax()).exp()
+    sizes = fooled.new_tensor([bucket(number, batch) for number in range(batch + 1)])
+    return min(1.0, float((chance * sizes).sum() / chance.sum() / batch))
 
 
 def phases(config: TrainConfig) -> dict[Phase, int]:
@@ -65,7 +88,7 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
     """What a step of `phase` does, in its order.
 
     Raises:
-        ValueError: a method whose passes are not counted here.
+        ValueError: a method whose passes are not counted here, or a strategy that is left to the hardware.
     """
     if config.method not in METHODS:
         raise ValueError(
@@ -93,20 +116,29 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
 def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
     """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
     steps = _selection_steps(config)
-    attacked, judged = {
-        "lazy": (1 + fooled.once, 2 + fooled.once),
-        "batched": (3, 4),
-        "sequential": (2, 3),
+    if config.epsilon.strategy == "auto":
+        raise ValueError("epsilon.strategy is 'auto': expected what it is on the hardware planned")
+    attacked = {
+        "lazy": 1 + fooled.once,
+        "batched": candidates_at_once(config),
+        "sequential": 2,
     }[config.epsilon.strategy]
     parts: tuple[tuple[str, Kind, float], ...] = (
         ("attacks of the selection", "gradient", attacked * steps),
-        ("verdicts of the selection", "forward", judged),
+        ("verdicts of the selection", "forward", attacked + 1),
     )
     is_lazy = config.epsilon.strategy == "lazy"
     return tuple(
         Stage(name=name, kind=kind, passes=passes, depends_on_samples=is_lazy)
         for name, kind, passes in parts
     )
+
+
+def candidates_at_once(config: TrainConfig) -> int:
+    """Copies of the batch in one attack of Algorithm 2; the third candidate is attacked for its images alone."""
+    if config.epsilon.strategy != "batched":
+        return 1
+    return 3 if config.epsilon.final == "reuse" else 2
 
 
 def _final(config: TrainConfig, attack: Stage, fooled: Fooled) -> tuple[Stage, ...]:

@@ -19,6 +19,7 @@ class RunSummary:
         attack: "eps" and "alpha" on the [0, 1] scale, "steps", "restarts" and "targeted" of the PGD attack.
         eps_mean, eps_std, eps_min, eps_max: of the radii of all training samples, [0, 1] scale;
             None for a method that has none (clean).
+        fast: what `run.fast` has chosen, in words; None where it was off.
     """
 
     natural: float
@@ -28,6 +29,7 @@ class RunSummary:
     eps_std: float | None = None
     eps_min: float | None = None
     eps_max: float | None = None
+    fast: str | None = None
 
 
 def attack_name(attack: dict[str, Any]) -> str:
@@ -40,7 +42,8 @@ def closing_table(summary: RunSummary, *, title: str | None = None) -> Table:
     """The summary for a terminal; accuracies in percent, radii in units of 1/255."""
     from rich.table import Table
 
-    table = Table(title=title, show_header=False)
+    caption = None if summary.fast is None else f"fast: {summary.fast}"
+    table = Table(title=title, caption=caption, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("natural accuracy", f"{summary.natural:.2%}")

@@ -19,7 +19,7 @@ from typing import Any
 from iaat_fast.files import read_json, write_json
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run
-from iaat_fast.train.changes import differences, override
+from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.opening import recorded_config
 
@@ -140,7 +140,7 @@ def refuse_contradiction(path: Path, old: Run, new: Run) -> None:
     same = {"run.seed"} if old.setting == new.setting else set(AXES)
     found = [
         text
-        for text in differences(old.config, new.config)
+        for text in differences(old.config, adopt(new.config, old.config))
         if text.partition(" ")[0] not in same or old.name == new.name
     ]
     if found:
@@ -157,7 +157,8 @@ def _refuse_foreign(run: Run) -> None:
         return
     if not folder.is_run:
         raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
-    found = differences(recorded_config(folder), run.config)
+    recorded = recorded_config(folder)
+    found = differences(recorded, adopt(run.config, recorded))
     if found:
         raise ValueError(
             f"{folder.path}: holds a run with another configuration: {', '.join(found)}"

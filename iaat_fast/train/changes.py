@@ -36,12 +36,24 @@ FREE = frozenset(
 that moved must still be the same one; another device, or other micro-batches, take the same steps
 with other rounding.)"""
 
+FAST: dict[str, dict[str, Any]] = {
+    "attack": {"precision": "auto"},
+    "epsilon": {"strategy": "auto"},
+    "optim": {"amp": "auto"},
+}
+"""What `run.fast` leaves to the hardware, see `hardware.resolved`."""
+
+_OPEN = (("attack", "precision"), ("attack", "engine"), ("epsilon", "strategy"), ("optim", "amp"))
+"""Fields that may be "auto"."""
+
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """`config` with `changes` made, nested by part as in `config.json`.
 
     >>> override(TrainConfig(), {"method": "adv", "optim": {"epochs": 3}}).optim.epochs
     3
+
+    Where `run.fast` is switched on, the fields of `FAST` that are not among the changes become "auto".
 
     Raises:
         ValueError: a field that does not exist (the message names the nearest) or a bad value.
@@ -61,7 +73,23 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
         updated[name] = dataclasses.replace(getattr(config, name), **plain)
-    return dataclasses.replace(config, **updated)
+    changed = dataclasses.replace(config, **updated)
+    if changed.run.fast and not config.run.fast:
+        left = {
+            part: {name: auto for name, auto in fields.items() if name not in changes.get(part, {})}
+            for part, fields in FAST.items()
+        }
+        return override(changed, left)
+    return changed
+
+
+def adopt(config: TrainConfig, other: TrainConfig) -> TrainConfig:
+    """`config` with the values of `other` in the fields that are "auto" in it."""
+    changes: dict[str, dict[str, Any]] = {}
+    for part, name in _OPEN:
+        if getattr(getattr(config, part), name) == "auto":
+            changes.setdefault(part, {})[name] = getattr(getattr(other, part), name)
+    return override(config, changes)
 
 
 def differences(

@@ -39,7 +39,11 @@ N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/2
 
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
 agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
---checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ.
+--checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ. A flag \
+that is auto agrees with whatever the run has.
+
+--fast changes defaults, so that flags win over it. What it chose is in config.json, is said at the \
+start and below the closing table.
 
 On K GPUs, or K processes: torchrun --nproc-per-node K -m iaat_fast.train ..., see docs/scaling.md.
 
@@ -95,6 +99,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     for flag in ("--method", "--protocol", "--out"):
         peek.add_argument(flag, nargs="?")
     peek.add_argument("--resume", action="store_true")
+    peek.add_argument("--fast", action=argparse.BooleanOptionalAction)
     given, others = peek.parse_known_args(list(argv))
     if name is not None:
         choice("preset", name, PRESETS)
@@ -106,10 +111,12 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
         folder = RunFolder(given.out)
         if folder.is_run:
             return recorded_config(folder)
-        if not others and given.method is None and given.protocol is None:
+        if not (others or given.method or given.protocol or given.fast):
             raise FileNotFoundError(f"{folder.path}: no run there to resume")
     config = preset(name or "digits", protocol=given.protocol or "paper")
-    return override(config, {"method": given.method or config.method})
+    # Flags that are given replace these defaults, those that --fast leaves to the hardware among them.
+    changes = {"method": given.method or config.method, "run": {"fast": bool(given.fast)}}
+    return override(config, changes)
 
 
 class _Ended(Exception):

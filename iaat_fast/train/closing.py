@@ -9,6 +9,7 @@ from rich.console import Console
 
 from iaat_fast import report
 from iaat_fast.command_line import interpreter
+from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
 from iaat_fast.train.ranks import ALONE, Ranks
@@ -56,6 +57,12 @@ def _radii(result: FitResult) -> dict[str, float | None]:
     return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 
+def _fast(result: FitResult, ranks: Ranks) -> str | None:
+    if not result.config.run.fast:
+        return None
+    return in_words(result.config, next(result.model.parameters()).device, ranks.count)
+
+
 def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None:
     """Evaluate, draw the plots, and print the table, where everything is and what comes next.
 
@@ -71,6 +78,7 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None
         robust=results["robust_accuracy"],
         attack=results["attack"],
         **{name: value for name, value in results.items() if name.startswith("eps_")},
+        fast=_fast(result, ranks),
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]

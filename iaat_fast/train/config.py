@@ -162,9 +162,10 @@ class EpsilonConfig:
     """Lower bound of the radius after selection."""
     selection_steps: int | None = None
     """Steps of the attacks that select the radius; as many as the training attack's by default."""
-    strategy: Literal["lazy", "batched", "sequential"] = "lazy"
+    strategy: Literal["auto", "lazy", "batched", "sequential"] = "auto"
     """How the candidates are attacked: the second only where the first was fooled (lazy), together
-    in one batch (batched), or one after the other on the whole batch (sequential)."""
+    in one batch (batched), or one after the other on the whole batch (sequential); auto: batched on
+    a GPU, lazy on a CPU, and sequential with bn other than eval. In eval the radii are the same."""
     final: Literal["exact", "reuse"] = "exact"
     """Training samples: attack again at the smoothed radius (exact, Algorithm 1 line 8), or project
     the chosen candidate into it (reuse, an approximation)."""
@@ -185,7 +186,7 @@ class EpsilonConfig:
         _number("epsilon.beta", self.beta, 0, 1)
         _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
         _integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
-        choice("epsilon.strategy", self.strategy, ("lazy", "batched", "sequential"))
+        choice("epsilon.strategy", self.strategy, ("auto", "lazy", "batched", "sequential"))
         choice("epsilon.final", self.final, ("exact", "reuse"))
         if self.selection_steps is not None and self.final == "reuse":
             raise ValueError(
@@ -260,9 +261,9 @@ class OptimConfig:
     """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Precision of the forward and backward of the weight update; fp16 scales the loss. Weights stay
-    in fp32."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "off"
+    """Precision of the forward and backward of the weight update; fp16 scales the loss; auto: bf16 on
+    GPUs of compute capability 8.0 and later, else off. Weights stay in fp32."""
     ema_decay: float = 0.0
     """Decay per step of the average of the weights that is evaluated in their place; 0: none."""
     graph: bool = True
@@ -285,7 +286,7 @@ class OptimConfig:
                 f"optim.lr_warmup_epochs is {self.lr_warmup_epochs}: expected 0, or "
                 "optim.lr_reference_batch, from whose rate it rises"
             )
-        choice("optim.amp", self.amp, ("off", "bf16", "fp16"))
+        choice("optim.amp", self.amp, ("auto", "off", "bf16", "fp16"))
         _number("optim.momentum", self.momentum, 0, 1)
         _number("optim.weight_decay", self.weight_decay, 0)
         for epoch in self.decay_epochs:
@@ -332,6 +333,12 @@ class RunConfig:
     """Seed of weights, order, augmentation and attacks."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    fast: bool = False
+    """Leave precision, autocast and strategy to the hardware, where no flag gives them: bf16 attacks
+    and bf16 autocast on GPUs of compute capability 8.0 and later, fp16 attacks on older ones, bf16
+    attacks on CPUs that multiply in it, else fp32 attacks on a folded copy; whole steps in graphs on
+    a GPU. Half precision rounds, so radii and weights are not those of fp32 to the bit. final stays
+    as it is, because reuse is an approximation."""
     checkpoint_steps: int = 0
     """Also save a checkpoint every K steps within an epoch; 0: not by their number."""
     checkpoint_minutes: float = 10.0
@@ -372,7 +379,7 @@ class TrainConfig:
         choice("method", self.method, METHODS)
         choice("protocol", self.protocol, PROTOCOLS)
         bn, strategy = self.attack.bn, self.epsilon.strategy
-        if self.method == "iaat" and bn != "eval" and strategy != "sequential":
+        if self.method == "iaat" and bn != "eval" and strategy not in ("auto", "sequential"):
             raise ValueError(
                 f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
                 "whose batch statistics depend on which images share a batch"

@@ -21,13 +21,14 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start
 from iaat_fast.train.board import Board
 from iaat_fast.train.building import make_parts, make_state
-from iaat_fast.train.changes import override
+from iaat_fast.train.changes import adopt, override
 from iaat_fast.train.checkpointing import Checkpointer
 from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.divergence import FiniteLoss
 from iaat_fast.train.feed import Fed, Feed
-from iaat_fast.train.opening import go_on, open_on_first
+from iaat_fast.train.hardware import in_words, resolved
+from iaat_fast.train.opening import go_on, open_on_first, recorded_config
 from iaat_fast.train.progress import Progress
 from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.schedule import learning_rate
@@ -105,6 +106,8 @@ def fit(
         device = ranks.together(lambda: resolve_device(ranks.device(config.run.device)))
         folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
         config = override(config, {"run": {"out": str(folder.path)}})
+        settled = ranks.together(partial(_settled, config, folder, going_on, device, ranks))
+        config = adopt(config, ranks.broadcast(settled))
         cuda = [device.index] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(config.run.seed)
@@ -134,6 +137,15 @@ def fit(
 def _hold(held: ExitStack, folder: RunFolder, ranks: Ranks) -> None:
     if ranks.first:
         held.enter_context(alone_in(folder.path))
+
+
+def _settled(
+    config: TrainConfig, folder: RunFolder, going_on: bool, device: torch.device, ranks: Ranks
+) -> TrainConfig:
+    """On the first rank, the configuration that says what "auto" means: of the run that goes on, or for the device."""
+    if not ranks.first:
+        return config
+    return recorded_config(folder) if going_on else resolved(config, device)
 
 
 def _create(folder: RunFolder, config: TrainConfig, env: dict[str, Any], ranks: Ranks) -> None:
@@ -184,6 +196,8 @@ class _Run:
             f"preset {config.preset}, protocol {config.protocol}, on {state.device}, "
             f"step {state.step} of {self.total_steps}; run folder {self.folder.path}"
         )
+        if config.run.fast:
+            self.progress.start(f"fast: {in_words(config, state.device, self.ranks.count)}")
         if self.ranks.count > 1:
             self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
         try:

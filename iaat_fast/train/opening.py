@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import differences, override
+from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.state import TrainState
@@ -51,7 +51,8 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
     if not folder.is_run:
         raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
     if resume:
-        changed = differences(recorded_config(folder), config)
+        recorded = recorded_config(folder)
+        changed = differences(recorded, adopt(config, recorded))
         if changed:
             raise ValueError(
                 f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"

@@ -10,6 +10,7 @@ from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.averaging import update
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.hardware import resolved
 from iaat_fast.train.methods import METHODS, Outcome
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.update import Update
@@ -17,6 +18,7 @@ from iaat_fast.train.update import Update
 
 def make_memory(config: TrainConfig, size: int, device: torch.device) -> EpsilonMemory:
     """The radii of `size` samples before the first step."""
+    config = resolved(config, device)
     eps = config.epsilon
     return EpsilonMemory(
         size,
@@ -59,6 +61,7 @@ class TrainingStep:
         average: AveragedModel | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
+        config = resolved(config, device)
         self.model = model
         self.memory = memory
         self.average = average

@@ -119,23 +119,66 @@ def test_reused_images_are_the_chosen_candidates_in_the_smoothed_ball(
     assert (distance <= eps.double() + 1e-9).all()
 
 
-def test_lazy_attacks_the_second_candidate_of_fallen_samples_only(
-    net: nn.Sequential, x: Tensor
+@pytest.mark.parametrize("final", ["exact", "reuse"])
+def test_only_the_candidates_that_are_needed_are_attacked(
+    net: nn.Sequential, x: Tensor, final: str
 ) -> None:
+    """The second of fallen samples alone by "lazy"; the third, which no line tests, for "reuse" alone."""
     net = net.double()
     y = net(x).argmax(1)
     rows: dict[str, int] = {}
     for strategy in ("batched", "lazy", "sequential"):
         counted: list[int] = []
         hook = net.register_forward_hook(lambda _, args, __, to=counted: to.append(len(args[0])))
-        (_, choice, _), _ = run(net, x, y, strategy=strategy, final="reuse")
+        (_, choice, _), _ = run(net, x, y, strategy=strategy, final=final)
         hook.remove()
         rows[strategy] = sum(counted)
     forwards = 4 + 1  # steps and the verdict
     fallen, third = int((choice != 0).sum()), int((choice == 2).sum())
-    assert rows["batched"] == 3 * N * forwards
-    assert rows["lazy"] == (N + fallen) * forwards + third * 4
-    assert rows["sequential"] == 2 * N * forwards + third * 4
+    assert 0 < third < fallen < N
+    if final == "exact":
+        again = N * 4
+        assert rows["batched"] == 2 * N * forwards + again
+    else:
+        again = third * 4
+        assert rows["batched"] == 3 * N * forwards
+    assert rows["lazy"] == (N + fallen) * forwards + again
+    assert rows["sequential"] == 2 * N * forwards + again
+
+
+def both_finals(
+    model: nn.Module, x: Tensor, y: Tensor, index: Tensor, **options: Any
+) -> tuple[Selection, Selection]:
+    """Batched selection by two candidates ("exact") and by three ("reuse"), from the same radii."""
+    found = []
+    for final in ("exact", "reuse"):
+        memory = EpsilonMemory(len(x), strategy="batched", final=final, **options)
+        pgd = PGD(model, alpha=options["gamma"], steps=5)
+        found.append(memory.select(pgd, x, y, index, seed=3))
+        assert torch.equal(memory.values[index], found[-1].eps)
+    return found[0], found[1]
+
+
+def test_two_candidates_choose_what_three_choose_bit_for_bit(threshold: nn.Module) -> None:
+    """float32, of a model that sums 4 pixels: in a batch of any size in the same order."""
+    x = torch.rand(64, 1, 2, 2, generator=torch.Generator().manual_seed(2)) * 0.2 + 0.45
+    y, index = torch.ones(64, dtype=torch.int64), torch.arange(64).flip(0)
+    two, three = both_finals(threshold, x, y, index, gamma=GAMMA, beta=BETA, init=0.04)
+    assert len(two.choice.unique()) == 3
+    assert torch.equal(two.eps, three.eps)
+    assert torch.equal(two.choice, three.choice)
+
+
+def test_two_candidates_choose_what_three_choose_on_a_real_network(
+    real_data: Any, first_images: tuple[Tensor, Tensor], resnet4b: nn.Module
+) -> None:
+    images, labels = first_images
+    index = torch.arange(len(images))
+    options = {"gamma": 1.9 / 255, "beta": 0.1, "init": 6 / 255}
+    two, three = both_finals(resnet4b, images, labels, index, **options)
+    assert len(two.choice.unique()) == 3
+    assert torch.equal(two.eps, three.eps)
+    assert torch.equal(two.choice, three.choice)
 
 
 def test_released_attacks_update_the_running_statistics_sequentially(
@@ -223,19 +266,28 @@ class Cramped:
         return self.attack(x, y, **options)
 
 
+@pytest.mark.parametrize(
+    ("final", "sizes", "said"),
+    [("exact", [N, N, N], [(2,)]), ("reuse", [3 * N // 4] * 4, [(2,), (4,)])],
+)
 def test_candidates_that_do_not_fit_are_attacked_in_halves_with_the_same_result(
-    net: nn.Sequential, x: Tensor, caplog: pytest.LogCaptureFixture
+    net: nn.Sequential,
+    x: Tensor,
+    caplog: pytest.LogCaptureFixture,
+    final: str,
+    sizes: list[int],
+    said: list[tuple[int]],
 ) -> None:
     net = net.double()
     y = net(x).argmax(1)
     attack = PGD(net, alpha=0.01, steps=4)
     cramped = Cramped(attack, N + 1)
-    memory, roomy = EpsilonMemory(100, GAMMA, BETA), EpsilonMemory(100, GAMMA, BETA)
+    memory, roomy = (EpsilonMemory(100, GAMMA, BETA, final=final) for _ in range(2))
     for _ in range(2):
         found = memory.select(cramped, x, y, INDEX, seed=9)
         expected = roomy.select(attack, x, y, INDEX, seed=9)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert cramped.sizes == [3 * N // 4] * 4 + [N] + [3 * N // 4] * 4 + [N]
-    assert [record.args for record in caplog.records] == [(2,), (4,)]  # said once for each halving
+    assert cramped.sizes == sizes * 2
+    assert [record.args for record in caplog.records] == said  # once for each halving
     with pytest.raises(torch.OutOfMemoryError):
         memory.select(Cramped(attack, 2), x, y, INDEX, seed=9)

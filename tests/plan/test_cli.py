@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iaat_fast.plan.cli import main
-from iaat_fast.plan.passes import phases
+from iaat_fast.plan.passes import Fooled, phases
 from iaat_fast.plan.workload import images_of
 from iaat_fast.train.presets import PRESETS, preset
 
@@ -49,6 +49,25 @@ def test_every_preset_has_images_and_phases(name: str) -> None:
     config = preset(name)
     assert images_of(config).samples > 1000
     assert sum(phases(config).values()) == config.optim.epochs
+
+
+def test_the_strategy_is_that_of_the_hardware_planned(tmp_path: Path) -> None:
+    """Of the preset: batched on GPUs, lazy on the CPU that is measured, where nothing is filled up."""
+    out, found = tmp_path / "plan.json", []
+    measured = ("--measure", "--device", "cpu", "--fooled", 0.3)
+    for words in ((), ("--strategy", "lazy", "--fooled", 0.3), measured):
+        assert plan("digits", "--gpus", 1, "--width", 4, "--json", out, *words) == 0
+        found.append(json.loads(out.read_text()))
+    strategies = [each["config"]["epsilon"]["strategy"] for each in found]
+    assert strategies == ["batched", "lazy", "lazy"]
+    gradients = [
+        figure["value"]
+        for each in found
+        for figure in each["plans"][0]["figures"]
+        if (figure["group"], figure["name"]) == ("a step, adaptive", "gradient passes per image")
+    ]
+    padded = Fooled(once=0.3).padded(128).once
+    assert gradients == pytest.approx([30, 10 * (2 + padded), 10 * (2 + 0.3)])
 
 
 def test_measured_on_this_machine(tmp_path: Path) -> None:

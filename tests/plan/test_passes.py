@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import models
-from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.attacks.survivors import bucket
+from iaat_fast.epsilon import EpsilonMemory, strategies
 from iaat_fast.epsilon.memory import Selection
 from iaat_fast.plan.passes import Fooled, Phase, phases, stages
 from iaat_fast.train import preset
@@ -23,7 +25,7 @@ N = 24
 
 
 def tiny(**parts: Any) -> TrainConfig:
-    epsilon = {"gamma": 0.15, "warmup_epochs": 2, **parts.pop("epsilon", {})}
+    epsilon = {"gamma": 0.15, "warmup_epochs": 2, "strategy": "lazy", **parts.pop("epsilon", {})}
     return preset(
         "digits", epsilon=epsilon, attack={"steps": 3, **parts.pop("attack", {})}, **parts
     )
@@ -75,6 +77,12 @@ def real_step(
     )
 
 
+def filled_up(fooled: Fooled) -> Fooled:
+    """The shares of a batch of N that are attacked for these, where few sizes are captured."""
+    once, twice = (bucket(round(share * N), N) / N for share in dataclasses.astuple(fooled))
+    return Fooled(once=once, twice=twice)
+
+
 def planned(config: TrainConfig, phase: Phase, fooled: Fooled) -> dict[str, float]:
     total: Counter[str] = Counter()
     for stage in stages(config, phase, fooled):
@@ -99,6 +107,35 @@ def test_adaptive_epochs(strategy: str, final: str, monkeypatch: pytest.MonkeyPa
     seen, fooled = real_step(config, "adaptive", monkeypatch)
     assert 0 < fooled.twice < fooled.once < 1, "the counts would not tell the samples apart"
     assert seen == planned(config, "adaptive", fooled)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "final"), [("lazy", "exact"), ("lazy", "reuse"), ("sequential", "reuse")]
+)
+def test_adaptive_epochs_where_steps_are_captured(
+    strategy: str, final: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies, "_PADDED_ON", ("cpu",))
+    config = tiny(epsilon={"strategy": strategy, "final": final})
+    seen, fooled = real_step(config, "adaptive", monkeypatch)
+    assert filled_up(fooled) != fooled, "nothing is filled up"
+    assert seen == planned(config, "adaptive", filled_up(fooled))
+
+
+@pytest.mark.parametrize(("once", "twice"), [(0.5, 0.25), (0.3, 0.3), (0.9, 0.0), (1.0, 1.0)])
+def test_shares_filled_up_are_means_over_the_samples_that_fall(once: float, twice: float) -> None:
+    def mean(share: float, batch: int) -> float:
+        """Over all 2^batch outcomes."""
+        outcomes = [sum(outcome) for outcome in itertools.product((0, 1), repeat=batch)]
+        chances = [share**fallen * (1 - share) ** (batch - fallen) for fallen in outcomes]
+        sizes = [bucket(fallen, batch) / batch for fallen in outcomes]
+        return sum(chance * size for chance, size in zip(chances, sizes, strict=True))
+
+    for batch in (1, 5, 12):
+        found = Fooled(once=once, twice=twice).padded(batch)
+        assert found.once == pytest.approx(mean(once, batch))
+        assert found.twice == pytest.approx(mean(twice, batch), abs=1e-12)
+    assert Fooled(once=once, twice=twice).padded(4096).once <= 1
 
 
 def test_selection_by_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +172,11 @@ def test_a_method_that_is_not_counted_is_refused() -> None:
     other: Any = SimpleNamespace(method="free")
     with pytest.raises(ValueError, match="method is 'free': its passes are not counted, expected"):
         stages(other, "every epoch", Fooled())
+
+
+def test_a_strategy_left_to_the_hardware_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"epsilon\.strategy is 'auto': expected what it is on"):
+        stages(tiny(epsilon={"strategy": "auto"}), "adaptive", Fooled())
 
 
 @pytest.mark.parametrize(("once", "twice"), [(1.5, 0.1), (0.5, -0.1), (0.2, 0.3)])

@@ -130,7 +130,7 @@ PROTOCOL_TABLE = {
     "attack.bn": ("eval", "train_update"),
     "attack.alpha_rule": ("fixed", "scaled"),
     "attack.clamp_start": (True, False),
-    "epsilon.strategy": ("lazy", "sequential"),
+    "epsilon.strategy": ("auto", "sequential"),
     "epsilon.clamp": ("result", "candidate"),
     "epsilon.eps_min": (0.0, 0.0),
     "epsilon.misclassified": ("algorithm2", "shrink"),

@@ -31,6 +31,11 @@ class MixedPrecision:
         self._device, self._dtype = device.type, _DTYPES.get(amp)
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
+    @property
+    def scales(self) -> bool:
+        """Whether the loss is scaled, and a step left out where that was too much, which the host asks for."""
+        return self._scaler.is_enabled()
+
     def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """What `model` makes of x under autocast, in float32 again; without one, as it is."""
         if self._dtype is None:

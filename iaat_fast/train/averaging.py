@@ -34,7 +34,7 @@ def update(average: AveragedModel, model: nn.Module) -> None:
     assert average.multi_avg_fn is not None
     for dtype in {tensor.dtype for tensor in own}:
         mine = [tensor for tensor in own if tensor.dtype is dtype]
-        theirs = [tensor for tensor, kept in zip(live, own, strict=True) if kept.dtype is dtype]
+        theirs = [tensor for tensor in live if tensor.dtype is dtype]
         if dtype.is_floating_point:
             average.multi_avg_fn(mine, theirs, average.n_averaged)
         else:

@@ -21,7 +21,9 @@ class Packed:
     def __init__(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
         self._groups = groups
         parts = [tensor.reshape(-1) for group in groups for tensor in group.values()]
-        self.words = torch.cat([part.view(torch.int64) for part in parts] or [torch.empty(0).long()])
+        self.words = torch.cat(
+            [part.view(torch.int64) for part in parts] or [torch.empty(0).long()]
+        )
 
     def to(self, device: torch.device) -> Tensor:
         """The words on `device`; the host waits for nothing."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.amp import MixedPrecision
-from iaat_fast.train.averaging import update
+from iaat_fast.train.averaging import count, update
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.hardware import resolved
-from iaat_fast.train.methods import METHODS, Outcome
+from iaat_fast.train.methods import METHODS, Drawn, Outcome
+from iaat_fast.train.packing import Packed
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.update import Update
 
@@ -121,9 +125,7 @@ class TrainingStep:
 
     def draws(self, seed: int, rows: int) -> list[Drawn]:
         """What the step with this seed draws for each micro-batch of `rows` images, on the CPU."""
-        return [
-            self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)
-        ]
+        return [self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)]
 
     def count(self) -> None:
         """What the host notes of a step that was launched."""

@@ -51,7 +51,7 @@ def start_seed(seed: int) -> Tensor:
 
 
 def gaussian_start(
-    x: Tensor, index: Tensor, seed: Tensor, *, clamp: bool, deviation: float = 0.001
+    x: Tensor, index: Tensor, seed: int | Tensor, *, clamp: bool, deviation: float = 0.001
 ) -> Tensor:
     """x + deviation * N(0, 1), where TRADES and MART take their first gradient.
 
@@ -61,10 +61,11 @@ def gaussian_start(
     Args:
         x: images [N, C, H, W] on [0, 1].
         index: int64 [N], numbers of the samples.
-        seed: int64 [1] on the device of x, see `start_seed`.
+        seed: of the step, or what `start_seed` makes of it, on the device of x.
         clamp: to [0, 1]; the released codes clamp after the first step only.
         deviation: standard deviation, on the [0, 1] scale.
     """
-    uniform = ops.random_start_linf(torch.zeros_like(x), _ALMOST_ONE, seed, index, lo=-1.0, hi=1.0)
+    own = seed if isinstance(seed, Tensor) else start_seed(seed).to(x.device)
+    uniform = ops.random_start_linf(torch.zeros_like(x), _ALMOST_ONE, own, index, lo=-1.0, hi=1.0)
     start = x + deviation * math.sqrt(2) * torch.erfinv(uniform)
     return start.clamp(0.0, 1.0) if clamp else start

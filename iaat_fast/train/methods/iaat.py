@@ -31,12 +31,29 @@ class InstanceAdaptive(Method):
     def phase(self, epoch: int) -> str:
         return "warm-up" if epoch < self.config.epsilon.warmup_epochs else "adaptive"
 
+    def reads(self, epoch: int) -> str | None:
+        strategy, final = self.memory.strategy, self.memory.final
+        if self.phase(epoch) == "warm-up" or strategy == "batched":
+            return None
+        if strategy == "sequential" and final == "exact":
+            return None
+        why = "asks which samples its first attack has fooled"
+        if strategy == "sequential":
+            why = "asks which samples chose the candidate it has not attacked"
+        return f"strategy {strategy!r} with final {final!r} {why}"
+
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         """Lines 3 to 10."""
         config = self.config.epsilon
         if at.epoch < config.warmup_epochs:
             correct = right(self.attack.logits(x), y)
-            eps = self.memory.warm_up(index, config.eps_w, correct=correct, rule=config.warmup_rule)
+            eps = self.memory.warm_up(
+                index,
+                config.eps_w,
+                correct=correct,
+                rule=config.warmup_rule,
+                findings=at.findings,
+            )
             x_adv = self.attack(
                 x, y, eps=eps, index=index, seed=at.drawn["noise"], findings=at.findings
             )

@@ -81,7 +81,7 @@ class MaxMargin(Method):
             steps=config.mma_bisections,
         )
         margin = torch.where(fits, margin, 0.0)
-        self.memory.store(index, margin)
+        self.memory.store(index, margin, findings=at.findings)
         return Margins(
             x=x,
             y=y,

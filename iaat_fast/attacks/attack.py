@@ -80,7 +80,6 @@ class Attack:
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
         self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
         self.early_stop, self.seed, self.loss = early_stop, seed, loss
-        self._classes: int | None = None  # of the model, once it has been called
         self.stats = AttackStats()
 
     def __call__(
@@ -246,14 +245,12 @@ class Attack:
     def _prediction(self, call: Call) -> Tensor:
         """Log-probabilities [N, C] at x, by what gradients come from, so that the divergence from them is 0 at x."""
         log_p = self.network.predict(call.x).log_softmax(1)
-        self._classes = log_p.shape[1]
         call.indexing(call.y, log_p.shape[1])  # for the check: what is indexed is the prediction
         return log_p
 
     def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
         """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x."""
         if call.goal is None:
-            self._classes = classes
             call.goal = call.indexing(call.y, classes)
             if self.targeted == "random":
                 call.goal = random_targets(call.goal, classes, call.stream, call.index)

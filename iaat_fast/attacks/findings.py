@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.graph import capturing
+from iaat_fast.attacks.model_state import modules_of, parameters_of
 from iaat_fast.ops import checks
 
 _T = TypeVar("_T")
@@ -163,7 +165,8 @@ class Findings:
                 raise ValueError(_holds_nan(_nan_weight(model)))
             return
         for norm in norms:
-            self._keep_lowest("weights", norm.to(self.counts.device))
+            elsewhere = norm.device != self.counts.device  # a model may be spread over several
+            self._keep_lowest("weights", norm.to(self.counts.device) if elsewhere else norm)
         if all(known() is not model for known in self._models):
             self._models.append(weakref.ref(model))
 
@@ -190,11 +193,11 @@ class Findings:
                 "findings: asked for while a CUDA graph is captured, where nothing can be read; expected a call with "
                 "this model and shape before the capture, and none of `settle` inside"
             )
-        counts = self.counts.tolist()
-        values = torch.tensor(counts[len(Counts._fields) :]).view(torch.float64).tolist()
+        zero, nan, *words = self.counts.tolist()
+        values = struct.unpack(f"{len(words)}d", struct.pack(f"{len(words)}q", *words))
         lowest = dict(zip(_LOWEST, values, strict=False))
         highest = dict(zip(_HIGHEST, values[len(_LOWEST) :], strict=True))
-        return Counts(*counts[: len(Counts._fields)]), lowest, highest
+        return Counts(zero, nan), lowest, highest
 
     def _judge(self, counts: Counts, lowest: dict[str, float], highest: dict[str, float]) -> Counts:
         """The counts, or ValueError for the first argument that holds a bad value, in the order of a CPU's checks."""
@@ -236,7 +239,7 @@ def _norms(model: nn.Module) -> list[Tensor]:
     """
     # One kernel takes many tensors, if all are of one kind.
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for weight in model.parameters():
+    for weight in parameters_of(modules_of(model)):
         if weight.is_floating_point() and weight.numel():
             alike.setdefault((weight.device, weight.dtype), []).append(weight)
     with torch.no_grad():

@@ -35,7 +35,7 @@ def capture_cuda(body: Callable[[], None], pool: Any) -> Callable[[], None]:
 
 
 class _Captured(NamedTuple):
-    buffers: list[Tensor]
+    buffers: Sequence[Tensor]
     replay: Callable[[], None]
 
 
@@ -43,7 +43,7 @@ class GraphRunner:
     """Runs steps that read and write a fixed list of tensors: eagerly the first time, captured afterwards.
 
     The first call with a shape is the warm-up that capturing needs, and real work too. A capture that fails is reported
-    once, and everything runs eagerly from then on.
+    once, and everything runs eagerly from then on. Where the caller is capturing a graph, steps are launched into that.
 
     Args:
         capture: how steps are captured; the tests replace it.
@@ -61,16 +61,23 @@ class GraphRunner:
         tensors: Sequence[Tensor],
         step: Callable[[Sequence[Tensor]], None],
         steps: int,
+        *,
+        written: int,
     ) -> None:
         """`step(tensors)`, `steps` times.
 
         Args:
             key: what, besides the tensors' shapes, strides, dtypes and devices, decides which kernels a step launches
                 and which other memory it reads: equal keys may share a graph.
-            tensors: what a step reads and writes in place.
+            tensors: what a step works on, first those that it writes in place.
             step: launches one step on such tensors, with no look at their values.
             steps: how many.
+            written: how many of the tensors a step writes; the others it only reads.
         """
+        if capturing(tensors[0].device):
+            for _ in range(steps):
+                step(tensors)
+            return
         key = (key, tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
         at_once = _steps_at_once(steps)
         captured = None if self._broken else self._find((key, at_once), tensors, step, at_once)
@@ -78,12 +85,10 @@ class GraphRunner:
             for _ in range(steps):
                 step(tensors)
             return
-        for buffer, tensor in zip(captured.buffers, tensors, strict=True):
-            buffer.copy_(tensor)
+        _copy(captured.buffers, tensors)
         for _ in range(steps // at_once):
             captured.replay()
-        for buffer, tensor in zip(captured.buffers, tensors, strict=True):
-            tensor.copy_(buffer)
+        _copy(tensors[:written], captured.buffers[:written])
 
     def forget(self) -> None:
         """Drop all graphs: the memory that they read is gone or means something else."""
@@ -135,6 +140,17 @@ class GraphRunner:
                 "attack: its steps cannot be captured in a CUDA graph (%s); running eagerly", reason
             )
             return None
+
+
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy tensors with one kernel for all of a dtype: a launch each would take longer than the copies."""
+    alike: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, value in zip(into, values, strict=True):
+        places, some = alike.setdefault(place.dtype, ([], []))
+        places.append(place)
+        some.append(value)
+    for places, some in alike.values():
+        torch._foreach_copy_(places, some)
 
 
 def _steps_at_once(steps: int) -> int:

@@ -94,7 +94,7 @@ def masking_report(
         loss: PGD(model, steps=steps, random_start=False, lo=lo, hi=hi, engine="exact", loss=loss)
         for loss in losses.CLASS_LOSSES
     }
-    correct = saturated = stronger = beaten = zero = 0
+    zero, found = 0, torch.zeros(4, dtype=torch.int64, device=x.device)
     for part in torch.arange(n, device=x.device).split(batch_size):
         images, classes, radius, size = x[part], y[part], radii[part], sizes[part]
         with warnings.catch_warnings():  # of what the report says
@@ -109,11 +109,17 @@ def masking_report(
             }
         by_ce = fooled.pop("ce")
         missing = 1 - logits.softmax(1).gather(1, classes.view(-1, 1))
-        correct += int((logits.argmax(1) == classes).sum())
-        saturated += int((missing <= reference.SATURATION).sum())
-        stronger += int((torch.stack(list(fooled.values())).any(0) & ~by_ce).sum())
-        beaten += int((by_fgsm & ~by_ce).sum())
+        by_stronger = torch.stack(list(fooled.values())).any(0)
+        found += torch.stack(
+            [
+                logits.argmax(1) == classes,
+                missing[:, 0] <= reference.SATURATION,
+                by_stronger & ~by_ce,
+                by_fgsm & ~by_ce,
+            ]
+        ).sum(1)
         zero += fgsm.stats.zero
+    correct, saturated, stronger, beaten = found.tolist()
     return MaskingReport(
         samples=n,
         correct=correct / n,

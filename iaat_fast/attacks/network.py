@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from iaat_fast.attacks import options
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.graph import GraphRunner
-from iaat_fast.attacks.model_state import attacked, bare, couples_samples
+from iaat_fast.attacks.model_state import (
+    attacked,
+    bare,
+    buffers_of,
+    couples_samples,
+    modules_of,
+    parameters_of,
+)
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.shadow import Shadow, Unshadowable
 from iaat_fast.heap import kept_heap
@@ -39,6 +46,7 @@ class Network:
 
     Attributes:
         taken: what the gradients come from, in words, after the first attack.
+        classes: of the model as it is, once it has been called.
     """
 
     def __init__(
@@ -53,13 +61,14 @@ class Network:
         self.model = bare(model)
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
+        self.classes: int | None = None
         self._shadow: Shadow | None = None
         self._made_for: Hashable = None
         self._watched: _State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
         self._source: Callable[[Tensor], Tensor] = self.model
-        self._resolved, self._levers = "fp32", options.PLAIN
+        self._resolved, self._levers, self._coupled = "fp32", options.PLAIN, False
 
     def couples_samples(self) -> bool:
         """Whether a sample's logits depend on who else is in the batch."""
@@ -73,7 +82,7 @@ class Network:
     @property
     def saturation_proof(self) -> bool:
         """Whether cotangents may be scaled per sample; inside `attacked`."""
-        return self._levers.saturation_proof and not self.couples_samples()
+        return self._levers.saturation_proof and not self._coupled
 
     def in_mode(self) -> contextlib.AbstractContextManager[None]:
         """The model in the attack's mode, without anything to take gradients from."""
@@ -93,6 +102,7 @@ class Network:
         """
         self._resolved = options.resolve_precision(self.precision, x.device)
         self._levers = options.resolve_engine(self.engine, self._resolved)
+        self._coupled = self.couples_samples()
         with (
             kept_heap(x.device),
             attacked(self.model, self.bn),
@@ -167,15 +177,20 @@ class Network:
         tensors: Sequence[Tensor],
         step: Callable[[Sequence[Tensor]], None],
         steps: int,
+        *,
+        written: int,
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
-        self._graphs.run((key, self._made_for, self.saturation_proof), tensors, step, steps)
+        self._graphs.run(
+            (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
         """What gradients come from, called; the first time in an attack, with a look at what that did to the model."""
         with self._autocast(x):
             logits = self._source(x)
         _check_logits(logits, x)
+        self.classes = logits.shape[1]
         if self._watched is not None:
             self._watched.check()
             self._watched = None
@@ -197,7 +212,7 @@ class Network:
             if self._shadow is not None:
                 self._shadow.refresh()
             return
-        self._shadow, self._source, self._made_for = None, model, None
+        self._shadow, self._source, self._made_for, self.classes = None, model, None, None
         self._graphs.forget()
         self.taken = "the live model" if low is None else f"the live model under {low} autocast"
         if self._levers.shadow:
@@ -254,9 +269,10 @@ class _State:
     """Weights and modes of a model, to see whether its forward changes them."""
 
     def __init__(self, model: nn.Module, bn: str) -> None:
-        self.modules = list(model.modules())
+        self.modules = modules_of(model)
         # Batch statistics update the running ones; `attacked` knows about that.
-        tensors = [*model.parameters(), *(model.buffers() if bn == "eval" else ())]
+        buffers = buffers_of(self.modules) if bn == "eval" else []
+        tensors = [*parameters_of(self.modules), *buffers]
         self.tensors = [(tensor, tensor._version) for tensor in tensors]
         self.training = [module.training for module in self.modules]
 

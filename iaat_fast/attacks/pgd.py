@@ -107,8 +107,8 @@ class PGD(Attack):
         run = self._begin(call, x_adv, rows)
         if self.early_stop:
             return self._descend_to_first(call, run)
-        if self.network.captures(x_adv) and self._classes is not None:
-            self._replay(call, run, self._goal(call, self._classes, rows))
+        if self.network.captures(x_adv) and self.network.classes is not None:
+            self._replay(call, run, self._goal(call, self.network.classes, rows))
         else:
             for _ in range(self.steps):
                 self._step(call, run)
@@ -143,15 +143,18 @@ class PGD(Attack):
         """All steps, in place, by a graph where one has been captured."""
 
         def step(tensors: Sequence[Tensor]) -> None:
-            x_adv, goal, x, eps, alpha, stats, *momentum = tensors
+            x_adv, stats, *momentum = tensors[:written]
+            goal, x, eps, alpha = tensors[written:]
             _, grad = self.network.pull_back(x_adv, lambda logits: self._cotangent(logits, goal))
             direction = self._direction(grad, *momentum)
             _pgd_step_linf_(x_adv, direction, x, eps, alpha, *self._rule(), stats)
 
-        tensors = [run.x_adv, goal, run.x, run.eps, run.alpha, call.stats]
+        state = [run.x_adv, call.stats]
         if run.momentum is not None:
-            tensors.append(run.momentum)
-        self.network.replay((*self._rule(), self.loss), tensors, step, self.steps)
+            state.append(run.momentum)
+        written, tensors = len(state), [*state, goal, run.x, run.eps, run.alpha]
+        key = (*self._rule(), self.loss)
+        self.network.replay(key, tensors, step, self.steps, written=written)
         call.count(run.x_adv, self.steps)
 
     def _step(self, call: Call, run: Run) -> Tensor:

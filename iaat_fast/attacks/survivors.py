@@ -27,11 +27,14 @@ class WorstCase:
         self.images = call.per_row(call.x).clone(memory_format=memory_format(call.x))
         self._loss = call.eps.new_full((call.rows,), -torch.inf)
         self._all = torch.arange(call.rows, device=call.x.device)
-        self._standing = self._all
+        self._fallen = torch.zeros(call.rows, dtype=torch.bool, device=call.x.device)
+        self._standing: Tensor | None = self._all  # None: to be counted
         self._coupled, self._drop = call.coupled, drop
 
     def rows(self) -> Tensor:
-        """int64, the rows that the next restart attacks; empty when all have fallen."""
+        """int64, the rows that the next restart attacks; empty when all have fallen. Reads, after a restart."""
+        if self._standing is None:
+            self._standing = (~self._fallen).nonzero()[:, 0]
         return self._all if self._coupled and len(self._standing) else self._standing
 
     def take(self, rows: Tensor, x_adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
@@ -40,12 +43,13 @@ class WorstCase:
         worse = loss > self._loss[rows]
         if self._drop:
             worse |= fooled
-        if self._coupled and self._drop:
-            worse &= torch.isin(rows, self._standing)
-        self.images[rows[worse]] = x_adv[worse]
-        self._loss[rows[worse]] = loss[worse]
+            worse &= ~self._fallen[rows]
+        # Not by a mask as an index, whose entries the host would have to count.
+        self.images[rows] = torch.where(column(worse, x_adv), x_adv, self.images[rows])
+        self._loss[rows] = torch.where(worse, loss, self._loss[rows])
         if self._drop:
-            self._standing = self._standing[~torch.isin(self._standing, rows[fooled])]
+            self._fallen[rows] |= fooled
+            self._standing = None
 
 
 def column(per_row: Tensor, images: Tensor) -> Tensor:

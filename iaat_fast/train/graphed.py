@@ -70,6 +70,7 @@ class GraphedStep:
         self._step, self._feed, self._size = step, feed, size
         self._capture = capture
         self._findings = Findings(step.totals.device)
+        self._noted = False
         self._phase: str | None = None  # whose warm-up is done
         self._graph: _Graph | None = None
         if capture is not None and (reason := _obstacle(step)):
@@ -95,6 +96,9 @@ class GraphedStep:
         Raises:
             ValueError: as an attack of one of them would have raised.
         """
+        if not self._noted:
+            return
+        self._noted = False
         entries = self._findings.entries
         zero, nan = self._findings.settle()
         AttackStats(total=entries, zero=zero, nan=nan).warn()
@@ -105,7 +109,7 @@ class GraphedStep:
 
     def _warm_up(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> None:
         """A step as it will be captured, but run."""
-        inputs = self._inputs(fed, seed)
+        inputs, self._noted = self._inputs(fed, seed), True
         before = _host_draws(inputs.words.device)
         capture.warm_up(lambda: self._launch(inputs, epoch))
         self._step.count()
@@ -124,6 +128,7 @@ class GraphedStep:
             for there, new in zip(self._graph.inputs.copied, _copied(fed), strict=True):
                 there.copy_(new)
         self._graph.replay()
+        self._noted = True
         self._step.count()
         self._step.last = self._graph.last
         self._findings.entries += self._graph.entries

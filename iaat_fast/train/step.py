@@ -195,5 +195,5 @@ class TrainingStep:
         for place, verdicts in ((1, outcome.clean), (2, outcome.robust)):
             if verdicts is not None:
                 counts[place] = verdicts.sum()
-        counts[3] = len(outcome.loss)
+        counts[3].fill_(len(outcome.loss))  # a number assigned is copied from the host, which waits
         return counts

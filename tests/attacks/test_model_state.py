@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iaat_fast.attacks import PGD
+from iaat_fast.attacks.model_state import buffers_of, modules_of, parameters_of
 
 OPTIONS = {"eps": 0.05, "alpha": 0.02, "steps": 3, "seed": 0}
 LABELS = torch.arange(8)
@@ -116,6 +117,45 @@ def test_a_module_that_appears_twice_and_tied_weights(x: Tensor) -> None:
     before = state(net)
     PGD(net, **OPTIONS)(x, LABELS)
     assert_state(net, before)
+
+
+def test_what_is_in_a_model_is_what_torch_finds(bn_net: nn.Sequential) -> None:
+    """With a module and a weight that appear twice, a child and a bias that are None, and a buffer of its own."""
+    net = nn.Sequential(bn_net, bn_net[1], nn.Linear(10, 10, bias=False), nn.Linear(10, 10))
+    net[3].weight = net[2].weight
+    net.add_module("missing", None)
+    net.register_buffer("offset", torch.zeros(1), persistent=False)
+    modules = modules_of(net)
+    for ours, theirs in (
+        (modules, net.modules()),
+        (parameters_of(modules), net.parameters()),
+        (buffers_of(modules), net.buffers()),
+    ):
+        assert sorted(map(id, ours)) == sorted(map(id, theirs))
+
+
+def test_a_module_hears_of_its_mode_where_it_wants_to(net: nn.Sequential, x: Tensor) -> None:
+    class Listens(nn.Identity):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "training":
+                heard.append(value)
+            super().__setattr__(name, value)
+
+    heard: list[object] = []
+    net = nn.Sequential(Listens(), net).train()
+    heard.clear()
+    PGD(net, **OPTIONS)(x, LABELS)
+    assert heard == [False, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_traced_module_is_switched_too(bn_net: nn.Sequential, x: Tensor) -> None:
+    with torch.random.fork_rng():
+        traced = torch.jit.trace(bn_net.eval(), x)
+    traced.train()
+    PGD(traced, **OPTIONS)(x, LABELS)
+    assert all(module.training for module in traced.modules())
+    assert torch.equal(PGD(traced, **OPTIONS)(x, LABELS), PGD(bn_net, **OPTIONS)(x, LABELS))
 
 
 def test_hooks_run_and_may_not_keep_weight_gradients_alive(net: nn.Sequential, x: Tensor) -> None:

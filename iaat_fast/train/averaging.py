@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -26,11 +26,7 @@ def update(average: AveragedModel, model: nn.Module) -> None:
     `count` is the host's part of it. torch's own `update_parameters` does both, and copies its count, which lies on
     the CPU, to the device: that cannot be captured.
     """
-    own = [*average.module.parameters(), *average.module.buffers()]
-    live = [*model.parameters(), *model.buffers()]
-    if average.n_averaged == 0:
-        torch._foreach_copy_(own, live)
-        return
+    own, live = _tensors(average.module), _tensors(model)
     assert average.multi_avg_fn is not None
     for dtype in {tensor.dtype for tensor in own}:
         mine = [tensor for tensor in own if tensor.dtype is dtype]
@@ -41,6 +37,13 @@ def update(average: AveragedModel, model: nn.Module) -> None:
             torch._foreach_copy_(mine, theirs)
 
 
-def count(average: AveragedModel) -> None:
-    """Take note of an update."""
+@torch.no_grad()
+def count(average: AveragedModel, model: nn.Module) -> None:
+    """Take note of an update, the first of which makes the average what `model` is."""
+    if average.n_averaged == 0:
+        torch._foreach_copy_(_tensors(average.module), _tensors(model))
     average.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

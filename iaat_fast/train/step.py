@@ -130,7 +130,7 @@ class TrainingStep:
     def count(self) -> None:
         """What the host notes of a step that was launched."""
         if self.average is not None:
-            count(self.average)
+            count(self.average, self.model)
 
     def launch(
         self,

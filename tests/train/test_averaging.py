@@ -34,7 +34,7 @@ def test_weights_and_statistics_are_averaged_and_counters_copied(
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.add_(step + 1)
         update(average, model)
-        count(average)
+        count(average, model)
         for name, live in model.state_dict().items():
             if step == 0 or not live.is_floating_point():
                 expected[name] = live.clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from iaat_fast.train.feed import Feed
 from iaat_fast.train.graphed import GraphedStep
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.step import TrainingStep, make_memory
-from tests.train.same_run import Fit, assert_same_run
+from tests.train.same_run import Fit, assert_same_checkpoints
 from tests.train.tape import Tape
 
 EPOCHS, FULL = 3, 4  # batches of 5 of 24 samples: 4 full ones and one of 4
@@ -80,30 +80,6 @@ def both(
     return train
 
 
-def assert_same_bits(one: RunFolder, other: RunFolder) -> None:
-    """Metrics and all that a checkpoint holds, but the switch and the time."""
-    assert_same_run(one, other)
-    first, second = dict(leaves(one.checkpoint())), dict(leaves(other.checkpoint()))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if name in ("config.optim.graph", "config.run.out", "seconds"):
-            continue
-        if isinstance(value, Tensor):
-            assert torch.equal(value, second[name]), name
-        else:
-            assert value == second[name], name
-
-
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items:
-        place = f"{name}.{key}" if name else str(key)
-        if isinstance(inner, (dict, list, tuple)):
-            yield from leaves(inner, place)
-        else:
-            yield place, inner
-
-
 BATCHED = {"strategy": "batched"}
 
 
@@ -135,7 +111,7 @@ def test_steps_in_graphs_are_the_eager_ones(
 ) -> None:
     schedule = {"decay_epochs": [1, 2], "decay_factor": 0.5, **parts.pop("optim", {})}
     graphed, eager = both(optim=schedule, **parts)
-    assert_same_bits(graphed, eager)
+    assert_same_checkpoints(graphed, eager)
     assert (tape.warmed, tape.captured) == (phases, phases)
     assert tape.replayed == EPOCHS * FULL - phases
 
@@ -148,7 +124,7 @@ def test_margins_in_graphs_are_the_eager_ones(
     monkeypatch.setattr(
         EpsilonMemory, "store", lambda self, index, eps, findings: store(self, index, index, eps)
     )
-    assert_same_bits(*both(method="mma", baseline={"mma_bisections": 4}))
+    assert_same_checkpoints(*both(method="mma", baseline={"mma_bisections": 4}))
     assert (tape.captured, tape.replayed) == (1, EPOCHS * FULL - 1)
 
 
@@ -218,12 +194,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
         patch.setattr(GraphedStep, "__call__", killed)
         with pytest.raises(Killed):
             tiny_fit(config)
-    resumed = tiny_fit(config, resume=True).folder
-    assert_same_run(resumed, reference)
-    assert torch.equal(
-        torch.cat([value.flatten() for value in resumed.checkpoint()["ema"].values()]),
-        torch.cat([value.flatten() for value in reference.checkpoint()["ema"].values()]),
-    )
+    assert_same_checkpoints(tiny_fit(config, resume=True).folder, reference)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -243,7 +214,7 @@ def test_a_capture_that_fails_loses_nothing_and_is_named_once(
 ) -> None:
     tape = use(Tape(failure, after))
     parts = {"epsilon": BATCHED, "optim": {"ema_decay": 0.9}}
-    assert_same_bits(*both(**parts))
+    assert_same_checkpoints(*both(**parts))
     first = str(failure).splitlines()[0]
     assert said(caplog) == [
         f"training: whole steps cannot be captured in a CUDA graph ({first}); running eagerly"
@@ -281,7 +252,7 @@ def test_a_model_that_cannot_be_captured_trains_eagerly(
         random.seed(5)
         return kind(*tiny_model().children())
 
-    assert_same_bits(*both(make, method="adv"))
+    assert_same_checkpoints(*both(make, method="adv"))
     assert len(said(caplog)) == 1
     assert reason in said(caplog)[0]
     assert tape.captured == 0
@@ -315,7 +286,7 @@ def test_what_is_known_not_to_be_captured_is_not_tried(
     reason: str,
 ) -> None:
     make = tiny_model if change is None else lambda: change(tiny_model())
-    assert_same_bits(*both(make, **parts))
+    assert_same_checkpoints(*both(make, **parts))
     ours = [text for text in said(caplog) if text.startswith("training:")]
     assert len(ours) == 1
     assert reason in ours[0]
@@ -325,7 +296,7 @@ def test_what_is_known_not_to_be_captured_is_not_tried(
 def test_lazy_candidates_are_captured_in_the_warm_up_alone(
     tape: Tape, both: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert_same_bits(*both(epsilon={"strategy": "lazy"}))
+    assert_same_checkpoints(*both(epsilon={"strategy": "lazy"}))
     assert (tape.captured, tape.replayed) == (1, FULL - 1)
     assert len(said(caplog)) == 1
     assert "strategy 'lazy'" in said(caplog)[0]

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from iaat_fast.attacks.graph import capture_cuda
+
 Work = Callable[[], None]
 
 
@@ -22,14 +24,10 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Captures on a stream of its own, where the warm-up has made what libraries keep for each stream.
-
-    Raises, where `work` cannot be captured, its error, and where there is none the one that ended the capture.
-    """
+    """Captures on a stream of its own, where the warm-up has made what libraries keep for each stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._generator = torch.cuda.default_generators[self._stream.device_index]
 
     def warm_up(self, work: Work) -> None:
         current = torch.cuda.current_stream(self._stream.device)
@@ -39,28 +37,7 @@ class CudaCapture:
         current.wait_stream(self._stream)
 
     def __call__(self, work: Work) -> Work:
-        drawn = self._generator.clone_state()
-        graph = torch.cuda.CUDAGraph()
-        failures: list[Exception] = []
-        try:
-            # The outer block gives the current stream back where the capture fails: torch's own then does not. Other
-            # threads, such as the one that pins memory for decoded images, go on meanwhile ("thread_local").
-            with (
-                torch.cuda.stream(self._stream),
-                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-            ):
-                try:
-                    work()
-                except Exception as failure:
-                    failures.append(
-                        failure
-                    )  # ending the capture may raise another, which says less
-                    raise
-        except Exception as error:
-            # A capture that was not ended leaves torch's generator in the belief that it goes on.
-            self._generator.graphsafe_set_state(drawn)
-            raise (failures or [error])[0] from None
-        return graph.replay
+        return capture_cuda(work, None, self._stream)
 
 
 def capture_for(device: torch.device) -> Capture | None:

@@ -23,6 +23,7 @@ from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.feed import Feed
 from iaat_fast.train.graphed import GraphedStep
 from iaat_fast.train.opening import recorded_config
+from iaat_fast.train.presets import preset
 from iaat_fast.train.step import TrainingStep, make_memory
 from tests.train.same_run import Fit, assert_same_checkpoints
 from tests.train.tape import Tape
@@ -382,3 +383,24 @@ def test_what_attacks_find_in_a_replay_is_told(
     config = override(config, {"run": {"out": str(tmp_path / "other")}})
     with pytest.raises(ValueError, match="the weight 'spare' holds NaN"):
         fit(config, model=Decaying(spoils=True), data=tiny_data, quiet=True)
+
+
+def test_decoded_images_are_copied_to_where_the_graph_reads_them(
+    tape: Tape, image_folder: Path, tmp_path: Path
+) -> None:
+    folders = []
+    for graph in (True, False):
+        config = preset(
+            "imagenet-resnet50",
+            data={"path": str(image_folder), "workers": 0},
+            model={"name": "imagenet-resnet18", "width": 4},
+            attack={"steps": 2, "precision": "fp32"},
+            epsilon={"warmup_epochs": 1, "selection_steps": 1, "strategy": "batched"},
+            optim={"epochs": 2, "batch_size": 2, "graph": graph},
+            evaluation={"steps": 1},
+            run={"out": str(tmp_path / f"{graph}"), "device": "cpu", "tensorboard": False},
+        )
+        folders.append(fit(config, quiet=True).folder)
+    assert_same_checkpoints(*folders)
+    assert tape.captured == 2
+    assert tape.replayed > 0

@@ -172,6 +172,7 @@ class Attack:
             planned=call.planned,
         )
         if findings is not None:
+            findings.entries += call.entries
             return x_adv
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
         self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)

@@ -55,6 +55,7 @@ class Findings:
         device: that of the images.
 
     Attributes:
+        entries: of the calls' gradients, all of them; what replays of a graph add is for who replays it to count.
         counts: int64, the zero and the NaN entries of the calls' gradients, then what is known of values.
     """
 
@@ -180,6 +181,7 @@ class Findings:
         torch.maximum(place, high, out=place)
 
     def _clear(self) -> None:
+        self.entries = 0
         self.counts.zero_()
         self._values[: len(_LOWEST)].fill_(torch.inf)
         self._values[len(_LOWEST) :].fill_(-torch.inf)

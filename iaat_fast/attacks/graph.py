@@ -26,11 +26,34 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def capture_cuda(body: Callable[[], None], pool: Any) -> Callable[[], None]:
-    """Capture what `body` launches and return what replays it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        body()
+def capture_cuda(
+    body: Callable[[], None], pool: Any, stream: torch.cuda.Stream | None = None
+) -> Callable[[], None]:
+    """Capture what `body` launches, on a stream if given, and return what replays it.
+
+    Where that fails everything is as before, and what `body` raised is raised, else what ended the capture.
+    """
+    device = torch.cuda.current_device() if stream is None else stream.device_index
+    generator, graph = torch.cuda.default_generators[device], torch.cuda.CUDAGraph()
+    drawn, failures = generator.clone_state(), []
+    try:
+        # The outer block gives the current stream back: torch's own does not where the capture fails. Other threads,
+        # such as the one that pins memory for decoded images, go on meanwhile ("thread_local").
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            try:
+                body()
+            except Exception as failure:
+                failures.append(
+                    failure
+                )  # ending the capture may raise another error, which says less
+                raise
+    except Exception as error:
+        # A capture that did not end leaves the generator in the belief that it goes on: the next dropout would fail.
+        generator.graphsafe_set_state(drawn)
+        raise (failures or [error])[0] from None
     return graph.replay
 
 

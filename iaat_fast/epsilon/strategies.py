@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.graph import capturing
 from iaat_fast.attacks.survivors import column, compacted
 
 logger = logging.getLogger("iaat_fast")
@@ -107,7 +108,8 @@ class Fitting:
             try:
                 return self._in_parts(attack, batch, eps)
             except torch.OutOfMemoryError:
-                if 2 * self._parts > n:
+                # What a graph under capture was given already would stay in it, beside the parts.
+                if 2 * self._parts > n or capturing(batch.x.device):
                     raise
                 self._parts *= 2
                 logger.warning(

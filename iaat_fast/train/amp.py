@@ -31,11 +31,18 @@ class MixedPrecision:
         self._device, self._dtype = device.type, _DTYPES.get(amp)
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
 
+    @property
+    def scales(self) -> bool:
+        """Whether the loss is scaled, and a step left out where that was too much, which the host asks for."""
+        return self._scaler.is_enabled()
+
     def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """What `model` makes of x under autocast, in float32 again; without one, as it is."""
         if self._dtype is None:
             return model(x)
-        with torch.autocast(self._device, self._dtype):
+        # Weights are read once a forward, so that a cache of their casts saves nothing; in a captured step it would
+        # hold what the capture, and not the replay, has cast.
+        with torch.autocast(self._device, self._dtype, cache_enabled=False):
             return model(x).float()
 
     def backward(self, loss: Tensor) -> None:

@@ -12,7 +12,9 @@ from iaat_fast import models
 from iaat_fast.data import ImageData
 from iaat_fast.evaluate import check_model
 from iaat_fast.train.averaging import make_average
+from iaat_fast.train.capture import capture_for
 from iaat_fast.train.config import CUSTOM, TrainConfig
+from iaat_fast.train.optimizer import make_optimizer
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.state import TrainState
 from iaat_fast.train.step import TrainingStep, make_memory
@@ -76,9 +78,9 @@ def make_state(
     if optim.sync_batchnorm and ranks.count > 1:
         _check_synchronised(config, len(data.train), device, ranks)
         model = spread_batch_norm(model)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-    )
+    # The switch (optim.graph) is not asked: it changes how a step is launched, and no rounding.
+    on_device = capture_for(device) is not None and optim.amp != "fp16"
+    optimizer = make_optimizer(model, optim, on_device=on_device)
     memory = make_memory(config, len(data.train), device)
     average = make_average(model, optim.ema_decay)
     return TrainState(

@@ -10,27 +10,27 @@ from functools import partial
 from torch import Tensor
 
 from iaat_fast import ops
-from iaat_fast.data import FolderSplit, Samples, Split, UnreadableImage, fetch
+from iaat_fast.data import FolderSplit, Samples, Split, UnreadableImage
 from iaat_fast.train.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class Fed:
-    """This rank's slice of a batch, and what all ranks know of the whole.
+    """This rank's slice of a batch, and what all ranks know of the whole. `Feed.images` has its images.
 
-    x: float32 [B, C, H, W] in [0, 1].
-    y: int64 [B].
     index: sample numbers, int64 [B]. Files that could not be decoded and are to be skipped are missing, so B may be
         smaller than the slice, and 0.
+    seed: of the augmentation.
     whole: sample numbers of the global batch, with those of the files that are missing.
     present: images of the global batch, without them.
+    decoded: of image files, the images float32 [B, C, H, W] in [0, 1] and their labels int64 [B].
     """
 
-    x: Tensor
-    y: Tensor
     index: Tensor
+    seed: int
     whole: Tensor
     present: int
+    decoded: tuple[Tensor, Tensor] | None = None
 
 
 class Feed:
@@ -49,7 +49,7 @@ class Feed:
             self._images = split.images.contiguous()  # as the op that augments wants them
 
     def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Generator[Fed]:
-        """Make batches, one after the other, when they are asked for; close it when done.
+        """Batches, one after the other, decoded ahead where they are files; close it when done.
 
         Args:
             batches: sample numbers of the global batches, int64 each, on the split's device.
@@ -63,17 +63,26 @@ class Feed:
         if isinstance(self.split, FolderSplit):
             # Closed, which ends the processes that decode: an error would keep them until the end of this one.
             with closing(self.split.batches(slices, seeds, augment=self.augment)) as decoded:
-                for whole in batches:
+                for whole, seed in zip(batches, seeds, strict=True):
                     x, y, index = self._together(decoded)
-                    yield Fed(x, y, index, whole, self.ranks.sum(len(index)))
+                    yield Fed(index, seed, whole, self.ranks.sum(len(index)), (x, y))
             return
         for whole, index, seed in zip(batches, slices, seeds, strict=True):
-            if self._images is None:
-                x, y = fetch(self.split, index)
-            else:
-                x = ops.random_crop_flip(self._images, index, seed)
-                y = self.split.labels[index]
-            yield Fed(x, y, index, whole, len(whole))
+            yield Fed(index, seed, whole, len(whole))
+
+    def images(self, fed: Fed) -> tuple[Tensor, Tensor]:
+        """The images of a batch, float32 [B, C, H, W] in [0, 1], and their labels, int64 [B]."""
+        return self.gathered(fed.index, fed.seed) if fed.decoded is None else fed.decoded
+
+    def gathered(self, index: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of samples in memory, by their numbers int64 [B], augmented by a seed, see `images`.
+
+        With a seed on the device, int64 [1], nothing is read on the host of a GPU.
+        """
+        labels = self.split.labels.index_select(0, index)
+        if self._images is None:
+            return self.split.gather(index), labels
+        return ops.random_crop_flip(self._images, index, seed), labels
 
     def _together(
         self, decoded: Iterator[tuple[Tensor, Tensor, Tensor]]

@@ -21,14 +21,17 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start
 from iaat_fast.train.board import Board
 from iaat_fast.train.building import make_parts, make_state
+from iaat_fast.train.capture import capture_for
 from iaat_fast.train.changes import adopt, override
 from iaat_fast.train.checkpointing import Checkpointer
 from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.divergence import FiniteLoss
 from iaat_fast.train.feed import Fed, Feed
+from iaat_fast.train.graphed import GraphedStep
 from iaat_fast.train.hardware import in_words, resolved
 from iaat_fast.train.opening import go_on, open_on_first, recorded_config
+from iaat_fast.train.optimizer import set_rate
 from iaat_fast.train.progress import Progress
 from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.schedule import learning_rate
@@ -180,6 +183,14 @@ class _Run:
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
         self.finite = FiniteLoss(ranks, after=state.step)
         self.feed = Feed(data.train, augment=config.data.augment, ranks=ranks)
+        # Several ranks capture no steps: the first one says so.
+        captures = config.optim.graph and ranks.first
+        self.steps = GraphedStep(
+            state.training_step,
+            self.feed,
+            size=min(config.optim.batch_size, len(data.train)),
+            capture=capture_for(state.device) if captures else None,
+        )
 
     def train(self) -> None:
         state, config, first = self.state, self.config, self.ranks.first
@@ -225,8 +236,8 @@ class _Run:
         ]
         with closing(self.feed(batches[first:], seeds)) as feed:
             for position in range(first, len(batches)):
-                for group in state.optimizer.param_groups:
-                    group["lr"] = learning_rate(config.optim, epoch, position / len(batches))
+                self.rate = learning_rate(config.optim, epoch, position / len(batches))
+                set_rate(state.optimizer, self.rate)
                 self._train_step(self._next(feed), epoch)
                 state.seconds = time.perf_counter() - started
                 over = position == len(batches) - 1
@@ -271,15 +282,7 @@ class _Run:
             torch.manual_seed(step_seed(seed, state.step, Stream.MODEL, ranks.rank))
         if fed.present:
             attack_seed = step_seed(seed, state.step, Stream.ATTACK)
-            state.training_step(
-                fed.x,
-                fed.y,
-                fed.index,
-                epoch=epoch,
-                seed=attack_seed,
-                whole=fed.whole,
-                present=fed.present,
-            )
+            self.steps(fed, epoch=epoch, seed=attack_seed)
         state.step += 1
         self.progress.step(epoch)
         if state.step % self.read_every == 0:
@@ -287,7 +290,7 @@ class _Run:
             self.progress.values(loss=self._mean_loss(), eps=eps)
 
     def _mean_loss(self) -> float:
-        """The mean loss of the epoch so far, which must be finite."""
+        """The mean loss of the epoch so far, which must be finite; what else its steps have found is raised, too."""
         step = self.state.training_step
         loss, _, _, seen = step.totals.tolist()
         loss /= max(seen, 1)
@@ -300,6 +303,7 @@ class _Run:
             raise FloatingPointError(
                 f"{error}: training diverged, try a smaller learning rate; {kept}"
             ) from None
+        self.steps.settle()
         return loss
 
     def _save(self) -> None:
@@ -337,7 +341,7 @@ class _Run:
         return {
             "epoch": epoch + 1,
             "step": state.step,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": self.rate,
             "train_loss": loss,
             "train_clean_accuracy": clean / size if method.counts_clean else None,
             "train_robust_accuracy": robust / size if method.counts_robust else None,

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.train import optimizer
 from iaat_fast.train.step import TrainingStep
 
 
@@ -59,7 +60,7 @@ class TrainState:
             "model": self.model.state_dict(),
             **average,
             "epsilon": self.memory.values.detach(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer.to_checkpoint(self.optimizer),
             "epoch": self.epoch,
             "step": self.step,
             "config": config,
@@ -80,7 +81,7 @@ class TrainState:
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint["ema"])
                 self.average.n_averaged.fill_(checkpoint["ema_updates"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            optimizer.load_checkpoint(self.optimizer, checkpoint["optimizer"])
             self.memory.load(checkpoint["epsilon"])
             self.training_step.totals.copy_(checkpoint["totals"])
             self.training_step.update.amp.load_state_dict(checkpoint["scaler"])

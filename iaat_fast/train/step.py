@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.amp import MixedPrecision
-from iaat_fast.train.averaging import update
+from iaat_fast.train.averaging import count, update
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.hardware import resolved
-from iaat_fast.train.methods import METHODS, Outcome
+from iaat_fast.train.methods import METHODS, Drawn, Outcome
+from iaat_fast.train.packing import Packed
 from iaat_fast.train.ranks import ALONE, Ranks
 from iaat_fast.train.update import Update
 
@@ -87,6 +91,7 @@ class TrainingStep:
         seed: int,
         whole: Tensor | None = None,
         present: int | None = None,
+        findings: Findings | None = None,
     ) -> Tensor:
         """Train on one batch.
 
@@ -99,18 +104,57 @@ class TrainingStep:
             whole: positions of the global batch, of which `index` is this rank's slice, or what
                 could be decoded of it.
             present: images of the global batch that could be decoded, on all ranks; all by default.
+            findings: where what is wrong with values is noted, to be raised later; None: raised here.
 
         Returns:
             The mean loss of the batch (of a slice, its part in it), a scalar on the device.
         """
+        packed = Packed(self.draws(seed, len(index)))
+        mean = self.launch(
+            x,
+            y,
+            index,
+            packed.unpacked(packed.to(self.totals.device)),
+            epoch=epoch,
+            whole=whole,
+            present=present,
+            findings=findings,
+        )
+        self.count()
+        return mean
+
+    def draws(self, seed: int, rows: int) -> list[Drawn]:
+        """What the step with this seed draws for each micro-batch of `rows` images, on the CPU."""
+        return [self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)]
+
+    def count(self) -> None:
+        """What the host notes of a step that was launched."""
+        if self.average is not None:
+            count(self.average, self.model)
+
+    def launch(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        draws: Sequence[Drawn],
+        *,
+        epoch: int,
+        whole: Tensor | None = None,
+        present: int | None = None,
+        findings: Findings | None = None,
+    ) -> Tensor:
+        """The device's part of a step, as `__call__`, with what it draws on the device."""
         whole = index if whole is None else whole
         present = len(whole) if present is None else present
         counts = torch.zeros_like(self.totals)
         mean = torch.zeros((), device=self.totals.device)
         self.last = []
         self.update.begin()
-        for rows in self.update.micro_batches(len(index)):
-            batch = self.method.prepare(x[rows], y[rows], index[rows], epoch=epoch, seed=seed)
+        for rows, drawn in zip(self.update.micro_batches(len(index)), draws, strict=True):
+            batch = self.method.prepare(
+                x[rows], y[rows], index[rows], epoch=epoch, seed=drawn, findings=findings
+            )
             self.model.train()
             outcome = self.method.outcome(self.update.forward, batch)
             loss, share = outcome.loss.mean(), len(index[rows]) / present
@@ -151,5 +195,5 @@ class TrainingStep:
         for place, verdicts in ((1, outcome.clean), (2, outcome.robust)):
             if verdicts is not None:
                 counts[place] = verdicts.sum()
-        counts[3] = len(outcome.loss)
+        counts[3].fill_(len(outcome.loss))  # a number assigned is copied from the host, which waits
         return counts

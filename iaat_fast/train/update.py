@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
 
@@ -74,14 +75,20 @@ class Update:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def micro_batches(self, size: int) -> Iterator[slice]:
+    def parts(self, size: int) -> list[slice]:
         """The rows of each micro-batch of `size` images, equal up to one; none of them is empty."""
-        parts = [part for part in torch.arange(size).tensor_split(self.accumulate) if len(part)]
-        for number, part in enumerate(parts, start=1):
+        small, more = divmod(size, self.accumulate)
+        cuts = [number * small + min(number, more) for number in range(self.accumulate + 1)]
+        return [slice(low, high) for low, high in itertools.pairwise(cuts) if low < high]
+
+    def micro_batches(self, size: int) -> Iterator[slice]:
+        """`parts(size)`, within each of which a forward and a backward may be taken."""
+        parts = self.parts(size)
+        for number, rows in enumerate(parts, start=1):
             # The ranks exchange their gradients in the last backward.
             waits = isinstance(self._network, DistributedDataParallel) and number < len(parts)
             with self._network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                yield slice(int(part[0]), int(part[-1]) + 1)
+                yield rows
 
     def forward(self, x: Tensor) -> Tensor:
         """The training forward: images [N, C, H, W] to logits [N, classes]."""

@@ -16,7 +16,7 @@ from iaat_fast.evaluate import accuracy
 from iaat_fast.evaluate.cli import main as evaluate
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import fit, preset
-from iaat_fast.train.averaging import make_average, update
+from iaat_fast.train.averaging import count, make_average, update
 from iaat_fast.train.closing import evaluate_run
 from iaat_fast.train.config import TrainConfig
 
@@ -34,6 +34,7 @@ def test_weights_and_statistics_are_averaged_and_counters_copied(
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.add_(step + 1)
         update(average, model)
+        count(average, model)
         for name, live in model.state_dict().items():
             if step == 0 or not live.is_floating_point():
                 expected[name] = live.clone()

@@ -6,7 +6,7 @@ from iaat_fast.train.methods.adv import Adversarial
 from iaat_fast.train.methods.clean import Clean
 from iaat_fast.train.methods.iaat import InstanceAdaptive
 from iaat_fast.train.methods.mart import Mart
-from iaat_fast.train.methods.method import Batch, Method, Outcome
+from iaat_fast.train.methods.method import Batch, Drawn, Method, Outcome
 from iaat_fast.train.methods.mixup import InterpolatedAdversarial
 from iaat_fast.train.methods.mma import MaxMargin
 from iaat_fast.train.methods.trades import Trades
@@ -22,4 +22,4 @@ METHODS: dict[str, type[Method]] = {
 }
 """Of every name that `--method` takes."""
 
-__all__ = ["METHODS", "Batch", "Method", "Outcome"]
+__all__ = ["METHODS", "Batch", "Drawn", "Method", "Outcome"]

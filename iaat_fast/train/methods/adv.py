@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
 
 
 class Adversarial(Method):
@@ -17,8 +17,12 @@ class Adversarial(Method):
 
     counts_clean = False
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
-        return Batch(x=x, y=y, x_adv=self.attack(x, y, index=index, seed=seed))
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+        return Batch(
+            x=x,
+            y=y,
+            x_adv=self.attack(x, y, index=index, seed=at.drawn["noise"], findings=at.findings),
+        )
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
         assert batch.x_adv is not None

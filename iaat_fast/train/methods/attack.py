@@ -45,8 +45,13 @@ def _step_size(config: AttackConfig, steps: int) -> StepSize:
     return attacks.scaled_step(steps, alpha) if config.alpha_rule == "scaled" else alpha
 
 
+def start_seed(seed: int) -> Tensor:
+    """int64 [1], what `gaussian_start` draws from at the step with this seed."""
+    return torch.tensor([stream_seed(seed, Stream.START)])
+
+
 def gaussian_start(
-    x: Tensor, index: Tensor, seed: int, *, clamp: bool, deviation: float = 0.001
+    x: Tensor, index: Tensor, seed: int | Tensor, *, clamp: bool, deviation: float = 0.001
 ) -> Tensor:
     """x + deviation * N(0, 1), where TRADES and MART take their first gradient.
 
@@ -56,13 +61,11 @@ def gaussian_start(
     Args:
         x: images [N, C, H, W] on [0, 1].
         index: int64 [N], numbers of the samples.
-        seed: of the step.
+        seed: of the step, or what `start_seed` makes of it, on the device of x.
         clamp: to [0, 1]; the released codes clamp after the first step only.
         deviation: standard deviation, on the [0, 1] scale.
     """
-    number = stream_seed(seed, Stream.START)
-    uniform = ops.random_start_linf(
-        torch.zeros_like(x), _ALMOST_ONE, number, index, lo=-1.0, hi=1.0
-    )
+    own = seed if isinstance(seed, Tensor) else start_seed(seed).to(x.device)
+    uniform = ops.random_start_linf(torch.zeros_like(x), _ALMOST_ONE, own, index, lo=-1.0, hi=1.0)
     start = x + deviation * math.sqrt(2) * torch.erfinv(uniform)
     return start.clamp(0.0, 1.0) if clamp else start

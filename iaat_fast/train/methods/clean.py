@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
 
 
 class Clean(Method):
@@ -19,7 +19,7 @@ class Clean(Method):
     def first_radius(cls, config: TrainConfig) -> float:
         return 0.0
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         return Batch(x=x, y=y)
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_selector
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
 
 
 class InstanceAdaptive(Method):
@@ -28,16 +28,45 @@ class InstanceAdaptive(Method):
     def first_radius(cls, config: TrainConfig) -> float:
         return 0.0  # what a run without warm-up starts from
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+    def phase(self, epoch: int) -> str:
+        return "warm-up" if epoch < self.config.epsilon.warmup_epochs else "adaptive"
+
+    def reads(self, epoch: int) -> str | None:
+        strategy, final = self.memory.strategy, self.memory.final
+        if self.phase(epoch) == "warm-up" or strategy == "batched":
+            return None
+        if strategy == "sequential" and final == "exact":
+            return None
+        why = "asks which samples its first attack has fooled"
+        if strategy == "sequential":
+            why = "asks which samples chose the candidate it has not attacked"
+        return f"strategy {strategy!r} with final {final!r} {why}"
+
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         """Lines 3 to 10."""
         config = self.config.epsilon
-        if epoch < config.warmup_epochs:
+        if at.epoch < config.warmup_epochs:
             correct = right(self.attack.logits(x), y)
-            eps = self.memory.warm_up(index, config.eps_w, correct=correct, rule=config.warmup_rule)
-            x_adv = self.attack(x, y, eps=eps, index=index, seed=seed)
+            eps = self.memory.warm_up(
+                index,
+                config.eps_w,
+                correct=correct,
+                rule=config.warmup_rule,
+                findings=at.findings,
+            )
+            x_adv = self.attack(
+                x, y, eps=eps, index=index, seed=at.drawn["noise"], findings=at.findings
+            )
         else:
             x_adv = self.memory.select(
-                self.selector, x, y, index, judge=True, seed=seed, final_attack=self.attack
+                self.selector,
+                x,
+                y,
+                index,
+                judge=True,
+                seed=at.drawn["noise"],
+                final_attack=self.attack,
+                findings=at.findings,
             ).x_adv
             assert self.memory.correct is not None
             correct = self.memory.correct

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iaat_fast.train.methods.attack import gaussian_start
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, right
+from iaat_fast.train.methods.attack import gaussian_start, start_seed
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
 
 # The released code's guards against log(0), where the paper has 1 - p and log p.
 _WRONG = 1.0001
@@ -31,9 +31,15 @@ class Mart(Method):
         examples", and the code released with it.
     """
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
-        start = gaussian_start(x, index, seed, clamp=self.config.attack.clamp_start)
-        return Batch(x=x, y=y, x_adv=self.attack(x, y, start=start, index=index, seed=seed))
+    def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
+        return {**super().draw(seed, rows), "start": start_seed(seed)}
+
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+        start = gaussian_start(x, index, at.drawn["start"], clamp=self.config.attack.clamp_start)
+        x_adv = self.attack(
+            x, y, start=start, index=index, seed=at.drawn["noise"], findings=at.findings
+        )
+        return Batch(x=x, y=y, x_adv=x_adv)
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
         assert batch.x_adv is not None

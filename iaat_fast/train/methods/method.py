@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
 
 Forward = Callable[[Tensor], Tensor]
 """The network in training mode, images [N, C, H, W] to logits [N, classes]."""
+
+Drawn = Mapping[str, Tensor]
+"""What a step draws, by name: int64 or float64, which reach a GPU in one copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Of a step: its epoch, what it draws, and where it notes what is wrong with values; see `Method.prepare`."""
+
+    epoch: int
+    drawn: Drawn
+    findings: Findings | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +98,31 @@ class Method:
         """The radius of every sample before the first step, on the [0, 1] scale."""
         return config.attack.eps
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+    def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
+        """What the step with this seed draws for `rows` samples, or draws it from, on the CPU.
+
+        "noise", int64 [1], is the seed of the attack's.
+        """
+        return {"noise": torch.tensor([seed])}
+
+    def phase(self, epoch: int) -> str:
+        """The part of the training that an epoch is in: all that `prepare` may make of its index."""
+        return "training"
+
+    def reads(self, epoch: int) -> str | None:
+        """What a step of this epoch reads on the host, so that it cannot be captured; None for nothing."""
+        return None
+
+    def prepare(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        *,
+        epoch: int,
+        seed: int | Drawn,
+        findings: Findings | None = None,
+    ) -> Batch:
         """Make what is trained on, with the weights standing still, and update the radii.
 
         Args:
@@ -92,8 +130,15 @@ class Method:
             y: labels [N] int64.
             index: positions [N] int64 of the samples in the training set.
             epoch: epoch index from 0.
-            seed: of all that this step draws.
+            seed: of all that this step draws; or what it draws, see `draw`, on the device of x.
+            findings: where what is wrong with values is noted, to be raised later; None: raised here.
         """
+        if isinstance(seed, int):
+            drawn = self.draw(seed, len(x))
+            seed = {name: values.to(x.device) for name, values in drawn.items()}
+        return self._prepare(x, y, index, Moment(epoch=epoch, drawn=seed, findings=findings))
+
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         raise NotImplementedError
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:

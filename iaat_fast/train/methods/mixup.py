@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
 from iaat_fast.train.seeds import Stream, stream_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(Batch):
-    """A batch with each sample's partner, int64 [N], and the weight of the sample itself in [0, 1]."""
+    """A batch with each sample's partner, int64 [N], and the weight of the sample itself in [0, 1], float64."""
 
     partner: Tensor
-    weight: float
+    weight: Tensor
 
 
 class InterpolatedAdversarial(Method):
@@ -39,13 +39,20 @@ class InterpolatedAdversarial(Method):
     counts_clean = False
     counts_robust = False
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+    def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
         draws = np.random.default_rng(stream_seed(seed, Stream.MIXUP))
         alpha = self.config.baseline.mixup_alpha
-        weight = float(draws.beta(alpha, alpha))  # first, so that parts of a batch agree on it
-        partner = torch.from_numpy(draws.permutation(len(x))).to(x.device)
-        x_adv = self.attack(x, y, index=index, seed=seed)
-        return Pairs(x=x, y=y, x_adv=x_adv, partner=partner, weight=weight)
+        weight = draws.beta(alpha, alpha)  # first, so that parts of a batch agree on it
+        return {
+            **super().draw(seed, rows),
+            # Without a dimension it takes the images' dtype, as a Python number does.
+            "weight": torch.tensor(weight, dtype=torch.float64),
+            "partner": torch.from_numpy(draws.permutation(rows)),
+        }
+
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+        x_adv = self.attack(x, y, index=index, seed=at.drawn["noise"], findings=at.findings)
+        return Pairs(x=x, y=y, x_adv=x_adv, partner=at.drawn["partner"], weight=at.drawn["weight"])
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
         assert isinstance(batch, Pairs)

@@ -13,7 +13,7 @@ from iaat_fast.attacks import losses
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
-from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
 
 # How far beyond d_max margins are searched for, as a multiple of it (released code).
 _BEYOND = 1.05
@@ -61,13 +61,15 @@ class MaxMargin(Method):
     def first_radius(cls, config: TrainConfig) -> float:
         return config.baseline.mma_d_min
 
-    def prepare(self, x: Tensor, y: Tensor, index: Tensor, *, epoch: int, seed: int) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         config = self.config.baseline
         logits = self.attack.logits(x)
         fits = _soft_margin(logits, y) < 0
         last = self.memory.values[index].clamp(config.mma_d_min, _BEYOND * config.mma_d_max)
         radius = torch.where(fits, last, 0.0)
-        x_adv = self.attack(x, y, eps=radius, index=index, seed=seed)
+        x_adv = self.attack(
+            x, y, eps=radius, index=index, seed=at.drawn["noise"], findings=at.findings
+        )
         direction = (x_adv - x) / _column(torch.where(fits, radius, 1.0), x)
         margin = bisected_margin(
             self.attack,
@@ -79,7 +81,7 @@ class MaxMargin(Method):
             steps=config.mma_bisections,
         )
         margin = torch.where(fits, margin, 0.0)
-        self.memory.store(index, margin)
+        self.memory.store(index, margin, findings=at.findings)
         return Margins(
             x=x,
             y=y,

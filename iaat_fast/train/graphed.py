@@ -1,0 +1,217 @@
+"""Training steps as CUDA graphs: captured whole where that is possible, else run eagerly as they are."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.train.capture import Capture, Work
+from iaat_fast.train.feed import Fed, Feed
+from iaat_fast.train.methods import Drawn
+from iaat_fast.train.optimizer import rate_on_device
+from iaat_fast.train.packing import Packed
+from iaat_fast.train.step import TrainingStep
+
+logger = logging.getLogger("iaat_fast")
+
+
+class _Inputs(NamedTuple):
+    """What changes from step to step, on the device: a graph reads it where it was when it was captured.
+
+    words: all that the host draws, packed; the seed of the augmentation and the draws of each micro-batch are views.
+    copied: the samples' numbers, and of decoded files their images and labels.
+    """
+
+    words: Tensor
+    augment: Tensor
+    draws: Sequence[Drawn]
+    copied: list[Tensor]
+
+
+class _Graph(NamedTuple):
+    inputs: _Inputs
+    replay: Work
+    last: list[tuple[Tensor, Tensor]]
+    entries: int
+
+
+class GraphedStep:
+    """Runs `TrainingStep` on the batches of a feed.
+
+    The first full batch of a phase of the training (see `Method.phase`) runs eagerly, on the stream of the capture: it
+    is the warm-up that capturing needs, and a real step. The second is captured and replayed, the later ones are
+    replayed. Capturing runs nothing, so one that fails has changed nothing: the step is taken eagerly then, as are all
+    later ones, and one message says why. Batches of another size, such as the last of an epoch, run eagerly beside the
+    graph. One graph is kept at a time: phases do not come back.
+
+    A graph holds the arithmetic of its step, which the host does not go through again. What the host must know of a
+    step it does beside the replay: the count of the average, and `last` and the entries of gradients.
+
+    What is wrong with values, which a captured step cannot read, is noted on the device and raised by `settle`.
+
+    Args:
+        step: on one rank; its optimizer reads the learning rate on the device, see `make_optimizer`.
+        feed: of the batches.
+        size: of a full batch.
+        capture: None runs everything eagerly.
+    """
+
+    def __init__(
+        self, step: TrainingStep, feed: Feed, *, size: int, capture: Capture | None
+    ) -> None:
+        self._step, self._feed, self._size = step, feed, size
+        self._capture = capture
+        self._findings = Findings(step.totals.device)
+        self._noted = False
+        self._phase: str | None = None  # whose warm-up is done
+        self._graph: _Graph | None = None
+        if capture is not None and (reason := _obstacle(step)):
+            self._give_up(reason)
+
+    def __call__(self, fed: Fed, *, epoch: int, seed: int) -> None:
+        """Train on a batch; see `TrainingStep`."""
+        method, capture = self._step.method, self._capture
+        if capture is not None and len(fed.index) == self._size and (reason := method.reads(epoch)):
+            self._give_up(reason)
+            capture = None
+        if capture is None or len(fed.index) != self._size:
+            self._run_eagerly(fed, epoch, seed)
+        elif method.phase(epoch) != self._phase:
+            self._phase, self._graph = method.phase(epoch), None
+            self._warm_up(capture, fed, epoch, seed)
+        else:
+            self._replay(capture, fed, epoch, seed)
+
+    def settle(self) -> None:
+        """Raise or warn of what the steps since the last time have found out; waits for the device.
+
+        Raises:
+            ValueError: as an attack of one of them would have raised.
+        """
+        if not self._noted:
+            return
+        self._noted = False
+        entries = self._findings.entries
+        zero, nan = self._findings.settle()
+        AttackStats(total=entries, zero=zero, nan=nan).warn()
+
+    def _run_eagerly(self, fed: Fed, epoch: int, seed: int) -> None:
+        x, y = self._feed.images(fed)
+        self._step(x, y, fed.index, epoch=epoch, seed=seed, whole=fed.whole, present=fed.present)
+
+    def _warm_up(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> None:
+        """A step as it will be captured, but run."""
+        inputs, self._noted = self._inputs(fed, seed), True
+        before = _host_draws(inputs.words.device)
+        capture.warm_up(lambda: self._launch(inputs, epoch))
+        self._step.count()
+        if _host_draws(inputs.words.device) != before:
+            self._give_up("the model draws random numbers on the host")
+
+    def _replay(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> None:
+        """A step by the graph, which is captured first if there is none."""
+        if self._graph is None:
+            self._graph = self._captured(capture, fed, epoch, seed)
+            if self._graph is None:
+                self._run_eagerly(fed, epoch, seed)
+                return
+        else:
+            self._pack(fed, seed).copy_to(self._graph.inputs.words)
+            for there, new in zip(self._graph.inputs.copied, _copied(fed), strict=True):
+                there.copy_(new)
+        self._graph.replay()
+        self._noted = True
+        self._step.count()
+        self._step.last = self._graph.last
+        self._findings.entries += self._graph.entries
+
+    def _captured(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> _Graph | None:
+        """A graph of the step, with the inputs of this batch in place; None where there can be none."""
+        inputs = self._inputs(fed, seed)
+        entries = self._findings.entries
+        try:
+            replay = capture(lambda: self._launch(inputs, epoch))
+        # Whatever a capture raises, nothing has been run; an error of the step itself its eager run raises again.
+        except Exception as error:
+            self._give_up(" ".join(str(error).strip().splitlines()[:1]) or type(error).__name__)
+            return None
+        finally:
+            self._step.update.begin()  # its gradients lie in the graph's memory, and are no one else's
+            entries, self._findings.entries = self._findings.entries - entries, entries
+        logger.info(
+            "training: whole steps are captured in a CUDA graph, in batches of %d; others run eagerly",
+            self._size,
+        )
+        return _Graph(inputs, replay, self._step.last, entries)
+
+    def _give_up(self, reason: str) -> None:
+        """Run everything eagerly from now on, the attacks as they capture themselves, and say so."""
+        self._capture = self._graph = None
+        logger.warning(
+            "training: whole steps cannot be captured in a CUDA graph (%s); running eagerly", reason
+        )
+
+    def _inputs(self, fed: Fed, seed: int) -> _Inputs:
+        packed = self._pack(fed, seed)
+        words = packed.to(self._step.totals.device)
+        augment, *draws = packed.unpacked(words)
+        copied = [tensor.clone() for tensor in _copied(fed)]
+        return _Inputs(words, augment["seed"], draws, copied)
+
+    def _pack(self, fed: Fed, seed: int) -> Packed:
+        augment = {"seed": torch.tensor([fed.seed])}
+        return Packed([augment, *self._step.draws(seed, len(fed.index))])
+
+    def _launch(self, inputs: _Inputs, epoch: int) -> None:
+        """The device's part of a step."""
+        index, *decoded = inputs.copied
+        x, y = decoded if decoded else self._feed.gathered(index, inputs.augment)
+        self._step.launch(x, y, index, inputs.draws, epoch=epoch, findings=self._findings)
+
+
+def _copied(fed: Fed) -> list[Tensor]:
+    return [fed.index, *(fed.decoded or ())]
+
+
+def _obstacle(step: TrainingStep) -> str | None:
+    """Why no step can be captured, as far as that is known beforehand."""
+    if step.ranks.count > 1:
+        return "the ranks exchange gradients"
+    if step.update.amp.scales:
+        return "fp16 reads whether gradients have overflowed"
+    if not rate_on_device(step.update.optimizer):
+        return "the optimizer reads its learning rate on the host"
+    for name, module in step.model.named_modules():
+        if any(_hooks(module)):
+            return f"{name or 'the model'} has hooks, which a graph would leave out"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _reads_its_count(module):
+            return f"{name or 'the model'} reads how many batches it has seen (momentum=None)"
+    return None
+
+
+def _hooks(module: nn.Module) -> Iterable[object]:
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+
+
+def _reads_its_count(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.momentum is None and norm.track_running_stats
+
+
+def _host_draws(device: torch.device) -> tuple[object, ...]:
+    """The states of the host's random generators, but for the one that belongs to `device`."""
+    numpy = np.random.get_state(legacy=False)["state"]
+    own = b"" if device.type == "cpu" else torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), numpy["key"].tobytes(), numpy["pos"], own

@@ -1,0 +1,98 @@
+"""A learning rate on the device takes the steps of one on the host, and checkpoints are the same for both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from iaat_fast.train.config import OptimConfig
+from iaat_fast.train.optimizer import (
+    load_checkpoint,
+    make_optimizer,
+    rate_on_device,
+    set_rate,
+    to_checkpoint,
+)
+
+CONFIG = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.SGD, rates: list[float], seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for rate in rates:
+        set_rate(optimizer, rate)
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.fixture
+def pair(
+    tiny_model: Callable[[], nn.Module],
+) -> tuple[tuple[nn.Module, torch.optim.SGD], tuple[nn.Module, torch.optim.SGD]]:
+    """The same network twice, its learning rate on the host and on the device."""
+    host, device = tiny_model(), tiny_model()
+    return (
+        (host, make_optimizer(host, CONFIG, on_device=False)),
+        (device, make_optimizer(device, CONFIG, on_device=True)),
+    )
+
+
+Pair = tuple[tuple[nn.Module, torch.optim.SGD], tuple[nn.Module, torch.optim.SGD]]
+
+
+def assert_close(pair: Pair) -> None:
+    """Up to float32's rounding of five sums a step, of numbers of about 1."""
+    for one, other in zip(pair[0][0].parameters(), pair[1][0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5 * 4 * 2**-24 * 4)
+
+
+def test_the_steps_are_the_same(pair: Pair) -> None:
+    assert [rate_on_device(optimizer) for _, optimizer in pair] == [False, True]
+    for model, optimizer in pair:
+        steps(model, optimizer, [0.1, 0.1, 0.02, 0.0])
+    assert_close(pair)
+
+
+def test_the_first_step_is_that_of_momentum_begun_with_the_gradient(pair: Pair) -> None:
+    """0.9 * 0 + g is g: there is nothing to round."""
+    for model, optimizer in pair:
+        steps(model, optimizer, [0.1])
+    buffers = [[state["momentum_buffer"] for state in o.state.values()] for _, o in pair]
+    for one, other in zip(*buffers, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-22, atol=2**-24)  # an fma, or none
+
+
+@pytest.mark.parametrize("way", [(0, 1), (1, 0)])
+def test_a_checkpoint_of_one_is_one_of_the_other(pair: Pair, way: tuple[int, int]) -> None:
+    first, second = pair[way[0]], pair[way[1]]
+    steps(*first, [0.1, 0.05])
+    saved = copy.deepcopy(to_checkpoint(first[1]))  # as from a file
+    (group,) = saved["param_groups"]
+    assert isinstance(group["lr"], float)
+    assert group["fused"] is None
+    before = rate_on_device(second[1])
+    load_checkpoint(second[1], saved)
+    second[0].load_state_dict(first[0].state_dict())
+    assert rate_on_device(second[1]) == before
+    assert float(second[1].param_groups[0]["lr"]) == pytest.approx(0.05)
+    for model, optimizer in pair:
+        steps(model, optimizer, [0.05, 0.01], seed=1)
+    assert_close(pair)
+
+
+def test_a_weight_may_get_its_first_gradient_late(pair: Pair) -> None:
+    for model, optimizer in pair:
+        steps(model, optimizer, [0.1])
+        optimizer.zero_grad()
+        late = nn.Parameter(torch.ones(3))
+        optimizer.param_groups[0]["params"].append(late)
+        if rate_on_device(optimizer):
+            load_checkpoint(optimizer, to_checkpoint(optimizer))
+        late.grad = torch.ones(3)
+        optimizer.step()
+        torch.testing.assert_close(late.detach(), torch.full((3,), 1 - 0.1 * 1.01))

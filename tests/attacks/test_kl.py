@@ -176,7 +176,7 @@ def test_candidates_of_several_radii(net: nn.Module, x: Tensor, y: Tensor, start
     """In float64: a batch of another size rounds differently, which float32 may see in a sign."""
     net, x, start = net.double(), x.double(), start.double()
     pgd = PGD(net, EPS, ALPHA, 5, loss="kl", engine="exact")
-    radii = torch.cat([torch.full((8,), eps) for eps in (0.02, 0.05)])
+    radii = torch.tensor([0.02, 0.05], dtype=torch.float64).repeat_interleave(8)
     both = pgd(x, y, eps=radii, start=start)
     for k, eps in enumerate((0.02, 0.05)):
         assert torch.equal(both[8 * k : 8 * k + 8], pgd(x, y, eps=eps, start=start))

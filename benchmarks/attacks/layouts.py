@@ -95,13 +95,16 @@ def choose(
 ) -> tuple[dict[str, Choice], Layout]:
     """Each peer's choice, and the layout of the best of the `plain` peers (those in fp32), which is the race's.
 
-    All are raced with that layout's `cudnn_benchmark`, each with the weights that it is then fastest with.
+    All are raced with that layout's `cudnn_benchmark`, each with the weights that it is then fastest with. Without
+    peers the weights are channels last, and cuDNN does not search, unless no other layout is left.
     """
     known = {str(layout): layout for layout in layouts}
     best = {name: min(tried, key=tried.__getitem__) for name, tried in seconds.items()}
     leaders = [name for name in plain if name in best] or list(best)
     if not leaders:
-        return {}, layouts[0]
+        return {}, [each for each in layouts if each.cudnn_benchmark == layouts[0].cudnn_benchmark][
+            -1
+        ]
     race = known[best[min(leaders, key=lambda name: seconds[name][best[name]])]]
     choices = {}
     for name, tried in seconds.items():

@@ -113,8 +113,6 @@ class Race:
 
     def _chosen(self, spec: Spec) -> tuple[dict[str, Choice], Layout]:
         """The layout of each peer, and that of the best of them, in which all others attack the network."""
-        if not self._choosing:
-            return {}, self.layouts[-1]
         names = [peer.name for peer in self.peers]
         seconds: dict[str, dict[str, float]] = {}
         for search, worker in self._trying.items():

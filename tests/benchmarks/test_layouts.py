@@ -43,7 +43,13 @@ def test_all_are_raced_with_the_best_peers_search_and_each_with_its_own_weights(
     # Its best is without the search, which the process of the race cannot offer too.
     assert (choices["other"].best, choices["other"].taken) == (names[0], names[3])
     assert choices["half"].taken == names[3]
-    assert choose({}, layouts, ["plain"]) == ({}, CONTIGUOUS)
+
+
+def test_without_peers_weights_are_channels_last_and_nothing_is_searched_unless_asked_for() -> None:
+    layouts = [CONTIGUOUS, LAST, *SEARCHED]
+    assert choose({}, layouts, ["plain"]) == ({}, LAST)
+    assert choose({}, layouts[:1], []) == ({}, CONTIGUOUS)
+    assert choose({}, SEARCHED, []) == ({}, SEARCHED[1])
 
 
 def sleeps(contiguous: float, channels_last: float) -> Contender:

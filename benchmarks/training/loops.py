@@ -15,7 +15,9 @@ from iaat_fast import ops
 from iaat_fast.data import ImageData
 from iaat_fast.train import TrainConfig
 from iaat_fast.train.building import make_state
+from iaat_fast.train.capture import capture_for
 from iaat_fast.train.feed import Feed
+from iaat_fast.train.graphed import GraphedStep
 
 ATTACKS = 3
 """PGD attacks of a step of the released code, one after the other: at prev + gamma, at prev, at the new radius."""
@@ -39,18 +41,26 @@ class Trainer:
         self._epoch = config.epsilon.warmup_epochs
         self._numbers = itertools.count()
         self._feed = Feed(data.train, augment=config.data.augment)
-        self._batches = torch.arange(len(data.train), device=device).split(config.optim.batch_size)
+        size = config.optim.batch_size
+        self._batches = torch.arange(len(data.train), device=device).split(size)
+        self._step = GraphedStep(
+            self.state.training_step,
+            self._feed,
+            size=size,
+            capture=capture_for(device) if config.optim.graph else None,
+        )
 
     def __call__(self) -> None:
         """One step, on the next batch."""
         number = next(self._numbers)
         batch = self._batches[number % len(self._batches)]
         (fed,) = self._feed([batch], [number])
-        self.state.training_step(fed.x, fed.y, fed.index, epoch=self._epoch, seed=number)
+        self._step(fed, epoch=self._epoch, seed=number)
 
     def shares(self) -> tuple[float | None, float | None]:
         """Of the images of all steps so far, those classified correctly before and after the attack; None where the
         method does not count them."""
+        self._step.settle()  # raises what they have found wrong
         training_step = self.state.training_step
         _, clean, robust, seen = training_step.totals.tolist()
         method = training_step.method

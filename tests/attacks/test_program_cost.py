@@ -20,7 +20,7 @@ _NO_WORK = ("empty", "empty_like", "empty_strided", "detach", "view", "lift_fres
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operations, views apart, and the bytes of their tensors: each input is read once, each output written once."""
+    """Counts operations, views apart, and the bytes of their tensors, each read or written once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ _scale_shift_relu = torch.ops.iaat_fast.scale_shift_relu.default
 _stem_conv_relu = torch.ops.iaat_fast.stem_conv_relu.default
 _stem_conv_step_ = torch.ops.iaat_fast.stem_conv_step_.default
 
+_FUSED_CHANNELS = 8  # input channels below which cuDNN's fused convolutions are not taken
 # What oneDNN's post-ops and cuDNN's fused convolutions compute in.
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,7 +56,10 @@ class Convolution(Operation):
         fuses = weight.dim() == 4 and not self.transposed and weight.dtype in _FUSED_DTYPES
         self._run = self._plain
         if fuses and weight.is_cuda and torch.version.hip is None:
-            self._run = self._cudnn if relu else self._then_pass
+            # Of grouped convolutions and of those of few channels, cuDNN's fused form may have no engine or a slow one
+            # (a 7x7 stem has been 17 times slower so): torch's own choice, and a pass.
+            fast = self.groups == 1 and weight.shape[1] >= _FUSED_CHANNELS
+            self._run = self._cudnn if relu and fast else self._then_pass
         elif fuses and weight.is_cpu and _onednn_computes(weight.dtype):
             self._run = self._onednn
         wide = self._run == self._then_pass

@@ -1,7 +1,8 @@
 """The ops of the `iaat_fast` namespace: schemas, shapes for tracing, and the one gradient.
 
 `Library.define` + `impl` rather than the `custom_op` decorator: a call costs about 3 us instead of about 50.
-Implementations are bound by `backends.py`; arguments are checked by the public functions in `__init__.py`.
+Implementations are bound by `backends.py`; arguments are checked by the public functions in `__init__.py` and
+`layers.py`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from iaat_fast.attacks.program.operations import (
     WithConstant,
 )
 from iaat_fast.attacks.program.parameters import Normalisation
+from iaat_fast.attacks.program.segment import OnSizes
 
 
 class Step:
@@ -61,7 +62,7 @@ class Steps:
         """Remove a step whose work `into` does: `into` now gives its value, at its place in the order."""
         for user in list(step.users):
             user.inputs = [into if s is step else s for s in user.inputs]
-        into.users = list(step.users)
+        into.users = [user for user in into.users if user is not step] + step.users
         if self.result is step:
             self.result = into
         for other in step.inputs:
@@ -120,7 +121,9 @@ def _normalise_in_first_layer(steps: Steps, images: Step) -> None:
     """Constants per channel between the images and a convolution: the shift at the images, the scale in the weight."""
     if len(images.shape) != 4 or images.shape[1] is None:
         return
-    chain, step = [], images.only_user
+    # The number of images is read from them, too: normalised or not, it is the same.
+    readers = [user for user in images.users if not isinstance(user.operation, OnSizes)]
+    chain, step = [], readers[0] if len(readers) == 1 else None
     normalisation = Normalisation(images.shape[1])
     while step is not None and isinstance(step.operation, WithConstant):
         constant = step.operation.per_channel(normalisation.channels)

@@ -13,7 +13,7 @@ from iaat_fast.attacks.program import Program
 from iaat_fast.attacks.program.exported import ExportedForward
 from iaat_fast.attacks.shadow import Shadow
 from iaat_fast.attacks.sources import ByAutograd, Source
-from tests.attacks.networks import WHOLE, Attention, BatchNorm, with_statistics
+from tests.attacks.networks import WHOLE, Attention, BatchNorm, Normalised, with_statistics
 
 # Sums of float64 in another order: 23 networks are off by 1e-16 to 6e-15 of the largest entry.
 EXACT = 1e-13
@@ -194,3 +194,12 @@ def test_what_it_does_not_know_runs_by_autograd_in_between() -> None:
     assert program.folded == 1
     for count in (1, 5, 8):
         assert_equal(program, model, images(count))
+
+
+@pytest.mark.parametrize("scalars", [False, True])
+def test_normalisation_goes_into_the_first_layer_also_where_the_images_are_counted(
+    scalars: bool,
+) -> None:
+    model = with_statistics(Normalised(scalars=scalars)).double()
+    names = [operation.name for operation in program_of(model, images(2)).operations]
+    assert [name for name in names[: names.index("convolution")] if name != "sizes"] == ["images"]

@@ -10,8 +10,8 @@ from typing import Any
 from iaat_fast.report.closing import attack_name
 from iaat_fast.run_folder import RunFolder
 
-NOT_COMPARED = ("run.", "data.path", "data.workers")
-"""Where and with which seed a run was carried out, and where its images lay."""
+NOT_COMPARED = ("run.", "data.path", "data.workers", "optim.graph")
+"""Where, how and with which seed a run was carried out, and where its images lay."""
 
 VARIANTS = ("attack.", "epsilon.")
 """Fields that make a variant of a method, named in its row. Runs that differ in any other field

@@ -210,6 +210,12 @@ def test_variants_of_a_method_get_rows_of_their_own() -> None:
     assert "| iaat (epsilon.warmup_epochs=0) | 1 |" in text
 
 
+def test_how_steps_were_launched_is_no_difference() -> None:
+    """Runs of earlier versions have no such field."""
+    runs = [run("a", 0, 0.9, 0.6), run("b", 1, 0.9, 0.6, **{"optim.graph": False})]
+    assert "| iaat | 2 |" in summary_table(runs)
+
+
 def test_runs_that_cannot_be_compared_are_refused() -> None:
     first = run("a", 0, 0.9, 0.6)
     with pytest.raises(ValueError, match=r"a and b differ in optim\.lr \(0\.1, 0\.2\)"):

@@ -280,6 +280,16 @@ def test_runs_that_were_not_measured_alike_are_refused_by_name(tmp_path: Path) -
     refused(other, r"rule \(any, last\)")
 
 
+def test_how_steps_were_launched_makes_no_variant(tmp_path: Path) -> None:
+    """Runs of earlier versions have no such field."""
+    runs = [
+        save_run(tmp_path / "earlier", "clean"),
+        save_run(tmp_path / "on", "clean", run__seed=1, optim__graph=True),
+        save_run(tmp_path / "off", "clean", run__seed=2, optim__graph=False),
+    ]
+    assert row_of(tables_of(*runs)[1], "Clean").seeds == 3
+
+
 def test_fields_a_method_does_not_look_at_make_no_variant(tmp_path: Path) -> None:
     runs = [
         save_run(tmp_path / f"{seed}", "clean", run__seed=seed, attack__eps=eps / 255)

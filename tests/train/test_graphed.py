@@ -24,6 +24,7 @@ from iaat_fast.train.feed import Feed
 from iaat_fast.train.graphed import GraphedStep
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import preset
+from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.step import TrainingStep, make_memory
 from tests.train.same_run import Fit, assert_same_checkpoints
 from tests.train.tape import Tape
@@ -303,19 +304,25 @@ def test_lazy_candidates_are_captured_in_the_warm_up_alone(
     assert "strategy 'lazy'" in said(caplog)[0]
 
 
-def test_a_learning_rate_on_the_host_is_not_frozen(
+@pytest.mark.parametrize(
+    ("ranks", "reason"),
+    [(1, "the optimizer reads its learning rate on the host"), (2, "the ranks exchange gradients")],
+)
+def test_a_step_put_together_by_hand_is_not_captured_wrongly(
     tiny_config: Callable[..., TrainConfig],
     tiny_model: Callable[[], nn.Module],
     tiny_data: ImageData,
     caplog: pytest.LogCaptureFixture,
+    ranks: int,
+    reason: str,
 ) -> None:
-    """As of a step that was put together by hand."""
     model, cpu = tiny_model(), torch.device("cpu")
     config = tiny_config(method="adv")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = TrainingStep(config, model, make_memory(config, 24, cpu), optimizer, cpu)
+    step.ranks = Ranks(count=ranks)
     GraphedStep(step, Feed(tiny_data.train, augment=False), size=5, capture=Tape())
-    assert "learning rate on the host" in said(caplog)[0]
+    assert reason in said(caplog)[0]
 
 
 def test_the_switch_turns_graphs_off_also_for_a_run_that_goes_on(
@@ -341,19 +348,32 @@ def test_a_run_of_before_the_switch_is_resumed(
     assert tiny_fit(recorded_config(folder), resume=True).metrics[-1]["epoch"] == 3
 
 
+class Diverging(nn.Module):
+    """From its seventh step on, the second of the second epoch, every loss is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, 3)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps.add_(1)
+        return self.linear(x.flatten(1)) + (6 - self.steps).sqrt() * 0
+
+
 def test_a_loss_that_is_not_finite_is_named_as_by_eager_steps(
-    tape: Tape, tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+    tape: Tape, tiny_config: Callable[..., TrainConfig], tiny_data: ImageData, tmp_path: Path
 ) -> None:
+    """An eager step, the first epoch's last, lies between the capture and the loss."""
     messages = []
     for graph in (True, False):
-        config = tiny_config(
-            tmp_path / f"{graph}", method="clean", optim={"lr": 1e30, "graph": graph}
-        )
-        with pytest.raises(FloatingPointError, match="samples of its batch: ") as caught:
-            tiny_fit(config)
-        messages.append(str(caught.value).split(";")[0])
+        config = tiny_config(tmp_path / f"{graph}", method="clean", optim={"graph": graph})
+        with pytest.raises(FloatingPointError, match=r"at step 7 .* 5 of the 5 samples") as caught:
+            fit(config, model=Diverging(), data=tiny_data, quiet=True)
+        messages.append(str(caught.value).split("; the last good")[0])
     assert messages[0] == messages[1]
-    assert tape.replayed > 0
+    assert tape.replayed == FULL - 1 + 2
 
 
 class Decaying(nn.Module):

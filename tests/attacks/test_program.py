@@ -203,3 +203,46 @@ def test_normalisation_goes_into_the_first_layer_also_where_the_images_are_count
     model = with_statistics(Normalised(scalars=scalars)).double()
     names = [operation.name for operation in program_of(model, images(2)).operations]
     assert [name for name in names[: names.index("convolution")] if name != "sizes"] == ["images"]
+
+
+class SumOfNorms(nn.Module):
+    """BatchNorm of a sum whose main path ends in a BatchNorm that no layer takes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 10)
+        self.first, self.second, self.third = (nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = torch.sigmoid(self.conv(x))
+        shortcut = self.first(stem)
+        out = torch.relu(self.third(shortcut.sigmoid() + self.second(stem)))
+        return self.head(out.mean((2, 3)) + shortcut.mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """A convolution called twice, and one weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.first, self.second, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.norm(self.conv(torch.relu(self.conv(x))))).mean((2, 3))
+        return self.head(self.second(torch.relu(self.first(out))))
+
+
+@pytest.mark.parametrize(("make", "folded"), [(SumOfNorms, 0), (Shared, 1)])
+def test_sums_of_norms_and_shared_weights(make: type[nn.Module], folded: int) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(make()).double()
+    program = program_of(model, images(3))
+    assert program.folded == folded
+    assert_equal(program, model, images(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.8)
+    program.refresh()
+    assert_equal(program, model, images(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -29,13 +30,16 @@ def capturing(device: torch.device) -> bool:
 def capture_cuda(
     body: Callable[[], None], pool: Any, stream: torch.cuda.Stream | None = None
 ) -> Callable[[], None]:
-    """Capture what `body` launches, on a stream if given, and return what replays it.
+    """Capture what `body` launches, on a stream if given, into memory of `pool` or, for None, its own.
 
-    Where that fails everything is as before, and what `body` raised is raised, else what ended the capture.
+    Returns what replays it. Where capturing fails everything is as before, and what `body` raised is raised, else what
+    ended the capture.
     """
     device = torch.cuda.current_device() if stream is None else stream.device_index
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     generator, graph = torch.cuda.default_generators[device], torch.cuda.CUDAGraph()
-    drawn, failures = generator.clone_state(), []
+    drawn = generator.clone_state()
+    failure: Exception | None = None
     try:
         # The outer block gives the current stream back: torch's own does not where the capture fails. Other threads,
         # such as the one that pins memory for decoded images, go on meanwhile ("thread_local").
@@ -45,16 +49,37 @@ def capture_cuda(
         ):
             try:
                 body()
-            except Exception as failure:
-                failures.append(
-                    failure
-                )  # ending the capture may raise another error, which says less
+            except Exception as error:
+                failure = error  # ending the capture may raise another, which says less
                 raise
     except Exception as error:
+        _abandon(graph, device, pool)
         # A capture that did not end leaves the generator in the belief that it goes on: the next dropout would fail.
         generator.graphsafe_set_state(drawn)
-        raise (failures or [error])[0] from None
-    return graph.replay
+        failure = failure or error
+    if failure is None:
+        return graph.replay
+    try:
+        raise failure
+    finally:
+        # Kept by this frame, or as the context of another error, it would keep all the body's tensors.
+        del failure
+
+
+# Torch's allocator may ask a graph whose capture did not end whether it goes on, so none of them is ever freed.
+_abandoned: list[torch.cuda.CUDAGraph] = []
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, device: int, pool: Any) -> None:
+    """Give back the memory of a capture that failed, which torch does only where it could be ended."""
+    try:
+        graph.pool()
+    except RuntimeError:  # it was not
+        _abandoned.append(graph)
+        # As torch.cuda.use_mem_pool does. They are not public: without them the memory would stay reserved.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
 
 
 class Replayed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 from collections.abc import Iterable, Sequence
@@ -121,6 +122,7 @@ class GraphedStep:
         if self._graph is None:
             self._graph = self._captured(capture, fed, epoch, seed)
             if self._graph is None:
+                gc.collect()  # memory that the error's frames may hold, which the eager step needs
                 self._run_eagerly(fed, epoch, seed)
                 return
         else:

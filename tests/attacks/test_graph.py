@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import MIFGSM, PGD, EngineOptions
-from iaat_fast.attacks.graph import _KEPT, GraphRunner, _steps_at_once
+from iaat_fast.attacks.graph import _KEPT, GraphRunner, _steps_at_once, capture_cuda
 
 
 class Tape:
@@ -174,3 +177,99 @@ def test_graphs_can_be_switched_off(net: nn.Module, x: Tensor, y: Tensor) -> Non
     for _ in range(3):
         pgd(x, y)
     assert tape.captured == 0
+
+
+class FakeCuda:
+    """What `capture_cuda` asks of torch.cuda, on no device; where it fails, `graph` keeps its stream, as torch's"""
+
+    def __init__(self, patch: pytest.MonkeyPatch, ends: bool) -> None:
+        self.ends, self.stream, self.said = ends, "main", list[str]()
+        self.default_generators = [self]
+        for name in ("current_stream", "stream", "graph", "CUDAGraph", "default_generators"):
+            patch.setattr(torch.cuda, name, getattr(self, f"_{name}", self.default_generators))
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            patch.setattr(
+                torch._C, name, lambda *where, name=name: self.said.append(name), raising=False
+            )
+
+    def clone_state(self) -> str:
+        return "state before"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.said.append(state)
+
+    def _current_stream(self, device: int) -> str:
+        return self.stream
+
+    @contextlib.contextmanager
+    def _stream(self, stream: str) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def _CUDAGraph(self) -> FakeCuda:
+        return self
+
+    def pool(self) -> None:
+        if not self.ends:
+            raise RuntimeError("without a preceding successful capture")
+
+    def replay(self) -> None:
+        self.said.append("replayed")
+
+    def _graph(self, *args: Any, **options: Any) -> FakeCuda:
+        return self
+
+    def __enter__(self) -> None:
+        self.stream = "side"
+
+    def __exit__(self, *error: object) -> None:
+        if not self.ends:
+            raise RuntimeError("capture invalidated")
+        self.stream = "main"
+
+
+def test_a_capture_returns_what_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch, ends=True)
+    capture_cuda(lambda: cuda.said.append(f"launched on {cuda.stream}"), None)()
+    assert cuda.said == ["launched on side", "replayed"]
+    assert cuda.stream == "main"
+
+
+@pytest.mark.parametrize(("ends", "raises"), [(True, True), (False, True), (False, False)])
+def test_a_capture_that_fails_puts_everything_back(
+    monkeypatch: pytest.MonkeyPatch, ends: bool, raises: bool
+) -> None:
+    cuda = FakeCuda(monkeypatch, ends)
+
+    def body() -> None:
+        if raises:
+            raise ValueError("of the body")
+
+    with pytest.raises(Exception, match="of the body" if raises else "invalidated"):
+        capture_cuda(body, None)
+    assert cuda.stream == "main"
+    given_back = [] if ends else ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    assert cuda.said == [*given_back, "state before"]
+
+
+def test_a_capture_that_fails_holds_no_memory_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, ends=False)
+    alive: list[weakref.ref[Tensor]] = []
+
+    def body() -> None:
+        activations = torch.ones(3)
+        alive.append(weakref.ref(activations))
+        raise ValueError
+
+    gc.disable()  # by reference counting alone
+    try:
+        with contextlib.suppress(ValueError):
+            capture_cuda(body, None)
+        assert alive[0]() is None
+    finally:
+        gc.enable()

@@ -43,7 +43,7 @@ _PROGRAMS = 4
 
 
 class Network:
-    """A model as attacks see it. Verdicts come from the live model, gradients from its shadow where there is one.
+    """A model as attacks see it. Verdicts come from the live model, gradients from a copy where there is one.
 
     Args:
         model: maps images [N, ...] to logits [N, C].
@@ -98,14 +98,14 @@ class Network:
 
     @contextlib.contextmanager
     def attacked(self, x: Tensor, findings: Findings | None = None) -> Iterator[None]:
-        """The model in the attack's mode and the shadow fresh; afterwards the model is as it was.
+        """The model in the attack's mode and the copy fresh; afterwards the model is as it was.
 
         Args:
             x: images [N, ...] that are to be attacked.
             findings: look at the weights.
 
         Raises:
-            ValueError: the model has weights that are NaN (on a GPU where a shadow is made, else the findings will
+            ValueError: the model has weights that are NaN (on a GPU where a copy is made, else the findings will
                 tell), or changes its weights or its mode in forward.
         """
         self._resolved, self._levers = options.resolve(

@@ -77,7 +77,7 @@ class Program:
         self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
         for step in steps.all:
             step.operation.bind(self._parameters)
-        # Some ten launches a layer would take the host longer than the GPU takes for the whole.
+        # A launch for every folded layer, and a handful for the rest: on CUDA one graph.
         self.refresh = Replayed(
             self._parameters.refresh, images.device, capture_cuda if images.is_cuda else None
         )

@@ -107,7 +107,6 @@ class ScaleShift(Operation):
     """
 
     name = "batch_norm"
-    fresh = True
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()

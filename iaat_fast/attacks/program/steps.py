@@ -40,12 +40,6 @@ class Step:
     def only_user(self) -> Step | None:
         return self.users[0] if len(self.users) == 1 else None
 
-    def read_instead(self, old: Step, new: Step) -> None:
-        """Read `new` where `old` was read."""
-        self.inputs = [new if step is old else step for step in self.inputs]
-        old.users.remove(self)
-        new.users.append(self)
-
 
 class Steps:
     """All steps, in an order in which they can be run."""

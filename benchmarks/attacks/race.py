@@ -48,12 +48,13 @@ class Race:
             options.device, contiguous=options.contiguous, cudnn_benchmark=options.cudnn_benchmark
         )
         self.peers = [each for each in competing if each.kind == "peer"]
-        # They import torch while this process measures how fast matrices are multiplied.
+        # Before the workers start: two of them importing torch on two cores made the rate of a CPU a third of itself.
+        self.rates = matmul_rates(
+            (each.precision for each in competing), torch.device(options.device)
+        )
         searches = {layout.cudnn_benchmark for layout in self.layouts} if self._choosing else ()
         self._trying = {search: workers.enter_context(Worker([*argv])) for search in searches}
         self._profiling = None if options.no_profile else workers.enter_context(Worker([*argv]))
-        device = torch.device(options.device)
-        self.rates = matmul_rates((each.precision for each in competing), device)
 
     @property
     def _choosing(self) -> bool:

@@ -174,7 +174,7 @@ class APGD(Attack):
             state.x_adv,
             lambda logits: self._cotangent(
                 logits,
-                self._goal(call, logits.shape[1], state.rows),
+                self._goal(call, logits, state.rows),
                 self._source(call, state.rows),
             ),
         )
@@ -187,7 +187,7 @@ class APGD(Attack):
         loss = losses.value(
             self.loss,
             logits,
-            self._goal(call, logits.shape[1], state.rows),
+            self._goal(call, logits, state.rows),
             targeted=targeted,
             source=self._source(call, state.rows),
         )

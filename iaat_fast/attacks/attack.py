@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -18,7 +19,7 @@ from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.survivors import WorstCase
-from iaat_fast.attacks.targets import random_targets
+from iaat_fast.attacks.targets import random_targets, target_draws
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
@@ -174,6 +175,13 @@ class Attack:
         if findings is not None:
             findings.entries += call.entries
             return x_adv
+        if call.too_few_for_dlr is not None and bool(call.too_few_for_dlr):
+            warnings.warn(
+                "the model masks classes (logits of -inf) and leaves fewer than the loss 'dlr' is made of; samples "
+                "that this concerns are attacked by the margin, 'cw', instead",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
         self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
@@ -248,13 +256,27 @@ class Attack:
         call.indexing(call.y, log_p.shape[1])  # for the check: what is indexed is the prediction
         return log_p
 
-    def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
-        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x."""
+    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x.
+
+        Args:
+            logits: [n, C] of those rows; of all rows of the call, where it has no goal yet.
+        """
         if call.goal is None:
-            call.goal = call.indexing(call.y, classes)
+            y = call.indexing(call.y, logits.shape[1])
             if self.targeted == "random":
-                call.goal = random_targets(call.goal, classes, call.stream, call.index)
+                draws = target_draws(call.stream, call.index)
+                call.goal = random_targets(logits[: len(y)], y, draws)
+            else:
+                call.goal = y
+            self._look_at_masks(call, logits)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
+
+    def _look_at_masks(self, call: Call, logits: Tensor) -> None:
+        """Take note, at logits of all rows, whether masks take the DLR from a sample."""
+        if self.loss == "dlr":
+            targeted = self.targeted is not False
+            call.too_few_for_dlr = losses.too_few_for_dlr(logits, targeted=targeted)
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
         return losses.cotangent(

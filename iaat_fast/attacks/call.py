@@ -32,6 +32,7 @@ class Call:
     coupled: bool
     restart: int
     goal: Tensor | None = None
+    too_few_for_dlr: Tensor | None = None
     largest_class: int | None = None
     entries: int = 0
     gradients: int = 0

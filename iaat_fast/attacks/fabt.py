@@ -46,7 +46,7 @@ class FABT(Attack):
             smallest perturbation there is.
         steps: number of steps per target, each a gradient and a forward.
         n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
-            model has fewer.
+            model has fewer, or masks some of them.
         alpha_max: the largest weight of the step that starts at x, in [0, 1].
         eta: how far past the hyperplane a step goes, at least 1.
         beta: how much of its perturbation an iterate that fools keeps, in [0, 1].

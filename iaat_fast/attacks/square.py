@@ -193,7 +193,7 @@ class Square(Attack):
         logits = self.network.predict(tried)
         if first:
             checks.logit_values(logits)
-        goal = self._goal(call, logits.shape[1], state.rows)
+        goal = self._goal(call, logits, state.rows)
         targeted = self.targeted is not False
         loss = losses.value(self.loss, logits, goal, targeted=targeted)
         loss = (-loss if targeted else loss).to(state.loss.dtype)

@@ -198,13 +198,18 @@ def autoattack(
 
 
 def _check_classes(model: nn.Module, split: Samples) -> None:
-    """Raise ValueError where the targeted DLR has too few classes, before any attack."""
+    """Raise ValueError where the targeted DLR has too few classes, masked ones left out, before any attack."""
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
         logits = model(x)
-    if logits.dim() == 2 and logits.shape[1] < 4:
+    if logits.dim() != 2:
+        return
+    classes = int((logits != -torch.inf).sum())
+    if classes < 4:
+        masked = " with finite logits" if classes < logits.shape[1] else ""
         raise ValueError(
-            f"model: {logits.shape[1]} classes, expected at least 4 for AutoAttack's standard version (targeted DLR)"
+            f"model: {classes} classes{masked}, expected at least 4 for AutoAttack's standard version (targeted DLR); "
+            "`attacks` may name others, such as APGDT(model, loss='cw')"
         )
 
 

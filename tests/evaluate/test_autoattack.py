@@ -229,10 +229,15 @@ def test_attacks_that_do_not_fit(network: InFloat64, linear: InFloat64) -> None:
         autoattack(network, split, attacks={"pgd": PGD(network, targeted=True)})
 
 
-def test_too_few_classes_are_said_before_any_attack() -> None:
-    three = InFloat64(nn.Flatten(), nn.Linear(36, 3))
+@pytest.mark.parametrize(
+    ("classes", "few"), [(3, "3 classes,"), (10, "3 classes with finite logits,")]
+)
+def test_too_few_classes_are_said_before_any_attack(classes: int, few: str) -> None:
+    head = nn.Linear(36, classes)
+    head.bias.data[3:] = -torch.inf
+    three = InFloat64(nn.Flatten(), head)
     saved: list[AutoAttackResult] = []
-    with pytest.raises(ValueError, match=r"^model: 3 classes, expected at least 4"):
+    with pytest.raises(ValueError, match=rf"^model: {few} expected at least 4"):
         autoattack(three, random_split(4, 3), save=saved.append)
     assert not saved
 

@@ -37,8 +37,8 @@ class APGD(Attack):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, a float or a tensor [N].
-        steps: number of gradient steps.
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
+        steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
         rho: share of steps that must raise the loss.
         restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.

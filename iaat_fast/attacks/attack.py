@@ -70,11 +70,18 @@ class Attack:
         if seed is not None:
             checks.int64_number("seed", seed)
         checks.box(lo, hi)
-        inputs.radius("eps", eps)
+        inputs.distance("eps", eps, lo, hi)
         if alpha is not None and not callable(alpha):
-            inputs.radius("alpha", alpha, positive=steps > 0)
+            inputs.distance("alpha", alpha, lo, hi, positive=steps > 0)
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts: {restarts} without random_start would all be the same")
+        if steps == 0:
+            warnings.warn(
+                f"{type(self).__name__} of 0 steps takes no gradient and leaves images where it starts: at a random "
+                "point of the ball, or at x",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self.network = Network(model, bn=bn, precision=precision, engine=engine)
         self.model = self.network.model
         self.eps, self.alpha, self.steps = eps, alpha, steps
@@ -102,7 +109,8 @@ class Attack:
         Args:
             x: images [N, ...] in [lo, hi], floating point. Values outside by no more than float noise are accepted.
             y: int64 [N], true classes, or targets where `targeted` is True.
-            eps: radius of this call, a float or a tensor [N]; a tensor [K*N] asks for K candidates per sample.
+            eps: radius of this call, a float or a tensor [N], at most hi - lo; a tensor [K*N] asks for K candidates
+                per sample.
             alpha: step size of this call, a float, a tensor like eps or [N], or a function of the radii.
             start: images like x (or the [K*N, ...] of the result) where the first gradient is taken.
             index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
@@ -175,13 +183,6 @@ class Attack:
         if findings is not None:
             findings.entries += call.entries
             return x_adv
-        if call.too_few_for_dlr is not None and bool(call.too_few_for_dlr):
-            warnings.warn(
-                "the model masks classes (logits of -inf) and leaves fewer than the loss 'dlr' is made of; samples "
-                "that this concerns are attacked by the margin, 'cw', instead",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
         self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
@@ -197,7 +198,7 @@ class Attack:
         """
         inputs.whole_number("steps", steps, at_least=0)
         if alpha is not None and not callable(alpha):
-            inputs.radius("alpha", alpha, positive=steps > 0)
+            inputs.distance("alpha", alpha, self.lo, self.hi, positive=steps > 0)
         twin = copy.copy(self)
         twin.steps, twin.alpha, twin.stats = steps, alpha, AttackStats()
         return twin
@@ -273,10 +274,10 @@ class Attack:
         return call.goal if rows is None else call.goal[rows % len(call.y)]
 
     def _look_at_masks(self, call: Call, logits: Tensor) -> None:
-        """Take note, at logits of all rows, whether masks take the DLR from a sample."""
+        """Take note, at logits of all rows, whether masks leave a sample too few classes for its DLR."""
         if self.loss == "dlr":
-            targeted = self.targeted is not False
-            call.too_few_for_dlr = losses.too_few_for_dlr(logits, targeted=targeted)
+            last = losses.last_of_dlr(logits, targeted=self.targeted is not False)
+            call.findings.look_at_dlr(last)
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
         return losses.cotangent(

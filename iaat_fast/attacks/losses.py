@@ -80,14 +80,14 @@ def zero(loss: str) -> float:
     return -torch.inf if loss == "ce" else 0.0
 
 
-def too_few_for_dlr(logits: Tensor, *, targeted: bool) -> Tensor:
-    """bool [], whether masks leave a sample fewer classes than its DLR is made of, so that it is the margin.
+def last_of_dlr(logits: Tensor, *, targeted: bool) -> Tensor:
+    """[K*N], the smallest logit that a DLR is made of; -infinity where masks leave too few, so that it is the margin.
 
     Raises:
         ValueError: the DLR needs more classes than the logits have.
     """
     _check_classes("dlr", logits, targeted)
-    return (logits.topk(_DLR_CLASSES[targeted], dim=1).values[:, -1] == -torch.inf).any()
+    return logits.topk(_DLR_CLASSES[targeted], dim=1).values[:, -1]
 
 
 def cotangent(

@@ -34,9 +34,9 @@ class PGD(Attack):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C]; normalisation belongs in it.
-        eps: radius on the scale of the images, a float or a tensor [N].
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, a float, a tensor [N], or a function of the radii such as `scaled_step(steps)`.
-        steps: number of gradient steps.
+        steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         restarts: independent random starts. A sample that falls keeps its first adversarial example, and later restarts
             leave it out; one that never falls keeps its iterate of largest loss.
         random_start: start uniformly in the ball instead of at x.

@@ -134,7 +134,7 @@ def autoattack(
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
             gradients and buffers are as they were afterwards.
         split: the samples.
-        eps: radius of the L-infinity ball, on the [0, 1] scale.
+        eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         batch_size: samples attacked at once.
         seed: of the attacks' draws.
         version: "standard", the only one there is: see `standard`.
@@ -150,6 +150,7 @@ def autoattack(
     Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
     """
     inputs.number("eps", eps)
+    inputs.distance("eps", eps, 0.0, 1.0)
     inputs.one_of("version", version, ("standard",))
     checks.int64_number("seed", seed)
     inputs.whole_number("batch_size", batch_size, at_least=1)

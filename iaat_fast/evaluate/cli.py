@@ -140,7 +140,6 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
     defaults = {} if folder is None or not folder.is_run else folder.config().get("evaluation", {})
     as_suite = asks_for_suite(command)
     attacks = _attacks(command, defaults)
-    _warn_of_units(command, attacks)
     if as_suite:
         check_flags(command)
     batch_size = command.batch_size or defaults.get("batch_size", 256)
@@ -152,6 +151,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         check_writable("--json", command.json)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
+    _warn_of_units(command, attacks)
     if as_suite:
         return run_suite(command, folder, subject, defaults, batch_size, console)
     measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
@@ -171,7 +171,7 @@ def _warn_of_units(command: Command, attacks: Attacks) -> None:
         warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
     if command.alpha is not None:
         warn(PROG, units.too_small("--alpha", command.alpha, units.SMALL_STEP))
-    if len(command.eps) > 1:
+    if len(set(command.eps)) > 1:
         radii = " ".join(map(units.to_text, command.eps))
         known = command.suite is None or command.alpha is not None  # a suite has a step of its own
         step = f", {units.to_text(attacks.alpha)}/255" if known else ""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from iaat_fast import units
 from iaat_fast.messages import nearest
 
 T = TypeVar("T")
@@ -21,18 +22,18 @@ Pixels = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="N/255",
-        instance_from_str=lambda words: float(words[0]) / 255,
+        instance_from_str=lambda words: units.from_text(words[0]),
         is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [f"{value * 255:g}"],
+        str_from_instance=lambda value: [units.to_text(value)],
     ),
 ]
-"""A distance in pixel values: [0, 1] in Python, 1/255 units on the command line."""
+"""A distance in pixel values: [0, 1] in Python, on the command line 1/255 units or a fraction such as 8/255."""
 
 
 def _radii(words: list[str]) -> tuple[float, ...]:
     if not words:
         raise ValueError("expected one or several numbers")
-    return tuple(float(word) / 255 for word in words)
+    return tuple(map(units.from_text, words))
 
 
 PixelList = Annotated[
@@ -42,7 +43,7 @@ PixelList = Annotated[
         metavar="N/255 [N/255 ...]",
         instance_from_str=_radii,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [f"{distance * 255:g}" for distance in value],
+        str_from_instance=lambda value: [units.to_text(distance) for distance in value],
     ),
 ]
 """One or several `Pixels`."""
@@ -92,6 +93,12 @@ def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
     text = re.sub(r"(Argument helptext:|For full helptext).*", "", text)
     text = re.sub(r"^(Value error|Missing argument|Invalid choice|Parsing error) ", "", text)
     return re.sub(r"^Error parsing (\w+: )?", "", text).strip()
+
+
+def warn(prog: str, text: str | None) -> None:
+    """One line on standard error, where there is something to say."""
+    if text is not None:
+        print(f"{prog}: warning: {text}", file=sys.stderr, flush=True)
 
 
 def interpreter() -> str:

@@ -37,8 +37,8 @@ class APGD(Attack):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, a float or a tensor [N].
-        steps: number of gradient steps.
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
+        steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
         rho: share of steps that must raise the loss.
         restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
@@ -174,7 +174,7 @@ class APGD(Attack):
             state.x_adv,
             lambda logits: self._cotangent(
                 logits,
-                self._goal(call, logits.shape[1], state.rows),
+                self._goal(call, logits, state.rows),
                 self._source(call, state.rows),
             ),
         )
@@ -187,7 +187,7 @@ class APGD(Attack):
         loss = losses.value(
             self.loss,
             logits,
-            self._goal(call, logits.shape[1], state.rows),
+            self._goal(call, logits, state.rows),
             targeted=targeted,
             source=self._source(call, state.rows),
         )

@@ -25,7 +25,7 @@ class APGDT(APGD):
         model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed: as `APGD`'s.
         loss: "dlr", which needs at least 4 classes; "ce" or "cw".
         n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
-            model has fewer.
+            model has fewer, or masks some of them.
         restarts, random_start: per target.
 
     Raises:
@@ -80,6 +80,7 @@ class APGDT(APGD):
         with torch.no_grad():
             logits = self.network.logits(call.x)
         call.y = call.indexing(call.y, logits.shape[1])
+        self._look_at_masks(call, logits)
         targets = likely_targets(logits, call.y, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call)

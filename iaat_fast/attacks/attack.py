@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -18,7 +19,7 @@ from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.survivors import WorstCase
-from iaat_fast.attacks.targets import random_targets
+from iaat_fast.attacks.targets import random_targets, target_draws
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
@@ -69,11 +70,18 @@ class Attack:
         if seed is not None:
             checks.int64_number("seed", seed)
         checks.box(lo, hi)
-        inputs.radius("eps", eps)
+        inputs.distance("eps", eps, lo, hi)
         if alpha is not None and not callable(alpha):
-            inputs.radius("alpha", alpha, positive=steps > 0)
+            inputs.distance("alpha", alpha, lo, hi, positive=steps > 0)
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts: {restarts} without random_start would all be the same")
+        if steps == 0:
+            warnings.warn(
+                f"{type(self).__name__} of 0 steps takes no gradient and leaves images where it starts: at a random "
+                "point of the ball, or at x",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self.network = Network(model, bn=bn, precision=precision, engine=engine)
         self.model = self.network.model
         self.eps, self.alpha, self.steps = eps, alpha, steps
@@ -101,7 +109,8 @@ class Attack:
         Args:
             x: images [N, ...] in [lo, hi], floating point. Values outside by no more than float noise are accepted.
             y: int64 [N], true classes, or targets where `targeted` is True.
-            eps: radius of this call, a float or a tensor [N]; a tensor [K*N] asks for K candidates per sample.
+            eps: radius of this call, a float or a tensor [N], at most hi - lo; a tensor [K*N] asks for K candidates
+                per sample.
             alpha: step size of this call, a float, a tensor like eps or [N], or a function of the radii.
             start: images like x (or the [K*N, ...] of the result) where the first gradient is taken.
             index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
@@ -189,7 +198,7 @@ class Attack:
         """
         inputs.whole_number("steps", steps, at_least=0)
         if alpha is not None and not callable(alpha):
-            inputs.radius("alpha", alpha, positive=steps > 0)
+            inputs.distance("alpha", alpha, self.lo, self.hi, positive=steps > 0)
         twin = copy.copy(self)
         twin.steps, twin.alpha, twin.stats = steps, alpha, AttackStats()
         return twin
@@ -248,13 +257,27 @@ class Attack:
         call.indexing(call.y, log_p.shape[1])  # for the check: what is indexed is the prediction
         return log_p
 
-    def _goal(self, call: Call, classes: int, rows: Tensor | None) -> Tensor:
-        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x."""
+    def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
+        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x.
+
+        Args:
+            logits: [n, C] of those rows; of all rows of the call, where it has no goal yet.
+        """
         if call.goal is None:
-            call.goal = call.indexing(call.y, classes)
+            y = call.indexing(call.y, logits.shape[1])
             if self.targeted == "random":
-                call.goal = random_targets(call.goal, classes, call.stream, call.index)
+                draws = target_draws(call.stream, call.index)
+                call.goal = random_targets(logits[: len(y)], y, draws)
+            else:
+                call.goal = y
+            self._look_at_masks(call, logits)
         return call.goal if rows is None else call.goal[rows % len(call.y)]
+
+    def _look_at_masks(self, call: Call, logits: Tensor) -> None:
+        """Take note, at logits of all rows, whether masks leave a sample too few classes for its DLR."""
+        if self.loss == "dlr":
+            last = losses.last_of_dlr(logits, targeted=self.targeted is not False)
+            call.findings.look_at_dlr(last)
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
         return losses.cotangent(

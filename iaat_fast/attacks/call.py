@@ -96,6 +96,9 @@ def prepare_call(
     checks.int64_vector("y", y, n, x.device)
     if index is not None:
         checks.int64_vector("index", index, n, x.device)
+    inputs.distance("eps", eps, *box)
+    if alpha is not None and not callable(alpha):
+        inputs.distance("alpha", alpha, *box)
     rows = eps.shape[0] if isinstance(eps, Tensor) and eps.dim() == 1 else n
     if not checks.is_multiple(rows, n):
         raise ValueError(f"eps: length {rows}, expected a multiple of the {n} samples")

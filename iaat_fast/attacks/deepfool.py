@@ -34,7 +34,7 @@ class DeepFool(Attack):
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius of the ball that iterates are clipped to, a float or a tensor [N]; None, the whole box.
-        steps: the most steps.
+        steps: the most steps; 0 gives x itself, with a warning.
         overshoot: how far past the boundary, relative to the perturbation (eta in the paper).
         candidates: classes that are tried, the true one and those with the largest logits at x. A step takes one pass
             through the network and back for each but the true one.

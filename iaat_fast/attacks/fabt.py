@@ -42,11 +42,11 @@ class FABT(Attack):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, a float or a tensor [N]; None, the whole box, and no early stop: the
-            smallest perturbation there is.
-        steps: number of steps per target, each a gradient and a forward.
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N]; None, the whole box, and no
+            early stop: the smallest perturbation there is.
+        steps: number of steps per target, each a gradient and a forward; 0 gives the start, with a warning.
         n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
-            model has fewer.
+            model has fewer, or masks some of them.
         alpha_max: the largest weight of the step that starts at x, in [0, 1].
         eta: how far past the hyperplane a step goes, at least 1.
         beta: how much of its perturbation an iterate that fools keeps, in [0, 1].

@@ -14,7 +14,7 @@ class FGSM(PGD):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, a float or a tensor [N].
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         **options: the keywords of `PGD`; `random_start=True` gives the variant of Wong et al. 2020.
 
     Source: Goodfellow, Shlens and Szegedy 2015, "Explaining and harnessing adversarial examples", Section 4.

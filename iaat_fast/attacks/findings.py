@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -28,8 +29,8 @@ class Counts(NamedTuple):
 
 # Doubles behind the counts, in the same tensor: the smallest and the largest values that were seen, whatever is NaN
 # first of all. Of weights it is a norm, since only NaN is looked for.
-_LOWEST = ("x", "y", "eps", "alpha", "weights", "index")
-_HIGHEST = ("x", "y", "index")
+_LOWEST = ("x", "y", "eps", "alpha", "weights", "index", "dlr")
+_HIGHEST = ("x", "y", "index", "eps")
 
 
 def checked_late(device: torch.device) -> bool:
@@ -128,7 +129,7 @@ class Findings:
             self._keep_range("x", x)
         self._keep_range("y", y)
         if not radii_are_sound:
-            self._keep_lowest("eps", eps.min())
+            self._keep_range("eps", eps)
         if moves and not steps_are_sound:
             # In a ball that is a point a step of 0 is as good as any, but one of NaN is not.
             self._keep_lowest("alpha", torch.where(eps > 0, alpha, alpha.clamp(min=1)).min())
@@ -156,6 +157,10 @@ class Findings:
         if len(index):
             self._keep_range("index", index)
         return index.clamp(0, size - 1)
+
+    def look_at_dlr(self, last: Tensor) -> None:
+        """Take note of `losses.last_of_dlr`: a RuntimeWarning will tell of DLRs that masks leave too few classes."""
+        self._keep_lowest("dlr", last.min())
 
     def look_at_weights(self, model: nn.Module) -> None:
         """Take note of NaN weights; on a CPU raise ValueError at once."""
@@ -211,6 +216,13 @@ class Findings:
             problem = inputs.out_of_range(highest["y"], self._classes)
         if problem:
             raise ValueError(problem)
+        if lowest["dlr"] == -math.inf:
+            warnings.warn(
+                "the model masks classes (logits of -inf) and leaves fewer than the loss 'dlr' is made of; samples "
+                "that this concerns are attacked by the margin, 'cw', instead",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         return counts
 
     def _problem_of_values(self, lowest: dict[str, float], highest: dict[str, float]) -> str | None:
@@ -226,6 +238,10 @@ class Findings:
             return inputs.below_zero(lowest["y"])
         if not lowest["eps"] >= 0:
             return f"eps: {lowest['eps']}, expected a number >= 0"
+        if self._range is not None:
+            problem = inputs.radius_problem(highest["eps"], *self._range[:2])
+            if problem:
+                return f"eps: {highest['eps']}, expected {problem}"
         if not lowest["alpha"] > 0:
             return f"alpha: {lowest['alpha']}, expected a number > 0 (or 0 where eps is 0)"
         return None

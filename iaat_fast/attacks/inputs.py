@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iaat_fast import units
 from iaat_fast.ops import checks
 
 # How far outside [lo, hi], as a share of hi - lo, a pixel may lie by rounding in a pipeline of the dtype:
@@ -18,6 +19,9 @@ _NOISE = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
+
+# A radius as wide as the box may have been rounded up by as much, in a tensor of bfloat16.
+_ROUNDED = 1 + 2**-8
 
 
 def whole_number(name: str, value: int, at_least: int) -> None:
@@ -43,14 +47,19 @@ def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
-def radius(name: str, value: float | Tensor, *, positive: bool = False) -> None:
-    """A default radius or step size: a number in range, or a tensor whose values each call looks at."""
+def distance(
+    name: str, value: float | Tensor, lo: float, hi: float, *, positive: bool = False
+) -> None:
+    """A radius or step size: a number up to the width of the box, or a tensor whose values each call looks at."""
     if isinstance(value, Tensor):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
     if not (value > 0 or (value == 0 and not positive)):
         raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
+    problem = units.beyond(value, lo, hi)
+    if problem:
+        raise ValueError(f"{name}: {value}, expected {problem}")
 
 
 def values(
@@ -66,8 +75,8 @@ def values(
         pixels = torch.stack(torch.aminmax(x)).double()
     else:
         pixels = x.new_tensor([lo, hi]).double()
-    facts = [*pixels, *torch.aminmax(y), eps.min(), stuck.any()]
-    low, high, first_class, last_class, smallest, any_stuck = torch.stack(
+    facts = [*pixels, *torch.aminmax(y), *torch.aminmax(eps), stuck.any()]
+    low, high, first_class, last_class, smallest, largest, any_stuck = torch.stack(
         [fact.double() for fact in facts]
     ).tolist()
     problem = pixels_problem(low, high, lo, hi, x.dtype)
@@ -77,9 +86,16 @@ def values(
         raise ValueError(below_zero(first_class))
     if not smallest >= 0:
         checks.radii_values(eps)
+    if radius_problem(largest, lo, hi):
+        checks.radii_within(eps, lo, hi, _ROUNDED)
     if moves and any_stuck:
         checks.step_values(alpha, eps)
     return int(last_class)
+
+
+def radius_problem(largest: float, lo: float, hi: float) -> str | None:
+    """What is expected in place of radii the largest of which is this, in words; None where they are right."""
+    return units.beyond(largest, lo, hi) if largest > (hi - lo) * _ROUNDED else None
 
 
 def pixels_problem(low: float, high: float, lo: float, hi: float, dtype: torch.dtype) -> str | None:

@@ -10,6 +10,9 @@ it descends. The goal of "kl" is a prediction, from which an attack moves away.
     "kl"   the divergence KL(p || softmax(z)) from a prediction p, the one at the clean image (Zhang et al. 2019)
 
 Where the true class is not known beside the target, the strongest class other than the target is the source.
+
+A logit of -infinity masks its class. A DLR without the finite logits that it is made of would be 0, or NaN, and is the
+margin instead, sample by sample.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from iaat_fast.ops.reference import SATURATION, softmax_minus_onehot
 CLASS_LOSSES = ("ce", "cw", "dlr")
 """The losses whose goal is a class."""
 LOSSES = (*CLASS_LOSSES, "kl")
+
+_DLR_CLASSES = {False: 3, True: 4}  # that it needs; True: targeted
 
 _TINY = (
     1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
@@ -55,20 +60,34 @@ def value(
     """
     if loss == "kl":
         log_p = _per_row(goal, logits)
-        return (log_p.exp() * (log_p - logits.log_softmax(1))).sum(1)
+        terms = log_p.exp() * (log_p - logits.log_softmax(1))
+        return terms.masked_fill(log_p == -torch.inf, 0.0).sum(1)  # lim p log p, not 0 * inf
     _check_classes(loss, logits, targeted)
     goal = _per_candidate(goal, logits)
     if loss == "ce":
         others = logits.scatter(1, goal, -torch.inf)
         return others.logsumexp(1) - logits.gather(1, goal)[:, 0]
     rival = _rival(loss, logits, goal, source)
-    margin = (logits.gather(1, rival) - logits.gather(1, goal))[:, 0]
-    return margin if loss == "cw" else margin / _spread(logits, targeted)[0][:, 0]
+    margin = logits.gather(1, rival) - logits.gather(1, goal)
+    if loss == "dlr":
+        spread, _ = _spread(logits, targeted)
+        margin = torch.where(_is_infinite(margin, spread), margin, margin / spread)
+    return margin[:, 0]
 
 
 def zero(loss: str) -> float:
     """What `value` gives where the loss is 0."""
     return -torch.inf if loss == "ce" else 0.0
+
+
+def last_of_dlr(logits: Tensor, *, targeted: bool) -> Tensor:
+    """[K*N], the smallest logit that a DLR is made of; -infinity where masks leave too few, so that it is the margin.
+
+    Raises:
+        ValueError: the DLR needs more classes than the logits have.
+    """
+    _check_classes("dlr", logits, targeted)
+    return logits.topk(_DLR_CLASSES[targeted], dim=1).values[:, -1]
 
 
 def cotangent(
@@ -105,7 +124,9 @@ def cotangent(
         return result.scatter_add_(1, rival, one).scatter_add_(1, goal, -one)
     spread, order = _spread(logits, targeted)
     margin = logits.gather(1, rival) - logits.gather(1, goal)
-    pull = margin / spread / spread
+    masked = _is_infinite(margin, spread)
+    spread = spread.masked_fill(masked, 1.0)
+    pull = (margin / spread / spread).masked_fill(masked, 0.0)
     result.scatter_add_(1, rival, one / spread).scatter_add_(1, goal, -one / spread)
     result.scatter_add_(1, order[:, :1], -pull)
     if not targeted:
@@ -129,6 +150,8 @@ def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> T
     top = log_p.argmax(1, keepdim=True)
     others_p, others_q = (log.scatter(1, top, -torch.inf) for log in (log_p, log_q))
     largest = torch.maximum(others_p, others_q).amax(1, keepdim=True)
+    # Finite also where all others are masked: their differences are 0, not NaN.
+    largest = largest.clamp(min=torch.finfo(largest.dtype).min)
     shifted = (others_q - largest).exp() - (others_p - largest).exp()
     shifted = shifted.scatter(1, top, -shifted.sum(1, keepdim=True))
     # 1 - p of the class predicted; without cancellation, for p itself rounds to 1.
@@ -145,9 +168,14 @@ def _rival(loss: str, logits: Tensor, goal: Tensor, source: Tensor | None) -> Te
 
 def _spread(logits: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
     """The denominator of the DLR, [K*N, 1], and the classes with the largest logits in descending order."""
-    largest, order = logits.topk(4 if targeted else 3, dim=1)
+    largest, order = logits.topk(_DLR_CLASSES[targeted], dim=1)
     low = largest[:, 2:].sum(1, keepdim=True) / 2 if targeted else largest[:, 2:]
     return largest[:, :1] - low + _TINY, order
+
+
+def _is_infinite(margin: Tensor, spread: Tensor) -> Tensor:
+    """bool [K*N, 1], where a masked class is part of a DLR, which has no gradient there: the margin alone has one."""
+    return margin.isinf() | spread.isinf()
 
 
 def _per_candidate(classes: Tensor, logits: Tensor) -> Tensor:
@@ -159,7 +187,7 @@ def _per_row(log_p: Tensor, logits: Tensor) -> Tensor:
 
 
 def _check_classes(loss: str, logits: Tensor, targeted: bool) -> None:
-    needed = {"ce": 1, "cw": 2, "dlr": 4 if targeted else 3}[loss]
+    needed = {"ce": 1, "cw": 2, "dlr": _DLR_CLASSES[targeted]}[loss]
     if logits.shape[1] < needed:
         kind = "targeted " if targeted else ""
         raise ValueError(

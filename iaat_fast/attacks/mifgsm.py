@@ -24,9 +24,9 @@ class MIFGSM(PGD):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, a float or a tensor [N].
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, as `PGD`'s; the paper takes eps / steps.
-        steps: number of gradient steps.
+        steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         decay: of the momentum, mu in the paper; 0 gives `PGD`.
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 

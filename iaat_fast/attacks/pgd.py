@@ -13,6 +13,7 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, StepSize
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.attacks.targets import random_targets, target_draws
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
@@ -33,15 +34,15 @@ class PGD(Attack):
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C]; normalisation belongs in it.
-        eps: radius on the scale of the images, a float or a tensor [N].
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, a float, a tensor [N], or a function of the radii such as `scaled_step(steps)`.
-        steps: number of gradient steps.
+        steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         restarts: independent random starts. A sample that falls keeps its first adversarial example, and later restarts
             leave it out; one that never falls keeps its iterate of largest loss.
         random_start: start uniformly in the ball instead of at x.
         clamp_start: clamp the random start to [lo, hi] (IAAT's released code does not).
         targeted: False; True, y is the target; "random", y is the true class and the target is drawn uniformly from the
-            others, once per sample and call.
+            others that are not masked by logits of -infinity, once per sample and call.
         lo, hi: range of the pixels.
         bn: BatchNorm's mode during the attack: "eval"; "train", batch statistics, buffers restored; "train_update",
             batch statistics that also update the running ones (IAAT's released code).
@@ -53,7 +54,8 @@ class PGD(Attack):
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
         loss: "ce", cross-entropy; "cw", the margin of Carlini and Wagner 2017; "dlr", the difference of logits ratio of
-            Croce and Hein 2020, for at least 3 classes, with targets 4; "kl", the divergence from the prediction at x
+            Croce and Hein 2020, for at least 3 classes, with targets 4 (where logits of -infinity mask the others,
+            the margin in its place, and a RuntimeWarning); "kl", the divergence from the prediction at x
             of Zhang et al. 2019 (TRADES), which has no targets, and at x no gradient, so that it needs a start.
 
     Raises:
@@ -108,7 +110,7 @@ class PGD(Attack):
         if self.early_stop:
             return self._descend_to_first(call, run)
         if self.network.captures(x_adv) and self.network.classes is not None:
-            self._replay(call, run, self._goal(call, self.network.classes, rows))
+            self._replay(call, run, self.network.classes)
         else:
             for _ in range(self.steps):
                 self._step(call, run)
@@ -139,15 +141,24 @@ class PGD(Attack):
         fooled, loss = self._verdict(call, kept, y)
         return kept, found | fooled, loss
 
-    def _replay(self, call: Call, run: Run, goal: Tensor) -> None:
+    def _replay(self, call: Call, run: Run, classes: int) -> None:
         """All steps, in place, by a graph where one has been captured."""
+        n, random = len(call.y), self.targeted == "random"
+        goal = call.indexing(call.y, classes) if call.goal is None else call.goal
+        goals = [goal, target_draws(call.stream, call.index)] if random else [goal]
+        if run.rows is not None:
+            goals = [each[run.rows % n] for each in goals]
+
+        def aim(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
+            # In every step, for the logits, which say what is masked, are known in the graph alone.
+            return random_targets(logits[: len(y)], y, draws)
 
         def step(tensors: Sequence[Tensor]) -> None:
             x_adv, stats, *momentum = tensors[:written]
-            goal, x, eps, alpha = tensors[written:]
+            x, eps, alpha, *goals = tensors[written:]
             self._advance(
                 x_adv,
-                lambda logits: self._cotangent(logits, goal),
+                lambda logits: self._cotangent(logits, aim(logits, *goals) if random else goals[0]),
                 *momentum,
                 rest=(x, eps, alpha, *self._rule(), stats),
             )
@@ -155,7 +166,7 @@ class PGD(Attack):
         state = [run.x_adv, call.stats]
         if run.momentum is not None:
             state.append(run.momentum)
-        written, tensors = len(state), [*state, goal, run.x, run.eps, run.alpha]
+        written, tensors = len(state), [*state, run.x, run.eps, run.alpha, *goals]
         key = (*self._rule(), self.loss)
         self.network.replay(key, tensors, step, self.steps, written=written)
         call.count(run.x_adv, self.steps)
@@ -167,7 +178,7 @@ class PGD(Attack):
         def cotangent(logits: Tensor) -> Tensor:
             nonlocal seen
             seen = logits
-            return self._cotangent(logits, self._goal(call, logits.shape[1], run.rows))
+            return self._cotangent(logits, self._goal(call, logits, run.rows))
 
         self._advance(
             run.x_adv,

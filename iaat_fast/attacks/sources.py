@@ -153,5 +153,7 @@ def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _off(value: Tensor, true: Tensor) -> float:
-    true = true.double()
-    return float((value.double() - true).norm() / true.norm().clamp(min=1e-30))
+    value, true = value.double(), true.double()
+    difference = (value - true).masked_fill(value == true, 0.0)  # not NaN where both are -infinity
+    size = true.masked_fill(true.isinf(), 0.0).norm()
+    return float(difference.norm() / size.clamp(min=1e-30))

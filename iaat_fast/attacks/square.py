@@ -47,8 +47,8 @@ class Square(Attack):
 
     Args:
         model: maps images [N, C, H, W] in [lo, hi] to logits [N, classes].
-        eps: radius on the scale of the images, a float or a tensor [N].
-        n_queries: squares that are tried, one forward each.
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
+        n_queries: squares that are tried, one forward each; 0 leaves the stripes, with a warning.
         p_init: share of an image's pixels in the first squares, in (0, 1]; halved after 10, 50, 200, 500, 1000, 2000,
             4000, 6000 and 8000 queries.
         rescale_schedule: stretch these numbers from 10,000 queries to `n_queries`. AutoAttack does not.
@@ -193,7 +193,7 @@ class Square(Attack):
         logits = self.network.predict(tried)
         if first:
             checks.logit_values(logits)
-        goal = self._goal(call, logits.shape[1], state.rows)
+        goal = self._goal(call, logits, state.rows)
         targeted = self.targeted is not False
         loss = losses.value(self.loss, logits, goal, targeted=targeted)
         loss = (-loss if targeted else loss).to(state.loss.dtype)

@@ -11,36 +11,63 @@ from iaat_fast.ops import reference
 _TARGET_BLOCK = 2**32 - 1
 
 
-def random_targets(y: Tensor, classes: int, seed: Tensor, index: Tensor) -> Tensor:
-    """A class other than y for every sample, uniform, a function of (seed, sample number) alone.
+def target_draws(seed: Tensor, index: Tensor) -> Tensor:
+    """What random targets are made of: int64 [N], uniform words of 32 bits, a function of (seed, sample number) alone.
 
     Args:
-        y: int64 [N], true classes.
-        classes: number of classes, at least 2.
         seed: int64, first entry the key of the attack.
         index: int64 [N], sample numbers.
+    """
+    key = reference.stream_of(seed)[0]
+    zero = index.new_zeros(())
+    return reference.philox(key, zero + _TARGET_BLOCK, index, zero, zero)[0]
+
+
+def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
+    """A class other than y for every sample, uniform over those that are not masked by a logit of -infinity.
+
+    Args:
+        logits: [N, C], C at least 2.
+        y: int64 [N], true classes.
+        draws: int64 [N], of `target_draws`.
 
     Returns:
-        int64 [N].
+        int64 [N]; y + 1, modulo C, where all others are masked.
+
+    Raises:
+        ValueError: fewer than 2 classes.
 
     Source: IAAT, Section 4.2: targets uniform over the other classes, fixed for the whole attack.
     """
+    classes = logits.shape[1]
     if classes < 2:
         raise ValueError(f"targeted: 'random' needs at least 2 classes, the model has {classes}")
-    key = reference.stream_of(seed)[0]
-    zero = index.new_zeros(())
-    word = reference.philox(key, zero + _TARGET_BLOCK, index, zero, zero)[0]
-    return (y + 1 + (word * (classes - 1) >> 32)) % classes
+    others = (y.view(-1, 1) + torch.arange(1, classes, device=y.device)) % classes
+    number = (logits.gather(1, others) != -torch.inf).cumsum(1)  # of the ones left, from 1
+    chosen = (draws.view(-1, 1) * number[:, -1:] >> 32) + 1
+    return others.gather(1, torch.searchsorted(number, chosen).clamp(max=classes - 2))[:, 0]
 
 
 def likely_targets(logits: Tensor, y: Tensor, most: int) -> Tensor:
-    """The wrong classes with the largest logits, those first: int64 [N, min(most, C - 1)].
+    """The wrong classes with the largest logits, those first: int64 [N, T] with T <= min(most, C - 1).
+
+    Classes that are masked by a logit of -infinity are none of them: T is the number of wrong classes that the sample
+    with the most of them has left. A sample with fewer begins again with its first. Reads one number from the device.
 
     Args:
         logits: [N, C], at the clean images.
         y: int64 [N], true classes.
         most: how many to give.
+
+    Raises:
+        ValueError: no sample has a wrong class left.
     """
     wrong = logits.scatter(1, y.view(-1, 1), -torch.inf)
-    tried = min(most, logits.shape[1] - 1)
-    return wrong.argsort(dim=1, descending=True, stable=True)[:, :tried]
+    left = (wrong != -torch.inf).sum(1, keepdim=True)
+    tried = min(most, int(left.max()))
+    if tried == 0:
+        raise ValueError(
+            "model: its logits are finite for the true classes alone, expected another class to attack towards"
+        )
+    place = torch.arange(tried, device=y.device) % left.clamp(min=1)
+    return wrong.argsort(dim=1, descending=True, stable=True).gather(1, place)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast import ops
+from iaat_fast.attacks import inputs
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, Fitting, chosen_images
 from iaat_fast.ops import checks
@@ -46,7 +47,8 @@ class EpsilonMemory:
         gamma: distance of the candidates prev + gamma, prev, prev - gamma; on the scale of the images.
         beta: smoothing constant in [0, 1]: eps = (1 - beta) * prev + beta * choice.
         init: radius of all samples at first.
-        eps_min, eps_max: bounds of the result; None is no upper bound.
+        eps_min, eps_max: bounds of the result; None is the width of the attack's box, hi - lo, beyond which a radius
+            means nothing.
         strategy: how the candidates are attacked. "batched": in one batch, judged in one forward; prev + gamma and
             prev, and prev - gamma, which the algorithm never tests, for "reuse" alone. "lazy": first prev + gamma, then
             prev where that fooled the model: fewest operations, the same radii and choices. "sequential": both on the
@@ -233,12 +235,15 @@ class EpsilonMemory:
 
         Raises:
             TypeError: an index that is not int64.
-            ValueError: index out of range, or of another length than x; correct of another length or not bool;
-                "batched" or "lazy" with an attack that uses batch statistics.
+            ValueError: index out of range, or of another length than x; gamma or a bound beyond the width of the
+                attack's box; correct of another length or not bool; "batched" or "lazy" with an attack that uses batch
+                statistics.
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
         known = self._known(index, len(x), findings)
+        for name in ("gamma", "eps_min", "eps_max"):
+            inputs.distance(name, getattr(self, name) or 0.0, attack.lo, attack.hi)
         if correct is not None:
             _check_correct(correct, index)
         elif self.misclassified == "shrink" and not judge:
@@ -251,8 +256,9 @@ class EpsilonMemory:
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
         batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
-        prev = self.values[known]
-        radii = [prev + self.gamma, prev]
+        prev, width = self.values[known], attack.hi - attack.lo
+        # A ball as wide as the box holds all of it already. A radius beyond that is left for the attack to refuse.
+        radii = [torch.maximum((prev + self.gamma).clamp(max=width), prev), prev]
         if self.final == "reuse":  # Algorithm 2 falls back to the third candidate without a test.
             radii.append((prev - self.gamma).clamp(min=0.0))
         candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._fitting)
@@ -264,7 +270,7 @@ class EpsilonMemory:
             self.gamma,
             self.beta,
             self.eps_min,
-            self.eps_max,
+            width if self.eps_max is None else self.eps_max,
             clamp_candidate=self.clamp == "candidate",
             misclassified=~candidates.correct
             if self.misclassified == "shrink" and candidates.correct is not None

@@ -100,7 +100,7 @@ def robust_accuracy(
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's
             device; its mode, gradients and buffers are as they were afterwards.
         split: the samples.
-        eps: radius of the L-infinity ball, on the [0, 1] scale.
+        eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         alpha: step size, on the [0, 1] scale.
         steps: steps of each restart; 0 leaves the random start.
         restarts: random starts, at least 1.

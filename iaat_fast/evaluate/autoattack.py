@@ -134,7 +134,7 @@ def autoattack(
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
             gradients and buffers are as they were afterwards.
         split: the samples.
-        eps: radius of the L-infinity ball, on the [0, 1] scale.
+        eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         batch_size: samples attacked at once.
         seed: of the attacks' draws.
         version: "standard", the only one there is: see `standard`.
@@ -150,6 +150,7 @@ def autoattack(
     Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
     """
     inputs.number("eps", eps)
+    inputs.distance("eps", eps, 0.0, 1.0)
     inputs.one_of("version", version, ("standard",))
     checks.int64_number("seed", seed)
     inputs.whole_number("batch_size", batch_size, at_least=1)
@@ -198,13 +199,18 @@ def autoattack(
 
 
 def _check_classes(model: nn.Module, split: Samples) -> None:
-    """Raise ValueError where the targeted DLR has too few classes, before any attack."""
+    """Raise ValueError where the targeted DLR has too few classes, masked ones left out, before any attack."""
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
         logits = model(x)
-    if logits.dim() == 2 and logits.shape[1] < 4:
+    if logits.dim() != 2:
+        return
+    classes = int((logits != -torch.inf).sum())
+    if classes < 4:
+        masked = " with finite logits" if classes < logits.shape[1] else ""
         raise ValueError(
-            f"model: {logits.shape[1]} classes, expected at least 4 for AutoAttack's standard version (targeted DLR)"
+            f"model: {classes} classes{masked}, expected at least 4 for AutoAttack's standard version (targeted DLR); "
+            "`attacks` may name others, such as APGDT(model, loss='cw')"
         )
 
 

@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from iaat_fast import command_line
-from iaat_fast.command_line import PixelList, Pixels, optional
+from iaat_fast import command_line, units
+from iaat_fast.command_line import PixelList, Pixels, optional, warn
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
 from iaat_fast.evaluate.measure import Attacks, measure, table
@@ -36,7 +36,7 @@ command again goes on where it was stopped, or shows what is finished.
 Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
 function without arguments that returns a torch.nn.Module over images in [0, 1].
 
-N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
+N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255, and so is --eps 8/255.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM; without --suite nothing is written then."""
@@ -51,7 +51,7 @@ class Command:
     eps: Annotated[PixelList, optional("N/255 [N/255 ...]", "the run's, or 8")] = ()
     """Radius of the attack, one or several."""
     alpha: Annotated[Pixels | None, optional("N/255", "the run's, or 2")] = None
-    """Step size of the attack."""
+    """Step size of the attack, the same at every radius."""
     steps: Annotated[int | None, optional("INT", "the run's, or 10")] = None
     """Steps of the attack."""
     restarts: Annotated[int | None, optional("INT", "the run's, or 5")] = None
@@ -151,6 +151,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         check_writable("--json", command.json)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
+    _warn_of_units(command, attacks)
     if as_suite:
         return run_suite(command, folder, subject, defaults, batch_size, console)
     measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
@@ -162,6 +163,23 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         write_json(path, measured)
         console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
     return measured
+
+
+def _warn_of_units(command: Command, attacks: Attacks) -> None:
+    """What is right but hardly meant: numbers on the [0, 1] scale, and one step for radii of all sizes."""
+    for eps in command.eps:
+        warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
+    if command.alpha is not None:
+        warn(PROG, units.too_small("--alpha", command.alpha, units.SMALL_STEP))
+    if len(set(command.eps)) > 1:
+        radii = " ".join(map(units.to_text, command.eps))
+        known = command.suite is None or command.alpha is not None  # a suite has a step of its own
+        step = f", {units.to_text(attacks.alpha)}/255" if known else ""
+        warn(
+            PROG,
+            f"--eps {radii}: every radius is attacked with the same step{step}; for another, evaluate it by itself "
+            "with its --alpha",
+        )
 
 
 def _attacks(command: Command, defaults: dict[str, Any]) -> Attacks:

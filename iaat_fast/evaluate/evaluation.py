@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iaat_fast import units
 from iaat_fast.alone import alone_in
 from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
@@ -95,9 +96,11 @@ def evaluate_suite(
     alpha = chosen.alpha if alpha is None else alpha
     for radius in radii:
         if not 0 <= radius <= 1:
-            raise ValueError(f"eps: {radius * 255:g}/255, expected 0 to 255")
+            likely = units.likely(radius, 1.0)
+            raise ValueError(f"eps: {units.to_text(radius)}/255, expected 0 to 255{likely}")
     if not 0 < alpha <= 1:
-        raise ValueError(f"alpha: {alpha * 255:g}/255, expected above 0, up to 255")
+        likely = units.likely(alpha, 1.0)
+        raise ValueError(f"alpha: {units.to_text(alpha)}/255, expected above 0, up to 255{likely}")
     if len(set(radii)) < len(radii):
         raise ValueError("eps: the same radius twice")
     inputs.whole_number("seed", seed, at_least=0)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from iaat_fast import units
 from iaat_fast.evaluate.accuracies import accuracy, robust_accuracy
 from iaat_fast.evaluate.interval import share
 from iaat_fast.evaluate.subject import Subject
@@ -43,9 +44,10 @@ class Attacks:
             raise ValueError("--eps: expected at least one radius")
         for eps in self.eps:
             if not 0 <= eps <= 1:
-                raise ValueError(f"--eps: {eps * 255:g}/255, expected 0 to 255")
+                raise ValueError(f"--eps: {units.to_text(eps)}/255, expected 0 to 255")
         if not 0 < self.alpha <= 1:
-            raise ValueError(f"--alpha: {self.alpha * 255:g}/255, expected above 0, up to 255")
+            text = units.to_text(self.alpha)
+            raise ValueError(f"--alpha: {text}/255, expected above 0, up to 255")
         for name, least in (("steps", 1), ("restarts", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name}: {getattr(self, name)}, expected at least {least}")

@@ -12,6 +12,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from iaat_fast import units
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -209,6 +211,13 @@ def radii_values(eps: Tensor) -> None:
     bad = ~(eps >= 0)
     if bad.any():
         _raise_at("eps", eps, bad, "a number >= 0")
+
+
+def radii_within(eps: Tensor, lo: float, hi: float, slack: float) -> None:
+    """Raise ValueError for the first radius beyond the width of the box times `slack`."""
+    bad = eps > (hi - lo) * slack
+    if bad.any():
+        _raise_at("eps", eps, bad, str(units.beyond(float(eps[bad][0]), lo, hi)))
 
 
 def step_values(alpha: Tensor, eps: Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iaat_fast import units
+
 NO_WARMUP = "iaat-no-warmup"
 """The method iaat without a warm-up, which the paper lists as a method of its own."""
 
@@ -63,7 +65,7 @@ PIXEL_FIELDS = frozenset(
 
 def pixels(value: float) -> str:
     """A distance on the [0, 1] scale in units of 1/255: `8`, `76.5`."""
-    return f"{round(value * 255, 4):g}"
+    return units.to_text(value)
 
 
 def method_key(config: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from iaat_fast import command_line
-from iaat_fast.command_line import PixelList, UsageError, optional
+from iaat_fast import command_line, units
+from iaat_fast.command_line import PixelList, UsageError, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
 from iaat_fast.messages import one_line
@@ -39,7 +39,8 @@ a sweep, and with more methods, radii or seeds it extends one. Another configura
 What follows a -- is passed to python -m iaat_fast.train, and what follows a second one to python -m \
 iaat_fast.evaluate: ... --out DIR --suite cifar -- --epochs 10 --width 16 -- --parts natural pgd
 
-N/255 is in units of 1/255, as in the paper's tables: --eps 1 2 4 8 are radii of 1/255 to 8/255.
+N/255 is in units of 1/255, as in the paper's tables: --eps 1 2 4 8 are radii of 1/255 to 8/255, and so are fractions \
+such as 8/255.
 
 Exit status: 0 all jobs are done; 1 some failed; 2 bad usage or bad input, with one line on \
 standard error and nothing started; 130 after Ctrl-C and 143 after SIGTERM, with the state of all \
@@ -148,6 +149,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
         command, grid, suite = parse(argv)
+        for eps in command.eps:
+            warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
         return _sweep(command, grid, suite, argv, Console())
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)

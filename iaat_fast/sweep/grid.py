@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from iaat_fast import units
 from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice
 from iaat_fast.train.cli import parse
@@ -17,6 +18,7 @@ from iaat_fast.train.presets import PRESETS
 Warmup = Literal["on", "off", "both"]
 WITHOUT_RADIUS = ("clean", "iaat", "mma")
 """Methods that train at no fixed radius: they have one run per seed, whatever the radii."""
+_DIGITS = 10  # of a radius in names and commands, which read back as the same radius
 OWN_FLAGS = {
     "--method": "--methods",
     "--eps": "--eps before the --",
@@ -64,7 +66,7 @@ class Grid:
         axes: dict[str, Sequence[object]] = {
             "--methods": self.methods,
             "--seeds": self.seeds,
-            "--eps": [_units(eps) for eps in self.eps],
+            "--eps": [units.to_text(eps, _DIGITS) for eps in self.eps],
         }
         for name, values in axes.items():
             twice = [value for value in values if values.count(value) > 1]
@@ -110,14 +112,14 @@ class Grid:
         words += ["--data", self.data] if self.data is not None else []
         words += self.flags
         # After the flags: of a flag given twice, training takes the last.
-        words += ["--eps", _units(eps)] if eps is not None else []
+        words += ["--eps", units.to_text(eps, _DIGITS)] if eps is not None else []
         words += ["--warmup-epochs", "0"] if variant.get("warmup") is False else []
         config = parse(words).config
         if config.preset != self.preset:
             raise UsageError(f"{config.preset}: unexpected after the --, expected flags")
         name = method
         if "eps" in variant:
-            name += f"-eps{_units(config.attack.eps)}"
+            name += f"-eps{units.to_text(config.attack.eps, _DIGITS)}"
         if variant.get("warmup") is False:
             name += "-no-warmup"
         return Run(
@@ -163,8 +165,3 @@ def surrogate(run: Run, runs: Sequence[Run]) -> Run | None:
     if len(peers) == 1:
         return None
     return peers[place - 1 if place else 1]
-
-
-def _units(eps: float) -> str:
-    """A radius in 1/255 units, as the command line takes it."""
-    return f"{eps * 255:.10g}"

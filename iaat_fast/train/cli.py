@@ -15,7 +15,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from iaat_fast import command_line
+from iaat_fast import command_line, units
 from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice, one_line
 from iaat_fast.run_folder import RunFolder
@@ -35,7 +35,7 @@ a baseline.
 
 Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and the --protocol given.
 
-N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255.
+N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255, and so is --eps 8/255.
 
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
 agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
@@ -149,6 +149,8 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
     try:
         with contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
             command = parse(argv)
+            for text in _of_units(command) if ranks.first else ():
+                command_line.warn(PROG, text)
             result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
             close_run(result, Console(), ranks)
     except KeyboardInterrupt as stop:
@@ -161,6 +163,25 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
             raise
         return end(2, f"{PROG}: error: rank {ranks.rank} has lost another: {one_line(error)}")
     return 0
+
+
+def _of_units(config: TrainConfig) -> list[str]:
+    """Warnings of numbers that were hardly meant in units of 1/255."""
+    radii = {
+        "--eps": config.attack.eps,
+        "--eps-w": config.epsilon.eps_w,
+        "--eps-min": config.epsilon.eps_min,
+        "--mma-d-max": config.baseline.mma_d_max,
+        "--eval-eps": config.evaluation.eps,
+    }
+    steps = {
+        "--alpha": config.attack.alpha,
+        "--gamma": config.epsilon.gamma,
+        "--eval-alpha": config.evaluation.alpha,
+    }
+    found = [units.too_small(flag, value, units.SMALL_RADIUS) for flag, value in radii.items()]
+    found += [units.too_small(flag, value, units.SMALL_STEP) for flag, value in steps.items()]
+    return [text for text in found if text is not None]
 
 
 def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:

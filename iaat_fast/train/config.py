@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import arg
 
 from iaat_fast import data as datasets
-from iaat_fast import models
+from iaat_fast import models, units
 from iaat_fast.command_line import Pixels
 from iaat_fast.messages import choice
 
@@ -49,7 +49,8 @@ def _number(
     if not math.isfinite(value) or not inside:
         shown = f"{value!r} (= {value * 255:g}/255)" if pixels else repr(value)
         scale = " of the pixel scale, that is N/255 with N up to 255" if pixels else ""
-        raise ValueError(f"{name} is {shown}: expected a number in {interval}{scale}")
+        likely = units.likely(value, high) if pixels else ""
+        raise ValueError(f"{name} is {shown}: expected a number in {interval}{scale}{likely}")
 
 
 def _integer(name: str, value: object, low: int, *, optional: bool = False) -> None:

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import FGSM, PGD, scaled_step
+from iaat_fast.attacks import (
+    APGD,
+    APGDT,
+    FABT,
+    FGSM,
+    MIFGSM,
+    PGD,
+    DeepFool,
+    Square,
+    scaled_step,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +29,14 @@ from iaat_fast.attacks import FGSM, PGD, scaled_step
         ({"eps": math.nan}, ValueError, r"^eps: nan, expected a number >= 0"),
         ({"eps": "8/255"}, TypeError, r"^eps: expected a float or a Tensor, got str"),
         ({"eps": True}, TypeError, r"^eps: expected a float or a Tensor, got bool"),
+        ({"eps": 8}, ValueError, r"^eps: 8, expected at most 1, the width of \[0, 1\]; 8/255\?"),
+        ({"eps": math.inf}, ValueError, r"^eps: inf, expected at most 1, the width of \[0, 1\]$"),
+        ({"lo": -2.0, "hi": 2.0, "eps": 4.01}, ValueError, r"^eps: 4\.01, expected at most 4, the"),
+        (
+            {"alpha": 2},
+            ValueError,
+            r"^alpha: 2, expected at most 1, the width of \[0, 1\]; 2/255\?",
+        ),
         ({"alpha": 0.0}, ValueError, r"^alpha: 0\.0, expected a number > 0"),
         ({"alpha": -0.1}, ValueError, r"^alpha: -0\.1, expected a number > 0"),
         ({"alpha": math.nan}, ValueError, r"^alpha: nan, expected a number > 0"),
@@ -107,6 +125,21 @@ def spoiled(tensor: Tensor, value: float) -> Tensor:
         ({"eps": -0.1}, ValueError, r"^eps: -0\.1, expected a number >= 0"),
         ({"eps": math.nan}, ValueError, r"^eps: nan, expected a number >= 0"),
         (
+            {"eps": 8.0},
+            ValueError,
+            r"^eps: 8\.0, expected at most 1, the width of \[0, 1\]; 8/255\?",
+        ),
+        (
+            {"eps": spoiled(torch.zeros(8), 8)},
+            ValueError,
+            r"^eps: 8\.0 at index 5, expected at most 1, the width of \[0, 1\]; 8/255\?",
+        ),
+        (
+            {"alpha": 2.0},
+            ValueError,
+            r"^alpha: 2\.0, expected at most 1, the width of \[0, 1\]; 2/25",
+        ),
+        (
             {"eps": torch.full((8,), -0.1)},
             ValueError,
             r"^eps: -0\.1.* at index 0, expected a number >= 0",
@@ -180,6 +213,48 @@ def test_the_call(
         pgd(images, labels, **options)
     assert all(m.training for m in net.modules())
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD, FGSM, MIFGSM, APGD, APGDT, DeepFool, FABT, Square], ids=lambda cls: cls.__name__
+)
+def test_every_attack_refuses_a_radius_of_another_scale(
+    attack: Any, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"^eps: 8, expected at most 1, the width of \[0, 1\]; 8/255"
+    ):
+        attack(net, 8)
+    with pytest.raises(
+        ValueError, match=r"^eps: 8\.0 at index 0, expected at most 1, the width of"
+    ):
+        attack(net, torch.full((8,), 8.0))(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_radius_as_wide_as_the_box_is_accepted(
+    dtype: torch.dtype, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    """0.1 and 0.3 are rounded up by some of the types."""
+    for width in (0.1, 0.3, 1.0):
+        pgd = PGD(net, eps=width, alpha=0.05, steps=1, hi=width)
+        pgd(width * x, y, eps=torch.full((8,), width, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        (PGD, {"steps": 0}),
+        (MIFGSM, {"steps": 0}),
+        (APGD, {"steps": 0}),
+        (FABT, {"steps": 0}),
+        (DeepFool, {"steps": 0}),
+        (Square, {"n_queries": 0}),
+    ],
+)
+def test_no_steps_are_said(attack: Any, options: dict[str, int], net: nn.Module) -> None:
+    with pytest.warns(RuntimeWarning, match=rf"^{attack.__name__} of 0 steps takes no gradient"):
+        attack(net, **options)
 
 
 def test_float_noise_outside_the_box_is_accepted(net: nn.Module, x: Tensor, y: Tensor) -> None:

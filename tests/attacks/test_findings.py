@@ -362,6 +362,18 @@ def test_a_copy_is_not_judged_by_nan(spoil: str, bn_net: nn.Module, x: Tensor) -
 
 
 @pytest.mark.usefixtures("late")
+def test_radii_beyond_the_box_are_named_late(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    pgd, findings, radii = PGD(net, steps=2), Findings("cpu"), spoiled(torch.zeros(8), 8)
+    with pytest.raises(
+        ValueError, match=r"^eps: 8\.0 at index \d, expected at most 1, the width of"
+    ):
+        pgd(x, y, eps=radii)
+    pgd(x, y, eps=radii, findings=findings)
+    with pytest.raises(ValueError, match=r"^eps: 8\.0, expected at most 1, the width .*; 8/255\?"):
+        findings.settle()
+
+
+@pytest.mark.usefixtures("late")
 def test_running_statistics_are_not_spoilt(bn_net: nn.Module, x: Tensor) -> None:
     """`train_update` would keep what NaN pixels have made of them."""
     before = copy.deepcopy(bn_net.state_dict())

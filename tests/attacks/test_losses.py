@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iaat_fast.attacks import PGD, losses
-from iaat_fast.attacks.targets import random_targets
+from iaat_fast.attacks.targets import random_targets, target_draws
 
 EPS, ALPHA = 8 / 255, 2 / 255
 
@@ -164,7 +164,7 @@ def test_with_the_rest_of_the_engine(
 
 @pytest.mark.parametrize("loss", ["cw", "dlr"])
 def test_random_targets(loss: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
-    target = random_targets(y, 10, torch.tensor([7]), torch.arange(8))
+    target = random_targets(net(x), y, target_draws(torch.tensor([7]), torch.arange(8)))
     options = {"eps": 0.1, "alpha": 0.02, "steps": 10, "loss": loss, "seed": 7}
     x_adv = PGD(net, targeted="random", **options)(x, y)
     assert torch.equal(x_adv, PGD(net, targeted=True, **options)(x, target))

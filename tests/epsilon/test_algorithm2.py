@@ -289,3 +289,43 @@ def test_a_model_that_diverges_leaves_the_memory_alone(threshold: nn.Module) -> 
     with pytest.raises(ValueError, match=r"^logits: .*has the model diverged"):
         memory.select(attack, x, y, torch.tensor([0, 1]))
     assert torch.equal(memory.values, torch.full((3,), PREV))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.9}, r"^gamma: 1\.9, expected at most 1, the width of \[0, 1\]; 1\.9/255\?"),
+        ({"eps_max": 8.0}, r"^eps_max: 8\.0, expected at most 1, the width of \[0, 1\]; 8/255\?"),
+        ({"eps_min": 4.0}, r"^eps_min: 4\.0, expected at most 1, the width of \[0, 1\]; 4/255\?"),
+        (
+            {"init": 8.0},
+            r"^eps: 8\.0 at index 0, expected at most 1, the width of \[0, 1\]; 8/255\?",
+        ),
+    ],
+)
+def test_radii_of_another_scale_are_refused(
+    threshold: nn.Module, options: dict[str, float], message: str
+) -> None:
+    memory = EpsilonMemory(**{"size": 2, "gamma": GAMMA, "beta": BETA, **options})
+    before = memory.values.clone()
+    x, y = images([0.1, 0.2])
+    with pytest.raises(ValueError, match=message):
+        memory.select(PGD(threshold, alpha=0.05, steps=1), x, y, torch.arange(2), seed=0)
+    assert torch.equal(memory.values, before)
+
+
+class Steadfast(nn.Module):
+    """Class 1 whatever the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = x.flatten(1).mean(1) + 1
+        return torch.stack([-margin, margin], 1)
+
+
+@pytest.mark.parametrize("strategy", ["batched", "lazy", "sequential"])
+@pytest.mark.parametrize(("init", "expected"), [(0.99, 0.992), (0.999, 1.0), (1.0, 1.0)])
+def test_no_radius_grows_beyond_the_box(init: float, expected: float, strategy: str) -> None:
+    eps, choice, _, _ = select(Steadfast(), [0.2], init=init, strategy=strategy)
+    assert choice == [0]
+    assert eps == pytest.approx([expected])
+    assert eps[0] <= 1

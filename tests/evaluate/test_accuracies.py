@@ -271,6 +271,7 @@ def test_restarts_attack_the_survivors_in_full_batches(network: nn.Module, label
     [
         ({"eps": -0.1}, "eps: -0.1"),
         ({"eps": float("nan")}, "eps: nan"),
+        ({"eps": 8}, r"^eps: 8, expected at most 1, the width of \[0, 1\]; 8/255\?"),
         ({"alpha": 0.0}, "alpha: 0.0"),
         ({"steps": -1}, "steps: -1"),
         ({"restarts": 0}, "restarts: 0"),

@@ -206,6 +206,7 @@ def test_the_model_is_as_it_was(network: InFloat64) -> None:
     ("changes", "error", "message"),
     [
         ({"eps": -0.1}, ValueError, r"^eps: -0\.1, expected a number >= 0"),
+        ({"eps": 8}, ValueError, r"^eps: 8, expected at most 1, the width of \[0, 1\]; 8/255\?"),
         ({"eps": "8/255"}, TypeError, r"^eps: '8/255', expected a float"),
         ({"version": "plus"}, ValueError, r"^version: 'plus', expected one of 'standard'"),
         ({"batch_size": 0}, ValueError, r"^batch_size: 0, expected at least 1"),
@@ -229,10 +230,15 @@ def test_attacks_that_do_not_fit(network: InFloat64, linear: InFloat64) -> None:
         autoattack(network, split, attacks={"pgd": PGD(network, targeted=True)})
 
 
-def test_too_few_classes_are_said_before_any_attack() -> None:
-    three = InFloat64(nn.Flatten(), nn.Linear(36, 3))
+@pytest.mark.parametrize(
+    ("classes", "few"), [(3, "3 classes,"), (10, "3 classes with finite logits,")]
+)
+def test_too_few_classes_are_said_before_any_attack(classes: int, few: str) -> None:
+    head = nn.Linear(36, classes)
+    head.bias.data[3:] = -torch.inf
+    three = InFloat64(nn.Flatten(), head)
     saved: list[AutoAttackResult] = []
-    with pytest.raises(ValueError, match=r"^model: 3 classes, expected at least 4"):
+    with pytest.raises(ValueError, match=rf"^model: {few} expected at least 4"):
         autoattack(three, random_split(4, 3), save=saved.append)
     assert not saved
 

@@ -73,7 +73,9 @@ def test_a_run_is_measured_with_its_own_settings(
     assert f"{robust.accuracy:.2%}" in out
 
 
-def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> None:
+def test_the_json_says_what_was_measured_and_how(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "result.json"
     line = "--eps 2 8 --alpha 1 --steps 2 --restarts 1 --limit 50 --batch-size 20 --seed 3"
     assert evaluate(run, *line.split(), "--device", "cpu", "--json", file) == 0
@@ -97,6 +99,10 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
     assert written["batch_size"] == 20
     assert written["environment"]["packages"]["torch"] == torch.__version__
     assert [row["eps"] for row in written["robust"]] == [2 / 255, 8 / 255]
+    said = (
+        "--eps 2 8: every radius is attacked with the same step, 1/255; for another, evaluate it by"
+    )
+    assert said in capsys.readouterr().err
     for row in written["robust"]:
         assert (row["attack"], row["steps"], row["restarts"], row["seed"]) == ("PGD", 2, 1, 3)
         assert row["alpha"] == 1 / 255
@@ -203,6 +209,22 @@ def test_stopped_under_attack_it_leaves_no_file(
     assert left == {"mine.py", "under-attack"}
 
 
+def test_fractions_are_read_and_numbers_of_the_unit_scale_warned_of(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "--steps 1 --restarts 1 --limit 2 --device cpu"
+    assert evaluate(run, *f"--eps 8/255 --alpha 1/255 {line}".split()) == 0
+    out, err = capsys.readouterr()
+    assert "PGD-1 × 1 at ε = 8/255" in out
+    assert not err
+    assert evaluate(run, *f"--eps 0.03 --alpha 0.01 {line}".split()) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"python -m iaat_fast.evaluate: warning: {flag}: {value}/255, since numbers are in units of 1/255; "
+        f"if {value} of the range of the pixels was meant, that is {units}"
+        for flag, value, units in (("--eps", "0.03", "7.65"), ("--alpha", "0.01", "2.55"))
+    ]
+
+
 def one_line_error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The error of a command line that must fail with status 2 and exactly one line."""
     assert evaluate(*words) == 2
@@ -219,7 +241,8 @@ def one_line_error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("--epss 8", "--epss: unknown flag, did you mean '--eps'?"),
         ("--restart 5", "did you mean '--restarts'?"),
         ("--eps", "--eps: expected one or several numbers"),
-        ("--eps eight", "--eps: could not convert string to float: 'eight'"),
+        ("--eps eight", "--eps: 'eight', expected a number of units of 1/255"),
+        ("--eps 8/0", "--eps: '8/0', expected a number of units of 1/255"),
         ("--eps -1", "--eps: -1/255, expected 0 to 255"),
         ("--eps 8 300", "--eps: 300/255, expected 0 to 255"),
         ("--eps nan", "--eps: nan/255, expected 0 to 255"),

@@ -105,6 +105,16 @@ def test_a_masked_class_gets_no_gradient(margin: float) -> None:
     assert cotangent[0, 1] > 0
 
 
+@pytest.mark.parametrize("top", [2.0, 30.0], ids=["", "saturated"])
+@pytest.mark.parametrize("y", [0, 1, 2], ids=["ahead", "behind", "masked"])
+@pytest.mark.parametrize("left", [1, 2])
+def test_few_classes_left_give_autograds_signs(left: int, y: int, top: float) -> None:
+    logits = torch.tensor([[top, 1.0, -math.inf, -math.inf]])
+    logits[:, left:] = -math.inf
+    expected = autograd_gradient(logits.double(), torch.tensor([y])).float()
+    assert torch.equal(ops.ce_cotangent(logits, torch.tensor([y])).sign(), expected.sign())
+
+
 def test_a_single_class_has_no_gradient() -> None:
     assert torch.equal(
         ops.ce_cotangent(torch.randn(3, 1), torch.zeros(3).long()), torch.zeros(3, 1)

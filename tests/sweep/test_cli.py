@@ -45,6 +45,17 @@ BAD_LINES = [
 ]
 
 
+def test_radii_of_the_unit_scale_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"--out {tmp_path / 'sweep'} --methods adv --eps 8/255 0.03 --dry-run"
+    assert main(line.split()) == 0
+    out, err = capsys.readouterr()
+    assert "adv-eps8-seed0" in out
+    assert err.startswith("python -m iaat_fast.sweep: warning: --eps: 0.03/255")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("line", "expected"), BAD_LINES)
 def test_bad_input_is_status_2_and_one_line_and_nothing_is_started(
     line: str,
@@ -87,7 +98,7 @@ def test_a_dry_run_lists_states_and_commands_and_writes_nothing(
     text = capsys.readouterr().out
     assert re.findall(r"^(\w+) +(\S+)$", text, re.MULTILINE) == [
         *(("resumes", "clean-seed0.train"), ("new", "clean-seed0.evaluate")),
-        *(("done", "adv-eps76.5-seed0.train"), ("new", "adv-eps76.5-seed0.evaluate")),
+        *(("done", "adv-eps51-seed0.train"), ("new", "adv-eps51-seed0.evaluate")),
         *(("new", "iaat-seed0.train"), ("new", "iaat-seed0.evaluate")),
     ]
     assert (
@@ -108,7 +119,7 @@ def test_a_finished_sweep_prints_its_table_and_the_report_and_starts_nothing(
     assert "3 jobs, 3 of them done" in text
     assert "started" not in text
     assert re.search(r"iaat-seed0 +│ done +│ +90.00 │ +50.00 │ +76.50", text)
-    assert f"-m iaat_fast.report {tmp_path}/clean-seed0 {tmp_path}/adv-eps76.5-seed0" in text
+    assert f"-m iaat_fast.report {tmp_path}/clean-seed0 {tmp_path}/adv-eps51-seed0" in text
     assert f"--out {tmp_path}/report" in text
 
 

@@ -36,7 +36,7 @@ def test_the_trade_off_curve_of_figure_3_is_one_grid() -> None:
 
 
 def test_without_radii_the_preset_has_its_own() -> None:
-    assert names(methods=("adv",)) == ["adv-eps76.5-seed0"]
+    assert names(methods=("adv",)) == ["adv-eps51-seed0"]
 
 
 @pytest.mark.parametrize(

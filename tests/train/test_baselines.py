@@ -87,7 +87,7 @@ def test_what_a_run_records_of_each(
         for method in BASELINES
     }
     for method in ("mixup", "trades", "mart"):
-        assert (results[method].epsilon == torch.tensor(0.3)).all()
+        assert (results[method].epsilon == torch.tensor(0.2)).all()
         assert results[method].folder.epsilon_snapshots() == {}
     margins = results["mma"].epsilon
     assert margins.std() > 0

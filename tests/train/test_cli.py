@@ -82,6 +82,23 @@ def test_epsilon_like_flags_are_in_units_of_1_255(flag: str, units: str) -> None
     assert getattr(getattr(parse([flag, units]).config, part), field) == float(units) / 255
 
 
+@pytest.mark.parametrize("flag", PIXEL_FLAGS)
+def test_fractions_are_on_the_scale_of_the_pixels(flag: str) -> None:
+    part, field = PIXEL_FLAGS[flag]
+    assert getattr(getattr(parse([flag, "8/255"]).config, part), field) == 8 / 255
+
+
+@pytest.mark.parametrize("flag", ["--eps", "--eps-w", "--eval-eps", "--alpha", "--gamma"])
+def test_numbers_of_the_unit_scale_are_warned_of(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([flag, "0.03", "--data", "nowhere"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"python -m iaat_fast.train: warning: {flag}: 0.03/255")
+    assert "nowhere" in lines[1]
+
+
 def test_beta_is_not_in_units_of_1_255() -> None:
     assert parse(["--beta", "0.2"]).config.epsilon.beta == 0.2
 
@@ -130,6 +147,7 @@ BAD_LINES = [
     ("--eps 256", "256/255"),
     ("--eps -1", "attack.eps"),
     ("--eps nan", "attack.eps is nan"),
+    ("--eps 8/0", "'8/0', expected a number of units of 1/255, or a fraction such as 8/255"),
     ("--strategy eager", "'lazy'"),
     ("--model resnet19", "did you mean 'resnet18'"),
     ("--dataset cifar11", "did you mean 'cifar10'"),

@@ -67,6 +67,11 @@ BAD_VALUES: list[tuple[str, str, Any]] = [
 ]
 
 
+def test_a_radius_of_another_scale_names_the_likely_cause() -> None:
+    with pytest.raises(ValueError, match=r"^attack\.eps is 8\.0 .* N up to 255; 8/255\?$"):
+        preset("digits", attack={"eps": 8.0})
+
+
 @pytest.mark.parametrize(("part", "field", "value"), BAD_VALUES)
 def test_a_bad_value_is_refused_naming_field_and_value(part: str, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match="is") as caught:

@@ -53,8 +53,8 @@ def test_what_a_row_of_metrics_holds_under_each_method(
         assert 0 <= row["train_robust_accuracy"] <= row["train_clean_accuracy"] <= 1
     assert rows["clean"][-1]["train_loss"] < rows["clean"][0]["train_loss"]
     assert {row["eps_max"] for row in rows["clean"]} == {0.0}
-    assert [row["eps_mean"] for row in rows["adv"]] == pytest.approx([0.3] * 3)
-    assert rows["iaat"][0]["eps_mean"] == pytest.approx(0.3)
+    assert [row["eps_mean"] for row in rows["adv"]] == pytest.approx([0.2] * 3)
+    assert rows["iaat"][0]["eps_mean"] == pytest.approx(0.2)
     assert rows["iaat"][2]["eps_std"] > 0
 
 
@@ -78,7 +78,7 @@ def test_tensorboard_shows_the_metrics_and_the_histogram(
     assert events.Tags()["histograms"] == ["eps/histogram"]
     mean = events.Scalars("eps/mean")
     assert [event.step for event in mean] == [5, 10, 15]
-    assert mean[0].value == pytest.approx(0.3 * 255)
+    assert mean[0].value == pytest.approx(0.2 * 255)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(

@@ -22,7 +22,7 @@ from iaat_fast.train.step import TrainingStep, make_memory
 
 CPU = torch.device("cpu")
 INDEX = torch.arange(12)
-EPS, ALPHA = 0.3, 0.075
+EPS, ALPHA = 0.2, 0.05
 
 Make = Callable[..., Method]
 

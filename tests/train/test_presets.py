@@ -126,6 +126,14 @@ def test_digits_is_the_default_and_is_evaluated_at_a_fifth_of_the_pixel_range() 
     assert not config.data.augment
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_radius_evaluated_is_also_the_fixed_one_and_the_warm_ups(name: str) -> None:
+    """So a baseline at the fixed radius is the one that the evaluation asks for, as in Tables 7 and 8."""
+    config = preset(name)
+    assert config.attack.eps == config.epsilon.eps_w == config.evaluation.eps
+    assert config.attack.alpha == config.evaluation.alpha
+
+
 PROTOCOL_TABLE = {
     "attack.bn": ("eval", "train_update"),
     "attack.alpha_rule": ("fixed", "scaled"),

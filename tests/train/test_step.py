@@ -92,8 +92,8 @@ def test_adv_attacks_every_sample_at_the_fixed_radius(
     trained, _ = it.run(epoch=epoch)
     moved = distance(trained, it.x)
     assert (moved > 0.1).all(), "misclassified samples are attacked too"
-    assert (moved <= 0.3 + 1e-6).all()
-    assert torch.equal(it.memory.values, torch.full((24,), 0.3))
+    assert (moved <= 0.2 + 1e-6).all()
+    assert torch.equal(it.memory.values, torch.full((24,), 0.2))
 
 
 def test_paper_warm_up_attacks_at_eps_w_and_trains_the_misclassified_clean(
@@ -104,9 +104,9 @@ def test_paper_warm_up_attacks_at_eps_w_and_trains_the_misclassified_clean(
     assert torch.equal(trained[~correct], it.x[~correct])
     moved = distance(trained, it.x)[correct]
     assert (moved > 0.1).all()
-    assert (moved <= 0.3 + 1e-6).all()
+    assert (moved <= 0.2 + 1e-6).all()
     visited = torch.zeros(24)
-    visited[INDEX] = 0.3
+    visited[INDEX] = 0.2
     assert torch.equal(it.memory.values, visited)
 
 
@@ -115,7 +115,7 @@ def test_released_warm_up_gives_the_misclassified_radius_0(case: Callable[..., C
     it.memory.load(torch.full((24,), 0.07))
     trained, correct = it.run_mixed(epoch=0)
     expected = torch.full((24,), 0.07)
-    expected[INDEX] = torch.where(correct, 0.3, 0.0)
+    expected[INDEX] = torch.where(correct, 0.2, 0.0)
     assert torch.equal(it.memory.values, expected)
     assert torch.equal(trained[~correct], it.x[~correct])
     assert (distance(trained, it.x)[correct] > 0.1).all()
@@ -128,7 +128,7 @@ def test_the_warm_up_lasts_while_the_epoch_index_is_below_its_length(
     changes = {"protocol": protocol, "epsilon": {"warmup_epochs": 2}}
     within, after = case(**changes), case(**changes)
     within.run_mixed(epoch=1)
-    assert within.memory.values.max() == pytest.approx(0.3)
+    assert within.memory.values.max() == pytest.approx(0.2)
     after.run(epoch=2)
     assert after.memory.values.max() <= 0.1 * 0.05 + 1e-7  # one visit moves by beta * gamma
 

@@ -115,10 +115,11 @@ def _figure(
     base = float(run.config.get("evaluation.eps", 8 / 255))
     own = torch.from_numpy(radii[numbers] / 255).float()
     rows = [("natural", torch.zeros_like(own)), ("own ε", own)]
-    wide = [naming.pixels(times * base) for times in (1, 2)]
+    larger = (base, min(2 * base, 1.0))
+    wide = [naming.pixels(radius) for radius in larger]
     rows += [
-        (f"ε = {text}", torch.full_like(own, times * base))
-        for times, text in zip((1, 2), wide, strict=True)
+        (f"ε = {text}", torch.full_like(own, radius))
+        for text, radius in zip(wide, larger, strict=True)
     ]
     attack = PGD(model, alpha=base / 4, steps=STEPS, seed=0)
     figure = Figure(figsize=(8.6, 5.6), layout="constrained")

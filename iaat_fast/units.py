@@ -1,0 +1,54 @@
+"""Distances between images: floats on the scale of the pixels in Python, units of 1/255 on command lines."""
+
+from __future__ import annotations
+
+import math
+
+# Below these, in units of 1/255, a number was more likely meant on the [0, 1] scale: the smallest radius that
+# experiments use is 0.5, and their steps go down to a tenth of a radius.
+SMALL_RADIUS, SMALL_STEP = 0.5, 0.05
+
+
+def from_text(text: str) -> float:
+    """A distance on the [0, 1] scale from what is typed: `8`, in units of 1/255, or a fraction such as `8/255`.
+
+    Raises:
+        ValueError: neither.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if slash else 255)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{text!r}, expected a number of units of 1/255, or a fraction such as 8/255"
+        ) from None
+
+
+def to_text(value: float, digits: int = 6) -> str:
+    """A distance on the [0, 1] scale in units of 1/255, as `from_text` reads it: `8`, `76.5`."""
+    return f"{value * 255:.{digits}g}"
+
+
+def too_small(flag: str, value: float, least: float) -> str | None:
+    """A warning of a flag's value on the [0, 1] scale that is above 0 and below `least` units of 1/255, else None."""
+    units = value * 255
+    if not 0 < units < least:
+        return None
+    return (
+        f"{flag}: {units:g}/255, since numbers are in units of 1/255; "
+        f"if {units:g} of the range of the pixels was meant, that is {units * 255:g}"
+    )
+
+
+def beyond(value: float, lo: float, hi: float) -> str | None:
+    """What is expected in place of a distance larger than the box [lo, hi] is wide, in words; None where it is not."""
+    width = hi - lo
+    if not value > width:
+        return None
+    return f"at most {width:g}, the width of [{lo:g}, {hi:g}]{likely(value, width)}"
+
+
+def likely(value: float, width: float) -> str:
+    """The commonest cause of a distance beyond `width`, in words, where the value looks like one typed in 1/255."""
+    typed = math.isfinite(value) and value == round(value, 2)
+    return f"; {value:g}/255?" if typed and width < value <= 255 * width else ""

@@ -12,7 +12,6 @@ import torch
 from tests.attacks import unequal_ranks
 from tests.train.test_distributed import environment, free_port
 
-
 pytestmark = pytest.mark.slow  # two processes import torch, and compile
 
 

@@ -56,6 +56,10 @@ class Attack:
         seed: int | None = None,
         loss: str = "ce",
     ) -> None:
+        if isinstance(model, type):
+            raise TypeError(f"model: the class {model.__name__}, expected an instance of it")
+        if isinstance(model, torch.export.ExportedProgram):
+            raise TypeError("model: an ExportedProgram, expected what its module() returns")
         if not callable(model):
             raise TypeError(f"model: expected a callable, got {type(model).__name__}")
         inputs.whole_number("steps", steps, at_least=0)
@@ -132,6 +136,9 @@ class Attack:
         samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before they begin,
         findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none are given.
 
+        Calls from several threads on one model, or on models that share a module, are made one after the other, each
+        as if it were alone; on a GPU they belong on one stream. `stats` is then that of the call that ended last.
+
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
         """
@@ -173,7 +180,8 @@ class Attack:
                 x_adv = self._attack(call)
             x_adv = x_adv.contiguous(memory_format=memory_format(x))
             zero, nan = call.findings.look() if findings is None else (0, 0)
-        self.stats = AttackStats(
+        # The warning is of this call's, whoever else has called meanwhile.
+        self.stats = stats = AttackStats(
             total=call.entries,
             zero=zero,
             nan=nan,
@@ -184,7 +192,7 @@ class Attack:
             findings.entries += call.entries
             return x_adv
         # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
-        self.stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
+        stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
         return x_adv
 
     def with_steps(self, steps: int, alpha: StepSize | None) -> Self:

@@ -111,8 +111,6 @@ class DeepFool(Attack):
             logits = self.network.logits(call.per_row(call.x))
         classes = logits.shape[1]
         call.y = call.indexing(call.y, classes)
-        if classes < 2:
-            raise ValueError(f"model: returned {classes} class, expected at least 2")
         x, y = call.per_row(call.x), call.per_row(call.y)
         others = likely_targets(logits, y, self.candidates - 1)
         call.planned *= others.shape[1]

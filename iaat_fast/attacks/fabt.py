@@ -117,8 +117,6 @@ class FABT(Attack):
         checks.logit_values(logits)
         classes = logits.shape[1]
         call.y = call.indexing(call.y, classes)
-        if classes < 2:
-            raise ValueError(f"model: returned {classes} class, expected at least 2")
         targets = likely_targets(logits, call.y, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call, drop=self.early_stop)

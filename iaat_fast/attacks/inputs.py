@@ -115,3 +115,16 @@ def below_zero(label: float) -> str:
 
 def out_of_range(label: float, classes: int) -> str:
     return f"y: {int(label)}, expected a class in 0 ... {classes - 1}"
+
+
+def logits(found: object, images: int) -> None:
+    """Raise ValueError unless a model has returned logits [N, C] of at least 2 classes for this number of images."""
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != images:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"model: returned {what} for {images} images, expected [{images}, C]")
+    if found.shape[1] < 2:
+        count = ("no", "one")[found.shape[1]]
+        raise ValueError(
+            f"model: {count} logit per image, expected at least two classes (of a binary model's logit z, "
+            "torch.cat([torch.zeros_like(z), z], 1))"
+        )

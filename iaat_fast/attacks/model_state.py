@@ -1,31 +1,30 @@
-"""The model as an attack needs it: a chosen BatchNorm mode, and everything as it was afterwards."""
+"""The model as an attack needs it: in a chosen mode, to one attack at a time, and afterwards as it was."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, dropout
+
+from iaat_fast.attacks import fixed_mode, inputs, wrappers
+from iaat_fast.attacks.modules_behind import roots_of
 
 BN_MODES = ("eval", "train", "train_update")
 
 
-def bare(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The module inside a DistributedDataParallel wrapper, whose hooks and buffer broadcasts an attack must avoid."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.module
-    return model
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """What `model.modules()` gives, in another order.
+def modules_of(model: Callable[[Tensor], Tensor]) -> list[nn.Module]:
+    """What `model.modules()` gives, in another order; of a function, the modules found behind it (`roots_of`).
 
     Every call of an attack asks for modules, parameters and buffers, six times in all, while a GPU stands idle: there a
     loop over the modules' dictionaries takes a fraction of the time of the recursive generators of `torch.nn`.
     """
-    found = {id(model): model}
-    queue = [model]
+    queue = roots_of(model)
+    found = {id(root): root for root in queue}
     for module in queue:
         for child in module._modules.values():
             if child is not None and id(child) not in found:
@@ -48,30 +47,72 @@ def buffers_of(modules: list[nn.Module]) -> list[Tensor]:
 
 def couples_samples(model: Callable[[Tensor], Tensor], bn: str) -> bool:
     """Whether a sample's logits depend on who else is in the batch: BatchNorm on the batch's own statistics."""
-    if not isinstance(model, nn.Module):
-        return False
-    layers = [m for m in modules_of(model) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return any(bn != "eval" or layer.running_mean is None for layer in layers)
+    modules = modules_of(model)
+    return any(
+        bn != "eval" or getattr(layer, "running_mean", None) is None
+        for layer in _batch_norms(modules)
+    ) or any(layer.batch_norm and layer.training for layer in fixed_mode.fixed_layers(modules))
+
+
+def checked_modules(model: Callable[[Tensor], Tensor], bn: str) -> list[nn.Module]:
+    """`modules_of` a model; ValueError for one that cannot be attacked in this mode.
+
+    Its layers are fixed in another mode, it is a function without a module, or it is spread over ranks.
+    """
+    modules = modules_of(model)
+    if bn != "eval" and not modules:
+        raise ValueError(
+            f"bn: {bn!r} for a function in which no module is found, expected 'eval', or the module as the model"
+        )
+    fixed_mode.check(modules, bn)
+    wrappers.refuse_sharded(modules)
+    return modules
 
 
 @contextlib.contextmanager
-def attacked(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
+def attacked(
+    model: Callable[[Tensor], Tensor], bn: str, *, exclusively: bool = False
+) -> Iterator[None]:
     """Put the model in evaluation mode, its BatchNorm layers in the mode `bn`, and restore it on the way out.
+
+    Other threads wait to enter with any module of it. Of a function, the modules found behind it are switched; where
+    none is found, one in training mode that the function turns out to run is refused. A DistributedDataParallel wrapper
+    is passed by.
 
     Args:
         bn: "eval", running statistics; "train", the batch's own statistics, buffers restored afterwards;
             "train_update", the batch's own statistics, which also update the running ones.
+        exclusively: other threads wait whatever their model is.
+
+    Raises:
+        ValueError: the model cannot be attacked in this mode, see `checked_modules`.
     """
-    if not isinstance(model, nn.Module):
+    modules = checked_modules(model, bn)
+    with (
+        _claimed([model, *modules], everything=exclusively),
+        wrappers.passed_by(modules),
+        _in_mode(modules, bn),
+        contextlib.nullcontext() if modules else _no_training_behind(),
+    ):
         yield
-        return
-    modules = modules_of(model)
-    modes = [(module, module.training) for module in modules]
+
+
+def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
+    logits = model(x)
+    inputs.logits(logits, len(x))
+    return logits
+
+
+@contextlib.contextmanager
+def _in_mode(modules: list[nn.Module], bn: str) -> Iterator[None]:
+    switched = fixed_mode.with_mode(modules)
+    trained = set(map(id, _batch_norms(modules))) if bn != "eval" else ()
+    modes = [(module, module.training) for module in switched]
     saved = [(buffer, buffer.clone()) for buffer in buffers_of(modules)] if bn == "train" else []
     try:
-        for module in modules:
-            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            _set_mode(module, batch_norm and bn != "eval")
+        for module in switched:
+            _set_mode(module, id(module) in trained)
         yield
     finally:
         for module, training in modes:
@@ -79,6 +120,11 @@ def attacked(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
+
+
+def _batch_norms(modules: list[nn.Module]) -> list[Any]:
+    layers = [module for module in modules if isinstance(module, batchnorm._BatchNorm)]
+    return [*layers, *fixed_mode.scripted_batch_norms(modules)]
 
 
 def _set_mode(module: nn.Module, training: bool) -> None:
@@ -89,3 +135,57 @@ def _set_mode(module: nn.Module, training: bool) -> None:
         object.__setattr__(module, "training", training)
     else:
         module.training = training
+
+
+@contextlib.contextmanager
+def _no_training_behind() -> Iterator[None]:
+    """Refuse, before it runs, a module in training mode in a function in which no module was found."""
+    thread = threading.get_ident()
+
+    def look(module: nn.Module, images: object) -> None:
+        if threading.get_ident() != thread:
+            return
+        wrappers.refuse_sharded([module])
+        if module.training and isinstance(module, (batchnorm._NormBase, dropout._DropoutNd)):
+            raise ValueError(
+                f"model: a function that runs a {type(module).__name__} in training mode, expected eval mode, or the "
+                "module itself as the model"
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Which thread holds which objects, by number; None is everything.
+_claims: list[tuple[int, set[int] | None]] = []
+_released = threading.Condition()
+
+
+@contextlib.contextmanager
+def _claimed(objects: list[object], *, everything: bool) -> Iterator[None]:
+    """Wait until no other thread holds any of the objects, and hold them; a thread may hold what it holds already.
+
+    By module, not by model: two models may share a network. All at once, so no two threads wait for each other's.
+    """
+    thread, numbers = threading.get_ident(), None if everything else set(map(id, objects))
+    mine = (thread, numbers)
+
+    def free() -> bool:
+        return all(
+            holder == thread
+            or not (held is None or numbers is None or not held.isdisjoint(numbers))
+            for holder, held in _claims
+        )
+
+    with _released:
+        _released.wait_for(free)
+        _claims.append(mine)
+    try:
+        yield
+    finally:
+        with _released:
+            _claims[:] = [claim for claim in _claims if claim is not mine]
+            _released.notify_all()

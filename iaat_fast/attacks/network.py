@@ -11,22 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import options
+from iaat_fast.attacks import inputs, options
 from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.fixed_mode import with_mode
 from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.model_state import (
     attacked,
-    bare,
     buffers_of,
+    checked_modules,
     couples_samples,
+    logits_of,
     modules_of,
     parameters_of,
 )
+from iaat_fast.attacks.modules_behind import roots_of
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
 from iaat_fast.attacks.shadow import Shadow
 from iaat_fast.attacks.sources import ByAutograd, Source, compare
 from iaat_fast.attacks.unshadowable import Unshadowable
+from iaat_fast.attacks.wrappers import bare
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
@@ -66,6 +70,7 @@ class Network:
     ) -> None:
         options.check(precision, engine)
         self.model = bare(model)
+        checked_modules(self.model, bn)
         self.bn, self.precision, self.engine = bn, precision, engine
         self.taken = "the live model"
         self.classes: int | None = None
@@ -108,23 +113,21 @@ class Network:
             ValueError: the model has weights that are NaN (on a GPU where a copy is made, else the findings will
                 tell), or changes its weights or its mode in forward.
         """
-        self._resolved, self._levers = options.resolve(
-            self.precision, self.engine, x.device, self.model
-        )
-        self._coupled = self.couples_samples()
+        resolved, levers = options.resolve(self.precision, self.engine, x.device, self.model)
         with (
             kept_heap(x.device),
-            attacked(self.model, self.bn),
-            _tf32(self._resolved == "tf32"),
+            # The switch of TF32 is the process's.
+            attacked(self.model, self.bn, exclusively=resolved == "tf32"),
+            _tf32(resolved == "tf32"),
         ):
+            self._resolved, self._levers = resolved, levers
+            self._coupled = self.couples_samples()
             self._prepare(x, findings)
             yield
 
     def logits(self, x: Tensor) -> Tensor:
         """The live model's logits [N, C]."""
-        logits = self.model(x)
-        _check_logits(logits, x)
-        return logits
+        return logits_of(self.model, x)
 
     def pull_back(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Logits at x, and the gradient of the images that `cotangent(logits)` gives.
@@ -209,7 +212,7 @@ class Network:
 
     def _look_at(self, logits: Tensor, x: Tensor) -> None:
         """Check their shape, and the first time in an attack what the forward did to the model."""
-        _check_logits(logits, x)
+        inputs.logits(logits, len(x))
         self.classes = logits.shape[1]
         if self._watched is not None:
             self._watched.check()
@@ -218,13 +221,13 @@ class Network:
     def _prepare(self, x: Tensor, findings: Findings | None) -> None:
         """Make what gradients come from, or refresh what there is; look at the weights first."""
         model = self.model
-        self._watched = None
+        if findings is not None:
+            for root in roots_of(model):
+                findings.look_at_weights(root, self.bn)
+        self._watched = _State(model, self.bn)
         if not isinstance(model, nn.Module):
             self._source, self._is_copy = ByAutograd(model), False
             return
-        if findings is not None:
-            findings.look_at_weights(model)
-        self._watched = _State(model, self.bn)
         made_for = (self._levers, self._resolved, self._watched.identity())
         if made_for != self._made_for:
             self._sources.clear()
@@ -296,13 +299,13 @@ def _because(reasons: list[str]) -> str:
 class _State:
     """Weights and modes of a model, to see whether its forward changes them."""
 
-    def __init__(self, model: nn.Module, bn: str) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], bn: str) -> None:
         self.modules = modules_of(model)
         # Batch statistics update the running ones; `attacked` knows about that.
         buffers = buffers_of(self.modules) if bn == "eval" else []
         tensors = [*parameters_of(self.modules), *buffers]
         self.tensors = [(tensor, tensor._version) for tensor in tensors]
-        self.training = [module.training for module in self.modules]
+        self.training = _modes(self.modules)
 
     def identity(self) -> Hashable:
         """Equal for the same modules, tensors and modes."""
@@ -314,7 +317,7 @@ class _State:
 
     def check(self) -> None:
         """Raise ValueError where forward has changed the model."""
-        if [module.training for module in self.modules] != self.training:
+        if _modes(self.modules) != self.training:
             raise ValueError(
                 "model: its forward changes its mode (train or eval), expected it to keep it"
             )
@@ -324,14 +327,12 @@ class _State:
             )
 
 
+def _modes(modules: list[nn.Module]) -> list[bool]:
+    return [module.training for module in with_mode(modules)]
+
+
 def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-
-
-def _check_logits(logits: object, x: Tensor) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"model: returned {found} for {len(x)} images, expected [{len(x)}, C]")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,10 @@ class PGD(Attack):
     for the device.
 
     Args:
-        model: maps images [N, ...] in [lo, hi] to logits [N, C]; normalisation belongs in it.
+        model: maps images [N, ...] in [lo, hi] to logits [N, C], C >= 2; normalisation belongs in it. A function (a
+            bound method, a partial, a closure) is attacked as the modules found behind it: in the attack's mode, and
+            with their buffers left alone. DistributedDataParallel, also inside it, is passed by; modules that are
+            spread over ranks (FSDP, tensor parallel) are refused, since ranks may take different numbers of forwards.
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, a float, a tensor [N], or a function of the radii such as `scaled_step(steps)`.
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
@@ -45,7 +48,8 @@ class PGD(Attack):
             others that are not masked by logits of -infinity, once per sample and call.
         lo, hi: range of the pixels.
         bn: BatchNorm's mode during the attack: "eval"; "train", batch statistics, buffers restored; "train_update",
-            batch statistics that also update the running ones (IAAT's released code).
+            batch statistics that also update the running ones (IAAT's released code). A traced, frozen or exported
+            model has "eval" alone. SyncBatchNorm on batch statistics needs as many forwards of every rank.
         precision: of the gradients: "fp32"; "tf32"; "bf16" or "fp16", from a copy of the model; "auto", by hardware.
             Verdicts, of restarts and of `early_stop`, are the live model's.
         engine: where gradients come from. "exact": the arithmetic of the plain loop, also where cross-entropy

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks.unshadowable import Unshadowable, refuse_hooks
+from iaat_fast.attacks.unshadowable import copied, refuse_hooks
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -25,7 +24,7 @@ class Shadow:
         module: maps images of `dtype` to logits.
 
     Raises:
-        Unshadowable: the model has hooks, which belong to the live one, or cannot be copied.
+        Unshadowable: the model has hooks, which belong to the live one, or cannot be copied with these weights.
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None, channels_last: bool) -> None:
@@ -36,11 +35,7 @@ class Shadow:
             for tensor, kept in tensors
         }
         # Prefilled, the memo keeps the copy from copying a weight: it takes the twin, for tied weights the same one.
-        try:
-            self.module: nn.Module = copy.deepcopy(model, dict(twins))
-        # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
-        except Exception as error:
-            raise Unshadowable(f"it cannot be copied ({type(error).__name__}: {error})") from error
+        self.module = copied(model, dict(twins))
         self._live = [tensor for tensor, _ in tensors]
         self._twins = [twins[id(tensor)] for tensor in self._live]
 

@@ -40,8 +40,6 @@ def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
     Source: IAAT, Section 4.2: targets uniform over the other classes, fixed for the whole attack.
     """
     classes = logits.shape[1]
-    if classes < 2:
-        raise ValueError(f"targeted: 'random' needs at least 2 classes, the model has {classes}")
     others = (y.view(-1, 1) + torch.arange(1, classes, device=y.device)) % classes
     number = (logits.gather(1, others) != -torch.inf).cumsum(1)  # of the ones left, from 1
     chosen = (draws.view(-1, 1) * number[:, -1:] >> 32) + 1

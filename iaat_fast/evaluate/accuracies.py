@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.model_state import attacked
+from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.trajectories import Mark, Trajectories, correct
@@ -66,7 +66,7 @@ def natural_verdicts(
     with attacked(model, "eval"), torch.no_grad():
         for index in samples.split(batch_size):
             x, y = fetch(split, index)
-            right.append(correct(model(x), y).cpu())
+            right.append(correct(logits_of(model, x), y).cpu())
     return torch.cat(right)
 
 
@@ -153,17 +153,18 @@ def check_model(model: nn.Module, *splits: Samples) -> None:
     """
     first = splits[0]
     x, _ = fetch(first, torch.zeros(1, dtype=torch.int64, device=first.labels.device))
-    try:
-        with attacked(model, "eval"), torch.no_grad():
+    with attacked(model, "eval"), torch.no_grad():
+        try:
             logits = model(x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise ValueError(
-            f"model: does not take images of shape {list(x.shape)}: {detail}"
-        ) from error
-    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        except (RuntimeError, TypeError, ValueError) as error:
+            detail = " ".join(str(error).split())
+            raise ValueError(
+                f"model: does not take images of shape {list(x.shape)}: {detail}"
+            ) from error
+    inputs.logits(logits, 1)
+    found = list(logits.shape)
     highest = max(int(split.labels.max()) for split in splits)
-    if not isinstance(found, list) or len(found) != 2 or found[1] <= highest:
+    if found[1] <= highest:
         raise ValueError(
             f"model: returned {found} for one image; expected logits [1, classes] with classes > "
             f"{highest}, the highest label"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.model_state import attacked
+from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import fetch
 from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.trajectories import correct
@@ -131,6 +131,6 @@ def score(subject: Subject, file: Path, *, batch_size: int) -> tuple[Tensor, dic
     right = []
     with attacked(subject.model, "eval"), torch.no_grad():
         for rows in torch.arange(len(y)).split(batch_size):
-            logits = subject.model(x_adv[rows].to(device))
+            logits = logits_of(subject.model, x_adv[rows].to(device))
             right.append(correct(logits, y[rows].to(device)).cpu())
     return torch.cat(right), about

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT, FABT, Square, inputs
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.model_state import attacked, bare
+from iaat_fast.attacks.model_state import attacked, logits_of
+from iaat_fast.attacks.wrappers import bare
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.trajectories import correct as is_correct
@@ -202,9 +203,7 @@ def _check_classes(model: nn.Module, split: Samples) -> None:
     """Raise ValueError where the targeted DLR has too few classes, masked ones left out, before any attack."""
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
-        logits = model(x)
-    if logits.dim() != 2:
-        return
+        logits = logits_of(model, x)
     classes = int((logits != -torch.inf).sum())
     if classes < 4:
         masked = " with finite logits" if classes < logits.shape[1] else ""

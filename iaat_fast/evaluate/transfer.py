@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from iaat_fast.attacks.model_state import attacked
+from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate import fingerprint
 from iaat_fast.evaluate.subject import Subject, load_subject, run_source
@@ -76,7 +76,7 @@ def check_surrogate(subject: Subject, surrogate: Surrogate) -> None:
 def _classes(model: nn.Module, split: Samples) -> int:
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
-        return int(model(x).shape[1])
+        return int(logits_of(model, x).shape[1])
 
 
 def _arithmetic(config: dict[str, Any]) -> dict[str, Any]:

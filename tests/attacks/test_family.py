@@ -147,6 +147,29 @@ def test_nan_weights_are_refused(name: str, net: nn.Sequential, x: Tensor, y: Te
 
 
 @family
+@pytest.mark.parametrize("engine", ["exact", "fast"])
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_nan_running_statistics_are_refused(
+    name: str, statistic: str, engine: str, bn_net: nn.Sequential, x: Tensor
+) -> None:
+    getattr(bn_net[1], statistic)[0] = torch.nan
+    with pytest.raises(
+        ValueError, match=rf"^model: the buffer '1.{statistic}' holds NaN, expected"
+    ):
+        made(name, bn_net, engine=engine)(x, torch.arange(8))
+
+
+@family
+@pytest.mark.parametrize("classes", [0, 1])
+def test_fewer_than_two_classes_are_refused(name: str, classes: int, x: Tensor) -> None:
+    """Whatever the labels say: one logit is right about class 0 at any image."""
+    model = made(name, lambda images: images.flatten(1)[:, :classes] * 1.0)
+    for y in (torch.zeros(8, dtype=torch.int64), torch.arange(8) % 2):
+        with pytest.raises(ValueError, match=r"^model: (no|one) logit per image, expected at leas"):
+            model(x, y)
+
+
+@family
 def test_what_the_model_returns_is_checked(name: str, x: Tensor, y: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^model: returned \(8, 3, 8, 8\) for 8 images"):
         made(name, lambda images: images)(x, y)

@@ -345,6 +345,29 @@ def test_nan_weights_are_named_after_the_call_and_mended_weights_attacked_again(
     assert pgd.network.taken == taken
 
 
+@pytest.mark.parametrize("options", [{}, {"engine": "fast"}, {"precision": "bf16"}], ids=str)
+@pytest.mark.usefixtures("late")
+def test_nan_statistics_are_named_after_the_call_with_the_same_read(
+    options: dict[str, Any], bn_net: nn.Module, x: Tensor
+) -> None:
+    y, pgd, findings = torch.arange(8), PGD(bn_net, seed=0, steps=2, **options), Findings("cpu")
+    pgd(x, y)
+    bn_net[1].running_var[3] = math.nan
+    message = r"^model: the buffer '1\.running_var' holds NaN, expected numbers; has training dive"
+    with pytest.raises(ValueError, match=message):
+        pgd(x, y)
+    with Recorder() as seen:
+        pgd(x, y, findings=findings)
+    assert not seen.reads
+    with pytest.raises(ValueError, match=message):
+        findings.settle()
+
+
+def test_nan_statistics_that_are_not_read_are_no_finding(bn_net: nn.Module, x: Tensor) -> None:
+    bn_net[1].running_mean.fill_(math.nan)
+    assert not PGD(bn_net, seed=0, bn="train")(x, torch.arange(8)).isnan().any()
+
+
 @pytest.mark.parametrize("spoil", ["x", "weights"])
 @pytest.mark.usefixtures("late")
 def test_a_copy_is_not_judged_by_nan(spoil: str, bn_net: nn.Module, x: Tensor) -> None:

@@ -187,7 +187,6 @@ def test_a_dlr_that_has_won_does_not_warn(net: nn.Module, x: Tensor, y: Tensor) 
     [
         ("dlr", False, 2, r"^loss: 'dlr' needs at least 3 classes, the model has 2"),
         ("dlr", True, 3, r"^loss: targeted 'dlr' needs at least 4 classes, the model has 3"),
-        ("cw", False, 1, r"^loss: 'cw' needs at least 2 classes, the model has 1"),
     ],
 )
 def test_too_few_classes(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from iaat_fast import models
 from iaat_fast.attacks import PGD, EngineOptions
-from iaat_fast.attacks.shadow import Shadow, Unshadowable
+from iaat_fast.attacks.shadow import Shadow
+from iaat_fast.attacks.unshadowable import Unshadowable
 from tests.attacks.networks import with_statistics
 
 EXACT_COPY = EngineOptions(fold=False, channels_last=False, saturation_proof=False)

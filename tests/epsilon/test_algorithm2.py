@@ -282,6 +282,15 @@ def test_a_warm_up_refused_changes_nothing(
     assert torch.equal(memory.values, torch.full((3,), PREV))
 
 
+def test_a_model_of_one_logit_is_refused_and_leaves_the_memory_alone() -> None:
+    memory = EpsilonMemory(4, gamma=0.1, beta=0.5, init=0.2)
+    pgd = PGD(nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), steps=1)
+    zeros = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^model: one logit per image, expected at least two cla"):
+        memory.select(pgd, torch.zeros(4, 1, 2, 2), zeros, torch.arange(4))
+    assert memory.values.tolist() == pytest.approx([0.2] * 4)
+
+
 def test_a_model_that_diverges_leaves_the_memory_alone(threshold: nn.Module) -> None:
     memory = EpsilonMemory(3, GAMMA, BETA, init=PREV)
     x, y = images([0.1, 0.1])

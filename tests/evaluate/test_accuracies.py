@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate import accuracy, check_model, natural_verdicts, robust_accuracy
+from iaat_fast.evaluate import (
+    Subject,
+    accuracy,
+    autoattack,
+    check_model,
+    natural_verdicts,
+    robust_accuracy,
+)
 from iaat_fast.ops import random_start_linf
 
 SIZE = 6
@@ -291,6 +299,24 @@ def test_an_empty_split_is_refused(network: nn.Module, labelled: Split) -> None:
         accuracy(network, empty)
     with pytest.raises(ValueError, match="split: empty"):
         robust_accuracy(network, empty, **ATTACK)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        check_model,
+        accuracy,
+        natural_verdicts,
+        lambda model, split: robust_accuracy(model, split, eps=0.1, alpha=0.1, steps=1, restarts=1),
+        lambda model, split: autoattack(model, split, eps=0.1),
+        lambda model, split: Subject.of(model, split),
+    ],
+)
+def test_one_logit_is_refused_also_where_all_labels_are_0(measure: Any) -> None:
+    split = Split(torch.zeros(4, 2, 2, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"^model: one logit per image, expected at least two cla"):
+        measure(model, split)
 
 
 def test_a_model_that_does_not_fit_the_images_or_labels_is_refused(labelled: Split) -> None:

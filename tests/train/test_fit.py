@@ -41,6 +41,17 @@ def test_a_run_trains_and_leaves_its_folder(
     assert len(list(folder.tensorboard_dir.glob("events.out.tfevents.*"))) == 1
 
 
+def test_a_model_of_one_logit_is_refused_before_the_folder_is_made(
+    tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    images = Split(torch.zeros(8, 4, 4, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    data = ImageData(name="one", train=images, test=images, num_classes=1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    with pytest.raises(ValueError, match=r"^model: one logit per image, expected at least two cla"):
+        fit(tiny_config(tmp_path / "run"), model=model, data=data)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_row_of_metrics_holds_under_each_method(
     tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

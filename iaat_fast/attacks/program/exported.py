@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import operator
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +16,15 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
-from iaat_fast.attacks.unshadowable import Unshadowable, refuse_hooks
+from iaat_fast.attacks.unshadowable import Unshadowable, copied, refuse_hooks
 
 _TALKING = (
     "torch.export",
     "torch._subclasses.fake_tensor",
     "torch.fx.experimental.symbolic_shapes",
 )
+# Exporting, warning filters and levels of loggers are the process's, whichever thread attacks.
+_exporting = threading.RLock()
 _ON_SIZES = {getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")}
 
 
@@ -71,11 +73,7 @@ class ExportedForward:
 def _structural_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares every tensor: exporting runs the forward, which may leave things behind."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors_within(model)}
-    try:
-        return copy.deepcopy(model, shared)
-    # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
-    except Exception as error:
-        raise Unshadowable(f"it cannot be copied ({type(error).__name__}: {error})") from error
+    return copied(model, shared)
 
 
 def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
@@ -96,7 +94,7 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """The program for any number of images above 1. One that writes in place is made functional."""
     example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
     try:
-        with _silent(), warnings.catch_warnings(), torch.enable_grad():
+        with _exporting, _silent(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("images", min=2)},), strict=False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from iaat_fast.attacks.model_state import attacked
+from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.corruptions.images import CorruptedImages, ImageSequence
 from iaat_fast.evaluate.corruptions.names import ALEXNET_ERRORS, SEVERITIES
@@ -161,7 +161,7 @@ def _verdicts(
                 rows = slice(start, start + len(pixels))
                 batch = Split(pixels, images.labels[rows]).to(device)
                 x, y = fetch(batch, torch.arange(len(pixels), device=device))
-                right[rows] = classified_correctly(model(x), y).cpu()
+                right[rows] = classified_correctly(logits_of(model, x), y).cpu()
                 start = rows.stop
                 if progress is not None:
                     progress((severity - 1) * samples + start, len(SEVERITIES) * samples)

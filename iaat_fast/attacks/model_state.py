@@ -61,13 +61,26 @@ def attacked(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
     Args:
         bn: "eval", running statistics; "train", the batch's own statistics, buffers restored afterwards;
             "train_update", the batch's own statistics, which also update the running ones.
+
+    Autocast that the caller has switched on is off inside: verdicts and gradients are those of the model as it is.
     """
+    with contextlib.ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_in_mode(model, bn))
+        yield
+
+
+@contextlib.contextmanager
+def _in_mode(model: Callable[[Tensor], Tensor], bn: str) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return
     modules = modules_of(model)
     modes = [(module, module.training) for module in modules]
-    saved = [(buffer, buffer.clone()) for buffer in buffers_of(modules)] if bn == "train" else []
+    # Into buffers made in inference mode nothing can write outside it.
+    buffers = [b for b in buffers_of(modules) if not b.is_inference()] if bn == "train" else []
+    saved = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         for module in modules:
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)

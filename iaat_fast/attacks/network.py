@@ -12,21 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import options
+from iaat_fast.attacks.copying import CopyMaker, Forward, Taken, how_far
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.graph import GraphRunner
-from iaat_fast.attacks.model_state import (
-    attacked,
-    bare,
-    buffers_of,
-    couples_samples,
-    modules_of,
-    parameters_of,
-)
+from iaat_fast.attacks.graph import GraphRunner, capturing
+from iaat_fast.attacks.live import Attributes, State
+from iaat_fast.attacks.model_state import attacked, bare, couples_samples, modules_of
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
-from iaat_fast.attacks.shadow import Shadow
-from iaat_fast.attacks.sources import ByAutograd, Source, compare
-from iaat_fast.attacks.unshadowable import Unshadowable
+from iaat_fast.attacks.sources import ByAutograd, Source, own
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
@@ -37,7 +30,6 @@ _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-_PROBE = 8  # images of the first batch on which a new copy is compared with the live model
 # Shapes of images whose programs are kept: an attack goes through data sets one after the other.
 _PROGRAMS = 4
 
@@ -70,10 +62,13 @@ class Network:
         self.taken = "the live model"
         self.classes: int | None = None
         self._source: Source = ByAutograd(self.model)
-        self._is_copy = False
-        self._sources: OrderedDict[Hashable, tuple[Source, bool, str]] = OrderedDict()
+        self._traced: Forward | None = None
+        self._sources: OrderedDict[Hashable, Taken] = OrderedDict()
         self._made_for: Hashable = None
-        self._watched: _State | None = None
+        self._attributes: Attributes | None = None
+        self._is_new = False
+        self._stale: str | None = None
+        self._watched: State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
         self._resolved, self._levers, self._coupled = "fp32", options.PLAIN, False
@@ -85,7 +80,7 @@ class Network:
     @property
     def is_shadowed(self) -> bool:
         """Whether gradients come from a copy, or under autocast, and not from the live model as it is."""
-        return self._is_copy or self._resolved in _DTYPES
+        return self._traced is not None or self._resolved in _DTYPES
 
     @property
     def saturation_proof(self) -> bool:
@@ -119,10 +114,13 @@ class Network:
         ):
             self._prepare(x, findings)
             yield
+            if self._attributes is not None and self._is_new:
+                self._attributes.let_go()
+                self._is_new = False
 
     def logits(self, x: Tensor) -> Tensor:
         """The live model's logits [N, C]."""
-        logits = self.model(x)
+        logits = self.model(own(x))
         _check_logits(logits, x)
         return logits
 
@@ -180,7 +178,7 @@ class Network:
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory format that the copy's kernels like."""
-        if self._is_copy and self._levers.channels_last and x.dim() == 4:
+        if self._traced is not None and self._levers.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
@@ -207,6 +205,26 @@ class Network:
             (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
         )
 
+    def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
+        """Let the findings know how far the copied forward is off the live model's on some of the images x.
+
+        No hook, weight or attribute need have changed for that: a global may decide, or a constant of the trace. In a
+        CUDA graph that the caller captures the live forward would be as frozen as the copy, so there nothing is done.
+
+        Args:
+            gradients: images times steps of the attack, after which it is called, inside `attacked`: on a GPU the host
+                then launches it while the steps still run.
+        """
+        if self._traced is None or capturing(x.device):
+            return
+        findings.look_at_copy(how_far(self._traced, self.logits, x, gradients))
+
+    def give_up_copy(self, reason: str) -> None:
+        """Take gradients from the live model, as long as it is the one that it is now."""
+        self._stale = reason
+        self._sources.clear()
+        self._graphs.forget()
+
     def _look_at(self, logits: Tensor, x: Tensor) -> None:
         """Check their shape, and the first time in an attack what the forward did to the model."""
         _check_logits(logits, x)
@@ -220,108 +238,56 @@ class Network:
         model = self.model
         self._watched = None
         if not isinstance(model, nn.Module):
-            self._source, self._is_copy = ByAutograd(model), False
+            self._source, self._traced = ByAutograd(model), None
             return
         if findings is not None:
             findings.look_at_weights(model)
-        self._watched = _State(model, self.bn)
+        modules = modules_of(model)
+        self._watched = State(modules, self.bn)
         made_for = (self._levers, self._resolved, self._watched.identity())
-        if made_for != self._made_for:
+        if made_for != self._made_for or not (self._attributes and self._attributes.stand()):
             self._sources.clear()
             self._graphs.forget()
+            self._attributes, self._is_new, self._stale = Attributes(modules), True, None
             self._made_for, self.classes = made_for, None
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
             self._sources.move_to_end(shape)
-            self._source, self._is_copy, self.taken = self._sources[shape]
+            self._source, self._traced, self.taken = self._sources[shape]
             self._source.refresh()
             return
         if self._levers.shadow and findings is not None:
             findings.look()  # a copy is not judged by what it makes of NaN
         # Kept only when it is whole: making that was interrupted, by lack of memory say, begins again.
-        self._source, self._is_copy, self.taken = self._make_source(model, x)
-        self._sources[shape] = self._source, self._is_copy, self.taken
+        self._sources[shape] = self._take_source(model, x)
+        self._source, self._traced, self.taken = self._sources[shape]
         if len(self._sources) > _PROGRAMS:
             self._sources.popitem(last=False)
             self._graphs.forget()
 
-    def _make_source(self, model: nn.Module, x: Tensor) -> tuple[Source, bool, str]:
-        """The best copy that gives what the live model gives, else the live model; whether it is one; what it is."""
+    def _take_source(self, model: nn.Module, x: Tensor) -> Taken:
+        """The best copy that gives what the live model gives, else the live model; which it is is said once."""
         low, levers = _DTYPES.get(self._resolved), self._levers
-        live = ByAutograd(model, autocast=low)
-        taken = "the live model" if low is None else f"the live model under {low} autocast"
-        if not levers.shadow:
-            return live, False, taken
+        what = "the live model" if low is None else f"the live model under {low} autocast"
         reasons = []
-        if self.bn == "train_update":
-            reasons.append("its running statistics are to be updated")
-        else:
-            for make in (self._lowered, self._copied):
-                try:
-                    made = make(model, x, low)
-                    if made is None:
-                        continue
-                    compare(made[0], self.logits, x[:_PROBE].clone(), self._resolved, low)
-                except Unshadowable as reason:
-                    reasons.append(str(reason))
-                    continue
-                logger.info("attack: gradients come from %s%s", made[1], _because(reasons))
-                return made[0], True, made[1]
-        logger.warning("attack: gradients come from %s%s", taken, _because(reasons))
-        return live, False, taken
-
-    def _lowered(
-        self, model: nn.Module, x: Tensor, low: torch.dtype | None
-    ) -> tuple[Source, str] | None:
-        levers = self._levers
-        if not levers.fold or levers.compile:
-            return None
-        program = Program(model, x, dtype=low, channels_last=levers.channels_last)
-        rest = f", {len(program.by_autograd)} calls by autograd" if program.by_autograd else ""
-        kind = low or "its own precision"
-        return program, f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
-
-    def _copied(self, model: nn.Module, x: Tensor, low: torch.dtype | None) -> tuple[Source, str]:
-        shadow = Shadow(model, dtype=low, channels_last=self._levers.channels_last)
-        shadow.refresh()
-        call = torch.compile(shadow.module) if self._levers.compile else shadow.module
-        source = ByAutograd(call, dtype=low, refresh=shadow.refresh)
-        return source, f"a copy in {low or 'its own precision'}, not folded"
+        if levers.shadow:
+            if self.bn == "train_update":
+                reasons.append("its running statistics are to be updated")
+            elif self._stale is not None:
+                reasons.append(self._stale)
+            else:
+                maker = CopyMaker(model, self.logits, levers, self._resolved, low)
+                copied = maker.make(x)
+                reasons = maker.reasons
+                if copied is not None:
+                    logger.info("attack: gradients come from %s%s", copied.what, _because(reasons))
+                    return copied
+            logger.warning("attack: gradients come from %s%s", what, _because(reasons))
+        return Taken(ByAutograd(model, autocast=low), None, what)
 
 
 def _because(reasons: list[str]) -> str:
     return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-
-
-class _State:
-    """Weights and modes of a model, to see whether its forward changes them."""
-
-    def __init__(self, model: nn.Module, bn: str) -> None:
-        self.modules = modules_of(model)
-        # Batch statistics update the running ones; `attacked` knows about that.
-        buffers = buffers_of(self.modules) if bn == "eval" else []
-        tensors = [*parameters_of(self.modules), *buffers]
-        self.tensors = [(tensor, tensor._version) for tensor in tensors]
-        self.training = [module.training for module in self.modules]
-
-    def identity(self) -> Hashable:
-        """Equal for the same modules, tensors and modes."""
-        return (
-            tuple(map(id, self.modules)),
-            tuple((id(tensor), tensor.data_ptr(), tensor.dtype) for tensor, _ in self.tensors),
-            tuple(self.training),
-        )
-
-    def check(self) -> None:
-        """Raise ValueError where forward has changed the model."""
-        if [module.training for module in self.modules] != self.training:
-            raise ValueError(
-                "model: its forward changes its mode (train or eval), expected it to keep it"
-            )
-        if any(tensor._version != version for tensor, version in self.tensors):
-            raise ValueError(
-                "model: its forward changes its own weights or buffers, expected them to stand still in an attack"
-            )
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks.unshadowable import Unshadowable, refuse_hooks
+from iaat_fast.attacks.unshadowable import Unshadowable, brief, refuse_hooks, refuse_shared
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -40,7 +40,9 @@ class Shadow:
             self.module: nn.Module = copy.deepcopy(model, dict(twins))
         # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
         except Exception as error:
-            raise Unshadowable(f"it cannot be copied ({type(error).__name__}: {error})") from error
+            raise Unshadowable(f"it cannot be copied ({brief(error)})") from error
+        refuse_shared(self.module, model)
+        self._model, self._dtype = model, dtype
         self._live = [tensor for tensor, _ in tensors]
         self._twins = [twins[id(tensor)] for tensor in self._live]
 
@@ -49,6 +51,15 @@ class Shadow:
         """Take over the live weights, in one pass."""
         if self._live:
             torch._foreach_copy_(self._twins, self._live)
+
+    def traced(self, x: Tensor) -> Tensor:
+        """What the copied modules give for images in the live model's precision: with its own tensors, if need be."""
+        if self._dtype is None:
+            logits: Tensor = self.module(x)
+            return logits
+        live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        logits = torch.func.functional_call(self.module, live, (x,))
+        return logits
 
 
 def _tensors(

@@ -249,7 +249,7 @@ class EpsilonMemory:
                 "statistics depend on which images share a batch"
             )
         if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
         prev = self.values[known]
         radii = [prev + self.gamma, prev]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from iaat_fast.attacks.graph import Capture, Replayed
 from iaat_fast.attacks.live import drawing_nothing
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
@@ -117,6 +118,38 @@ class CopyMaker:
         call = torch.compile(shadow.module) if self._levers.compile else shadow.module
         source = ByAutograd(call, dtype=low, refresh=shadow.refresh)
         return Taken(source, shadow.traced, f"a copy in {low or 'its own precision'}, not folded")
+
+
+class FrozenForward:
+    """The live forward as a CUDA graph holds it, captured when an attack's steps are: what Python decided then stays.
+
+    Args:
+        live: the forward.
+        x: images like those that it will be given, at least one.
+        capture: as of `Replayed`.
+    """
+
+    def __init__(self, live: Forward, x: Tensor, capture: Capture) -> None:
+        images = x[:1].expand(_IMAGES, *x.shape[1:]).clone()
+        logits = live(images)
+
+        def body() -> None:
+            logits.copy_(live(images))
+
+        self._images, self._logits = images, logits
+        self._run = Replayed(body, x.device, capture)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._images[: len(x)] = x
+        self._run()
+        return self._logits[: len(x)]
+
+
+def refuse_random(live: Forward, x: Tensor) -> None:
+    """Raise Unshadowable where two forwards of some of the images x differ, or cannot be made of so few."""
+    some = x[:_IMAGES].contiguous()
+    with drawing_nothing(x.device), torch.no_grad():
+        _compare_again(live, some, _logits_of_some(live, some))
 
 
 def how_far(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:

@@ -277,8 +277,8 @@ def _holds_nan(weight: str | None) -> str:
 
 def _differs(off: float) -> str:
     return (
-        f"model: its copy's logits are off by {off:.2g} times what rounding explains, expected a forward that depends "
-        "on images, weights and attributes alone; pass engine='exact' and precision='fp32' to attack it as it is"
+        f"model: its copy, or its captured forward, is off by {off:.2g} times what rounding explains, expected a "
+        "forward of images, weights and attributes alone; pass EngineOptions without shadow, fold and graph"
     )
 
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import options
-from iaat_fast.attacks.copying import CopyMaker, Forward, Taken, how_far
+from iaat_fast.attacks.copying import (
+    CopyMaker,
+    Forward,
+    FrozenForward,
+    Taken,
+    how_far,
+    refuse_random,
+)
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.graph import GraphRunner, capturing
 from iaat_fast.attacks.live import Attributes, State
@@ -20,6 +27,7 @@ from iaat_fast.attacks.model_state import attacked, bare, couples_samples, modul
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
 from iaat_fast.attacks.sources import ByAutograd, Source, own
+from iaat_fast.attacks.unshadowable import Unshadowable
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")
@@ -68,6 +76,8 @@ class Network:
         self._attributes: Attributes | None = None
         self._is_new = False
         self._stale: str | None = None
+        self._frozen: dict[Hashable, FrozenForward] = {}
+        self._has_replayed = False
         self._watched: State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
@@ -189,6 +199,7 @@ class Network:
             and x.device.type in self._capturable
             and isinstance(self.model, nn.Module)
             and self.bn == "eval"
+            and self._stale is None
         )
 
     def replay(
@@ -201,29 +212,45 @@ class Network:
         written: int,
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
+        self._has_replayed = True
         self._graphs.run(
             (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
         )
 
     def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
-        """Let the findings know how far the copied forward is off the live model's on some of the images x.
+        """Let the findings know how far off the live forward is what gradients came from, on some of the images x.
 
-        No hook, weight or attribute need have changed for that: a global may decide, or a constant of the trace. In a
-        CUDA graph that the caller captures the live forward would be as frozen as the copy, so there nothing is done.
+        That is a copied forward, or the live one that captured steps have frozen. No hook, weight or attribute need
+        have changed for that: a global may decide, or a constant of the trace. In a CUDA graph that the caller captures
+        the live forward would be as frozen, so there nothing is done.
 
         Args:
             gradients: images times steps of the attack, after which it is called, inside `attacked`: on a GPU the host
                 then launches it while the steps still run.
         """
-        if self._traced is None or capturing(x.device):
+        if capturing(x.device):
             return
-        findings.look_at_copy(how_far(self._traced, self.logits, x, gradients))
+        forward = self._traced
+        if forward is None and self._has_replayed:
+            shape = (x.shape[1:], x.dtype, x.device)
+            if shape not in self._frozen:
+                with torch.no_grad():
+                    self._frozen[shape] = FrozenForward(self.model, x, self._graphs.capture)
+            forward = self._frozen[shape]
+        if forward is not None:
+            findings.look_at_copy(how_far(forward, self.logits, x, gradients))
 
     def give_up_copy(self, reason: str) -> None:
-        """Take gradients from the live model, as long as it is the one that it is now."""
+        """Take gradients from the live model, uncaptured, as long as it is the one that it is now."""
+        self._forget()
         self._stale = reason
+
+    def _forget(self) -> None:
+        """Drop what was made of another model."""
         self._sources.clear()
         self._graphs.forget()
+        self._frozen.clear()
+        self._stale = None
 
     def _look_at(self, logits: Tensor, x: Tensor) -> None:
         """Check their shape, and the first time in an attack what the forward did to the model."""
@@ -236,7 +263,7 @@ class Network:
     def _prepare(self, x: Tensor, findings: Findings | None) -> None:
         """Make what gradients come from, or refresh what there is; look at the weights first."""
         model = self.model
-        self._watched = None
+        self._watched, self._has_replayed = None, False
         if not isinstance(model, nn.Module):
             self._source, self._traced = ByAutograd(model), None
             return
@@ -246,9 +273,8 @@ class Network:
         self._watched = State(modules, self.bn)
         made_for = (self._levers, self._resolved, self._watched.identity())
         if made_for != self._made_for or not (self._attributes and self._attributes.stand()):
-            self._sources.clear()
-            self._graphs.forget()
-            self._attributes, self._is_new, self._stale = Attributes(modules), True, None
+            self._forget()
+            self._attributes, self._is_new = Attributes(modules), True
             self._made_for, self.classes = made_for, None
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
@@ -283,6 +309,12 @@ class Network:
                     logger.info("attack: gradients come from %s%s", copied.what, _because(reasons))
                     return copied
             logger.warning("attack: gradients come from %s%s", what, _because(reasons))
+        if self.captures(x) and not capturing(x.device):
+            try:
+                refuse_random(self.logits, x)
+            except Unshadowable as reason:
+                self._stale = str(reason)
+                logger.info("attack: its steps are not captured (%s)", reason)
         return Taken(ByAutograd(model, autocast=low), None, what)
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iaat_fast.attacks import PGD, EngineOptions, Findings
+from iaat_fast.attacks.graph import GraphRunner
 from iaat_fast.attacks.live import Attributes
 from iaat_fast.attacks.unshadowable import Stale
 from tests.attacks.every_attack import EVERY_ATTACK
 from tests.attacks.like_a_gpu import Recorder, check_late
+from tests.train.tape import Tape
 
 LEVERS = {"channels_last": False, "saturation_proof": False}
 COPIES: dict[str, dict[str, Any]] = {
@@ -163,7 +165,7 @@ def test_on_a_gpu_it_comes_with_the_one_read(
     with Recorder() as seen:
         pgd(x, y, findings=findings)
     assert not seen.reads
-    with pytest.raises(Stale, match="its copy's logits are off by"):
+    with pytest.raises(Stale, match="its copy, or its captured forward, is off by"):
         findings.settle()
     findings.settle()  # forgotten
 
@@ -222,6 +224,39 @@ def test_attributes_stand_until_one_changes(model: Net) -> None:
     assert seen.stand()
     del model.act
     assert not seen.stand()
+
+
+def captured(model: nn.Module) -> PGD:
+    """Of the live model, its steps captured: the second call records them, the third replays."""
+    pgd = attack(model, engine="exact")
+    pgd.network._graphs = GraphRunner(lambda body, pool: Tape()(body))
+    pgd.network._capturable = ("cpu",)
+    return pgd
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+@pytest.mark.parametrize("change", ["hook", "flag", "global"])
+def test_what_captured_steps_have_frozen_is_seen(
+    change: str, calls: int, model: Net, x: Tensor, y: Tensor
+) -> None:
+    pgd = captured(model)
+    for _ in range(calls):
+        before = pgd(x, y)
+    CHANGES[change](model)
+    expected = attack(model, engine="exact")(x, y)
+    assert not torch.equal(expected, before)
+    for _ in range(3):
+        assert torch.equal(pgd(x, y), expected)
+
+
+def test_steps_that_draw_are_not_captured(x: Tensor, y: Tensor) -> None:
+    model = Drawing(DRAWS["python"], 1.0).eval()
+    pgd, eager = captured(model), attack(model, engine="exact")
+    for call in range(4):
+        random.seed(call)
+        made = pgd(x, y)
+        random.seed(call)
+        assert torch.equal(made, eager(x, y))
 
 
 class Drawing(Net):

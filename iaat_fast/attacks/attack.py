@@ -124,11 +124,12 @@ class Attack:
         samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before they begin,
         findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none are given.
 
+        A call that finds its copy of the model, or what captured steps have frozen, to be none any more is made again
+        with the live model; on a GPU one that is given findings leaves that to them. Autocast around a call is off in
+        it, and inference mode, no_grad and the default dtype change nothing.
+
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
-
-        A call that finds its copy of the model to be none any more is made again with the live model; one that is given
-        findings on a GPU leaves it to them. Autocast, inference mode and the like around a call change nothing in it.
         """
         if self.alpha is None and alpha is not None:
             raise TypeError(f"alpha: given, but {type(self).__name__} finds its own step sizes")
@@ -197,7 +198,7 @@ class Attack:
         return twin
 
     def logits(self, x: Tensor) -> Tensor:
-        """The model's logits [N, C] for x in the attack's BatchNorm mode, without gradients."""
+        """Logits [N, C] for x in the attack's BatchNorm mode, without gradients or the caller's autocast."""
         with self.network.in_mode(), torch.no_grad():
             return self.network.logits(x)
 

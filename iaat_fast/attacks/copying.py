@@ -62,7 +62,9 @@ class CopyMaker:
         precision: str,
         low: torch.dtype | None,
     ) -> None:
-        self._model, self._live, self._levers = model, live, levers
+        # What torch.compile makes of a module calls the live one; its copy would, too.
+        self._model = model._modules.get("_orig_mod") or model
+        self._live, self._levers = live, levers
         self._precision, self._low = precision, low
         self.reasons: list[str] = []
 

@@ -235,7 +235,7 @@ class Network:
             shape = (x.shape[1:], x.dtype, x.device)
             if shape not in self._frozen:
                 with torch.no_grad():
-                    self._frozen[shape] = FrozenForward(self.model, x, self._graphs.capture)
+                    self._frozen[shape] = FrozenForward(self.logits, x, self._graphs.capture)
             forward = self._frozen[shape]
         if forward is not None:
             findings.look_at_copy(how_far(forward, self.logits, x, gradients))

@@ -313,6 +313,16 @@ def test_masked_classes_do_not_make_a_copy_a_false_one(model: Net, x: Tensor) ->
     assert "copy" in pgd.network.taken
 
 
+def test_of_a_compiled_model_the_module_that_was_is_copied(x: Tensor, y: Tensor) -> None:
+    model = torch.compile(Net().eval(), backend="eager")
+    pgd = attack(model, **COPIES["program"])
+    assert torch.equal(pgd(x, y), attack(Net().eval(), **COPIES["program"])(x, y))
+    assert "folded" in pgd.network.taken
+    model.register_forward_hook(lambda _, __, out: -out)
+    pgd(x, y)
+    assert "the live model" in pgd.network.taken
+
+
 @functools.lru_cache
 def table(size: int) -> Tensor:
     return torch.linspace(0, 0.3, size)

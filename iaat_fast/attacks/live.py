@@ -55,7 +55,7 @@ class Attributes:
     """What else decides what a model computes: classes, hooks, and the attributes of its modules.
 
     Numbers, strings and tuples of them are compared by value, any other attribute by identity: what changes within a
-    list or a tensor is not seen. 0.07 ms for the 62 modules of a ResNet-18, where nothing has changed.
+    list or a tensor is not seen. 0.12 ms for the 64 modules of a ResNet-18, where nothing has changed.
 
     Args:
         modules: of the model.
@@ -77,9 +77,10 @@ class Attributes:
             # freed, and its place in memory from being another's.
             ids = list(map(id, module.__dict__.values()))
             if ids != self._ids[place]:
-                if self._of(place) != self._values[place]:
+                now = self._of(place)
+                if now != self._values[place]:
                     return False
-                self._ids[place] = ids
+                self._values[place], self._ids[place] = now, ids
         return True
 
     def let_go(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.survivors import WorstCase
 from iaat_fast.attacks.targets import random_targets, target_draws
+from iaat_fast.attacks.unshadowable import Stale
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
@@ -138,6 +139,9 @@ class Attack:
 
         Calls from several threads on one model, or on models that share a module, are made one after the other, each
         as if it were alone; on a GPU they belong on one stream. `stats` is then that of the call that ended last.
+        A call that finds its copy of the model, or what captured steps have frozen, to be none any more is made again
+        with the live model; on a GPU one that is given findings leaves that to them. Autocast around a call is off in
+        it, and inference mode, no_grad and the default dtype change nothing.
 
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
@@ -152,34 +156,32 @@ class Attack:
                 )
             if start is None and self.loss == "kl" and not self.random_start:
                 raise ValueError("start: None, but without random_start the gradient of 'kl' is 0")
-            call = prepare_call(
-                x,
-                y,
-                eps=self.eps if eps is None else eps,
-                alpha=self.alpha if alpha is None else alpha,
-                start=start,
-                index=index,
-                seed=self.seed if seed is None else seed,
-                candidate=candidate,
-                restart=restart,
-                findings=findings,
-                box=(self.lo, self.hi),
-                moves=self.steps > 0,
-                coupled=self.network.couples_samples(),
-            )
+            arguments: dict[str, Any] = {
+                "eps": self.eps if eps is None else eps,
+                "alpha": self.alpha if alpha is None else alpha,
+                "start": start,
+                "index": index,
+                "candidate": candidate,
+                "restart": restart,
+                "findings": findings,
+                "box": (self.lo, self.hi),
+                "moves": self.steps > 0,
+                "coupled": self.network.couples_samples(),
+            }
+            call = prepare_call(x, y, seed=self.seed if seed is None else seed, **arguments)
             if call.rows == 0:
                 self.stats = AttackStats()
                 return call.x.clone()
-            call.planned = call.rows * self.steps * self.restarts
-            with self.network.attacked(call.x, call.findings):
-                if self._reads() or (self.bn == "train_update" and findings is None):
-                    call.findings.look()
-                call.x = self.network.laid_out(call.x)
-                if self.loss == "kl":
-                    call.goal = self._prediction(call)
-                x_adv = self._attack(call)
-            x_adv = x_adv.contiguous(memory_format=memory_format(x))
-            zero, nan = call.findings.look() if findings is None else (0, 0)
+            counted = call.stats.clone()
+            try:
+                x_adv, zero, nan = self._made(call, memory_format(x), own=findings is None)
+            except Stale as stale:
+                if findings is not None and not findings.heard_at_once:
+                    raise  # of an earlier call: this one has been given findings, and hears nothing
+                self.network.give_up_copy(str(stale))
+                call.stats.copy_(counted)
+                call = prepare_call(x, y, seed=call.stream[0], **arguments)
+                x_adv, zero, nan = self._made(call, memory_format(x), own=findings is None)
         # The warning is of this call's, whoever else has called meanwhile.
         self.stats = stats = AttackStats(
             total=call.entries,
@@ -212,9 +214,30 @@ class Attack:
         return twin
 
     def logits(self, x: Tensor) -> Tensor:
-        """The model's logits [N, C] for x in the attack's BatchNorm mode, without gradients."""
+        """Logits [N, C] for x in the attack's BatchNorm mode, without gradients or the caller's autocast."""
         with self.network.in_mode(), torch.no_grad():
             return self.network.logits(x)
+
+    def _made(
+        self, call: Call, layout: torch.memory_format, *, own: bool
+    ) -> tuple[Tensor, int, int]:
+        """The images of a call; with findings of its own, how many zeros and NaNs its gradients had.
+
+        Raises Stale where they come from a copy that has been found to be none, as far as this call hears of it.
+        """
+        call.planned = call.rows * self.steps * self.restarts
+        gradients = call.planned
+        with self.network.attacked(call.x, call.findings):
+            if self._reads() or (self.bn == "train_update" and own):
+                call.findings.look()
+            call.x = self.network.laid_out(call.x)
+            if self.loss == "kl":
+                call.goal = self._prediction(call)
+            x_adv = self._attack(call)
+            self.network.compare_copy(call.x, call.findings, gradients)
+        x_adv = x_adv.contiguous(memory_format=layout)
+        zero, nan = call.findings.look() if own else (0, 0)
+        return x_adv, zero, nan
 
     def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""

@@ -169,7 +169,7 @@ def _stream(seed: int | Tensor | None, candidate: int, device: torch.device) -> 
         stream[0].copy_(_seed(seed, device))
     else:
         if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever the default device
         checks.int64_number("seed", seed)
         stream[0].fill_(seed)
     stream[2].fill_(candidate)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.graph import capturing
 from iaat_fast.attacks.model_state import modules_of, parameters_of
+from iaat_fast.attacks.unshadowable import Stale
 from iaat_fast.ops import checks
 
 _T = TypeVar("_T")
@@ -28,9 +29,9 @@ class Counts(NamedTuple):
 
 
 # Doubles behind the counts, in the same tensor: the smallest and the largest values that were seen, whatever is NaN
-# first of all. Of weights it is a norm, since only NaN is looked for.
+# first of all. Of weights it is a norm, since only NaN is looked for; of a copy, how far it is off, where 1 is too far.
 _LOWEST = ("x", "y", "eps", "alpha", "weights", "index", "dlr")
-_HIGHEST = ("x", "y", "index", "eps")
+_HIGHEST = ("x", "y", "index", "eps", "copy")
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -86,11 +87,17 @@ class Findings:
         findings._of_one_call = True
         return findings
 
+    @property
+    def heard_at_once(self) -> bool:
+        """Whether values are looked at when they are there, and raised then: on a CPU."""
+        return not self._late
+
     def settle(self) -> Counts:
         """The counts since the last time, with one read from the device; all that was found is forgotten.
 
         Raises:
-            ValueError: an argument of a call, or a weight of its model, had a value that it may not have.
+            ValueError: an argument of a call, or a weight of its model, had a value that it may not have; or gradients
+                came from a copy that no longer gives what the model gives (a call without findings repeats itself).
         """
         read = self._read()
         self._clear()
@@ -177,6 +184,15 @@ class Findings:
         if all(known() is not model for known in self._models):
             self._models.append(weakref.ref(model))
 
+    def look_at_copy(self, off: Tensor) -> None:
+        """Take note of how far a copy is off the live model, above 1 too far; on a CPU raise Stale at once."""
+        if not self._late:
+            if not float(off) <= 1:
+                raise Stale(_differs(float(off)))
+            return
+        place = self._highest["copy"]
+        torch.maximum(place, off, out=place)
+
     def _keep_lowest(self, name: str, value: Tensor) -> None:
         place = self._lowest[name]
         torch.minimum(place, value, out=place)
@@ -218,12 +234,14 @@ class Findings:
             problem = inputs.out_of_range(highest["y"], self._classes)
         if problem:
             raise ValueError(problem)
+        if not highest["copy"] <= 1:
+            raise Stale(_differs(highest["copy"]))
         if lowest["dlr"] == -math.inf:
             warnings.warn(
                 "the model masks classes (logits of -inf) and leaves fewer than the loss 'dlr' is made of; samples "
                 "that this concerns are attacked by the margin, 'cw', instead",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return counts
 
@@ -283,6 +301,13 @@ def _nan_weight(model: nn.Module) -> str | None:
 
 def _holds_nan(what: str | None) -> str:
     return f"model: {what or 'a weight'} holds NaN, expected numbers; has training diverged?"
+
+
+def _differs(off: float) -> str:
+    return (
+        f"model: its copy, or its captured forward, is off by {off:.2g} times what rounding explains, expected a "
+        "forward of images, weights and attributes alone; pass EngineOptions without shadow, fold and graph"
+    )
 
 
 def _the_same(what: str, known: _T | None, new: _T) -> _T:

@@ -132,7 +132,7 @@ class GraphRunner:
     """
 
     def __init__(self, capture: Capture = capture_cuda) -> None:
-        self._capture = capture
+        self.capture = capture
         self._graphs: OrderedDict[Hashable, _Captured | None] = OrderedDict()
         self._pool: Any = None
         self._broken = False
@@ -213,7 +213,7 @@ class GraphRunner:
         try:
             if self._pool is None and tensors[0].is_cuda:
                 self._pool = torch.cuda.graph_pool_handle()
-            return _Captured(buffers, self._capture(body, self._pool))
+            return _Captured(buffers, self.capture(body, self._pool))
         except RuntimeError as error:  # what torch raises for an operation that cannot be captured
             self._broken = True
             self.forget()

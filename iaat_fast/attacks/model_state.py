@@ -13,6 +13,7 @@ from torch.nn.modules import batchnorm, dropout
 
 from iaat_fast.attacks import fixed_mode, inputs, wrappers
 from iaat_fast.attacks.modules_behind import roots_of
+from iaat_fast.attacks.sources import own
 
 BN_MODES = ("eval", "train", "train_update")
 
@@ -84,6 +85,8 @@ def attacked(
             "train_update", the batch's own statistics, which also update the running ones.
         exclusively: other threads wait whatever their model is.
 
+    Autocast that the caller has switched on is off inside: verdicts and gradients are those of the model as it is.
+
     Raises:
         ValueError: the model cannot be attacked in this mode, see `checked_modules`.
     """
@@ -91,6 +94,7 @@ def attacked(
     with (
         _claimed([model, *modules], everything=exclusively),
         wrappers.passed_by(modules),
+        _without_autocast(),
         _in_mode(modules, bn),
         contextlib.nullcontext() if modules else _no_training_behind(),
     ):
@@ -99,9 +103,17 @@ def attacked(
 
 def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
-    logits = model(x)
+    logits = model(own(x))
     inputs.logits(logits, len(x))
     return logits
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextlib.contextmanager
@@ -109,7 +121,9 @@ def _in_mode(modules: list[nn.Module], bn: str) -> Iterator[None]:
     switched = fixed_mode.with_mode(modules)
     trained = set(map(id, _batch_norms(modules))) if bn != "eval" else ()
     modes = [(module, module.training) for module in switched]
-    saved = [(buffer, buffer.clone()) for buffer in buffers_of(modules)] if bn == "train" else []
+    # Into buffers made in inference mode nothing can write outside it.
+    buffers = [b for b in buffers_of(modules) if not b.is_inference()] if bn == "train" else []
+    saved = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         for module in switched:
             _set_mode(module, id(module) in trained)

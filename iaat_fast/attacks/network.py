@@ -12,23 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs, options
+from iaat_fast.attacks.copying import (
+    CopyMaker,
+    Forward,
+    FrozenForward,
+    Taken,
+    how_far,
+    refuse_random,
+)
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.fixed_mode import with_mode
-from iaat_fast.attacks.graph import GraphRunner
+from iaat_fast.attacks.graph import GraphRunner, capturing
+from iaat_fast.attacks.live import Attributes, State
 from iaat_fast.attacks.model_state import (
     attacked,
-    buffers_of,
     checked_modules,
     couples_samples,
     logits_of,
     modules_of,
-    parameters_of,
 )
 from iaat_fast.attacks.modules_behind import roots_of
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
-from iaat_fast.attacks.shadow import Shadow
-from iaat_fast.attacks.sources import ByAutograd, Source, compare
+from iaat_fast.attacks.sources import ByAutograd, Source
 from iaat_fast.attacks.unshadowable import Unshadowable
 from iaat_fast.attacks.wrappers import bare
 from iaat_fast.heap import kept_heap
@@ -41,7 +46,6 @@ _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-_PROBE = 8  # images of the first batch on which a new copy is compared with the live model
 # Shapes of images whose programs are kept: an attack goes through data sets one after the other.
 _PROGRAMS = 4
 
@@ -75,10 +79,15 @@ class Network:
         self.taken = "the live model"
         self.classes: int | None = None
         self._source: Source = ByAutograd(self.model)
-        self._is_copy = False
-        self._sources: OrderedDict[Hashable, tuple[Source, bool, str]] = OrderedDict()
+        self._traced: Forward | None = None
+        self._sources: OrderedDict[Hashable, Taken] = OrderedDict()
         self._made_for: Hashable = None
-        self._watched: _State | None = None
+        self._attributes: Attributes | None = None
+        self._is_new = False
+        self._stale: str | None = None
+        self._frozen: dict[Hashable, FrozenForward] = {}
+        self._has_replayed = False
+        self._watched: State | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
         self._resolved, self._levers, self._coupled = "fp32", options.PLAIN, False
@@ -90,7 +99,7 @@ class Network:
     @property
     def is_shadowed(self) -> bool:
         """Whether gradients come from a copy, or under autocast, and not from the live model as it is."""
-        return self._is_copy or self._resolved in _DTYPES
+        return self._traced is not None or self._resolved in _DTYPES
 
     @property
     def saturation_proof(self) -> bool:
@@ -124,6 +133,9 @@ class Network:
             self._coupled = self.couples_samples()
             self._prepare(x, findings)
             yield
+            if self._attributes is not None and self._is_new:
+                self._attributes.let_go()
+                self._is_new = False
 
     def logits(self, x: Tensor) -> Tensor:
         """The live model's logits [N, C]."""
@@ -183,7 +195,7 @@ class Network:
 
     def laid_out(self, x: Tensor) -> Tensor:
         """x in the memory format that the copy's kernels like."""
-        if self._is_copy and self._levers.channels_last and x.dim() == 4:
+        if self._traced is not None and self._levers.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
@@ -194,6 +206,7 @@ class Network:
             and x.device.type in self._capturable
             and isinstance(self.model, nn.Module)
             and self.bn == "eval"
+            and self._stale is None
         )
 
     def replay(
@@ -206,9 +219,45 @@ class Network:
         written: int,
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
+        self._has_replayed = True
         self._graphs.run(
             (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
         )
+
+    def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
+        """Let the findings know how far off the live forward is what gradients came from, on some of the images x.
+
+        That is a copied forward, or the live one that captured steps have frozen. No hook, weight or attribute need
+        have changed for that: a global may decide, or a constant of the trace. In a CUDA graph that the caller captures
+        the live forward would be as frozen, so there nothing is done.
+
+        Args:
+            gradients: images times steps of the attack, after which it is called, inside `attacked`: on a GPU the host
+                then launches it while the steps still run.
+        """
+        if capturing(x.device):
+            return
+        forward = self._traced
+        if forward is None and self._has_replayed:
+            shape = (x.shape[1:], x.dtype, x.device)
+            if shape not in self._frozen:
+                with torch.no_grad():
+                    self._frozen[shape] = FrozenForward(self.logits, x, self._graphs.capture)
+            forward = self._frozen[shape]
+        if forward is not None:
+            findings.look_at_copy(how_far(forward, self.logits, x, gradients))
+
+    def give_up_copy(self, reason: str) -> None:
+        """Take gradients from the live model, uncaptured, as long as it is the one that it is now."""
+        self._forget()
+        self._stale = reason
+
+    def _forget(self) -> None:
+        """Drop what was made of another model."""
+        self._sources.clear()
+        self._graphs.forget()
+        self._frozen.clear()
+        self._stale = None
 
     def _look_at(self, logits: Tensor, x: Tensor) -> None:
         """Check their shape, and the first time in an attack what the forward did to the model."""
@@ -221,114 +270,64 @@ class Network:
     def _prepare(self, x: Tensor, findings: Findings | None) -> None:
         """Make what gradients come from, or refresh what there is; look at the weights first."""
         model = self.model
+        self._has_replayed = False
         if findings is not None:
             for root in roots_of(model):
                 findings.look_at_weights(root, self.bn)
-        self._watched = _State(model, self.bn)
+        modules = modules_of(model)
+        self._watched = State(modules, self.bn)
         if not isinstance(model, nn.Module):
-            self._source, self._is_copy = ByAutograd(model), False
+            self._source, self._traced = ByAutograd(model), None
             return
         made_for = (self._levers, self._resolved, self._watched.identity())
-        if made_for != self._made_for:
-            self._sources.clear()
-            self._graphs.forget()
+        if made_for != self._made_for or not (self._attributes and self._attributes.stand()):
+            self._forget()
+            self._attributes, self._is_new = Attributes(modules), True
             self._made_for, self.classes = made_for, None
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
             self._sources.move_to_end(shape)
-            self._source, self._is_copy, self.taken = self._sources[shape]
+            self._source, self._traced, self.taken = self._sources[shape]
             self._source.refresh()
             return
         if self._levers.shadow and findings is not None:
             findings.look()  # a copy is not judged by what it makes of NaN
         # Kept only when it is whole: making that was interrupted, by lack of memory say, begins again.
-        self._source, self._is_copy, self.taken = self._make_source(model, x)
-        self._sources[shape] = self._source, self._is_copy, self.taken
+        self._sources[shape] = self._take_source(model, x)
+        self._source, self._traced, self.taken = self._sources[shape]
         if len(self._sources) > _PROGRAMS:
             self._sources.popitem(last=False)
             self._graphs.forget()
 
-    def _make_source(self, model: nn.Module, x: Tensor) -> tuple[Source, bool, str]:
-        """The best copy that gives what the live model gives, else the live model; whether it is one; what it is."""
+    def _take_source(self, model: nn.Module, x: Tensor) -> Taken:
+        """The best copy that gives what the live model gives, else the live model; which it is is said once."""
         low, levers = _DTYPES.get(self._resolved), self._levers
-        live = ByAutograd(model, autocast=low)
-        taken = "the live model" if low is None else f"the live model under {low} autocast"
-        if not levers.shadow:
-            return live, False, taken
+        what = "the live model" if low is None else f"the live model under {low} autocast"
         reasons = []
-        if self.bn == "train_update":
-            reasons.append("its running statistics are to be updated")
-        else:
-            for make in (self._lowered, self._copied):
-                try:
-                    made = make(model, x, low)
-                    if made is None:
-                        continue
-                    compare(made[0], self.logits, x[:_PROBE].clone(), self._resolved, low)
-                except Unshadowable as reason:
-                    reasons.append(str(reason))
-                    continue
-                logger.info("attack: gradients come from %s%s", made[1], _because(reasons))
-                return made[0], True, made[1]
-        logger.warning("attack: gradients come from %s%s", taken, _because(reasons))
-        return live, False, taken
-
-    def _lowered(
-        self, model: nn.Module, x: Tensor, low: torch.dtype | None
-    ) -> tuple[Source, str] | None:
-        levers = self._levers
-        if not levers.fold or levers.compile:
-            return None
-        program = Program(model, x, dtype=low, channels_last=levers.channels_last)
-        rest = f", {len(program.by_autograd)} calls by autograd" if program.by_autograd else ""
-        kind = low or "its own precision"
-        return program, f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
-
-    def _copied(self, model: nn.Module, x: Tensor, low: torch.dtype | None) -> tuple[Source, str]:
-        shadow = Shadow(model, dtype=low, channels_last=self._levers.channels_last)
-        shadow.refresh()
-        call = torch.compile(shadow.module) if self._levers.compile else shadow.module
-        source = ByAutograd(call, dtype=low, refresh=shadow.refresh)
-        return source, f"a copy in {low or 'its own precision'}, not folded"
+        if levers.shadow:
+            if self.bn == "train_update":
+                reasons.append("its running statistics are to be updated")
+            elif self._stale is not None:
+                reasons.append(self._stale)
+            else:
+                maker = CopyMaker(model, self.logits, levers, self._resolved, low)
+                copied = maker.make(x)
+                reasons = maker.reasons
+                if copied is not None:
+                    logger.info("attack: gradients come from %s%s", copied.what, _because(reasons))
+                    return copied
+            logger.warning("attack: gradients come from %s%s", what, _because(reasons))
+        if self.captures(x) and not capturing(x.device):
+            try:
+                refuse_random(self.logits, x)
+            except Unshadowable as reason:
+                self._stale = str(reason)
+                logger.info("attack: its steps are not captured (%s)", reason)
+        return Taken(ByAutograd(model, autocast=low), None, what)
 
 
 def _because(reasons: list[str]) -> str:
     return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
-
-
-class _State:
-    """Weights and modes of a model, to see whether its forward changes them."""
-
-    def __init__(self, model: Callable[[Tensor], Tensor], bn: str) -> None:
-        self.modules = modules_of(model)
-        # Batch statistics update the running ones; `attacked` knows about that.
-        buffers = buffers_of(self.modules) if bn == "eval" else []
-        tensors = [*parameters_of(self.modules), *buffers]
-        self.tensors = [(tensor, tensor._version) for tensor in tensors]
-        self.training = _modes(self.modules)
-
-    def identity(self) -> Hashable:
-        """Equal for the same modules, tensors and modes."""
-        return (
-            tuple(map(id, self.modules)),
-            tuple((id(tensor), tensor.data_ptr(), tensor.dtype) for tensor, _ in self.tensors),
-            tuple(self.training),
-        )
-
-    def check(self) -> None:
-        """Raise ValueError where forward has changed the model."""
-        if _modes(self.modules) != self.training:
-            raise ValueError(
-                "model: its forward changes its mode (train or eval), expected it to keep it"
-            )
-        if any(tensor._version != version for tensor, version in self.tensors):
-            raise ValueError(
-                "model: its forward changes its own weights or buffers, expected them to stand still in an attack"
-            )
-
-
-def _modes(modules: list[nn.Module]) -> list[bool]:
-    return [module.training for module in with_mode(modules)]
 
 
 def _wide(logits: Tensor) -> Tensor:

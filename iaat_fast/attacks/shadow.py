@@ -35,7 +35,8 @@ class Shadow:
             for tensor, kept in tensors
         }
         # Prefilled, the memo keeps the copy from copying a weight: it takes the twin, for tied weights the same one.
-        self.module = copied(model, dict(twins))
+        self.module: nn.Module = copied(model, dict(twins))
+        self._model, self._dtype = model, dtype
         self._live = [tensor for tensor, _ in tensors]
         self._twins = [twins[id(tensor)] for tensor in self._live]
 
@@ -44,6 +45,15 @@ class Shadow:
         """Take over the live weights, in one pass."""
         if self._live:
             torch._foreach_copy_(self._twins, self._live)
+
+    def traced(self, x: Tensor) -> Tensor:
+        """What the copied modules give for images in the live model's precision: with its own tensors, if need be."""
+        if self._dtype is None:
+            logits: Tensor = self.module(x)
+            return logits
+        live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        logits = torch.func.functional_call(self.module, live, (x,))
+        return logits
 
 
 def _tensors(

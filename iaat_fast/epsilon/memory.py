@@ -254,7 +254,7 @@ class EpsilonMemory:
                 "statistics depend on which images share a batch"
             )
         if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
         prev, width = self.values[known], attack.hi - attack.lo
         # A ball as wide as the box holds all of it already. A radius beyond that is left for the attack to refuse.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD
+from iaat_fast.attacks import PGD, masking_report
+from tests.attacks.every_attack import EVERY_ATTACK
 
 OPTIONS = {"eps": 0.1, "alpha": 0.03, "steps": 3, "seed": 0}
 
@@ -108,14 +110,6 @@ def test_other_dtypes(net: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
         assert (net(x_adv).argmax(1) != y).any()
 
 
-@pytest.mark.parametrize("engine", ["auto", "exact"])
-def test_autocast(net: nn.Module, x: Tensor, y: Tensor, engine: str) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        x_adv = PGD(net, **OPTIONS, engine=engine)(x, y)
-    assert x_adv.dtype is torch.float32
-    assert (net(x_adv).argmax(1) != y).any()
-
-
 @pytest.mark.parametrize("shape", [(8, 5), (8, 1), (8, 2, 3, 4, 5), (8,)])
 def test_images_of_any_shape(shape: tuple[int, ...]) -> None:
     def model(x: Tensor) -> Tensor:
@@ -138,15 +132,134 @@ def test_an_empty_batch(net: nn.Module, shape: tuple[int, ...], options: dict[st
     assert pgd.stats.total == 0
 
 
-def test_deterministic_algorithms(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    expected = PGD(net, **OPTIONS, restarts=2)(x, y)
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.use_deterministic_algorithms, False)
-        torch.use_deterministic_algorithms(True)
-        assert torch.equal(PGD(net, **OPTIONS, restarts=2)(x, y), expected)
+@contextlib.contextmanager
+def of_double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+CALLERS: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float64": of_double,
+    "deterministic": deterministic,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=list(CALLERS))
+@pytest.mark.parametrize("name", EVERY_ATTACK)
+def test_what_a_caller_has_switched_on_changes_no_attack(
+    name: str, caller: Callable[[], Any], net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    expected, logits = EVERY_ATTACK[name](net)(x, y), net(x)
+    with caller():
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        attack = EVERY_ATTACK[name](net)
+        made, judged = attack(x, y), attack.logits(x)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == modes
+    assert torch.equal(made, expected)
+    assert made.dtype is torch.float32
+    assert torch.equal(judged, logits)
+
+
+@pytest.mark.parametrize("caller", CALLERS.values(), ids=list(CALLERS))
+@pytest.mark.parametrize(
+    "options", [{"engine": "exact"}, {"engine": "fast"}, {"precision": "bf16"}], ids=str
+)
+def test_nor_any_engine(
+    options: dict[str, Any], caller: Callable[[], Any], net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    attack = PGD(net, **OPTIONS, **options)
+    expected = attack(x, y)
+    with caller():
+        assert torch.equal(attack(x, y), expected)
+        assert torch.equal(PGD(net, **OPTIONS, **options)(x, y), expected)
+
+
+def test_the_modules_in_no_copy_see_autocast_either(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    seen = set()
+
+    def model(images: Tensor) -> Tensor:
+        logits: Tensor = net(images)
+        seen.add(logits.dtype)
+        return logits
+
+    with torch.autocast("cpu", torch.bfloat16):
+        PGD(model, **OPTIONS, restarts=2)(x, y)
+        masking_report(model, x, y, 0.1, 0.03, 1)
+    assert seen == {torch.float32}
 
 
 def test_a_compiled_model(net: nn.Module, x: Tensor, y: Tensor) -> None:
     net, x = net.double(), x.double()
     expected = PGD(net, **OPTIONS)(x, y)
     assert torch.equal(PGD(torch.compile(net, backend="aot_eager"), **OPTIONS)(x, y), expected)
+
+
+class MakesTable(nn.Module):
+    """Makes a buffer at its first forward, as rotary embeddings do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "shift" not in self._buffers:
+            self.register_buffer("shift", torch.full((3, 1, 1), 0.1))
+        logits: Tensor = self.net(x + self.shift)
+        return logits
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("options", [{}, {"engine": "fast"}, {"precision": "bf16"}], ids=str)
+def test_a_buffer_made_in_inference_mode(
+    options: dict[str, Any], bn: str, net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    usual, model = MakesTable(net).eval(), MakesTable(net).eval()
+    usual(x)
+    with torch.inference_mode():
+        model(x)
+    assert model.shift.is_inference()
+    pgd = PGD(model, **OPTIONS, **options, bn=bn)
+    assert torch.equal(pgd(x, y), PGD(usual, **OPTIONS, **options, bn=bn)(x, y))
+    assert torch.equal(pgd(x, y), pgd(x, y))
+
+
+def test_weights_made_in_inference_mode_are_copied_or_named(x: Tensor, y: Tensor) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+        ).eval()
+    with pytest.raises(ValueError, match="model: weights made in torch"):
+        PGD(model, **OPTIONS)(x, y)
+    assert PGD(model, **OPTIONS).logits(x).shape == (8, 10)
+
+
+def test_weights_made_in_inference_mode_that_autograd_need_not_keep(x: Tensor, y: Tensor) -> None:
+    """A bias is only added: the plain loop works, and so does the attack."""
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.linspace(-1, 1, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).unflatten(1, (-1, 12)).square().sum(1)[:, :10] + self.bias
+
+    with torch.inference_mode():
+        model = Added()
+    assert torch.equal(PGD(model, **OPTIONS)(x, y), PGD(Added(), **OPTIONS)(x, y))

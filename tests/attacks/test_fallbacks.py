@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,7 +167,7 @@ def test_what_cannot_be_a_program_is_refused_with_its_reason(
         (hooked, "last has hooks"),
         (Branching, "cannot be exported"),
         (ReadsItem, "cannot be exported|reads values"),
-        (FixedBatch, "cannot be exported"),
+        (FixedBatch, "does not take any number of images"),
         (ShapeByBatch, "cannot be exported"),
         (Locked, "cannot be copied"),
         (StraightThrough, "gradients are off by|custom"),
@@ -250,6 +252,52 @@ def test_a_model_that_keeps_things_is_attacked_twice_and_can_be_saved(images: Te
     assert torch.equal(pgd(images, y), first)
     assert (first - plain).abs().gt(1e-6).float().mean() < 0.01
     assert model.calls > 0
+
+
+class KeepsFeatures(Base):
+    """Stored with their graph, as for distillation or attention maps."""
+
+    def between(self, x: Tensor) -> Tensor:
+        self.kept = SimpleNamespace(features=F.relu(x))
+        return self.kept.features  # type: ignore[no-any-return]
+
+
+class KeepsFile(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = open(os.devnull)  # noqa: SIM115
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "fast"}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("make", [Locked, KeepsFile])
+def test_what_cannot_be_copied_is_attacked_live_with_one_line_that_says_why(
+    make: Callable[[], nn.Module],
+    options: dict[str, Any],
+    images: Tensor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = made(make)
+    y = model(images).argmax(1)
+    pgd = PGD(model, eps=0.05, alpha=0.01, steps=3, seed=0, **options)
+    assert torch.equal(pgd(images, y), pgd(images, y))
+    assert "the live model" in pgd.network.taken
+    assert len(caplog.records) == (1 if options else 0)
+    assert ("cannot be copied" in caplog.text) == bool(options)
+    assert all("\n" not in r.getMessage() and len(r.getMessage()) < 400 for r in caplog.records)
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "fast"}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("make", [KeepsFeatures, lambda: nn.Sequential(KeepsFeatures())])
+def test_stored_activations_are_no_obstacle(
+    make: Callable[[], nn.Module], options: dict[str, Any], images: Tensor
+) -> None:
+    model = made(make)
+    y = model(images).argmax(1)  # leaves features that refer to a graph, which cannot be copied
+    pgd = PGD(model, eps=0.05, alpha=0.01, steps=3, seed=0, **options)
+    assert torch.equal(pgd(images, y), pgd(images, y))
 
 
 def deep() -> nn.Module:

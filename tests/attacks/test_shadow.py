@@ -219,16 +219,3 @@ def test_the_images_come_back_in_their_layout(
     # The noise follows the pixels, not their place in memory.
     start = PGD(resnet, steps=0, seed=0)(images, y)
     assert torch.equal(PGD(resnet, steps=0, engine=engine, seed=0)(x, y), start)
-
-
-def test_a_callers_autocast_is_left_alone(images: Tensor) -> None:
-    seen = []
-
-    def model(x: Tensor) -> Tensor:
-        logits = x.flatten(1) @ torch.ones(3072, 4).cumsum(1)
-        seen.append(logits.dtype)
-        return logits
-
-    with torch.autocast("cpu", torch.bfloat16):
-        PGD(model, steps=1)(images, torch.zeros(len(images), dtype=torch.int64))
-    assert seen == [torch.bfloat16]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import PGD
+from iaat_fast.attacks import PGD, Square
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate import (
     Subject,
@@ -328,3 +328,38 @@ def test_a_model_that_does_not_fit_the_images_or_labels_is_refused(labelled: Spl
     with pytest.raises(ValueError, match="returned tuple"):
         check_model(nn.MaxPool2d(2, return_indices=True), labelled)
     check_model(nn.Sequential(flat, nn.Linear(36, 4)), labelled)
+
+
+class Shifts(nn.Module):
+    """Normalises its images, in place or not."""
+
+    def __init__(self, layer: nn.Module, *, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = layer, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.5) if self.in_place else x - 0.5
+        logits: Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("caller", ["plain", "autocast"])
+def test_neither_a_forward_that_writes_into_images_nor_autocast_changes_an_accuracy(
+    linear: nn.Linear, caller: str
+) -> None:
+    split = random_split(60, 3, low=64, high=192)
+
+    def measured(*, in_place: bool) -> list[Tensor]:
+        model = Shifts(linear, in_place=in_place)
+        attacks = {
+            "pgd": PGD(model, 0.05, 0.02, 2, seed=0),
+            "square": Square(model, 0.05, 3, seed=0),
+        }
+        pgd = robust_accuracy(model, split, eps=0.05, alpha=0.02, steps=2, restarts=2)
+        ensemble = autoattack(model, split, eps=0.05, attacks=attacks)
+        return [natural_verdicts(model, split), pgd.correct, ensemble.correct]
+
+    expected = measured(in_place=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=caller == "autocast"):
+        found = measured(in_place=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

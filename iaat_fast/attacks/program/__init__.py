@@ -82,6 +82,7 @@ class Program:
             self._parameters.refresh, images.device, capture_cuda if images.is_cuda else None
         )
         self.refresh()
+        self._exported = exported
         self._images = lowering.images.operation
         self._line = StraightLine(steps, lowering.images)
         self._stem = None if taken is None else taken.operation
@@ -102,6 +103,10 @@ class Program:
         line.run(line.predict, slots)
         logits: Tensor = slots[line.logits]
         return logits
+
+    def traced(self, x: Tensor) -> Tensor:
+        """Logits by the forward as it was exported, on the live tensors in their precision; nothing is fused."""
+        return self._exported.run(x)
 
     @torch.no_grad()
     def input_vjp(

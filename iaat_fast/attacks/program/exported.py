@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.fx.node import map_arg
 
-from iaat_fast.attacks.unshadowable import Unshadowable, copied, refuse_hooks
+from iaat_fast.attacks.unshadowable import Unshadowable, brief, copied, refuse_hooks
 
 _TALKING = (
     "torch.export",
@@ -69,6 +70,20 @@ class ExportedForward:
         if self.images not in needed:
             raise Unshadowable("its result does not depend on the images")
 
+    @torch.no_grad()
+    def run(self, x: Tensor) -> Tensor:
+        """The graph as it stands, call by call, on the live tensors: the logits [N, C] of images [N, ...]."""
+        values: dict[Node, Any] = {**self.live, self.images: x}
+        for node in self.nodes:
+            if node.op == "placeholder":
+                continue
+            assert callable(node.target)
+            values[node] = node.target(
+                *map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__)
+            )
+        logits: Tensor = values[self.logits]
+        return logits
+
 
 def _structural_copy(model: nn.Module) -> nn.Module:
     """A copy of the modules that shares every tensor: exporting runs the forward, which may leave things behind."""
@@ -103,8 +118,7 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
                 program = program.run_decompositions({})
     # Exporting runs the user's forward on tensors without values: whatever that raises, there is no graph.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise Unshadowable(f"it cannot be exported ({type(error).__name__}: {reason})") from error
+        raise Unshadowable(f"it cannot be exported ({brief(error)})") from error
     return program
 
 

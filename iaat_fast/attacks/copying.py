@@ -64,7 +64,7 @@ class CopyMaker:
     ) -> None:
         # What torch.compile makes of a module calls the live one; its copy would, too.
         compiled = "_orig_mod" in model._modules
-        self._model: nn.Module = model._modules["_orig_mod"] if compiled else model
+        self._model = model.get_submodule("_orig_mod") if compiled else model
         self._live, self._levers = live, levers
         self._precision, self._low = precision, low
         self.reasons: list[str] = []

@@ -97,7 +97,8 @@ class Command:
     """digits-cnn, resnet18, wrn32-10, imagenet-resnet18 (-34, -50, -101, -152), or
     package.module:function."""
     weights: Annotated[Path | None, optional("FILE", "the run's")] = None
-    """Weights of --model: a state dict, or one under "state_dict" or "model"; never run as code."""
+    """Weights of --model: a state dict, or one under a key such as "state_dict", "model" or "net";
+    never run as code."""
     width: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
     """Channels of the first stage, or the widening factor, of a slim --model."""
     depth: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,16 +29,17 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, whole.
+@contextlib.contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write, which is then put at `path` so that a reader sees the old file or the new one, whole.
 
-    The old one is then at `keep`, in the same folder, if that is given.
+    The old one is then at `keep`, in the same folder, if that is given. Where writing fails, `path` stays as it was.
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     with naming(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if keep is not None and path.exists():
@@ -52,6 +53,12 @@ def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
+    """Put `content` at `path`, see `replacing`."""
+    with replacing(path, keep=keep) as file:
+        file.write(content)
 
 
 def check_writable(flag: str, path: Path) -> None:

@@ -126,21 +126,22 @@ BAD_LINES = [
     ("--batchsize 3", "did you mean '--batch-size'"),
     ("--epochs ten", "--epochs"),
     ("--epochs", "--epochs"),
-    ("--epochs 0", "optim.epochs is 0"),
+    ("--epochs 0", "error: --epochs is 0"),
     ("--eps 256", "256/255"),
-    ("--eps -1", "attack.eps"),
-    ("--eps nan", "attack.eps is nan"),
+    ("--eps -1", "error: --eps is "),
+    ("--eps nan", "error: --eps is nan"),
     ("--strategy eager", "'lazy'"),
     ("--model resnet19", "did you mean 'resnet18'"),
     ("--dataset cifar11", "did you mean 'cifar10'"),
     ("--method adv cifar10-resnet18", "PRESET comes before the flags"),
     ("digits cifar10-resnet18", "cifar10-resnet18"),
     ("--device cuda:99 --out run", "cuda:99"),
-    ("--data nowhere --out run", "nowhere"),
+    ("--data nowhere --out run", "--data nowhere: no such folder"),
     ("--resume", "--resume needs"),
     ("--resume --out run", "no run there"),
     ("--resume --overwrite --out run --epochs 1", "exclude each other"),
-    ("--decay-epochs 9 3", "optim.decay_epochs"),
+    ("--decay-epochs 9 3", "error: --decay-epochs is "),
+    ("--out /proc/run", "error: --out /proc/run: cannot be made"),
 ]
 
 
@@ -260,8 +261,11 @@ def test_a_run_ends_with_the_table_the_folder_and_what_comes_next(
     assert results["attack"] == {"eps": 0.2, "alpha": 12.75 / 255, "steps": 10, "restarts": 5}
     assert results["eps_mean"] == pytest.approx(RunFolder(out).metrics()[-1]["eps_mean"])
     assert f"python -m iaat_fast.evaluate {out}" in text
-    assert "--method adv" in text
-    assert "--method clean" in text
+    for method in ("adv", "clean"):
+        again = f"python -m iaat_fast.train digits --method {method} "
+        (line,) = [line for line in text.splitlines() if again in line]
+        flags = ("--limit 64", "--epochs 2", "--device cpu", "--no-tensorboard")
+        assert all(flag in line for flag in flags)
     assert list((out / "plots").glob("*.png"))
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     assert state["epsilon"].shape == (64,)

@@ -78,8 +78,9 @@ def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
 
 def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
     """What tyro's error boxes say, in one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxes.splitlines()]
-    text = " ".join(" ".join(lines).split())
+    lines = [line.strip("│╭╮╰╯─| ") for line in boxes.splitlines()]
+    # Where the output's encoding is not UTF-8, boxes are drawn with hyphens.
+    text = " ".join(re.sub("-{3,}", " ", " ".join(lines)).split())
     unknown = re.match(r".*Unrecognized options: (--[^\s,=]+)", text)
     if unknown:
         with (

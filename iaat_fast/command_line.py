@@ -1,19 +1,22 @@
-"""What the commands share: 1/255 units, and a bad command line in one line."""
+"""What the commands share: 1/255 units, and in one line what is wrong with a command line or cannot be done."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import tyro
 
 from iaat_fast import units
-from iaat_fast.messages import nearest
+from iaat_fast.entry import output_is_gone
+from iaat_fast.messages import nearest, one_line
 
 T = TypeVar("T")
 
@@ -76,8 +79,9 @@ def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
 
 def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:
     """What tyro's error boxes say, in one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in boxes.splitlines()]
-    text = " ".join(" ".join(lines).split())
+    lines = [line.strip("│╭╮╰╯─| ") for line in boxes.splitlines()]
+    # Where the output's encoding is not UTF-8, boxes are drawn with hyphens.
+    text = " ".join(re.sub("-{3,}", " ", " ".join(lines)).split())
     unknown = re.match(r".*Unrecognized options: (--[^\s,=]+)", text)
     if unknown:
         with (
@@ -99,6 +103,50 @@ def warn(prog: str, text: str | None) -> None:
     """One line on standard error, where there is something to say."""
     if text is not None:
         print(f"{prog}: warning: {text}", file=sys.stderr, flush=True)
+
+
+REFUSALS = (
+    *(ValueError, TypeError, OSError, ImportError),
+    *(FloatingPointError, torch.OutOfMemoryError),
+)
+"""What a command says in one line, with status 2; anything else is a bug, with its traceback."""
+
+
+def refuse(prog: str, error: Exception, flags: Mapping[str, str]) -> int:
+    """Say what is wrong, in the command's flags; returns the exit status.
+
+    Raises:
+        BrokenPipeError: `error` itself, where nothing reads the output any more; `entry.start` ends silently then.
+    """
+    if isinstance(error, BrokenPipeError) and output_is_gone():
+        raise error
+    print(f"{prog}: error: {with_flags(one_line(error), flags)}", file=sys.stderr)
+    return 2
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """An error's text with flags in place of the names of arguments and fields.
+
+    Args:
+        text: one line. Names with a dot, `optim.epochs`, are replaced wherever they stand, but not behind the file
+            whose content they name; others, `limit`, where they begin the line as what it is about.
+        flags: by name.
+    """
+    if ".json: " in text:
+        return text
+    first = re.match(r"(\w+)(?=: | is | \S+: )", text)
+    if first and first[1] in flags:
+        text = flags[first[1]] + text[first.end() :]
+    dotted = "|".join(re.escape(name) for name in sorted(flags, reverse=True) if "." in name)
+    if not dotted:
+        return text
+    return re.sub(rf"(?<![\w./-])({dotted})(?![\w/-]|\.\w)", lambda found: flags[found[1]], text)
+
+
+def flags_of(command: type) -> dict[str, str]:
+    """The flags of a dataclass that tyro makes a command line of, by field."""
+    names = (field.name for field in dataclasses.fields(command))
+    return {name: f"--{name.replace('_', '-')}" for name in names}
 
 
 def interpreter() -> str:

@@ -10,7 +10,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,16 +29,17 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
-    """Put `content` at `path` so that a reader sees the old file or the new one, whole.
+@contextlib.contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write, which is then put at `path` so that a reader sees the old file or the new one, whole.
 
-    The old one is then at `keep`, in the same folder, if that is given.
+    The old one is then at `keep`, in the same folder, if that is given. Where writing fails, `path` stays as it was.
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     with naming(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if keep is not None and path.exists():
@@ -54,14 +55,47 @@ def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None
             os.close(folder)
 
 
+def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
+    """Put `content` at `path`, see `replacing`."""
+    with replacing(path, keep=keep) as file:
+        file.write(content)
+
+
 def check_writable(flag: str, path: Path) -> None:
-    """Raise OSError, naming the flag, where `path` could not be written, before any work is done for it."""
+    """Raise OSError, naming the flag, where the file `path` could not be written, before any work is done for it."""
     if path.is_dir():
         raise IsADirectoryError(f"{flag} {path}: is a folder, expected a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{flag} {path}: {path.parent} is not writable")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        # Tried, because permissions say nothing of what root may do in /proc or on a read-only disk.
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise type(error)(
+            f"{flag} {path}: {path.parent} is not writable ({error.strerror})"
+        ) from error
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raise OSError, naming the flag, where files could not be written into the folder `path`.
+
+    It is made for the trial and, where it was not there before, removed again.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{flag} {path}: is a file, expected a folder") from error
+    except OSError as error:
+        raise type(error)(f"{flag} {path}: cannot be made ({error.strerror})") from error
+    else:
+        check_writable(flag, path / "trial")
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _link(path: Path, name: Path) -> None:

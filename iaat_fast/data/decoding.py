@@ -16,6 +16,10 @@ SIZE = 224
 RESIZED = 256
 """Shorter side from which the centre is cropped."""
 
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+"""PIL's modes of pixels of 8 bits or fewer, which it converts to RGB by their meaning."""
+SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+
 
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded; the message names it and says why."""
@@ -36,24 +40,53 @@ def test_transform() -> Any:
 
 
 def decode(path: Path, transform: Any) -> torch.Tensor:
-    """The RGB image in `path`, transformed.
+    """The RGB image in `path`, see `read_rgb`, transformed. Raises UnreadableImage."""
+    pixels: torch.Tensor = transform(read_rgb(path))
+    return pixels
+
+
+def read_rgb(path: Path) -> Any:
+    """The image in `path` as a PIL image of mode RGB, 8 bits per channel.
+
+    Of 16 bits the upper 8 are taken, as PIL does for colour images of 16 bits. Alpha, an orientation in the EXIF data
+    and all frames but the first are ignored, as torchvision's ImageFolder ignores them.
 
     Raises:
-        UnreadableImage: the file is missing, cut short or no image.
+        UnreadableImage: the file is missing, cut short, no image, or of pixels whose black and white nothing says.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with open(path, "rb") as file:
-            image = Image.open(file).convert("RGB")
+            image = Image.open(file)
+            image.load()
+            if image.mode in EIGHT_BITS:
+                return image.convert("RGB")
+            if _is_sixteen_bits(image):
+                high = np.asarray(image).astype(np.int32) >> 8
+                return Image.fromarray(high.astype(np.uint8)).convert("RGB")
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"{path}: not an image in a format that PIL knows") from error
+        raise UnreadableImage(
+            f"{path}: not a readable image (of no format that PIL knows)"
+        ) from error
     # Damaged bytes end in whatever the decoder trips over.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{path}: not a readable image ({reason})") from error
-    pixels: torch.Tensor = transform(image)
-    return pixels
+    raise UnreadableImage(
+        f"{path}: {image.format} with pixels of PIL's mode {image.mode}, expected 8 or 16 bits per channel: nothing "
+        "says which values are black and white"
+    )
+
+
+def _is_sixteen_bits(image: Any) -> bool:
+    """Whether the pixels are grey, 0 for black and 65535 for white."""
+    if image.format == "TIFF":
+        # PIL hands out 12 bits as they are, and does not invert where 0 is white.
+        bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
+        return image.mode in SIXTEEN_BITS and bits == (16,) and photometric == 1
+    # PIL gives PNM files of 16 bits, and PNG files before version 11, as 32-bit integers.
+    return image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def decode_augmented(path: Path, *, seed: int, number: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iaat_fast.data._torchvision import datasets
 from iaat_fast.data.decoding import SIZE, UnreadableImage, decode, test_transform
+from iaat_fast.data.listing import list_images
 from iaat_fast.data.loader import prefetch
 from iaat_fast.data.splits import ImageData, unit_range
 
@@ -187,7 +187,7 @@ def load_folder(
         folder, name, limit, workers, on_bad_image: see `data.load`.
 
     Raises:
-        FileNotFoundError: train/ or val/ is missing, or a class folder holds no image, named.
+        FileNotFoundError: train/ or val/ is missing or has no class folder, or one holds no image, named.
         ValueError: other classes in train/ than in val/, or a test image that cannot be decoded.
     """
     workers = _workers() if workers is None else workers
@@ -213,19 +213,14 @@ def load_folder(
 
 def _listed(root: Path) -> tuple[np.ndarray, torch.Tensor, list[str]]:
     """Files and labels in the order of the sample numbers, and the class folders."""
-    listing = datasets().ImageFolder(root, allow_empty=True)
-    labels = np.asarray(listing.targets, dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(listing.classes))
-    for name, count in zip(listing.classes, counts, strict=True):
-        if not count:
-            known = ", ".join(datasets().folder.IMG_EXTENSIONS)
-            raise FileNotFoundError(f"{root / name}: holds no image, expected files ({known})")
+    classes, listed = list_images(root)
+    labels = np.array([label for _, label in listed], dtype=np.int64)
+    counts = np.bincount(labels, minlength=len(classes))
     # Sorted by class, as the listing is, the place within the class is the distance to the class's first.
     within = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels]
     order = np.lexsort((labels, within))
-    prefix = os.path.join(root, "")
-    below = [os.fsencode(file.removeprefix(prefix)) for file, _ in listing.samples]
-    return np.array(below)[order], torch.from_numpy(labels[order]), listing.classes
+    below = [os.fsencode(file) for file, _ in listed]
+    return np.array(below)[order], torch.from_numpy(labels[order]), classes
 
 
 def _workers() -> int:

@@ -65,7 +65,7 @@ def load(
 
     source = None if path is None else Path(path).expanduser()
     if source is not None and not source.exists():
-        raise FileNotFoundError(f"{source}: no such folder or .npz to load {name} from")
+        raise FileNotFoundError(f"path {source}: no such folder or .npz to load {name} from")
     if source is not None and not source.is_dir():
         data = load_npz(source, name, max_classes=CIFAR_CLASSES.get(name))
     elif name == "imagenet":
@@ -77,7 +77,9 @@ def load(
     elif source is None:
         data = load_digits()
     else:
-        raise ValueError(f"{source}: {name} is embedded, expected an .npz or no path, got a folder")
+        raise ValueError(
+            f"path {source}: {name} is embedded, expected an .npz or no path, got a folder"
+        )
 
     if limit is None:
         return data

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iaat_fast.data.splits import ImageData, Split
+from iaat_fast.data.splits import ImageData, Split, looks_like_nchw
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 # A label beyond this is damage, not a class: ImageNet-21k, the largest in common use, has 21,841.
@@ -52,7 +52,9 @@ def load_npz(path: Path, name: str, *, max_classes: int | None = None) -> ImageD
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
+    with open(path, "rb") as file:  # an OSError names what is_zipfile would call no archive
+        whole = zipfile.is_zipfile(file)
+    if not whole:
         raise ValueError(
             f"{path}: expected an .npz file with {', '.join(KEYS)}, got something that is no zip "
             "archive, or a truncated one"
@@ -86,12 +88,18 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
     x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
     images = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        nchw = images.ndim == 4 and looks_like_nchw(images.shape)
         raise ValueError(
             f"{path}: x_{part}: expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], got "
-            f"{x.dtype} {list(x.shape)}"
+            f"{x.dtype} {list(x.shape)}{', which looks like [N, C, H, W]' if nchw else ''}"
         )
     if x.size == 0:
         raise ValueError(f"{path}: x_{part}: expected at least one image, got {list(x.shape)}")
+    if int(x.max()) <= 1:
+        raise ValueError(
+            f"{path}: x_{part}: no pixel above {int(x.max())}, expected values 0 .. 255; are these fractions of 1, "
+            "rounded to whole numbers?"
+        )
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
         raise ValueError(
             f"{path}: y_{part}: expected integers [{len(x)}], one per image of x_{part}, got "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -44,7 +44,8 @@ class Split:
         labels: int64 [N], class numbers from 0.
 
     Raises:
-        ValueError: another dtype, number of dimensions or length, or tensors on two devices.
+        ValueError: another dtype, number of dimensions or length, tensors on two devices, or images that look like
+            [N, C, H, W].
     """
 
     images: torch.Tensor
@@ -55,6 +56,10 @@ class Split:
             raise ValueError(
                 f"images: expected uint8 [N, H, W, C], got {self.images.dtype} "
                 f"{list(self.images.shape)}"
+            )
+        if looks_like_nchw(self.images.shape):
+            raise ValueError(
+                f"images: {list(self.images.shape)} looks like [N, C, H, W], expected [N, H, W, C]: permute(0, 2, 3, 1)"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
@@ -96,6 +101,11 @@ class Split:
         return unit_range(images.permute(0, 3, 1, 2))
 
 
+def looks_like_nchw(shape: Sequence[int]) -> bool:
+    """Whether four dimensions are those of grey or RGB images with their channels first, and not last."""
+    return shape[1] in (1, 3) and shape[3] not in (1, 3)
+
+
 def unit_range(planes: torch.Tensor) -> torch.Tensor:
     """uint8 pixels [B, C, H, W] as contiguous float32 in [0, 1]: pixel / 255, rounded once."""
     x = torch.empty(planes.shape, device=planes.device)
@@ -113,12 +123,33 @@ class ImageData:
         train: the split to train on.
         test: the split to measure on, of the same image shape.
         num_classes: labels of both splits are below it.
+
+    Raises:
+        ValueError: splits of other image shapes, or labels that are not below `num_classes`. (Labels on a GPU are not
+            looked at: the host would wait.)
     """
 
     name: str
     train: Samples
     test: Samples
     num_classes: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, Split) and isinstance(self.test, Split):
+            shape, other = self.train.images.shape[1:], self.test.images.shape[1:]
+            if shape != other:
+                raise ValueError(
+                    f"test: images {list(other)}, expected {list(shape)} [H, W, C] as in train"
+                )
+        for part in ("train", "test"):
+            labels = getattr(self, part).labels
+            if labels.device.type != "cpu" or not len(labels):
+                continue
+            lowest, highest = int(labels.min()), int(labels.max())
+            if lowest < 0 or highest >= self.num_classes:
+                raise ValueError(
+                    f"{part}: labels {lowest} .. {highest}, expected 0 .. {self.num_classes - 1}, below num_classes"
+                )
 
     def to(self, device: torch.device | str) -> ImageData:
         """The same data with both splits on `device`."""

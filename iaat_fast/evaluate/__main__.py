@@ -6,18 +6,13 @@ import signal
 import sys
 from types import FrameType
 
+from iaat_fast.entry import start
+
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
 if __name__ == "__main__":
-    try:
-        signal.signal(signal.SIGTERM, _stop)
-        from iaat_fast.evaluate.cli import main
-
-        status = main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("interrupted, nothing was written", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+    signal.signal(signal.SIGTERM, _stop)
+    start("evaluate", interrupted="interrupted, nothing was written")

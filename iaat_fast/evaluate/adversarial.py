@@ -8,8 +8,12 @@ about    JSON: the measurement's row, and "crafted_on", the model
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +25,93 @@ from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import fetch
 from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.trajectories import correct
-from iaat_fast.files import naming
+from iaat_fast.files import naming, replacing
 
 
 class AdversarialFiles:
-    """The files KEY.npz in a folder. Until a measurement is finished its images lie in a hidden file beside.
+    """The files KEY.npz in a folder. Until a measurement is finished its images lie in a hidden .npy file there.
+
+    The hidden files have their full size from the start: a disk too small is known before work is lost.
 
     Args:
         folder: where they go; made where it does not exist.
+        keys: of the measurements.
         subject: whose samples are attacked.
         anew: what hidden files hold is of another attack.
+
+    Raises:
+        OSError: there is no room for the images of all samples, or a file cannot be written; it is named.
     """
 
-    def __init__(self, folder: Path, subject: Subject, *, anew: bool) -> None:
-        self._folder, self._split, self._anew = folder, subject.split, anew
-        self._open: dict[str, np.memmap] = {}
+    def __init__(self, folder: Path, keys: Sequence[str], subject: Subject, *, anew: bool) -> None:
+        self._folder, self._labels = folder, subject.split.labels.cpu().numpy()
+        first, _ = fetch(subject.split, torch.zeros(1, dtype=torch.int64))
+        shape = (len(subject.split), *first.shape[1:])
+        described = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, described)
+        self._offset = len(head.getvalue())
+        folder.mkdir(parents=True, exist_ok=True)
+        self._open: dict[str, FileIO] = {}
+        for key in keys:
+            file = self._partial(key)
+            with naming(file):
+                self._open[key] = FileIO(file, "w+" if anew or not file.exists() else "r+")
+                try:
+                    _write_at(self._open[key], head.getbuffer(), 0)
+                    _allocate(self._open[key], self._offset + 4 * math.prod(shape))
+                except OSError:
+                    for unused in self._open.copy():
+                        self.discard(unused)
+                    raise
 
     def keep(self, key: str, index: Tensor, x_adv: Tensor) -> None:
-        """Put the images x_adv [n, C, H, W] of the samples `index` in the file of this key."""
-        if key not in self._open:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            file, shape = self._partial(key), (len(self._split), *x_adv.shape[1:])
-            mode = "w+" if self._anew or not file.exists() else "r+"
-            with naming(file):
-                self._open[key] = np.lib.format.open_memmap(
-                    file, mode=mode, dtype=np.float32, shape=shape
-                )
-        self._open[key][index.numpy()] = x_adv.detach().cpu().numpy()
+        """Put the images x_adv [n, C, H, W] of the samples `index` in the file of this key.
+
+        Raises:
+            OSError: it cannot be written; it is named.
+        """
+        images = np.ascontiguousarray(x_adv.detach().cpu().numpy())
+        with naming(self._partial(key)):
+            # Not through a mapping, whose write ends in a signal where the disk refuses it.
+            for number, image in zip(index.tolist(), images, strict=True):
+                place = self._offset + number * image.nbytes
+                _write_at(self._open[key], image.data.cast("B"), place)
 
     def flush(self) -> None:
         """Put on disk what was kept."""
-        for images in self._open.values():
-            images.flush()
+        for key, opened in self._open.items():
+            with naming(self._partial(key)):
+                os.fsync(opened.fileno())
 
     def finish(self, key: str, about: dict[str, Any]) -> None:
         """Make the file of this key, whole. The hidden file stays until `discard`: a kill in between costs nothing."""
-        partial, file = self._partial(key), self._folder / f"{key}.npz"
-        images = self._open.get(key)
-        if images is None:  # it resumes after the last verdict
-            images = np.load(partial, mmap_mode="r", allow_pickle=False)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        labels = self._split.labels.cpu().numpy()
-        with naming(file):
-            try:
-                with open(temporary, "wb") as target:
-                    np.savez(target, x_adv=images, y=labels, about=np.array(json.dumps(about)))
-                    target.flush()
-                    os.fsync(target.fileno())
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
+        images = np.load(self._partial(key), mmap_mode="r", allow_pickle=False)
+        with replacing(self._folder / f"{key}.npz") as target:
+            np.savez(target, x_adv=images, y=self._labels, about=np.array(json.dumps(about)))
 
     def discard(self, key: str) -> None:
         """Remove the hidden file of this key."""
-        self._open.pop(key, None)
+        if key in self._open:
+            self._open.pop(key).close()
         self._partial(key).unlink(missing_ok=True)
 
     def _partial(self, key: str) -> Path:
         return self._folder / f".{key}.npy.tmp"
+
+
+def _write_at(file: FileIO, content: memoryview, place: int) -> None:
+    while content:
+        written = os.pwrite(file.fileno(), content, place)
+        content, place = content[written:], place + written
+
+
+def _allocate(file: FileIO, size: int) -> None:
+    """Give `file` this size and the room for it; what it holds stays."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS
+        file.truncate(size)
 
 
 def load_adversarial(file: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:

@@ -20,8 +20,7 @@ from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
 from iaat_fast.evaluate.measure import Attacks, measure, table
 from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
-from iaat_fast.files import check_writable, write_json
-from iaat_fast.messages import one_line
+from iaat_fast.files import check_folder, check_writable, write_json
 from iaat_fast.run_folder import RunFolder
 
 PROG = "python -m iaat_fast.evaluate"
@@ -97,7 +96,8 @@ class Command:
     """digits-cnn, resnet18, wrn32-10, imagenet-resnet18 (-34, -50, -101, -152), or
     package.module:function."""
     weights: Annotated[Path | None, optional("FILE", "the run's")] = None
-    """Weights of --model: a state dict, or one under "state_dict" or "model"; never run as code."""
+    """Weights of --model: a state dict, or one under a key such as "state_dict", "model" or "net";
+    never run as code."""
     width: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
     """Channels of the first stage, or the widening factor, of a slim --model."""
     depth: Annotated[int | None, optional("INT", "the run's, or the network's own")] = None
@@ -115,6 +115,10 @@ class Command:
     """imagenet: at an image that cannot be decoded, stop, or leave it out."""
 
 
+FLAGS = {**command_line.flags_of(Command), "surrogate": "--against", "path": "--data"}
+"""Flags by what errors call them, see `with_flags`."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
@@ -124,9 +128,8 @@ def main(argv: Sequence[str]) -> int:
             evaluate(command, Console())
         for warning in caught:
             print(f"{PROG}: warning: {warning.message}", file=sys.stderr)
-    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
-        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except command_line.REFUSALS as error:
+        return command_line.refuse(PROG, error, FLAGS)
     return 0
 
 
@@ -149,6 +152,8 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
             raise ValueError(f"--{name.replace('_', '-')}: {value}, expected at least 1")
     if command.json is not None:
         check_writable("--json", command.json)
+    if command.out is not None:
+        check_folder("--out", command.out)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
     _warn_of_units(command, attacks)
@@ -157,10 +162,13 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
     measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
     measured["batch_size"] = batch_size
     measured["environment"] = describe(device)
-    console.print(table(measured))
-    for path in _outputs(command, folder, subject, attacks):
+    outputs = _outputs(command, folder, subject, attacks)
+    # Written first: a pipe closed on the table costs nothing.
+    for path in outputs:
         path.parent.mkdir(exist_ok=True)
         write_json(path, measured)
+    console.print(table(measured))
+    for path in outputs:
         console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
     return measured
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.data import Samples
+from iaat_fast.evaluate.weights import plain_state_dict
 
 
 def of_weights(model: nn.Module) -> str:
     """SHA-256 of the names, shapes, dtypes and values of the model's state, in hexadecimal."""
     found = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in plain_state_dict(model).items():
         if isinstance(value, Tensor):
             _add(found, name, value)
     return found.hexdigest()

@@ -221,7 +221,8 @@ def _run(
     own = attacked is subject.model
     files = None
     if evaluation.save_adversarial and record.path is not None:
-        files = AdversarialFiles(record.path / "adversarial", subject, anew=state is None)
+        keys = [one.key for one in group.measurements]
+        files = AdversarialFiles(record.path / "adversarial", keys, subject, anew=state is None)
     run = Trajectories(
         attacked,
         subject.split,

@@ -140,7 +140,7 @@ def _bind() -> None:
         schema.library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
         schema.library.impl(name, _route(name), "CUDA")
     if FORCED == "triton" and torch.cuda.is_available():
-        load("triton", torch.device("cuda"))
+        choose(torch.device("cuda"), FORCED)
         implementation = _route  # CPU tensors are refused when they come
     else:
         # Straight to the module's functions: a route costs a tiny call 0.3 us.

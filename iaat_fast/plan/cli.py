@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from rich.console import Console
 
@@ -17,7 +15,6 @@ from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.files import check_writable, write_json
-from iaat_fast.messages import one_line
 from iaat_fast.plan.communication import Network
 from iaat_fast.plan.display import remarks, table
 from iaat_fast.plan.estimate import Plan, make_plan
@@ -29,6 +26,7 @@ from iaat_fast.plan.workload import Counts
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.changes import override
 from iaat_fast.train.config import Method, Protocol, TrainConfig
+from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.hardware import strategy_for
 from iaat_fast.train.presets import PRESETS, preset
 
@@ -119,9 +117,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
         plan(command_line.parse(_tyro, argv), Console())
-    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
-        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except command_line.REFUSALS as error:
+        return command_line.refuse(PROG, error, FLAGS)
     return 0
 
 
@@ -156,15 +153,12 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
     ]
     what = "passes timed here, the rest of" if command.measure else "all of"
     title = f"{config.preset}, {config.method}; {what} {gpu.name}"
-    console.print(table(plans, title))
     notes = [*_notes(command, plans[0], fooled, fooled_source), *remarks(plans, config)]
     if not on_cpu and any(not step.is_counted for step in plans[0].steps):
         notes.append(
             "samples attacked again are filled up to batches of few sizes, for which steps are captured: "
             f"{fooled.padded(sizes[0] // command.gpus[0]).once:.3g} of the batch for {fooled.once:.3g}"
         )
-    for line in notes:
-        console.print(line, highlight=False, markup=False)
     found = {
         "config": config.to_dict(),
         "gpu": vars(gpu) | {"source": "published"},
@@ -172,8 +166,13 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
         "plans": [each.to_dict() for each in plans],
         "environment": describe(resolve_device(command.device if command.measure else "cpu")),
     }
+    # Written first: a pipe closed on the table costs nothing.
     if command.json is not None:
         write_json(command.json, found)
+    console.print(table(plans, title))
+    for line in notes:
+        console.print(line, highlight=False, markup=False)
+    if command.json is not None:
         console.print(f"written to {command.json}", highlight=False, soft_wrap=True, markup=False)
     return found
 

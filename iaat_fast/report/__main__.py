@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from iaat_fast.entry import start
 
 if __name__ == "__main__":
-    try:
-        from iaat_fast.report.cli import main
-
-        status = main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+    start("report", interrupted="interrupted")

@@ -12,7 +12,7 @@ import tyro
 
 from iaat_fast import command_line
 from iaat_fast.command_line import optional
-from iaat_fast.messages import one_line
+from iaat_fast.files import check_folder
 from iaat_fast.report.build import build_report
 from iaat_fast.report.comparison import read_run, summary_table
 from iaat_fast.run_folder import RunFolder
@@ -55,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
                     raise ValueError(f"--{name}: belongs to a report, give --out too")
             print(summary_table([read_run(RunFolder(path)) for path in command.runs]))
             return 0
+        check_folder("--out", command.out)
         report = build_report(
             command.runs, command.out, evaluation=command.evaluation, data=command.data
         )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except command_line.REFUSALS as error:
+        return command_line.refuse(PROG, error, command_line.flags_of(Command))
     for text in report.missing:
         print(f"{PROG}: warning: {text}", file=sys.stderr)
     counts = [

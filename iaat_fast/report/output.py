@@ -79,7 +79,10 @@ def _publish_new(files: Mapping[str, bytes], out: Path, facts: Mapping[str, Any]
         try:
             for name, content in {**files, MANIFEST: _manifest(set(files), facts)}.items():
                 (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                (beside / name).write_bytes(content)
+                with open(beside / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(beside, out.resolve())
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -18,7 +18,7 @@ from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, UsageError, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
-from iaat_fast.messages import one_line
+from iaat_fast.files import check_folder
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
 from iaat_fast.sweep.driver import Outcome, drive
@@ -27,6 +27,7 @@ from iaat_fast.sweep.grid import Grid, Run, Warmup
 from iaat_fast.sweep.jobs import Suite, as_typed, is_trained, plan
 from iaat_fast.sweep.launchers import Launcher, LocalLauncher
 from iaat_fast.sweep.slurm import SubmititLauncher, parse_parameters
+from iaat_fast.train.flags import FLAGS
 
 PROG = "python -m iaat_fast.sweep"
 DESCRIPTION = """Train and evaluate a grid of runs: methods x radii x seeds.
@@ -152,9 +153,8 @@ def main(argv: Sequence[str]) -> int:
         for eps in command.eps:
             warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
         return _sweep(command, grid, suite, argv, Console())
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except command_line.REFUSALS as error:
+        return command_line.refuse(PROG, error, FLAGS)
 
 
 def _sweep(
@@ -168,6 +168,7 @@ def _sweep(
         jobs_table(jobs, console)
         return 0
     _check_launcher(command, runs)
+    check_folder("--out", folder.path)
     with folder.lock(SAVE_S, say=console.print) as lock:
         # Once more: another sweep may have been at work here until now.
         everything = folder.extended(runs)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from iaat_fast.files import naming
+
 
 class Log:
     """The file that a job's output is appended to, each time the job is started."""
@@ -18,7 +20,7 @@ class Log:
     def begin(self, command: Sequence[str]) -> None:
         """Write the head of a start of the job."""
         head = f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(head)
             self._begun = file.tell()
 

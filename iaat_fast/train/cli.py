@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from iaat_fast.train.changes import override
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
 from iaat_fast.train.distributed import joined
+from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.loop import FitResult, fit
 from iaat_fast.train.opening import recorded_config
 from iaat_fast.train.presets import PRESETS, preset
@@ -133,9 +133,8 @@ def main(argv: Sequence[str]) -> int:
                 raise _Ended(status)
     except _Ended as ended:
         return int(ended.args[0])
-    except (ValueError, OSError) as error:
-        print(f"{PROG}: error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except command_line.REFUSALS as error:
+        return command_line.refuse(PROG, error, FLAGS)
     return 0
 
 
@@ -156,8 +155,9 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
     except KeyboardInterrupt as stop:
         status = stop.status if isinstance(stop, Interrupted) else 130
         return end(status, _where(stop, result))
-    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
-        return end(2, f"{PROG}: error: {one_line(error)}")
+    except command_line.REFUSALS as error:
+        ranks.say_once(partial(command_line.refuse, PROG, error, FLAGS))
+        return 2
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from iaat_fast import report
 from iaat_fast.command_line import interpreter
+from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
@@ -68,7 +69,12 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None
 
     All ranks evaluate; the rest is the first one's.
     """
-    results = evaluate_run(result, ranks)
+    try:
+        results = evaluate_run(result, ranks)
+    except ValueError as error:
+        last = result.metrics[-1]
+        where = f"closing evaluation, after step {last['step']}, epoch {last['epoch']}"
+        raise ValueError(f"{error} ({where})") from error
     if not ranks.first:
         return
     plots = report.plot_run(result.folder)
@@ -83,16 +89,18 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [method for method in ("iaat", "adv", "clean") if method != config.method]
     python = interpreter()
-    train = f"{python} -m iaat_fast.train {config.preset}"
-    if config.data.path is not None:
-        train += f" --data {shlex.quote(config.data.path)}"
+    device = "" if config.run.device == "auto" else f" --device {config.run.device}"
     lines = [
         f"run folder  {folder}",
         f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
         "next",
-        f"  {python} -m iaat_fast.evaluate {folder} --steps 100 --restarts 5",
+        f"  {python} -m iaat_fast.evaluate {folder} --steps 100 --restarts 5{device}",
         *([f"  {python} -m tensorboard.main --logdir {folder}"] if config.run.tensorboard else []),
-        *(f"  {train} --method {method}" for method in others),
+        *(
+            f"  {python} -m iaat_fast.train {config.preset} --method {method} "
+            + shlex.join(own_flags(config, method))
+            for method in others
+        ),
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)

@@ -282,7 +282,10 @@ class _Run:
             torch.manual_seed(step_seed(seed, state.step, Stream.MODEL, ranks.rank))
         if fed.present:
             attack_seed = step_seed(seed, state.step, Stream.ATTACK)
-            self.steps(fed, epoch=epoch, seed=attack_seed)
+            try:
+                self.steps(fed, epoch=epoch, seed=attack_seed)
+            except ValueError as error:
+                raise ValueError(f"{error} (step {state.step + 1}, epoch {epoch + 1})") from error
         state.step += 1
         self.progress.step(epoch)
         if state.step % self.read_every == 0:

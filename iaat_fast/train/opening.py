@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from iaat_fast.files import check_folder
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
@@ -78,7 +79,9 @@ def open_on_first(
             return None
         if _restarted(config, ranks):
             return open_folder(config, resume=True, overwrite=False)
-        return open_folder(config, resume=resume, overwrite=overwrite)
+        folder, going_on = open_folder(config, resume=resume, overwrite=overwrite)
+        check_folder("run.out", folder.path)
+        return folder, going_on
 
     found = ranks.broadcast(ranks.together(opened))
     assert found is not None

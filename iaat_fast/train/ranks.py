@@ -155,7 +155,7 @@ class Ranks:
             raise kind(f"rank {rank}: {' '.join(str(found).split())}") from error
         return value  # type: ignore[return-value]
 
-    def say_once(self, say: Callable[[], None]) -> None:
+    def say_once(self, say: Callable[[], object]) -> None:
         """Call `say` on the first of the ranks that gets here; on the others wait until it has."""
         try:
             if self.store is not None and self.store.add("iaat_fast/speakers", 1) > 1:

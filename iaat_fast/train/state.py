@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.evaluate.weights import fitted_names, plain_state_dict
 from iaat_fast.train import optimizer
 from iaat_fast.train.step import TrainingStep
 
@@ -53,11 +54,11 @@ class TrainState:
         average: dict[str, Any] = {}
         if self.average is not None:
             average = {
-                "ema": self.average.module.state_dict(),
+                "ema": plain_state_dict(self.average.module),
                 "ema_updates": int(self.average.n_averaged),
             }
         return {
-            "model": self.model.state_dict(),
+            "model": plain_state_dict(self.model),
             **average,
             "epsilon": self.memory.values.detach(),
             "optimizer": optimizer.to_checkpoint(self.optimizer),
@@ -77,9 +78,9 @@ class TrainState:
             ValueError: its weights or radii are not those of this model and data set.
         """
         try:
-            self.model.load_state_dict(checkpoint["model"])
+            _load(self.model, checkpoint["model"])
             if self.average is not None:
-                self.average.module.load_state_dict(checkpoint["ema"])
+                _load(self.average.module, checkpoint["ema"])
                 self.average.n_averaged.fill_(checkpoint["ema_updates"])
             optimizer.load_checkpoint(self.optimizer, checkpoint["optimizer"])
             self.memory.load(checkpoint["epsilon"])
@@ -94,3 +95,8 @@ class TrainState:
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             detail = " ".join(str(error).split())
             raise ValueError(f"{path}: does not fit this run's model and data: {detail}") from error
+
+
+def _load(model: nn.Module, state: dict[str, Any]) -> None:
+    """Load what `to_checkpoint` saved: with plain names, also of a model that torch.compile has wrapped."""
+    model.load_state_dict(fitted_names(state, model.state_dict()))

@@ -203,6 +203,52 @@ def test_an_empty_class_folder_is_named(image_folder: Path) -> None:
         load(image_folder)
 
 
+def test_hidden_folders_and_files_are_no_classes_and_no_images(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = training_split(image_folder)
+    copy = image_folder / "train/a/0.JPEG"
+    for hidden in ("train/.ipynb_checkpoints", "train/a/.ipynb_checkpoints", "val/.cache"):
+        (image_folder / hidden).mkdir()
+        shutil.copy(copy, image_folder / hidden / "0-checkpoint.JPEG")
+    (image_folder / "train/a/._0.JPEG").write_bytes(b"of a Mac")
+    after = load(image_folder)
+    assert after.num_classes == 3
+    assert after.train.files.tolist() == before.files.tolist()  # type: ignore[attr-defined]
+    assert not caplog.records
+
+
+def test_files_that_are_left_out_are_counted_in_one_line(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = len(training_split(image_folder))
+    shutil.copy(image_folder / "train/a/0.JPEG", image_folder / "train/b/extra.jfif")
+    for name in ("a/1.gif", "c/2.GIF", "b/boxes.txt", "b/README", "flat.png"):
+        (image_folder / "train" / name).write_bytes(b"")
+    assert len(training_split(image_folder)) == whole + 1  # a .jfif is a JPEG
+    (record,) = caplog.records
+    counted = "1 .png in no class folder, 1 .txt, 2 .gif, 1 without an ending"
+    assert all(part in record.getMessage() for part in counted.split(", "))
+    assert f"{image_folder / 'train'}: 5 of its files left out" in record.getMessage()
+
+
+def test_a_class_of_other_files_and_a_folder_without_classes_are_named(image_folder: Path) -> None:
+    for file in (image_folder / "train/b").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    with pytest.raises(FileNotFoundError, match=r"train/b: holds no image, .*, got 3 \.gif"):
+        load(image_folder)
+    for folder in "abc":
+        shutil.rmtree(image_folder / "train" / folder)
+    with pytest.raises(FileNotFoundError, match=r"train: holds no class folder, expected CLASS/I"):
+        load(image_folder)
+
+
+def test_a_float_image_is_refused_by_name(image_folder: Path) -> None:
+    Image.fromarray(np.ones((8, 8), np.float32)).save(image_folder / "val/a/0.tiff")
+    with pytest.raises(UnreadableImage, match=r"val/a/0\.tiff: TIFF with pixels of PIL's mode F"):
+        load(image_folder)
+
+
 def test_other_classes_in_train_than_in_val_are_named(image_folder: Path) -> None:
     (image_folder / "val/c").rename(image_folder / "val/d")
     with pytest.raises(ValueError, match=r"train/ has class folders that val/ lacks \(c\), exp"):

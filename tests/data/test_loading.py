@@ -129,7 +129,11 @@ X = arrays()["x_train"]
         ({"x_test": None}, "x_test is missing, .* got x_train, y_train, y_test"),
         ({"x_train": X / 255}, r"x_train: expected uint8 .* got float64 \[6, 9, 8, 3\]"),
         ({"x_train": X[0, 0]}, r"x_train: expected uint8 .* got uint8 \[8, 3\]"),
-        ({"x_train": X.transpose(0, 3, 1, 2)}, r"x_train: expected .* got uint8 \[6, 3, 9, 8\]"),
+        (
+            {"x_train": X.transpose(0, 3, 1, 2)},
+            r"x_train: .* got uint8 \[6, 3, 9, 8\], which looks like \[N, C, H",
+        ),
+        ({"x_train": X // 128}, r"x_train: no pixel above 1, expected values 0 \.\. 255"),
         ({"x_train": X[:0], "y_train": np.arange(0)}, "x_train: expected at least one image"),
         ({"x_test": X[:4, :8]}, r"x_test: expected images of shape \[9, 8, 3\] .* \[8, 8, 3\]"),
         ({"y_train": np.zeros(6)}, r"y_train: expected integers \[6\], .* got float64 \[6\]"),

@@ -26,7 +26,7 @@ BAD_LINES = [
     ("--out sweep --methods iat", "did you mean 'iaat'"),
     ("--out sweep --eps", "--eps"),
     ("--out sweep --methods iaat --eps 8", "--eps: iaat trains at no fixed radius"),
-    ("--out sweep --eps 300 --methods adv", "attack.eps"),
+    ("--out sweep --eps 300 --methods adv", "error: --eps is "),
     ("--out sweep --seeds one", "--seeds"),
     ("--out sweep --seeds 0 0", "--seeds: 0 is given twice"),
     ("--out sweep --jobs 0", "--jobs: 0"),
@@ -39,7 +39,7 @@ BAD_LINES = [
     ("--out sweep --slurm partition=gpu", "--slurm: for --launcher submitit only"),
     ("--out sweep --data nowhere", "--data nowhere: no such file"),
     ("--out sweep -- --epoch 3", "--epoch: unknown flag, did you mean '--epochs'"),
-    ("--out sweep -- --epochs 0", "optim.epochs is 0"),
+    ("--out sweep -- --epochs 0", "error: --epochs is 0"),
     ("--out sweep -- --seed 3", "--seed: set by the sweep"),
     ("--out sweep -- --device cuda:99", "cuda:99"),
 ]
@@ -79,7 +79,7 @@ def test_another_grid_in_the_same_folder_is_refused(
     (run,) = Grid(methods=("clean",), flags=("--epochs", "3")).runs(tmp_path)
     begin(run)
     assert main(["--methods", "clean", "--out", str(tmp_path), "--", "--epochs", "4"]) == 2
-    assert "optim.epochs (3 there, 4 given)" in capsys.readouterr().err
+    assert "--epochs (3 there, 4 given)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["clean-seed0"]
 
 

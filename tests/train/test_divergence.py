@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from iaat_fast.train import TrainConfig, closing
 from iaat_fast.train.divergence import FiniteLoss
 from iaat_fast.train.ranks import ALONE
+from tests.train.same_run import Fit
 
 NAN, INF = float("nan"), float("inf")
 LAST = [
@@ -37,3 +44,23 @@ def test_looked_at_less_often_it_gives_the_range_of_steps_and_names_nobody() -> 
     )
     with pytest.raises(FloatingPointError, match=message):
         watch.look(INF, 50, 1, LAST)
+
+
+def test_an_attack_that_meets_what_diverged_says_at_which_step(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run", method="adv", optim={"lr": 1e30, "epochs": 1})
+    with pytest.raises(ValueError, match=r"^logits: .* diverged\? \(step 2, epoch 1\)$"):
+        tiny_fit(config)
+
+
+def test_so_does_the_closing_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def meets_nan(*_: Any) -> None:
+        raise ValueError("logits: nan")
+
+    monkeypatch.setattr(closing, "evaluate_run", meets_nan)
+    result: Any = SimpleNamespace(metrics=[{"step": 7, "epoch": 2}])
+    with pytest.raises(
+        ValueError, match=r"^logits: nan \(closing evaluation, after step 7, epoch 2"
+    ):
+        closing.close_run(result, Any)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from iaat_fast import ops
 from iaat_fast.data import ImageData, Split, epoch_order
+from iaat_fast.evaluate import fingerprint
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train import TrainConfig, fit
+from iaat_fast.train import FitResult, TrainConfig, fit
 from iaat_fast.train.schedule import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
 from tests.train.same_run import Fit, assert_same_run, bits
@@ -199,6 +201,27 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert len(result.metrics) == 3
     assert torch.equal(before["5.weight"], result.model[5].weight)
     assert torch.equal(before["epsilon"], result.epsilon)
+
+
+def test_a_compiled_module_is_saved_under_plain_names_and_goes_on(
+    tiny_model: Callable[[], nn.Module],
+    tiny_config: Callable[..., TrainConfig],
+    tiny_data: ImageData,
+    tmp_path: Path,
+) -> None:
+    def run(name: str, model: nn.Module, **keywords: Any) -> FitResult:
+        config = tiny_config(tmp_path / name, method="clean", optim={"epochs": 1, "ema_decay": 0.5})
+        return fit(config, model=model, data=tiny_data, quiet=True, **keywords)
+
+    plain = run("plain", tiny_model())
+    with torch.compiler.set_stance("force_eager"):
+        compiled = run("compiled", torch.compile(tiny_model()))  # type: ignore[arg-type]
+        again = run("compiled", torch.compile(tiny_model()), resume=True)  # type: ignore[arg-type]
+    assert_same_run(plain.folder, compiled.folder)
+    saved = compiled.folder.checkpoint()
+    assert saved["ema"].keys() == saved["model"].keys() == tiny_model().state_dict().keys()
+    assert torch.equal(again.model.state_dict()["_orig_mod.0.weight"], saved["model"]["0.weight"])
+    assert fingerprint.of_weights(compiled.model) == fingerprint.of_weights(plain.model)
 
 
 def test_without_a_folder_each_run_gets_a_fresh_one(

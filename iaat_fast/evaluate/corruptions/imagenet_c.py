@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from iaat_fast.data import Samples
-from iaat_fast.data._torchvision import datasets
+from iaat_fast.data.decoding import read_rgb
+from iaat_fast.data.listing import list_images
 from iaat_fast.evaluate.corruptions.images import ImageSequence
 from iaat_fast.evaluate.corruptions.names import MAIN, SEVERITIES
 
@@ -27,7 +28,7 @@ class Listing(NamedTuple):
 class ImageNetC:
     """The published JPEGs of ImageNet-C, decoded as they are needed.
 
-    Classes are numbered by their sorted wnids, as `ImageFolder` does. Images are taken as they are, 224x224, unless
+    Classes are numbered by their sorted wnids, see `list_images`. Images are taken as they are, 224x224, unless
     `size` asks for something else.
 
     Args:
@@ -109,13 +110,7 @@ class _Photographs:
     def __getitem__(self, number: int) -> np.ndarray:
         from PIL import Image, ImageOps
 
-        path = self._files[number]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            # Pillow's own words name the file only sometimes.
-            raise ValueError(f"{path}: not a readable image ({error})") from error
+        image = read_rgb(self._files[number])
         if self._size is not None and image.size != (self._size, self._size):
             image = ImageOps.fit(image, (self._size, self._size), Image.Resampling.BILINEAR)
         return np.asarray(image)
@@ -126,11 +121,10 @@ def _listing(folder: Path) -> Listing:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.parent.name}/{folder.name}: missing")
     try:
-        tree = datasets().ImageFolder(folder)
+        classes, files = list_images(folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder.parent.name}/{folder.name}: {error}") from error
-    files = tuple((str(Path(path).relative_to(folder)), label) for path, label in tree.samples)
-    return Listing(tuple(tree.classes), files)
+    return Listing(tuple(classes), tuple(files))
 
 
 def _usual(found: dict[str, list[Listing]]) -> Listing:

@@ -50,6 +50,15 @@ def _sized(
     return operation(of), [x, *read]
 
 
+def _expand_as(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """To the shape in the graph, whose first size is the number of images that the value has, too."""
+    x, shape = a["self"], shape_of(node)
+    counted = shape_of(x)[:1] == shape[:1] == (None,)
+    if not graph.varies(x) or None in shape[1:] or not counted:
+        return None
+    return operations.Expand(lambda x: [len(x), *shape[1:]]), [x]
+
+
 def _flatten(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     x, rank = a["self"], len(shape_of(a["self"]))
     start, end = a["start_dim"] % rank, a["end_dim"] % rank
@@ -126,6 +135,7 @@ VIEW_RULES: dict[Any, Rule] = {
         partial(_sized, operations.Reshape),
     ),
     aten.expand.default: partial(_sized, operations.Expand),
+    aten.expand_as.default: _expand_as,
     aten.flatten.using_ints: _flatten,
     aten.squeeze.dim: _one_more_or_less,
     aten.squeeze.dims: _one_more_or_less,

@@ -23,6 +23,15 @@ from iaat_fast.attacks.program.calls import (
 )
 
 
+def _copy(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """What is written over a part of a tensor, as decomposition leaves it: the new values."""
+    new, old = a["src"], a["self"]
+    if not graph.varies(new) or shape_of(new) != shape_of(node):
+        return None
+    same = isinstance(old, Node) and old.meta["val"].dtype == new.meta["val"].dtype
+    return (Same(), [new]) if same else None
+
+
 def _cat(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     parts = a["tensors"]
     if not all(graph.varies(part) for part in parts):
@@ -129,6 +138,7 @@ def _pad(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 VIEW_RULES: dict[Any, Rule] = {
+    aten.copy.default: _copy,
     aten.cat.default: _cat,
     **dict.fromkeys(
         (aten.view.default, aten._unsafe_view.default, aten.reshape.default),

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from iaat_fast.attacks import program as program_package
 from iaat_fast.attacks.program import Program
-from iaat_fast.attacks.program.exported import ExportedForward
-from iaat_fast.attacks.shadow import Shadow
-from iaat_fast.attacks.sources import ByAutograd, Source
 from tests.attacks.networks import WHOLE, Attention, BatchNorm, Normalised, with_statistics
-
-# Sums of float64 in another order: 23 networks are off by 1e-16 to 6e-15 of the largest entry.
-EXACT = 1e-13
-
-
-def cotangent(logits: Tensor) -> Tensor:
-    """Another number for every class."""
-    classes = torch.arange(1, logits.shape[1] + 1)
-    return torch.sin(classes.double()).to(logits.dtype).expand_as(logits)
+from tests.attacks.program_checks import InFloat32, assert_equal, cotangent, off
 
 
 def images(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count)).to(dtype)
-
-
-def off(value: Tensor, true: Tensor) -> float:
-    """The largest difference, in units of the largest entry."""
-    value, true = value.detach(), true.detach()
-    return float((value.double() - true.double()).abs().max() / true.double().abs().max())
-
-
-def assert_equal(source: Source, model: nn.Module, x: Tensor, most: float = EXACT) -> None:
-    logits, grad = source.input_vjp(x, cotangent)
-    true, slope = ByAutograd(model).input_vjp(x, cotangent)
-    assert grad is not None
-    assert slope is not None
-    assert logits.shape == true.shape
-    assert grad.shape == x.shape
-    assert off(logits, true) < most
-    assert off(grad, slope) < most
 
 
 def program_of(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Program:
@@ -57,12 +30,7 @@ class Served:
     program: Program
 
 
-# Exporting takes most of the time, of deep networks seconds.
-DEEP = ("imagenet-resnet18", "imagenet-resnet50")
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in WHOLE]
-
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=list(WHOLE))
 def served(request: pytest.FixtureRequest) -> Served:
     """A network in float64 and its program, made from 5 images."""
     torch.manual_seed(0)
@@ -123,65 +91,23 @@ def test_its_twins_share_no_memory_with_the_live_model_and_need_no_gradient(serv
     assert not memory(twins) & memory([*served.model.parameters(), *served.model.buffers()])
 
 
-@dataclass
-class InFloat32:
-    model: nn.Module
-    x: Tensor
-    exported: ExportedForward
-    true: Tensor
-    slope: Tensor
-
-
-@pytest.fixture(
-    scope="module",
-    params=NAMES,
-)
+@pytest.fixture(scope="module", params=list(WHOLE))
 def in_float32(request: pytest.FixtureRequest) -> InFloat32:
-    """A network in float32, the graph that its programs share, and the truth from float64."""
     torch.manual_seed(0)
-    model = with_statistics(WHOLE[request.param][0]())
-    x = images(5, torch.float32)
-    exported = ExportedForward(model, x)
-    true, slope = ByAutograd(model.double()).input_vjp(x.double(), cotangent)
-    assert slope is not None
-    return InFloat32(model.float(), x, exported, true, slope)
+    return InFloat32.of(with_statistics(WHOLE[request.param][0]()), images(5, torch.float32))
 
 
 def test_in_float32_it_is_as_near_to_the_truth_as_autograd(
     in_float32: InFloat32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folding and fused sums round otherwise, not more: within 4 times autograd's own error, or some last bits."""
-    net = in_float32
-    monkeypatch.setattr(program_package, "ExportedForward", lambda *_: net.exported)
-    logits, grad = program_of(net.model, net.x).input_vjp(net.x, cotangent)
-    plain, slope = ByAutograd(net.model).input_vjp(net.x, cotangent)
-    assert grad is not None
-    assert slope is not None
-    last_bits = 16 * torch.finfo(torch.float32).eps
-    assert off(logits, net.true) < max(4 * off(plain, net.true), last_bits)
-    assert off(grad, net.slope) < max(4 * off(slope, net.slope), last_bits)
+    in_float32.assert_as_near_to_the_truth_as_autograd(in_float32.program(monkeypatch))
 
 
 def test_in_bfloat16_as_many_signs_are_right_as_in_a_copy_of_the_modules(
     in_float32: InFloat32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signs of 3,840 entries: 0.02 are 77 of them, several deviations where one in ten is wrong."""
-    net = in_float32
-    monkeypatch.setattr(program_package, "ExportedForward", lambda *_: net.exported)
-    made = program_of(net.model, net.x, torch.bfloat16)
-    _, grad = made.input_vjp(net.x, cotangent)
-    copy = Shadow(net.model, dtype=torch.bfloat16, channels_last=True)
-    copy.refresh()
-    _, slope = ByAutograd(copy.module, dtype=torch.bfloat16).input_vjp(net.x, cotangent)
-    assert grad is not None
-    assert slope is not None
-    assert grad.dtype is torch.bfloat16
-
-    def right(found: Tensor) -> float:
-        return float((found.sign() == net.slope.sign()).double().mean())
-
-    assert right(grad) > right(slope) - 0.02
-    assert right(grad) > 0.75
+    program = in_float32.program(monkeypatch, torch.bfloat16)
+    in_float32.assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(program)
 
 
 def test_what_it_does_not_know_runs_by_autograd_in_between() -> None:
@@ -246,3 +172,60 @@ def test_sums_of_norms_and_shared_weights(make: type[nn.Module], folded: int) ->
             parameter.mul_(0.8)
     program.refresh()
     assert_equal(program, model, images(3))
+
+
+class Overwritten(nn.Module):
+    """A convolution's output that `write` changes in place; the head reads what `write` returns."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.write = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 10), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.write(self.conv(x)).mean((2, 3)))
+
+
+def _reads_what_it_wrote(x: Tensor) -> Tensor:
+    before = x.sigmoid()
+    F.relu_(x)
+    return (x * 2).add_(before).add_(x)
+
+
+def _reads_a_view_of_what_it_wrote(x: Tensor) -> Tensor:
+    view = x.flatten(2)
+    x.mul_(3)
+    return view.sin().view_as(x)
+
+
+def _writes_to_a_view(x: Tensor) -> Tensor:
+    x[:, :2] += 1.0
+    x.flatten(1).mul_(2)
+    return x.sin()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [_reads_what_it_wrote, _reads_a_view_of_what_it_wrote, _writes_to_a_view],
+)
+def test_writing_in_place_changes_what_is_read_later_and_nothing_before(
+    write: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = Overwritten(write).double()
+    assert_equal(program_of(model, images(3)), model, images(3))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU6(True), nn.Hardswish(True), nn.SiLU(True), nn.Dropout(inplace=True)]
+)
+def test_a_layer_in_place_needs_no_decomposition(
+    layer: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's takes seconds for a deep network."""
+    monkeypatch.delattr(torch.export.ExportedProgram, "run_decompositions")
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), layer, nn.Flatten(), nn.Linear(4 * 14 * 14, 10)]
+    model = with_statistics(nn.Sequential(*body)).double()
+    program = program_of(model, images(2))
+    assert program.by_autograd == ()
+    assert_equal(program, model, images(2))

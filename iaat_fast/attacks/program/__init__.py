@@ -1,10 +1,10 @@
 """The gradient of the images as a program: a straight line of fused operations, without autograd and weight gradients.
 
-The forward is exported to a graph of ATen calls (`exported.py`), each call lowered to an operation that knows its own
-gradient (`lowering.py`, the rules in `layer_rules.py` and `view_rules.py`; `operations.py`, `layers.py`), neighbours
-fused (`steps.py`), what depends on the weights alone taken out of the steps (`parameters.py`), and all of it put in a
-straight line with its reverse (`straight_line.py`).
-What is not known runs by autograd in between (`segment.py`).
+The forward is exported to a graph of ATen calls (`exported.py`, `in_place.py`), each call lowered to an operation that
+knows its own gradient (`lowering.py`, the rules in `layer_rules.py` and `view_rules.py`; `operations.py`, `layers.py`),
+neighbours fused (`steps.py`), what depends on the weights alone taken out of the steps (`parameters.py`), and all of it
+put in a straight line with its reverse (`straight_line.py`). What is not known runs by autograd in between
+(`segment.py`).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from iaat_fast.attacks.program.in_place import make_functional
 from iaat_fast.attacks.unshadowable import Unshadowable, brief, copied, refuse_hooks
 
 _TALKING = (
@@ -50,7 +51,12 @@ class ExportedForward:
         refuse_hooks(model)
         program = _export(_structural_copy(model), images)
         signature = program.graph_signature
-        results = [spec.arg.name for spec in signature.output_specs if _is_result(spec)]
+        returned = program.graph.output_node().args[0]
+        results = [
+            node
+            for spec, node in zip(signature.output_specs, returned, strict=True)
+            if spec.kind is OutputKind.USER_OUTPUT
+        ]
         if len(results) != 1:
             raise Unshadowable(f"it returns {len(results)} tensors")
         nodes = {node.name: node for node in program.graph.nodes}
@@ -61,7 +67,7 @@ class ExportedForward:
                 self.images = node
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
                 self.live[node] = _tensor_of(program, str(spec.target))
-        self.logits = nodes[results[0]]
+        self.logits = results[0]
         needed = _needed(self.logits)
         self.nodes = [node for node in program.graph.nodes if node in needed]
         self.live = {node: tensor for node, tensor in self.live.items() if node in needed}
@@ -114,7 +120,7 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             program = torch.export.export(
                 model, (example,), dynamic_shapes=({0: Dim("images", min=2)},), strict=False
             )
-            if any(_writes(node) for node in program.graph.nodes):
+            if not make_functional(program.graph):
                 program = program.run_decompositions({})
     # Exporting runs the user's forward on tensors without values: whatever that raises, there is no graph.
     except Exception as error:
@@ -134,14 +140,6 @@ def _silent() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _is_result(spec: Any) -> bool:
-    return spec.kind is OutputKind.USER_OUTPUT
 
 
 def _tensor_of(program: torch.export.ExportedProgram, name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 `forward` takes the values of the operation's inputs and returns its own, with what `backward` needs besides as `extra`
 where `has_extra`. Operations that make a new tensor may end in a clamp to [floor, ceiling]: ReLU is 0 and infinity. Its
-gradient belongs to the reverse pass, which fuses it with the sum of gradients (`reverse.py`).
+gradient belongs to the reverse pass, which fuses it with the sum of gradients (`straight_line.py`).
 """
 
 from __future__ import annotations

@@ -13,6 +13,12 @@ from torch.fx.node import map_aggregate, map_arg
 from iaat_fast.attacks.program.operations import Gradients, Operation
 from iaat_fast.attacks.program.parameters import Parameters
 
+# The graph was traced with contiguous images: of memory that is channels last a view may have to be a copy.
+_ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
+    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default),
+    torch.ops.aten.reshape.default,
+)
+
 
 class Segment(Operation):
     """A run of nodes as one operation with several outputs.
@@ -56,7 +62,7 @@ class Segment(Operation):
         self._calls = [
             (
                 node,
-                node.target,
+                _ANY_LAYOUT.get(node.target, node.target),
                 map_aggregate(node.args, lowered),
                 map_aggregate(node.kwargs, lowered),
             )

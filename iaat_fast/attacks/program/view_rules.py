@@ -23,6 +23,15 @@ from iaat_fast.attacks.program.calls import (
 )
 
 
+def _copy(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """What is written over a part of a tensor, as decomposition leaves it: the new values."""
+    new, old = a["src"], a["self"]
+    if not graph.varies(new) or shape_of(new) != shape_of(node):
+        return None
+    same = isinstance(old, Node) and old.meta["val"].dtype == new.meta["val"].dtype
+    return (Same(), [new]) if same else None
+
+
 def _cat(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     parts = a["tensors"]
     if not all(graph.varies(part) for part in parts):
@@ -48,6 +57,15 @@ def _sized(
         return [known[s] if isinstance(s, Node) else s for s in size]
 
     return operation(of), [x, *read]
+
+
+def _expand_as(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """To the shape in the graph, whose first size is the number of images that the value has, too."""
+    x, shape = a["self"], shape_of(node)
+    counted = shape_of(x)[:1] == shape[:1] == (None,)
+    if not graph.varies(x) or None in shape[1:] or not counted:
+        return None
+    return operations.Expand(lambda x: [len(x), *shape[1:]]), [x]
 
 
 def _flatten(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
@@ -120,12 +138,14 @@ def _pad(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 VIEW_RULES: dict[Any, Rule] = {
+    aten.copy.default: _copy,
     aten.cat.default: _cat,
     **dict.fromkeys(
         (aten.view.default, aten._unsafe_view.default, aten.reshape.default),
         partial(_sized, operations.Reshape),
     ),
     aten.expand.default: partial(_sized, operations.Expand),
+    aten.expand_as.default: _expand_as,
     aten.flatten.using_ints: _flatten,
     aten.squeeze.dim: _one_more_or_less,
     aten.squeeze.dims: _one_more_or_less,

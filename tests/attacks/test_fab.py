@@ -129,12 +129,6 @@ def test_bad_options(
         FABT(net, **options)
 
 
-def test_one_class_is_refused(x: Tensor) -> None:
-    one = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval()
-    with pytest.raises(ValueError, match=r"^model: returned 1 class, expected at least 2"):
-        FABT(one)(x, torch.zeros(8, dtype=torch.int64))
-
-
 def test_nan_logits_are_refused(x: Tensor, y: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^logits: \[nan, .* in row 0, expected numbers"):
         FABT(lambda images: images.flatten(1) * torch.nan)(x, y)

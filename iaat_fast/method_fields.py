@@ -18,6 +18,7 @@ _SELECTION = tuple(
         "gamma",
         "beta",
         "eps_min",
+        "eps_min_bounds",
         "selection_steps",
         "strategy",
         "final",

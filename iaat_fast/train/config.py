@@ -159,7 +159,11 @@ class EpsilonConfig:
     beta: float = 0.1
     """Weight of the chosen candidate in the exponential average."""
     eps_min: Pixels = 0.0
-    """Lower bound of the radius after selection."""
+    """Lower bound of the radius after selection; 0: none."""
+    eps_min_bounds: Literal["memory", "images"] = "memory"
+    """What eps-min bounds: the radius that is stored and the next visit starts from (memory), or that
+    of the images trained on alone (images): the paper to the letter, which bounds what Algorithm 2
+    has stored already."""
     selection_steps: int | None = None
     """Steps of the attacks that select the radius; as many as the training attack's by default."""
     strategy: Literal["auto", "lazy", "batched", "sequential"] = "auto"
@@ -185,6 +189,7 @@ class EpsilonConfig:
         _number("epsilon.gamma", self.gamma, 0, 1, pixels=True)
         _number("epsilon.beta", self.beta, 0, 1)
         _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
+        choice("epsilon.eps_min_bounds", self.eps_min_bounds, ("memory", "images"))
         _integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
         choice("epsilon.strategy", self.strategy, ("auto", "lazy", "batched", "sequential"))
         choice("epsilon.final", self.final, ("exact", "reuse"))
@@ -365,7 +370,8 @@ class TrainConfig:
     """clean training; adversarial training at a fixed radius (adv) or instance adaptive (iaat);
     interpolated adversarial training (mixup), TRADES, MART, or max-margin training (mma)."""
     protocol: Protocol = "paper"
-    """Defaults as the paper describes them, or as its authors' code has them (released)."""
+    """Defaults as the paper describes them, or as its authors' code has them (released); the network is
+    the standard one under both, see docs/architecture.md."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)

@@ -41,7 +41,8 @@ N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/2
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
 agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
 --checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ. A flag \
-that is auto agrees with whatever the run has.
+that is auto agrees with whatever the run has. --epochs may be larger: that extends the run, also one \
+that has ended, and its closing evaluation is made again.
 
 --fast changes defaults, so that flags win over it. What it chose is in config.json, is said at the \
 start and below the closing table.

@@ -69,7 +69,7 @@ class DataConfig:
     """Data set: digits, cifar10, cifar100 or imagenet."""
     path: Annotated[str | None, arg(name="data")] = None
     """Folder that holds the data set (imagenet: train/CLASS/IMAGE and val/CLASS/IMAGE), or an .npz
-    with x_train, y_train, x_test, y_test."""
+    with x_train, y_train, x_test, y_test; none for digits, which are embedded."""
     limit: int | None = None
     """Take the first N training and the first N test images; imagenet's go through the classes in
     turn."""
@@ -85,6 +85,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.name != CUSTOM:
             choice("data.name", self.name, datasets.NAMES)
+        if self.name == "digits" and self.path is not None:
+            raise ValueError(
+                f"data.path is {self.path!r}: expected none with data.name 'digits', which are embedded in scikit-learn"
+            )
         _integer("data.limit", self.limit, 1, optional=True)
         _integer("data.workers", self.workers, 0, optional=True)
         choice("data.on_bad_image", self.on_bad_image, datasets.ON_BAD_IMAGE)

@@ -88,7 +88,7 @@ def fit(
         model: any module from images [N, C, H, W] float32 on [0, 1] to logits [N, classes], in
             place of the configuration's; it is moved to the device and trained in place.
         data: images in place of the configuration's; `config.data.augment` still applies.
-        resume: go on with the run in `config.run.out`, which must have this configuration.
+        resume: go on with the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
         overwrite: replace the run in `config.run.out`.
         on_epoch: called with each epoch's row of metrics.jsonl, on every rank.
         quiet: show nothing.

@@ -138,7 +138,8 @@ BAD_LINES = [
     ("--method adv cifar10-resnet18", "PRESET comes before the flags"),
     ("digits cifar10-resnet18", "cifar10-resnet18"),
     ("--device cuda:99 --out run", "cuda:99"),
-    ("--data nowhere --out run", "nowhere"),
+    ("cifar10-resnet18 --data nowhere --out run", "nowhere"),
+    ("--data cifar.npz --out run", "expected none with data.name 'digits'"),
     ("--resume", "--resume needs"),
     ("--resume --out run", "no run there"),
     ("--resume --overwrite --out run --epochs 1", "exclude each other"),
@@ -217,7 +218,7 @@ def test_resume_accepts_flags_that_agree_or_do_not_matter(recorded: Path, flags:
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        ("--epochs 4", "optim.epochs (3 there, 4 given)"),
+        ("--epochs 2", "optim.epochs (3 there, 2 given)"),
         ("--eps 8", "attack.eps"),
         ("--method iaat", "method ('adv' there, 'iaat' given)"),
         ("--protocol paper", "protocol"),

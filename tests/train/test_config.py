@@ -129,7 +129,7 @@ def test_differences_name_the_fields_and_both_values() -> None:
 
 
 def test_only_fields_outside_the_arithmetic_may_differ() -> None:
-    old = preset("digits")
+    old = preset("cifar10-resnet18")
     for name in FREE:
         part, _, field = name.partition(".")
         other = {
@@ -141,6 +141,6 @@ def test_only_fields_outside_the_arithmetic_may_differ() -> None:
         }
         value = other[type(getattr(getattr(old, part), field)).__name__]
         value = {"workers": 7, "on_bad_image": "skip"}.get(field, value)
-        new = preset("digits", **{part: {field: value}})
+        new = preset("cifar10-resnet18", **{part: {field: value}})
         assert new != old
         assert differences(old, new) == []

@@ -111,6 +111,19 @@ class RunFolder:
         write_json(self.config_path, config)
         write_json(self.env_path, env)
 
+    def extend(self, epochs: int) -> None:
+        """Have the run go on to `epochs`: its end, which was measured, is none any more.
+
+        The closing evaluation is removed; later ones are kept as `evaluation-epoch-N`, N the epochs so far.
+        """
+        config = self.config()
+        self.results_path.unlink(missing_ok=True)
+        if self.evaluation_dir.exists():
+            so_far = config["optim"]["epochs"]
+            self.evaluation_dir.rename(self.path / f"evaluation-epoch-{so_far:04d}")
+        config["optim"]["epochs"] = epochs
+        write_json(self.config_path, config)  # last: cut short, the run is extended again
+
     def remove_temporary(self) -> None:
         """Remove the temporary files that a killed run may have left."""
         for folder in (self.path, self.epsilon_dir, self.evaluation_dir):

@@ -17,6 +17,7 @@ from iaat_fast.ops import checks
 FINALS = ("exact", "reuse")
 CLAMPS = ("result", "candidate")
 MISCLASSIFIED = ("algorithm2", "shrink")
+EPS_MIN_BOUNDS = ("memory", "images")
 WARM_UP_RULES = ("visited", "correct")
 
 # Number of the final attack's noise; 0, 1 and 2 are the candidates'.
@@ -26,7 +27,7 @@ _FINAL = 3
 class Selection(NamedTuple):
     """The radii chosen for a batch.
 
-    eps: float32 [N], smoothed and clamped, as stored in the memory.
+    eps: float32 [N], smoothed and clamped, as stored in the memory; with eps_min_bounds="images" at least eps_min.
     choice: int64 [N], 0 (prev + gamma), 1 (prev) or 2 (prev - gamma).
     x_adv: [N, ...], adversarial images at eps, made as `final` says.
     """
@@ -49,10 +50,14 @@ class EpsilonMemory:
         init: radius of all samples at first.
         eps_min, eps_max: bounds of the result; None is the width of the attack's box, hi - lo, beyond which a radius
             means nothing.
+        eps_min_bounds: what eps_min bounds. "memory", the radius that is stored and the next visit starts from;
+            "images", that of the images trained on alone, below which the stored one may fall (the paper to the letter:
+            Appendix D.2 bounds what Algorithm 2 returns, and its line 12 has stored it by then).
         strategy: how the candidates are attacked. "batched": in one batch, judged in one forward; prev + gamma and
             prev, and prev - gamma, which the algorithm never tests, for "reuse" alone. "lazy": first prev + gamma, then
-            prev where that fooled the model: fewest operations, the same radii and choices. "sequential": both on the
-            whole batch, one after the other, as BatchNorm in train mode sees it in the authors' released code.
+            prev where that fooled the model: fewest operations, the same radii and choices. "sequential": prev and
+            then prev + gamma on the whole batch, then both verdicts, as BatchNorm in train mode sees it in the authors'
+            released code.
         final: the adversarial images returned. "exact": another attack at the smoothed radius (Algorithm 1, line 8).
             "reuse": the chosen candidate's images projected into the smoothed ball, an approximation that saves it.
         clamp: where a radius is kept from becoming negative: "result" (after smoothing, as in the paper) or "candidate"
@@ -81,6 +86,7 @@ class EpsilonMemory:
         init: float = 0.0,
         eps_min: float = 0.0,
         eps_max: float | None = None,
+        eps_min_bounds: str = "memory",
         strategy: str = "batched",
         final: str = "exact",
         clamp: str = "result",
@@ -95,12 +101,14 @@ class EpsilonMemory:
         _number("eps_min", eps_min, 0.0, math.inf)
         if eps_max is not None and not eps_max >= eps_min:
             raise ValueError(f"eps_max: {eps_max}, expected a number >= eps_min, {eps_min:g}")
+        _choice("eps_min_bounds", eps_min_bounds, EPS_MIN_BOUNDS)
         _choice("strategy", strategy, tuple(STRATEGIES))
         _choice("final", final, FINALS)
         _choice("clamp", clamp, CLAMPS)
         _choice("misclassified", misclassified, MISCLASSIFIED)
         self.gamma, self.beta = gamma, beta
         self.eps_min, self.eps_max = eps_min, eps_max
+        self.eps_min_bounds = eps_min_bounds
         self.strategy, self.final = strategy, final
         self.clamp, self.misclassified = clamp, misclassified
         self.values = torch.full((size,), init, dtype=torch.float32, device=device)
@@ -269,13 +277,15 @@ class EpsilonMemory:
             y,
             self.gamma,
             self.beta,
-            self.eps_min,
+            self.eps_min if self.eps_min_bounds == "memory" else 0.0,
             width if self.eps_max is None else self.eps_max,
             clamp_candidate=self.clamp == "candidate",
             misclassified=~candidates.correct
             if self.misclassified == "shrink" and candidates.correct is not None
             else None,
         )
+        if self.eps_min_bounds == "images":
+            eps = eps.clamp(min=self.eps_min)
         if self.final == "exact":
             x_adv = batch.attacked(final_attack or attack, eps, _FINAL)
         else:

@@ -142,16 +142,19 @@ def batched(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Cand
 
 
 def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
-    """The first and the second candidate, each on the whole batch."""
+    """The second and the first candidate, each on the whole batch, then the verdicts on both.
+
+    This is the order of the forwards in the authors' released code, which BatchNorm's running statistics remember.
+    """
     correct = batch.correct
     if batch.judge:
         correct = attack.logits(batch.x).argmax(1) == batch.y
-    images: list[Tensor | None] = [None, None, None]
-    logits = []
-    for k in (0, 1):
-        images[k] = x_adv = batch.attacked(attack, eps[k], k)
-        logits.append(attack.logits(x_adv))
-    return Candidates(eps, images, _with_third(logits), correct)
+    second = batch.attacked(attack, eps[1], 1)
+    first = batch.attacked(attack, eps[0], 0)
+    second_logits, first_logits = attack.logits(second), attack.logits(first)
+    return Candidates(
+        eps, [first, second, None], _with_third([first_logits, second_logits]), correct
+    )
 
 
 def lazy(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:

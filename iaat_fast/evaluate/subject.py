@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from iaat_fast.evaluate.weights import fit_weights
 from iaat_fast.files import load_tensors
 from iaat_fast.messages import choice
 from iaat_fast.run_folder import RunFolder
+
+logger = logging.getLogger("iaat_fast")
 
 MODEL_FIELDS = frozenset({"name", "width", "depth"})
 """Fields of a run's configuration that say which network it trained."""
@@ -150,8 +154,8 @@ def load_subject(
     Args:
         source: what to load.
         device: where to.
-        folder: the run folder whose checkpoint `source.weights` is; of one that holds an average of
-            the weights ("ema"), the average is loaded.
+        folder: the run folder whose checkpoint `source.weights` is, or the one before it where that is damaged,
+            which is said; of one that holds an average of the weights ("ema"), the average is loaded.
 
     Raises:
         ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.
@@ -166,7 +170,13 @@ def load_subject(
     # The weights first: a damaged file should not have to wait for the images.
     content: Any = None
     if folder is not None:
-        content = folder.checkpoint()
+        found = folder.last_good_checkpoint()
+        if found is None:
+            raise FileNotFoundError(f"{folder.checkpoint_path}: no checkpoint there yet")
+        content, path, damage = found
+        source = dataclasses.replace(source, weights=path)
+        if damage is not None:
+            logger.warning("%s; taking %s, step %d", damage, path.name, content["step"])
     elif source.weights is not None:
         if not source.weights.is_file():
             raise FileNotFoundError(f"{source.weights}: no such file of weights")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from iaat_fast.models.narrow import VECTOR, NarrowConv2d
+
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size at stride 1; without bias, as BatchNorm has its own."""
@@ -14,7 +16,8 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """The convolution of a shortcut whose ends differ in shape."""
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    layer = NarrowConv2d if stride > 1 and in_channels < VECTOR else nn.Conv2d
+    return layer(in_channels, out_channels, 1, stride, bias=False)
 
 
 def stage(

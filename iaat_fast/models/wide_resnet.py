@@ -36,6 +36,10 @@ class WideResNet(nn.Module):
     w is the widening factor. Depth 32, w = 10 is Madry et al.'s "w32-10"; TRADES counts the
     shortcuts as well and calls the same network WRN-34-10 (46,160,474 parameters at 10 classes).
     There is no dropout.
+
+    The network in IAAT's released code is another: its BatchNorm layers have no scale and shift, the stem has 16w
+    channels, shortcuts are averaged (3x3) and filled up with zero channels, and the logits are a 1x1 convolution with a
+    BatchNorm of its own, averaged over the positions. It has no 1x1 shortcuts and no linear layer.
     """
 
     def __init__(

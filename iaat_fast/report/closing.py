@@ -18,7 +18,7 @@ class RunSummary:
         robust: test accuracy under `attack`, in [0, 1].
         attack: "eps" and "alpha" on the [0, 1] scale, "steps", "restarts" and "targeted" of the PGD attack.
         eps_mean, eps_std, eps_min, eps_max: of the radii of all training samples, [0, 1] scale;
-            None for a method that has none (clean).
+            None for a method whose samples have no radii of their own.
         fast: what `run.fast` has chosen, in words; None where it was off.
     """
 
@@ -49,7 +49,6 @@ def closing_table(summary: RunSummary, *, title: str | None = None) -> Table:
     table.add_row("natural accuracy", f"{summary.natural:.2%}")
     table.add_row(attack_name(summary.attack), f"{summary.robust:.2%}")
     if summary.eps_mean is None:
-        table.add_row("ε memory", "none")
         return table
     mean, std, low, high = (
         (value or 0.0) * 255

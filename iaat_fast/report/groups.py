@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iaat_fast.method_fields import method_key, reads
 from iaat_fast.report import naming
 from iaat_fast.report.records import RunRecord
 
@@ -19,28 +20,13 @@ NOT_COMPARED = (
 )
 """Where, how and with which seed a run was carried out. (What was measured is compared on its own.)"""
 
-UNUSED: dict[str, tuple[str, ...]] = {
-    "clean": ("attack.", "epsilon."),
-    "adv": ("epsilon.",),
-    "mixup": ("epsilon.",),
-    "trades": ("epsilon.",),
-    "mart": ("epsilon.",),
-    "mma": ("epsilon.", "attack.eps"),
-    "iaat": ("attack.eps",),
-    naming.NO_WARMUP: ("attack.eps", "epsilon.eps_w"),
-}
-"""Fields that a method does not look at."""
-
-BASELINE = "baseline."
-"""Fields below begin with the method they belong to: `baseline.trades_beta`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """The runs of one method in one setting, which differ in their seed alone.
 
     Args:
-        key: the method, as `naming.method_key` says it.
+        key: the method, as `method_key` says it.
         name: the method with what tells it from its other variants.
         runs: by rising seed.
     """
@@ -125,7 +111,7 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
         refuse(runs[0], run, _changed(runs[0].config, run.config, SHARED))
     methods: dict[str, list[RunRecord]] = {}
     for run in runs:
-        methods.setdefault(naming.method_key(run.config), []).append(run)
+        methods.setdefault(method_key(run.config), []).append(run)
     variants = []
     for key in sorted(methods, key=naming.method_order):
         members = methods[key]
@@ -134,7 +120,7 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
                 name
                 for run in members
                 for name in _differing(members[0].config, run.config)
-                if not name.startswith(SHARED) and _used(key, name)
+                if not name.startswith(SHARED) and reads(key, name)
             }
         )
         settings: dict[tuple[Any, ...], list[RunRecord]] = {}
@@ -150,13 +136,6 @@ def _variants(runs: Sequence[RunRecord]) -> tuple[Variant, ...]:
             name = naming.variant_name(same[0].config, fields)
             variants.append(Variant(key=key, name=name, runs=tuple(same)))
     return tuple(variants)
-
-
-def _used(key: str, name: str) -> bool:
-    """Whether a method looks at a field."""
-    if name.startswith(BASELINE):
-        return name.startswith(f"{BASELINE}{key}_")
-    return not name.startswith(UNUSED.get(key, ()))
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from iaat_fast import units
-
-NO_WARMUP = "iaat-no-warmup"
-"""The method iaat without a warm-up, which the paper lists as a method of its own."""
+from iaat_fast.method_fields import NO_WARMUP as NO_WARMUP
+from iaat_fast.method_fields import method_key as method_key
 
 METHODS: dict[str, str] = {
     "clean": "Clean",
@@ -66,12 +65,6 @@ PIXEL_FIELDS = frozenset(
 def pixels(value: float) -> str:
     """A distance on the [0, 1] scale in units of 1/255: `8`, `76.5`."""
     return units.to_text(value)
-
-
-def method_key(config: dict[str, Any]) -> str:
-    """The method of a flat configuration, `NO_WARMUP` for iaat without a warm-up."""
-    method = str(config["method"])
-    return NO_WARMUP if method == "iaat" and config.get("epsilon.warmup_epochs") == 0 else method
 
 
 def method_order(key: str) -> tuple[int, str]:

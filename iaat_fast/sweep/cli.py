@@ -37,8 +37,9 @@ skipped, and what was killed goes on where its last checkpoint is: the same comm
 a sweep, and with more methods, radii or seeds it extends one. Another configuration in the same \
 --out is refused.
 
-What follows a -- is passed to python -m iaat_fast.train, and what follows a second one to python -m \
-iaat_fast.evaluate: ... --out DIR --suite cifar -- --epochs 10 --width 16 -- --parts natural pgd
+What follows a -- is passed to python -m iaat_fast.train, a flag that only some methods read to \
+theirs, and what follows a second one to python -m iaat_fast.evaluate: ... --out DIR --suite cifar \
+-- --epochs 10 --width 16 -- --parts natural pgd
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 1 2 4 8 are radii of 1/255 to 8/255, and so are fractions \
 such as 8/255.

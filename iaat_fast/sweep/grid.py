@@ -11,12 +11,13 @@ from typing import Any, Literal, get_args
 from iaat_fast import units
 from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice
-from iaat_fast.train.cli import parse
+from iaat_fast.method_fields import NO_WARMUP, reads
+from iaat_fast.train.cli import flags_for, parse
 from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.presets import PRESETS
 
 Warmup = Literal["on", "off", "both"]
-WITHOUT_RADIUS = ("clean", "iaat", "mma")
+WITHOUT_RADIUS = tuple(method for method in METHODS if not reads(method, "attack.eps"))
 """Methods that train at no fixed radius: they have one run per seed, whatever the radii."""
 _DIGITS = 10  # of a radius in names and commands, which read back as the same radius
 OWN_FLAGS = {
@@ -43,7 +44,7 @@ class Grid:
         seeds: one run each.
         warmup: of the method iaat: as the preset has it ("on"), none ("off"), or a run of each.
         data: folder or .npz with the images; None: where training looks.
-        flags: further flags of `python -m iaat_fast.train`, the same for every run.
+        flags: further flags of `python -m iaat_fast.train`, for every run whose method reads them.
 
     Raises:
         ValueError: an unknown name, a value given twice, a flag that the sweep sets itself, or an
@@ -89,7 +90,7 @@ class Grid:
         """The runs, with their folders below `out`: seed by seed, so that whole grids come first.
 
         Raises:
-            ValueError: a training flag is unknown or its value is bad, as training itself says it.
+            ValueError: a training flag is unknown, its value is bad, or no method reads it, as training itself says it.
         """
         return [
             self._run(out, method, variant, seed)
@@ -110,7 +111,8 @@ class Grid:
         eps = variant.get("eps")
         words = [self.preset, "--method", method, "--seed", str(seed)]
         words += ["--data", self.data] if self.data is not None else []
-        words += self.flags
+        key = NO_WARMUP if variant.get("warmup") is False else method
+        words += flags_for(key, self.flags, self.methods)
         # After the flags: of a flag given twice, training takes the last.
         words += ["--eps", units.to_text(eps, _DIGITS)] if eps is not None else []
         words += ["--warmup-epochs", "0"] if variant.get("warmup") is False else []

@@ -9,7 +9,8 @@ from torch import nn
 
 from iaat_fast import data as datasets
 from iaat_fast import models
-from iaat_fast.data import ImageData
+from iaat_fast.attacks.model_state import attacked
+from iaat_fast.data import FolderSplit, ImageData
 from iaat_fast.evaluate import check_model
 from iaat_fast.train.averaging import make_average
 from iaat_fast.train.capture import capture_for
@@ -72,9 +73,11 @@ def make_state(
     """The state before the first step, of a model and data on their device.
 
     Raises:
-        ValueError: SyncBatchNorm on a CPU, or with batches too small for it.
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, which the model's
+            BatchNorm has no statistics of.
     """
     optim = config.optim
+    _check_smallest_batch(config, model, data, ranks)
     if optim.sync_batchnorm and ranks.count > 1:
         _check_synchronised(config, len(data.train), device, ranks)
         model = spread_batch_norm(model)
@@ -94,6 +97,37 @@ def make_state(
         device=device,
         steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
     )
+
+
+def _check_smallest_batch(
+    config: TrainConfig, model: nn.Module, data: ImageData, ranks: Ranks
+) -> None:
+    """Where a step may be left one image, the model must train on one: BatchNorm over features has no statistics of it.
+
+    Convolutions leave several positions of an image, which do have them, so that the model is asked.
+    """
+    optim, size = config.optim, len(data.train)
+    whole = [min(size, optim.batch_size), size % optim.batch_size]
+    slices = [max(1, images // ranks.count) for images in whole if images]
+    smallest = min(max(1, images // optim.accumulate) for images in slices)
+    skips = isinstance(data.train, FolderSplit) and config.data.on_bad_image == "skip"
+    if smallest > 1 and not skips:
+        return
+    x, _ = datasets.fetch(
+        data.train, torch.zeros(1, dtype=torch.int64, device=data.train.labels.device)
+    )
+    try:
+        with attacked(model, "train"), torch.no_grad():
+            model(x)
+    except (RuntimeError, ValueError) as error:
+        named = [f"optim.batch_size is {optim.batch_size}"]
+        named += [f"optim.accumulate {optim.accumulate}"] * (optim.accumulate > 1)
+        named += [f"ranks {ranks.count}"] * (ranks.count > 1)
+        named += ["data.on_bad_image 'skip'"] * skips
+        raise ValueError(
+            f"{', '.join(named)}: expected at least 2 images in every batch, but {size} training images may leave 1, "
+            f"on which this model does not train ({error})"
+        ) from error
 
 
 def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:

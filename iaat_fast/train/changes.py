@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from iaat_fast.messages import choice
-from iaat_fast.train.config import TrainConfig
+from iaat_fast.method_fields import READS, meant, method_key, reads
+from iaat_fast.train.config import METHODS, TrainConfig
 
 PARTS: dict[str, type] = {
     f.name: f.default_factory  # type: ignore[misc]
@@ -53,6 +54,7 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     >>> override(TrainConfig(), {"method": "adv", "optim": {"epochs": 3}}).optim.epochs
     3
 
+    What the method does not read is changed all the same: see `refuse_unread`.
     Where `run.fast` is switched on, the fields of `FAST` that are not among the changes become "auto".
 
     Raises:
@@ -97,14 +99,46 @@ def differences(
 ) -> list[str]:
     """The fields in which two configurations differ and that are not `FREE`, with both values.
 
+    Fields that a method of theirs does not read make no difference.
     `there` and `given` say where each value is from.
     """
     found = []
     before, after = _flat(old), _flat(new)
+    keys = {method_key(before), method_key(after)}
     for name, value in before.items():
+        if not all(reads(key, name) for key in keys):
+            continue
         if name not in FREE and after[name] != value:
             found.append(f"{name} ({value!r}{there}, {after[name]!r}{given})")
     return found
+
+
+def refuse_unread(
+    config: TrainConfig, given: Mapping[str, str], name: Callable[[str], str] = str
+) -> None:
+    """Refuse what was asked for and would change nothing, since the method of `config` does not read it.
+
+    Args:
+        config: what is asked for altogether.
+        given: the fields given explicitly, such as "attack.eps", and each in the words of whoever gave it.
+        name: what the caller calls a field.
+
+    Raises:
+        ValueError: a field that the method does not read; the message names what it reads instead.
+    """
+    key = method_key(_flat(config))
+    for field, words in given.items():
+        if reads(key, field):
+            continue
+        others = [name(other) for other in meant(key, field)]
+        if others:
+            expected = " or ".join(others)
+        elif reads(config.method, field):
+            expected = f"{name('epsilon.warmup_epochs')} of at least 1"
+        else:
+            methods = [other for other in READS if other in METHODS and reads(other, field)]
+            expected = f"{name('method')} {' or '.join(methods)}"
+        raise ValueError(f"{words}: not read by method {config.method!r}, expected {expected}")
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from rich.console import Console
 from iaat_fast import command_line, units
 from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice, one_line
+from iaat_fast.method_fields import reads
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import override
+from iaat_fast.train.changes import PARTS, override, refuse_unread
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
 from iaat_fast.train.distributed import joined
@@ -40,7 +41,8 @@ N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/2
 --resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
 agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
 --checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ. A flag \
-that is auto agrees with whatever the run has.
+that is auto agrees with whatever the run has. --epochs may be larger: that extends the run, also one \
+that has ended, and its closing evaluation is made again.
 
 --fast changes defaults, so that flags win over it. What it chose is in config.json, is said at the \
 start and below the closing table.
@@ -78,7 +80,51 @@ def parse(argv: Sequence[str]) -> Command:
     command = command_line.parse(partial(_tyro, default=default), argv)
     if command.preset != default.preset and not command.resume:
         raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
+    refuse_unread(command.config, _given(argv), _flag)
     return command
+
+
+def _flag(field: str) -> str:
+    """The flag of a field of those parts whose names it has unchanged."""
+    return f"--{field.rpartition('.')[2].replace('_', '-')}"
+
+
+_BY_METHOD = {
+    _flag(f.name): f"{part}.{f.name}"
+    for part in ("attack", "epsilon", "baseline", "run")
+    for f in fields(PARTS[part])
+}
+
+
+def _field(flag: str) -> str:
+    """The field of a flag that not all methods read; "" of others."""
+    return _BY_METHOD.get(flag) or _BY_METHOD.get(flag.replace("--no-", "--", 1), "")
+
+
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """The fields of which a method may read some only that these arguments give, each with its flag and value."""
+    found = [(_field(flag), " ".join(words)) for flag, words in _flags(argv)]
+    return {field: words for field, words in found if field}
+
+
+def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The arguments divided into flags, each with its words, itself first; "" has those before the first one."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for word in argv:
+        if word.startswith("--"):
+            found.append((word.partition("=")[0].replace("_", "-"), []))
+        found[-1][1].append(word)
+    return found
+
+
+def flags_for(method: str, argv: Sequence[str], methods: Sequence[str]) -> tuple[str, ...]:
+    """Arguments meant for runs of several methods, without those flags that this one does not read and another does."""
+    kept: list[str] = []
+    for flag, words in _flags(argv):
+        field = _field(flag)
+        if reads(method, field) or not any(reads(other, field) for other in methods):
+            kept += words
+    return tuple(kept)
 
 
 def _tyro(argv: Sequence[str], default: Command) -> Command:

@@ -79,11 +79,12 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None
         return
     plots = report.plot_run(result.folder)
     config, folder = result.config, result.folder.path
+    own = METHODS[config.method].radii == "adaptive"
     summary = report.RunSummary(
         natural=results["natural_accuracy"],
         robust=results["robust_accuracy"],
         attack=results["attack"],
-        **{name: value for name, value in results.items() if name.startswith("eps_")},
+        **{name: value for name, value in results.items() if own and name.startswith("eps_")},
         fast=_fast(result, ranks),
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))

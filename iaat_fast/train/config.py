@@ -70,7 +70,7 @@ class DataConfig:
     """Data set: digits, cifar10, cifar100 or imagenet."""
     path: Annotated[str | None, arg(name="data")] = None
     """Folder that holds the data set (imagenet: train/CLASS/IMAGE and val/CLASS/IMAGE), or an .npz
-    with x_train, y_train, x_test, y_test."""
+    with x_train, y_train, x_test, y_test; none for digits, which are embedded."""
     limit: int | None = None
     """Take the first N training and the first N test images; imagenet's go through the classes in
     turn."""
@@ -86,6 +86,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.name != CUSTOM:
             choice("data.name", self.name, datasets.NAMES)
+        if self.name == "digits" and self.path is not None:
+            raise ValueError(
+                f"data.path is {self.path!r}: expected none with data.name 'digits', which are embedded in scikit-learn"
+            )
         _integer("data.limit", self.limit, 1, optional=True)
         _integer("data.workers", self.workers, 0, optional=True)
         choice("data.on_bad_image", self.on_bad_image, datasets.ON_BAD_IMAGE)
@@ -160,7 +164,11 @@ class EpsilonConfig:
     beta: float = 0.1
     """Weight of the chosen candidate in the exponential average."""
     eps_min: Pixels = 0.0
-    """Lower bound of the radius after selection."""
+    """Lower bound of the radius after selection; 0: none."""
+    eps_min_bounds: Literal["memory", "images"] = "memory"
+    """What eps-min bounds: the radius that is stored and the next visit starts from (memory), or that
+    of the images trained on alone (images): the paper to the letter, which bounds what Algorithm 2
+    has stored already."""
     selection_steps: int | None = None
     """Steps of the attacks that select the radius; as many as the training attack's by default."""
     strategy: Literal["auto", "lazy", "batched", "sequential"] = "auto"
@@ -186,6 +194,7 @@ class EpsilonConfig:
         _number("epsilon.gamma", self.gamma, 0, 1, pixels=True)
         _number("epsilon.beta", self.beta, 0, 1)
         _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
+        choice("epsilon.eps_min_bounds", self.eps_min_bounds, ("memory", "images"))
         _integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
         choice("epsilon.strategy", self.strategy, ("auto", "lazy", "batched", "sequential"))
         choice("epsilon.final", self.final, ("exact", "reuse"))
@@ -366,7 +375,8 @@ class TrainConfig:
     """clean training; adversarial training at a fixed radius (adv) or instance adaptive (iaat);
     interpolated adversarial training (mixup), TRADES, MART, or max-margin training (mma)."""
     protocol: Protocol = "paper"
-    """Defaults as the paper describes them, or as its authors' code has them (released)."""
+    """Defaults as the paper describes them, or as its authors' code has them (released); the network is
+    the standard one under both, see docs/architecture.md."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)

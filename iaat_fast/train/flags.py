@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, get_args, get_type_hints
 
 from iaat_fast.command_line import Pixels
-from iaat_fast.report.groups import BASELINE, UNUSED
+from iaat_fast.method_fields import reads
 from iaat_fast.train.changes import FAST, PARTS
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import preset
@@ -42,7 +42,6 @@ def own_flags(config: TrainConfig, method: str) -> list[str]:
     """The words that tell a run by its configuration from its preset, as far as `method` reads them, too."""
     default = preset(config.preset, method=config.method, protocol=config.protocol)
     words = [] if config.protocol == "paper" else ["--protocol", config.protocol]
-    unread = (*UNUSED[config.method], *UNUSED[method], BASELINE, *_NOT_REPEATED)
     for field, (flag, pixels) in _FLAGS.items():
         part, name = field.split(".")
         value, usual = (getattr(getattr(one, part), name) for one in (config, default))
@@ -51,7 +50,8 @@ def own_flags(config: TrainConfig, method: str) -> list[str]:
             value != usual
             and value is not None
             and not chosen_here
-            and not field.startswith(unread)
+            and field not in _NOT_REPEATED
+            and all(reads(each, field) for each in (config.method, method))
         ):
             words += _words(flag, value, pixels=pixels)
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -34,11 +35,13 @@ from iaat_fast.train.opening import go_on, open_on_first, recorded_config
 from iaat_fast.train.optimizer import set_rate
 from iaat_fast.train.progress import Progress
 from iaat_fast.train.ranks import Ranks
-from iaat_fast.train.schedule import learning_rate
+from iaat_fast.train.schedule import learning_rate, never_reached
 from iaat_fast.train.seeds import Stream, step_seed
 from iaat_fast.train.shards import shared_accuracy
 from iaat_fast.train.state import TrainState
 from iaat_fast.train.stopping import Interrupted, StopSignals
+
+logger = logging.getLogger("iaat_fast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ def fit(
         model: any module from images [N, C, H, W] float32 on [0, 1] to logits [N, classes], in
             place of the configuration's; it is moved to the device and trained in place.
         data: images in place of the configuration's; `config.data.augment` still applies.
-        resume: go on with the run in `config.run.out`, which must have this configuration.
+        resume: go on with the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
         overwrite: replace the run in `config.run.out`.
         on_epoch: called with each epoch's row of metrics.jsonl, on every rank.
         quiet: show nothing.
@@ -125,6 +128,7 @@ def fit(
                 go_on(config, folder, state, env, ranks)
             else:
                 ranks.together(partial(_create, folder, config, env, ranks))
+            _warn(config, ranks)
             _Run(config, folder, state, data, on_epoch, quiet, ranks).train()
         return FitResult(
             folder=folder,
@@ -135,6 +139,12 @@ def fit(
             epsilon=state.memory.values.detach().cpu(),
             metrics=ranks.broadcast(folder.metrics() if ranks.first else []),
         )
+
+
+def _warn(config: TrainConfig, ranks: Ranks) -> None:
+    if ranks.first:
+        for line in never_reached(config):
+            logger.warning(line)
 
 
 def _hold(held: ExitStack, folder: RunFolder, ranks: Ranks) -> None:
@@ -179,6 +189,7 @@ class _Run:
         self.on_epoch = on_epoch
         self.quiet = quiet or not ranks.first
         self.ranks = ranks
+        self.adaptive = state.training_step.method.radii == "adaptive"
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
         self.finite = FiniteLoss(ranks, after=state.step)
@@ -200,7 +211,11 @@ class _Run:
             after=state.step,
         )
         self.progress = Progress(
-            steps=self.total_steps, done=state.step, epochs=config.optim.epochs, quiet=self.quiet
+            steps=self.total_steps,
+            done=state.step,
+            epochs=config.optim.epochs,
+            adaptive=self.adaptive,
+            quiet=self.quiet,
         )
         self.progress.start(
             f"training {config.method} on {len(self.data.train)} images of {config.data.name}, "
@@ -289,7 +304,7 @@ class _Run:
         state.step += 1
         self.progress.step(epoch)
         if state.step % self.read_every == 0:
-            eps = state.memory.values.mean().item()
+            eps = state.memory.values.mean().item() if self.adaptive else None
             self.progress.values(loss=self._mean_loss(), eps=eps)
 
     def _mean_loss(self) -> float:
@@ -329,8 +344,7 @@ class _Run:
     def _write_epoch(self, row: dict[str, Any]) -> None:
         config, eps = self.config, self.state.memory.values
         last = row["epoch"] == config.optim.epochs
-        adaptive = self.state.training_step.method.radii == "adaptive"
-        if adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
+        if self.adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
             self.folder.save_epsilon(row["epoch"], eps)
         self.folder.append_metrics(row)
         self.board.epoch(row, eps)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.state import TrainState
+
+logger = logging.getLogger("iaat_fast")
 
 
 def recorded_config(folder: RunFolder) -> TrainConfig:
@@ -38,7 +40,7 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
         FileExistsError: the folder holds a run and neither `resume` nor `overwrite` is set, or it
             holds something that is no run.
         ValueError: both are set; `resume` without a folder; or the run there has another
-            configuration, with the fields and both values.
+            configuration, with the fields and both values. (More epochs are no other one: they extend the run.)
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -53,7 +55,7 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
         raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
     if resume:
         recorded = recorded_config(folder)
-        changed = differences(recorded, adopt(config, recorded))
+        changed = differences(recorded, _as_short(adopt(config, recorded), recorded))
         if changed:
             raise ValueError(
                 f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"
@@ -104,7 +106,8 @@ def go_on(
 ) -> None:
     """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
 
-    Only the first rank reads and writes.
+    With more epochs than before, the files become those of a run that has not ended. Only the first rank reads and
+    writes.
 
     Raises:
         ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
@@ -116,11 +119,13 @@ def go_on(
         _check_same_run(checkpoint, path, config)
         state.load_checkpoint(checkpoint, path)
         if damage is not None and ranks.first:
-            warnings.warn(f"{damage}; going on from {path.name}, step {state.step}", stacklevel=2)
+            logger.warning("%s; going on from %s, step %d", damage, path.name, state.step)
 
     def bring() -> None:
         if ranks.first:
             folder.remove_temporary()
+            if config.optim.epochs > recorded_config(folder).optim.epochs:
+                folder.extend(config.optim.epochs)
             folder.cut_metrics(state.step)
             folder.add_resumption(env, step=state.step)
 
@@ -129,11 +134,18 @@ def go_on(
 
 def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
     try:
-        changed = differences(override(TrainConfig(), checkpoint["config"]), config)
+        saved = override(TrainConfig(), checkpoint["config"])
+        changed = differences(saved, _as_short(config, saved))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
     if changed:
         raise ValueError(f"{path}: a checkpoint of another configuration: {', '.join(changed)}")
+
+
+def _as_short(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
+    """`config` with no more epochs than recorded: rate and warm-up follow the epoch, not how many there are."""
+    epochs = min(config.optim.epochs, recorded.optim.epochs)
+    return override(config, {"optim": {"epochs": epochs}})
 
 
 def _fresh(config: TrainConfig) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iaat_fast.messages import choice
-from iaat_fast.train.changes import override
+from iaat_fast.train.changes import override, refuse_unread
 from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig
 
 Changes = Mapping[str, Mapping[str, Any]]
@@ -167,7 +167,8 @@ def preset(
 
     Raises:
         ValueError: an unknown preset, method, protocol or field (the nearest is named), a value out
-            of range, or "released" for ImageNet, of which the authors have released no code.
+            of range, a field among the parts that the method does not read (what it reads instead is
+            named), or "released" for ImageNet, of which the authors have released no code.
         TypeError: a value of the wrong type.
     """
     choice("preset", name, PRESETS)
@@ -179,4 +180,7 @@ def preset(
         )
     base = override(TrainConfig(preset=name), PRESETS[name])
     base = override(base, {"method": method, "protocol": protocol, **PROTOCOL_FIELDS[protocol]})
-    return override(base, parts)
+    config = override(base, parts)
+    given = {f"{part}.{field}": value for part in parts for field, value in parts[part].items()}
+    refuse_unread(config, {name: f"{name} is {value!r}" for name, value in given.items()})
+    return config

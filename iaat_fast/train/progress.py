@@ -9,10 +9,20 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go."""
+    """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go.
 
-    def __init__(self, *, steps: int, done: int, epochs: int, quiet: bool = False) -> None:
+    Args:
+        steps, done: of the run, and of them those done already.
+        epochs: of the run.
+        adaptive: whether each sample has a radius of its own, whose mean is shown.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self, *, steps: int, done: int, epochs: int, adaptive: bool, quiet: bool = False
+    ) -> None:
         self.epochs = epochs
+        self.adaptive = adaptive
         self.quiet = quiet
         self.live = not quiet and sys.stderr.isatty()
         self._bar = tqdm(
@@ -33,17 +43,19 @@ class Progress:
         self._bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
         self._bar.update()
 
-    def values(self, *, loss: float, eps: float) -> None:
-        """Show the mean loss of the epoch so far and the mean radius of the memory."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}, mean eps {eps * 255:.2f}/255", refresh=False)
+    def values(self, *, loss: float, eps: float | None) -> None:
+        """Show the mean loss of the epoch so far and the mean radius of the memory, if there is one to show."""
+        radius = "" if eps is None else f", mean eps {eps * 255:.2f}/255"
+        self._bar.set_postfix_str(f"loss {loss:.3f}{radius}", refresh=False)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is over; `row` is its row of metrics.jsonl."""
         if not self.quiet and not self.live:
+            radius = f"mean eps {row['eps_mean'] * 255:.2f}/255, " if self.adaptive else ""
             print(
                 f"epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.4f}, "
                 f"test accuracy {row['test_accuracy']:.2%}, "
-                f"mean eps {row['eps_mean'] * 255:.2f}/255, {row['seconds']:.1f} s",
+                f"{radius}{row['seconds']:.1f} s",
                 flush=True,
             )
 

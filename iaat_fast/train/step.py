@@ -30,6 +30,7 @@ def make_memory(config: TrainConfig, size: int, device: torch.device) -> Epsilon
         eps.beta,
         init=METHODS[config.method].first_radius(config),
         eps_min=eps.eps_min,
+        eps_min_bounds=eps.eps_min_bounds,
         strategy=eps.strategy,
         final=eps.final,
         clamp=eps.clamp,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from iaat_fast.models.narrow import ContiguousNarrow, is_narrow
 from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.ranks import Ranks
 
@@ -68,6 +69,7 @@ class Update:
         self.amp = amp
         self._network: nn.Module = model
         self._buffers = list(model.buffers())
+        self._guarded = any(map(is_narrow, model.parameters()))
         if ranks.count > 1:
             self._network = _replicated(model)
 
@@ -98,7 +100,8 @@ class Update:
         """Add the gradient of a micro-batch's mean loss, which is `share` of the global batch."""
         # DistributedDataParallel takes the mean over the ranks.
         factor = share * self.ranks.count
-        self.amp.backward(loss if factor == 1 else loss * factor)
+        with ContiguousNarrow() if self._guarded and loss.is_cpu else contextlib.nullcontext():
+            self.amp.backward(loss if factor == 1 else loss * factor)
 
     def join(self, x: Tensor) -> None:
         """Take part in the exchange of gradients from a rank that has no image in this batch.

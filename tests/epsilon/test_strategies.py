@@ -200,6 +200,71 @@ def test_released_attacks_update_the_running_statistics_sequentially(
     assert ((x_adv - x).abs().flatten(1).amax(1) <= eps.double() + 1e-9).all()
 
 
+def test_the_forwards_of_the_released_protocol_are_those_of_the_authors_code(
+    net: nn.Sequential, x: Tensor
+) -> None:
+    """epsilon_select and train of trainer_adaptive.py, call by call, on a network of its own."""
+    net = net.double()
+    y = net(x).argmax(1)
+    y[::3] = (y[::3] + 1) % 10  # some are misclassified
+    twin, prev, how = copy.deepcopy(net), PREV[INDEX], {"index": INDEX, "seed": 9}
+    options: dict[str, Any] = {
+        "bn": "train_update",
+        "clamp_start": False,
+        "alpha": 0.01,
+        "steps": 2,
+    }
+    memory = EpsilonMemory(
+        100, GAMMA, BETA, strategy="sequential", clamp="candidate", misclassified="shrink"
+    )
+    memory.load(PREV)
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    selection = memory.select(PGD(net, **options), x, y, INDEX, judge=True, seed=9)
+
+    theirs: list[Tensor] = []
+    twin.register_forward_pre_hook(lambda _, args: theirs.append(args[0].detach().clone()))
+    attack = PGD(twin, **options)
+    clean = attack.logits(x).argmax(1) == y
+    input_cur = attack(x, y, eps=prev, candidate=1, **how)
+    input_high = attack(x, y, eps=prev + GAMMA, candidate=0, **how)
+    pred_cur = attack.logits(input_cur).argmax(1) == y
+    pred_high = attack.logits(input_high).argmax(1) == y
+    epsilon = torch.where(pred_high, prev + GAMMA, torch.where(pred_cur, prev, prev - GAMMA))
+    epsilon = (epsilon * clean).clamp(min=0) * BETA + prev * (1 - BETA)
+    attack(x, y, eps=selection.eps, candidate=3, **how)
+
+    assert len(seen) == len(theirs) == 1 + 2 + 2 + 1 + 1 + 2
+    assert all(map(torch.equal, seen, theirs))
+    assert all(map(torch.equal, net.buffers(), twin.buffers()))
+    torch.testing.assert_close(selection.eps, epsilon)
+
+
+@pytest.mark.parametrize("strategy", ["batched", "lazy", "sequential"])
+@pytest.mark.parametrize("final", ["exact", "reuse"])
+def test_the_lower_bound_holds_for_the_memory_or_for_the_images_alone(
+    threshold: nn.Module, strategy: str, final: str
+) -> None:
+    """An image that falls at once: its radius shrinks by gamma * beta, from 0.02 to 0.019."""
+    x, y, index = torch.full((1, 1, 2, 2), 0.5), torch.tensor([1]), torch.tensor([0])
+    for bounds, stored in (("memory", 0.05), ("images", 0.019)):
+        memory = EpsilonMemory(
+            1,
+            0.01,
+            0.1,
+            init=0.02,
+            eps_min=0.05,
+            eps_min_bounds=bounds,
+            strategy=strategy,
+            final=final,
+        )
+        selection = memory.select(PGD(threshold, alpha=0.1, steps=1), x, y, index, seed=1)
+        assert memory.values.item() == pytest.approx(stored)
+        assert selection.eps.item() == pytest.approx(0.05)
+        reached = (selection.x_adv - x).abs().max().item()
+        assert reached == pytest.approx(0.05 if final == "exact" else 0.01)
+
+
 def test_a_selection_follows_its_seed(net: nn.Sequential, x: Tensor) -> None:
     net = net.double()
     y = net(x).argmax(1)

@@ -337,6 +337,20 @@ def test_a_damaged_or_unsafe_checkpoint_is_refused_and_never_executed(
     assert "config.json: not found" in one_line_error(capsys, run)
 
 
+def test_of_a_damaged_checkpoint_the_one_before_it_is_measured_and_that_is_said_in_a_line(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = run / "checkpoint.pt"
+    (run / "checkpoint-previous.pt").write_bytes(checkpoint.read_bytes())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    assert evaluate(run, "--limit", "8", "--json", run / "found.json") == 0
+    (said,) = caplog.messages
+    assert said.startswith(f"{checkpoint}: ")
+    assert "; taking checkpoint-previous.pt, step " in said
+    written = json.loads((run / "found.json").read_text())
+    assert written["weights"] == str(run / "checkpoint-previous.pt")
+
+
 def test_a_run_of_a_model_from_python_asks_for_it(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

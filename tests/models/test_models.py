@@ -122,19 +122,11 @@ def test_convolutions_start_as_he_et_al_prescribe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "last"),
-    [
-        ("resnet18", 8, True),
-        ("resnet18", 7, False),
-        ("imagenet-resnet50", 4, False),
-        ("wrn32-10", 1, True),
-    ],
+    ("name", "width"), [("resnet18", 4), ("imagenet-resnet50", 4), ("wrn32-10", 1)]
 )
-def test_weights_are_channels_last_but_where_torch_would_crash(
-    name: str, width: int, last: bool
-) -> None:
+def test_weights_are_channels_last(name: str, width: int) -> None:
     weights = [p for p in models.build(name, width=width).parameters() if p.dim() == 4]
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights) is last
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 def test_a_seed_fixes_the_initial_weights() -> None:

@@ -13,7 +13,7 @@ from iaat_fast.plan.estimate import Plan, make_plan
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.plan.rates import MEASURED
 from iaat_fast.plan.workload import Counts
-from iaat_fast.train import preset
+from iaat_fast.train import override, preset
 
 NETWORK = Network(link=1e9, between=1e8, per_node=2, latency=1e-5, latency_between=1e-4)
 SECONDS = {"forward": 0.001, "gradient": 0.002, "update": 0.004}
@@ -33,7 +33,7 @@ class PerImage:
 def digits(gpus: int = 1, batch_size: int = 128, capacity: float = 1e9, **parts: Any) -> Plan:
     epsilon = {"strategy": "lazy", **parts.pop("epsilon", {})}
     return make_plan(
-        Counts(preset("digits", epsilon=epsilon, **parts), "fp32"),
+        Counts(override(preset("digits"), {"epsilon": epsilon, **parts}), "fp32"),
         PerImage(),
         NETWORK,
         gpus=gpus,

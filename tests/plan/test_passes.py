@@ -17,7 +17,7 @@ from iaat_fast.attacks.survivors import bucket
 from iaat_fast.epsilon import EpsilonMemory, strategies
 from iaat_fast.epsilon.memory import Selection
 from iaat_fast.plan.passes import Fooled, Phase, phases, stages
-from iaat_fast.train import preset
+from iaat_fast.train import override, preset
 from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.step import TrainingStep, make_memory
 
@@ -26,9 +26,8 @@ N = 24
 
 def tiny(**parts: Any) -> TrainConfig:
     epsilon = {"gamma": 0.15, "warmup_epochs": 2, "strategy": "lazy", **parts.pop("epsilon", {})}
-    return preset(
-        "digits", epsilon=epsilon, attack={"steps": 3, **parts.pop("attack", {})}, **parts
-    )
+    changes = {"epsilon": epsilon, "attack": {"steps": 3, **parts.pop("attack", {})}, **parts}
+    return override(preset("digits"), changes)
 
 
 def images_through(model: nn.Module) -> Counter[str]:

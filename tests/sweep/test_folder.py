@@ -44,7 +44,7 @@ def test_methods_radii_and_seeds_may_join(tmp_path: Path) -> None:
         ({"flags": ("--epochs", "4")}, r"optim.epochs \(3 there, 4 given\)"),
         ({"flags": ("--epochs", "4"), "seeds": (7,)}, "optim.epochs"),
         ({"flags": ("--epochs", "3", "--warmup-epochs", "2")}, "epsilon.warmup_epochs"),
-        ({"flags": ("--epochs", "3", "--gamma", "2"), "methods": ("clean",)}, "epsilon.gamma"),
+        ({"flags": ("--epochs", "3", "--gamma", "2")}, "epsilon.gamma"),
         ({"preset": "cifar10-resnet18"}, "preset"),
     ],
 )
@@ -56,6 +56,20 @@ def test_another_configuration_is_refused_by_field(
     with pytest.raises(ValueError, match=field):
         record(tmp_path, **{"methods": ("iaat",), **grid})
     assert SweepFolder(tmp_path).sweep_path.read_bytes() == before
+
+
+def test_a_flag_of_some_methods_only_is_given_to_theirs(tmp_path: Path) -> None:
+    flags = ("--epochs", "3", "--gamma=2", "--mart_beta", "4")
+    grid = {"eps": (0.1,), "flags": flags, "warmup": "both"}
+    runs = record(tmp_path, methods=("adv", "mart", "iaat"), **grid)
+    assert ["--gamma=2" in run.words for run in runs] == [False, False, True, True]
+    assert ["--mart_beta" in run.words for run in runs] == [False, True, False, False]
+    assert len(record(tmp_path, methods=("clean", "mart", "iaat"), **grid)) == 5
+
+
+def test_a_flag_that_none_of_the_methods_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--gamma 2: not read by method 'adv'"):
+        record(tmp_path, methods=("adv", "clean"), flags=("--gamma", "2"))
 
 
 def test_what_is_not_part_of_the_arithmetic_may_differ(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iaat_fast.data import ImageData
 from iaat_fast.evaluate import robust_accuracy
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train import fit, preset
+from iaat_fast.train import fit, override, preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.step import TrainingStep
 
@@ -112,19 +112,18 @@ def robust(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], float]:
     """The robust accuracy on digits after a few epochs of a method."""
 
     def measure(method: Any) -> float:
-        config = preset(
-            "digits",
-            method=method,
-            data={"limit": 400},
-            attack={"eps": 0.2, "alpha": 0.07, "steps": 5},
-            baseline={"mma_bisections": 6},
-            optim={"lr": 0.05, "epochs": 10, "batch_size": 50, "decay_epochs": (8,)},
-            run={
+        changes: dict[str, Any] = {
+            "data": {"limit": 400},
+            "attack": {"eps": 0.2, "alpha": 0.07, "steps": 5},
+            "baseline": {"mma_bisections": 6},
+            "optim": {"lr": 0.05, "epochs": 10, "batch_size": 50, "decay_epochs": (8,)},
+            "run": {
                 "out": str(tmp_path_factory.mktemp("runs") / method),
                 "device": "cpu",
                 "tensorboard": False,
             },
-        )
+        }
+        config = override(preset("digits", method=method), changes)
         result = fit(config, quiet=True)
         how = config.evaluation
         return robust_accuracy(

@@ -75,24 +75,32 @@ PIXEL_FLAGS = {
 }
 
 
+def method_that_reads(flag: str) -> list[str]:
+    others = {"--eps": ["adv"], "--mma-d-max": ["mma", "--mma-d-min", "0.1"]}
+    return ["--method", *others.get(flag, ["iaat"])]
+
+
 @pytest.mark.parametrize("flag", PIXEL_FLAGS)
 @pytest.mark.parametrize("units", ["8", "1.9", "0.5"])
 def test_epsilon_like_flags_are_in_units_of_1_255(flag: str, units: str) -> None:
     part, field = PIXEL_FLAGS[flag]
-    assert getattr(getattr(parse([flag, units]).config, part), field) == float(units) / 255
+    config = parse([*method_that_reads(flag), flag, units]).config
+    assert getattr(getattr(config, part), field) == float(units) / 255
 
 
 @pytest.mark.parametrize("flag", PIXEL_FLAGS)
 def test_fractions_are_on_the_scale_of_the_pixels(flag: str) -> None:
     part, field = PIXEL_FLAGS[flag]
-    assert getattr(getattr(parse([flag, "8/255"]).config, part), field) == 8 / 255
+    config = parse([*method_that_reads(flag), flag, "8/255"]).config
+    assert getattr(getattr(config, part), field) == 8 / 255
 
 
 @pytest.mark.parametrize("flag", ["--eps", "--eps-w", "--eval-eps", "--alpha", "--gamma"])
 def test_numbers_of_the_unit_scale_are_warned_of(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([flag, "0.03", "--data", "nowhere"]) == 2
+    method = method_that_reads(flag)
+    assert main(["cifar10-resnet18", *method, flag, "0.03", "--data", "nowhere"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith(f"python -m iaat_fast.train: warning: {flag}: 0.03/255")
@@ -154,7 +162,8 @@ BAD_LINES = [
     ("--method adv cifar10-resnet18", "PRESET comes before the flags"),
     ("digits cifar10-resnet18", "cifar10-resnet18"),
     ("--device cuda:99 --out run", "cuda:99"),
-    ("--data nowhere --out run", "--data nowhere: no such folder"),
+    ("cifar10-resnet18 --data nowhere --out run", "--data nowhere: no such folder"),
+    ("--data cifar.npz --out run", "expected none with --dataset 'digits'"),
     ("--resume", "--resume needs"),
     ("--resume --out run", "no run there"),
     ("--resume --overwrite --out run --epochs 1", "exclude each other"),
@@ -219,7 +228,7 @@ def test_resume_without_flags_takes_everything_from_the_folder(recorded: Path) -
     [
         "--epochs 3 --eps 3",
         "cifar10-resnet18 --method adv --protocol released",
-        "--device cpu --data elsewhere --checkpoint-steps 5 --no-tensorboard --snapshot-epochs 2",
+        "--device cpu --data elsewhere --checkpoint-steps 5 --no-tensorboard",
     ],
 )
 def test_resume_accepts_flags_that_agree_or_do_not_matter(recorded: Path, flags: str) -> None:
@@ -234,7 +243,7 @@ def test_resume_accepts_flags_that_agree_or_do_not_matter(recorded: Path, flags:
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        ("--epochs 4", "--epochs (3 there, 4 given)"),
+        ("--epochs 2", "--epochs (3 there, 2 given)"),
         ("--eps 8", "--eps ("),
         ("--method iaat", "method ('adv' there, 'iaat' given)"),
         ("--protocol paper", "protocol"),
@@ -262,14 +271,17 @@ def test_the_free_fields_are_those_the_help_names(capsys: pytest.CaptureFixture[
     assert set(re.findall(r"--[a-z-]+", sentence[1])) == flags
 
 
-SMALL = ["--limit", "64", "--epochs", "2", "--device", "cpu", "--no-tensorboard"]
+SMALL = [
+    *["--limit", "64", "--epochs", "2", "--warmup-epochs", "1", "--decay-epochs", "1"],
+    *["--device", "cpu", "--no-tensorboard"],
+]
 
 
 def test_a_run_ends_with_the_table_the_folder_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main([*SMALL, "--warmup-epochs", "1", "--out", str(out)]) == 0
+    assert main([*SMALL, "--out", str(out)]) == 0
     text, err = capsys.readouterr()
     assert err == ""
     results = json.loads((out / "results.json").read_text())

@@ -186,7 +186,10 @@ def test_a_fast_run_says_what_was_chosen_and_resumes_as_it_began(
     on("cpu")
     out = tmp_path / "run"
     small = ["--limit", "64", "--epochs", "2", "--device", "cpu", "--no-tensorboard"]
-    assert main([*small, "--warmup-epochs", "1", "--fast", "--out", str(out)]) == 0
+    assert (
+        main([*small, "--warmup-epochs", "1", "--decay-epochs", "1", "--fast", "--out", str(out)])
+        == 0
+    )
     text, err = capsys.readouterr()
     said = "fast: fp32 attacks on a folded copy, no autocast, lazy candidates"
     assert err == ""

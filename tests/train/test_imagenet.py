@@ -19,7 +19,7 @@ import torch
 
 from iaat_fast.data import UnreadableImage
 from iaat_fast.evaluate.cli import main as evaluate
-from iaat_fast.train import TrainConfig, fit, preset
+from iaat_fast.train import TrainConfig, fit, override, preset
 from iaat_fast.train.cli import main as train
 from iaat_fast.train.step import TrainingStep
 
@@ -115,19 +115,16 @@ def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
 
 
 def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: Path) -> None:
-    config = slim(image_folder, tmp_path / "run")
-    fit(
-        preset(
-            "imagenet-resnet50",
-            **{
-                **{part: value for part, value in config.to_dict().items() if isinstance(value, dict)},
-                "epsilon": {"warmup_epochs": 0, "selection_steps": 2, "beta": 1.0},
-                "optim": {"epochs": 1, "batch_size": 8, "lr_reference_batch": None,
-                          "lr_warmup_epochs": 0},
-            },
-        ),
-        quiet=True,
-    )  # fmt: skip
+    changes: dict[str, Any] = {
+        "epsilon": {"warmup_epochs": 0, "selection_steps": 2, "beta": 1.0},
+        "optim": {
+            "epochs": 1,
+            "batch_size": 8,
+            "lr_reference_batch": None,
+            "lr_warmup_epochs": 0,
+        },
+    }
+    fit(override(slim(image_folder, tmp_path / "run"), changes), quiet=True)
     eps = torch.from_numpy(np.load(tmp_path / "run/epsilon/epoch-0001.npy"))
     # From 0, a sample that withstands goes to gamma, which is the bound, and one that falls back to 0.
     assert torch.equal(eps, torch.full((12,), LOWER_BOUND))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -271,13 +272,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     damage: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = tiny_config(tmp_path / "run")
     reference = tiny_fit(tiny_config(tmp_path / "reference")).folder
     folder = tiny_fit(config).folder
     damage(folder.checkpoint_path)
-    with pytest.warns(UserWarning, match=r"checkpoint\.pt: .*checkpoint-previous\.pt, step 10"):
-        tiny_fit(config, resume=True)
+    caplog.clear()
+    tiny_fit(config, resume=True)
+    said = [message for message in caplog.messages if "checkpoint" in message]
+    assert len(said) == 1
+    assert re.match(r".*checkpoint\.pt: .*checkpoint-previous\.pt, step 10$", said[0])
     assert_same_run(folder, reference)
 
 

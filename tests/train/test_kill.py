@@ -17,6 +17,7 @@ from iaat_fast.run_folder import RunFolder
 # 15 steps, 5 of them in the warm-up. 20 attack steps, so that training lasts about a second.
 RUN = [
     *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
+    *["--decay-epochs", "2"],
     *["--checkpoint-steps=2", "--snapshot-epochs=1", "--device=cpu"],
     *["--eval-steps=1", "--eval-restarts=1", "--no-tensorboard"],
 ]

@@ -1,4 +1,4 @@
-"""Whether a contender computes the op: compared with the reference before anything is timed."""
+"""Whether a provider computes the op: compared with the reference before anything is timed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import MUTATED, Case
-from benchmarks.kernels.contenders import BASELINES, Call
 from benchmarks.kernels.expressions import prepared
+from benchmarks.kernels.providers import BASELINES, Call
 from iaat_fast.ops import reference
 
 CHUNK = 2**22
@@ -26,7 +26,7 @@ def expected(case: Case, args: tuple[object, ...]) -> list[Tensor]:
 def fault(
     name: str, case: Case, call: Call, args: tuple[object, ...], right: list[Tensor]
 ) -> str | None:
-    """What is wrong with a contender's result, or None.
+    """What is wrong with a provider's result, or None.
 
     A backend must give the reference's bits, but for the stem, whose sums have no fixed order. A baseline computes
     something close (other roundings, another generator, no proof against saturation) and is held to what it has in

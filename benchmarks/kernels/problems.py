@@ -105,6 +105,8 @@ def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
     """For the stem, in half precision (a float32 one is torch's own): usual widths, on CIFAR and ImageNet."""
     if dtype is torch.float32:
         return []
+    if quick:
+        return [Problem("CIFAR 8 to 16", (8, 3, 32, 32), 1, dtype, False, 16)]
     found = [
         Problem("CIFAR 128 to 64", (128, 3, 32, 32), 1, dtype, False, 64),
         Problem("CIFAR 3x128 to 64", (128, 3, 32, 32), 3, dtype, False, 64),
@@ -112,7 +114,7 @@ def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
         Problem("CIFAR 128 to 16", (128, 3, 32, 32), 1, dtype, False, 16),
         Problem("ImageNet 32 to 64", (32, 3, 224, 224), 1, dtype, True, 64),
     ]
-    return found[: 1 if quick else None]
+    return found
 
 
 def _flat(label: str, size: int, dtype: torch.dtype) -> Problem:

@@ -68,16 +68,24 @@ def compare(
     """A row per row of the benchmark: base over work, median and percentiles of the pairs of processes.
 
     Rows that only one side has, or that were not measured, are noted in the record's facts as `unmatched`.
+
+    Raises:
+        ValueError: a side that does not run, or whose ops run on another backend than the other's.
     """
     sides: dict[str, list[dict[Any, Row]]] = {"base": [], "work": []}
-    folders = {"base": base.folder, "work": root}
+    folders, backends = {"base": base.folder, "work": root}, {}
     record.facts["base"] = {"revision": base.revision, "commit": base.commit}
     for pair in range(pairs):
         # In turns, so that a machine that warms up is fair to both.
         for side in sorted(sides, reverse=bool(pair % 2)):
             say(f"{side}, {pair + 1} of {pairs}")
-            rows = _measured(record.benchmark, argv, folders[side], side)
+            rows, backends[side] = _measured(record.benchmark, argv, folders[side], side)
             sides[side].append({row.key: row for row in rows})
+        if len(set(backends.values())) > 1:
+            raise ValueError(
+                f"--base: {base.revision}, its ops run on {backends['base']} and these on {backends['work']}: "
+                "expected the same, build both for the same devices"
+            )
     rows, record.facts["unmatched"] = ratios(sides["base"], sides["work"])
     if not rows:
         raise ValueError(f"--base: {base.revision}, no row of it was measured that this has too")
@@ -118,15 +126,16 @@ def ratios(
     return found, unmatched
 
 
-def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> list[Row]:
-    """The rows of a benchmark in a process of its own, on the iaat_fast of a folder."""
+def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> tuple[list[Row], str]:
+    """The rows of a benchmark in a process of its own, on the iaat_fast of a folder; and the backend of its ops."""
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "record.json"
         command = [sys.executable, "-m", "benchmarks", name, *argv, "--record", str(path)]
+        python_path = filter(None, [str(folder), os.environ.get("PYTHONPATH")])
         run = subprocess.run(
             command,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(python_path)},
             capture_output=True,
             text=True,
         )
@@ -135,7 +144,8 @@ def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> list[R
             raise ValueError(
                 f"{side}: the benchmark ended with {run.returncode}: {_last(run.stderr)}"
             )
-        return [Row(**row) for row in json.loads(path.read_text())["rows"]]
+        content = json.loads(path.read_text())
+        return [Row(**row) for row in content["rows"]], content["machine"]["backend"]
 
 
 def _git(root: Path, *words: str) -> str | None:

@@ -100,7 +100,7 @@ def load_images(n: int, size: int, source: Path | None = None) -> tuple[Tensor, 
 
 
 def smooth_noise(n: int, size: int) -> Tensor:
-    """float32 [n, 3, size, size] in [0, 1]: blobs and some noise; neighbouring pixels are alike, as in photographs."""
+    """float32 [n, 3, size, size] in [0, 1]: blobs and some noise; neighbouring pixels are close, as in photographs."""
     generator = torch.Generator().manual_seed(0)
     blobs = F.interpolate(
         torch.rand(n, 3, 6, 6, generator=generator), size=(size, size), mode="bicubic"

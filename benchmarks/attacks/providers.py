@@ -78,7 +78,7 @@ def run_loop(
 
 
 def authors_loop(target: Target, setting: Setting) -> Attack:
-    """PGD by `loss.backward()`, as in the released code of many papers: weights get gradients that nobody reads."""
+    """PGD by `loss.backward()`, as in the released code of many papers: weights get gradients that no one reads."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         x_adv = start(x, setting)

@@ -1,7 +1,7 @@
 """What needs a process of its own: trying layouts (cuDNN's plans stay), and profiling (launches stay slow).
 
 A worker answers requests, a line of JSON each, one after the other; it is started ahead, so that importing torch costs
-nobody time, and leaves no memory on the device between two requests.
+no one time, and leaves no memory on the device between two requests.
 """
 
 from __future__ import annotations

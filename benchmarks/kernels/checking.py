@@ -101,7 +101,7 @@ def _all_close(
 
 
 def _close_directions(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
-    """Rows alike up to a positive factor."""
+    """Rows that are equal up to a positive factor."""
     rows, expected_rows = (t.float() / t.float().abs().amax(1, True) for t in (result, right[0]))
     return _close(rows.to(result.dtype), [expected_rows.to(result.dtype)], args)
 
@@ -115,7 +115,7 @@ def _close_selection(
 
 
 def _in_ball(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
-    """Another generator's noise: inside the box and the ball, and not all alike."""
+    """Another generator's noise: inside the box and the ball, and not all the same."""
     x, eps = args[0], args[1]
     distance = (result.float() - x.float()).abs().reshape(len(eps), -1).amax(1)
     slack = 4 * torch.finfo(x.dtype).eps

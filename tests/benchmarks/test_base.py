@@ -19,7 +19,8 @@ import json, sys
 from iaat_fast import SECONDS, built
 rows = [dict(case="a step", provider="it", n=1, p20=SECONDS, p50=SECONDS, p80=SECONDS)]
 rows += [dict(case=built, provider="it")]
-open(sys.argv[sys.argv.index("--record") + 1], "w").write(json.dumps({"rows": rows}))
+content = {"rows": rows, "machine": {"backend": built if "--strict" in sys.argv else "native"}}
+open(sys.argv[sys.argv.index("--record") + 1], "w").write(json.dumps(content))
 """
 LIBRARY = """
 from pathlib import Path
@@ -35,6 +36,7 @@ def repository(tmp_path: Path) -> Path:
     root = tmp_path / "work"
     for name in ("benchmarks/results", "iaat_fast"):
         (root / name).mkdir(parents=True)
+    (root / "benchmarks" / "__init__.py").touch()
     (root / "benchmarks" / "__main__.py").write_text("an older benchmark\n")
     (root / "benchmarks" / "results" / "a.json").write_text("{}")
     (root / "iaat_fast" / "__init__.py").write_text(LIBRARY.format(seconds=4.0))
@@ -92,6 +94,13 @@ def test_a_benchmark_that_the_base_cannot_run_is_told(repository: Path, tmp_path
     record = Record("ops", [], argparse.Namespace(), tmp_path / "record.json")
     with base.built("old", repository) as other, pytest.raises(ValueError, match=r"base: .*newer"):
         list(base.compare(other, record, [], 1, repository))
+
+
+def test_two_backends_are_not_compared(repository: Path, tmp_path: Path) -> None:
+    record = Record("ops", [], argparse.Namespace(), tmp_path / "record.json")
+    told = "old, its ops run on built and these on not built"
+    with base.built("old", repository) as other, pytest.raises(ValueError, match=told):
+        list(base.compare(other, record, ["--strict"], 1, repository))
 
 
 def run(**seconds: float | None) -> Mapping[Any, Row]:

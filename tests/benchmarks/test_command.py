@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +121,35 @@ def test_all_runs_every_benchmark_in_a_process_of_its_own_and_names_what_failed(
     assert capsys.readouterr().out.endswith("not ok: decoding (2)\n")
 
 
+def test_all_builds_the_base_once_and_goes_through_with_every_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built, ran = [], []
+
+    @contextlib.contextmanager
+    def build(revision: str) -> Iterator[str]:
+        built.append(revision)
+        yield "the base"
+
+    def run(name: str, argv: list[str], options: object, other: object) -> int:
+        ran.append((name, other))
+        if name == "suite":
+            raise ValueError("a package is missing")
+        return 0
+
+    monkeypatch.setattr(base, "built", build)
+    monkeypatch.setattr(command, "run", run)
+    assert main(["all", "--base", "v1"]) == 2
+    assert built == ["v1"]
+    out, err = capsys.readouterr()
+    assert "benchmarks suite: error: a package is missing\n" in err
+    # Decoding refuses its arguments, as it needs a folder; distributed does where there is one core.
+    bad = re.findall(r"(\w+) \(2\)", out.splitlines()[-1])
+    assert {"suite", "decoding"} <= set(bad) <= {"suite", "decoding", "distributed"}
+    expected = [name for name in BENCHMARKS if name not in bad or name == "suite"]
+    assert ran == [(name, "the base") for name in expected]
+
+
 def test_both_sides_of_a_comparison_get_the_benchmarks_own_arguments(tmp_path: Path) -> None:
     argv = ["--cases", "resnet18:8", "wrn32-10:4", "--base", "main", "--steps", "2", "--pairs", "3"]
     assert registry.own([*argv, f"--out={tmp_path}"]) == [*argv[:3], "--steps", "2"]
@@ -130,10 +162,11 @@ def test_a_comparison_is_a_record_like_any_other(
     seconds = iter([4.0, 2.0, 1.0, 4.0])
     asked = []
 
-    def measured(name: str, argv: list[str], folder: Path, side: str) -> list[base.Row]:
+    def measured(name: str, argv: list[str], folder: Path, side: str) -> tuple[list[base.Row], str]:
         asked.append((side, name, argv))
         row = base.Row(case="a step", provider="it").sampled([next(seconds)])
-        return [row] if side == "base" else [row, base.Row(case="new", provider="it").sampled([1])]
+        new = base.Row(case="new", provider="it").sampled([1])
+        return [row] if side == "base" else [row, new], "native"
 
     monkeypatch.setattr(base, "_measured", measured)
     other = base.Base("v1", "abc", tmp_path)

@@ -30,6 +30,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+# Single calls, timed by pytest-benchmark. The benchmarks with their records are `python -m benchmarks NAME`.
 bench: $(INSTALLED)
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
 

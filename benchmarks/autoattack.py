@@ -1,7 +1,7 @@
-"""`python -m benchmarks.autoattack`: AutoAttack, this project's against pyautoattack, on real checkpoints.
+"""AutoAttack, this project's against pyautoattack, on trained networks.
 
 Both run the standard version on the same images; compared are the verdicts, sample by sample, and the seconds. The
-images are taken in batches, each attacked by all contenders before the next one, in an order that turns with every
+images are taken in batches, each attacked by all providers before the next one, in an order that turns with every
 batch, so that a machine whose speed drifts is fair to all. The draws differ, so verdicts may, for samples at the very
 edge: for those that do, it is told how far FAB-T finds the boundary to be. Needs pyautoattack and the folder of real
 data that IAAT_FAST_DATA names.
@@ -11,61 +11,71 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import machine
-from benchmarks.attacks import images, networks, tables
+from benchmarks import registry
+from benchmarks.record import Record, Row, say
+from benchmarks.registry import positive
+from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained
 from iaat_fast.attacks import FABT
-from iaat_fast.data import Split
 from iaat_fast.evaluate import AutoAttackResult, autoattack
 from iaat_fast.evaluate.autoattack import standard
 
-PEER, PACKAGE = "pyautoattack", "pyautoattack"
+PEER = PACKAGE = "pyautoattack"
 ENGINES = {"iaat_fast": "auto", "iaat_fast, fast engine": "fast"}
-COLUMNS = (
-    *("contender", "robust", "s"),
-    *("× pyautoattack", "both robust", "only it robust", "only pyautoattack robust"),
-)
-
-
-@dataclasses.dataclass
-class AutoAttackRecord:
-    """A contender on all images.
-
-    robust: share of the images that stand.
-    seconds: of each batch, in order.
-    over_peer: how many times faster than pyautoattack, all batches together; None without it.
-    spread: the same of the slowest and the fastest batch.
-    both, only_it, only_peer: images robust by both contenders, by this one alone, by pyautoattack alone.
-    edge: of the images whose verdicts differ, the distance of the boundary over the radius, as FAB-T finds it.
-    stages: what each attack did, over all batches; pyautoattack does not tell seconds by attack.
-    """
-
-    name: str
-    robust: float
-    seconds: list[float]
-    over_peer: float | None = None
-    spread: tuple[float, float] | None = None
-    both: int | None = None
-    only_it: int | None = None
-    only_peer: int | None = None
-    edge: list[float] = dataclasses.field(default_factory=list)
-    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
 
 Verdicts = tuple[Tensor, list[dict[str, Any]]]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", nargs="+", choices=(*CHECKPOINTS, SMALL), help="resnet4b")
+    add("--eps", nargs="+", type=float, metavar="E", help="radii in 1/255 (2 8)")
+    add("--limit", type=positive, metavar="N", help="the first N images (100)")
+    add("--batch-size", type=positive, metavar="N", help="50")
+    add("--seed", type=int, default=0)
+    add("--no-peer", action="store_true", help="without pyautoattack")
+    registry.add_device(parser)
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    registry.defaults(
+        options,
+        model=([SMALL], [CHECKPOINTS[0]]),
+        eps=([64.0], [2.0, 8.0]),
+        limit=(4, 100),
+        batch_size=(2, 50),
+    )
+    for eps in options.eps:
+        if not 0 <= eps <= 255:
+            parser.error(f"--eps: {eps:g}, expected a number in [0, 255]")
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    peer = None if options.no_peer else _version()
+    if peer is None and not options.no_peer:
+        raise ValueError(f"{PACKAGE} is not installed: pip install {PACKAGE}, or give --no-peer")
+    logging.getLogger("auto-attack").setLevel(logging.WARNING)
+    record.facts["peers"] = {PACKAGE: peer}
+    for model in options.model:
+        net, x, y, record.facts["images"] = load_trained(model, options.limit, options.device)
+        for eps in options.eps:
+            providers = {
+                name: by_us(net, engine, eps / 255, options.seed)
+                for name, engine in ENGINES.items()
+            }
+            if peer is not None:
+                providers[PEER] = by_pyautoattack(net, eps / 255, options.seed)
+            case = f"{model}, eps {eps:g}/255, {len(x)} images"
+            yield from compare(case, net, x, y, providers, eps / 255, options.batch_size)
 
 
 def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., Verdicts]:
@@ -73,9 +83,8 @@ def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., V
     attacks = standard(net, engine=engine)
 
     def run(x: Tensor, y: Tensor) -> Verdicts:
-        pixels = x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
         result: AutoAttackResult = autoattack(
-            net, Split(pixels, y), eps=eps, batch_size=len(x), seed=seed, attacks=attacks
+            net, as_split(x, y), eps=eps, batch_size=len(x), seed=seed, attacks=attacks
         )
         return result.correct, [dataclasses.asdict(stage) for stage in result.stages]
 
@@ -97,47 +106,59 @@ def by_pyautoattack(net: nn.Module, eps: float, seed: int) -> Callable[..., Verd
     return run
 
 
-def measure(
+def compare(
+    case: str,
     net: nn.Module,
     x: Tensor,
     y: Tensor,
-    contenders: dict[str, Callable[..., Verdicts]],
+    providers: dict[str, Callable[..., Verdicts]],
     eps: float,
     batch: int,
-) -> list[AutoAttackRecord]:
-    """All contenders on images [N, 3, H, W] and classes."""
-    robust: dict[str, list[Tensor]] = {name: [] for name in contenders}
-    stages: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in contenders}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
+) -> list[Row]:
+    """All providers on images [N, 3, H, W] and classes; a sample of the time is a batch.
+
+    Figures: `robust`, share of the images that stand; `seconds` of each batch in order, and their `total_s`;
+    `over_pyautoattack`, how many times faster, all batches together, with the `slowest` and the `fastest` batch;
+    images robust by `both`, by this one alone (`only_it`) and by pyautoattack alone (`only_peer`); `edge`, of the
+    images whose verdicts differ, the distance of the boundary over the radius; `stages`, what each attack did
+    (pyautoattack does not tell).
+    """
+    robust: dict[str, list[Tensor]] = {name: [] for name in providers}
+    stages: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in providers}
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    names = list(providers)
     for number, index in enumerate(torch.arange(len(x), device=x.device).split(batch)):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             started = time.perf_counter()
-            verdicts, did = contenders[name](x[index], y[index])
+            verdicts, did = providers[name](x[index], y[index])
             seconds[name].append(time.perf_counter() - started)
             robust[name].append(verdicts)
             stages[name].append(did)
-            print(f"{name}: batch {number + 1}, {seconds[name][-1]:.1f} s", file=sys.stderr)
+            say(f"{name}: batch {number + 1}, {seconds[name][-1]:.1f} s")
     found = {name: torch.cat(parts) for name, parts in robust.items()}
-    records = []
+    rows = []
     for name in names:
-        record = AutoAttackRecord(
-            name=name,
-            robust=float(found[name].double().mean()),
-            seconds=seconds[name],
-            stages=_summed(stages[name], len(x)),
-        )
+        row = Row(case=case, provider=name).sampled(seconds[name])
+        row.figures = {
+            "robust": float(found[name].double().mean()),
+            "total_s": sum(seconds[name]),
+            "seconds": seconds[name],
+            "stages": _summed(stages[name], len(x)),
+        }
         if PEER in found:
             ratios = np.array(seconds[PEER]) / np.array(seconds[name])
-            record.over_peer = sum(seconds[PEER]) / sum(seconds[name])
-            record.spread = (float(ratios.min()), float(ratios.max()))
-            record.both = int((found[name] & found[PEER]).sum())
-            record.only_it = int((found[name] & ~found[PEER]).sum())
-            record.only_peer = int((found[PEER] & ~found[name]).sum())
-            record.edge = edge(net, x, y, found[name] != found[PEER], eps)
-        records.append(record)
-    return records
+            row.figures |= {
+                "over_pyautoattack": sum(seconds[PEER]) / sum(seconds[name]),
+                "slowest": float(ratios.min()),
+                "fastest": float(ratios.max()),
+                "both": int((found[name] & found[PEER]).sum()),
+                "only_it": int((found[name] & ~found[PEER]).sum()),
+                "only_peer": int((found[PEER] & ~found[name]).sum()),
+                "edge": edge(net, x, y, found[name] != found[PEER], eps),
+            }
+        rows.append(row)
+    return rows
 
 
 def edge(net: nn.Module, x: Tensor, y: Tensor, differ: Tensor, eps: float) -> list[float]:
@@ -162,82 +183,8 @@ def _summed(batches: list[list[dict[str, Any]]], samples: int) -> list[dict[str,
     return total
 
 
-def row(record: AutoAttackRecord) -> list[str]:
-    """The record under `COLUMNS`."""
-    compared = [record.both, record.only_it, record.only_peer]
-    return [
-        record.name,
-        f"{record.robust:.2%}",
-        f"{sum(record.seconds):.1f}",
-        "" if record.over_peer is None else f"{record.over_peer:.2f}",
-        *("" if count is None else str(count) for count in compared),
-    ]
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoattack", description=__doc__)
-    parser.add_argument("--model", nargs="+", choices=networks.CHECKPOINTS, default=["resnet4b"])
-    parser.add_argument(
-        "--eps", nargs="+", type=float, default=[2, 8], metavar="E", help="radii in 1/255"
-    )
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="the first N images")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-peer", action="store_true", help="without pyautoattack")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR")
-    options = parser.parse_args(argv)
-    for name, value in (("--limit", options.limit), ("--batch-size", options.batch_size)):
-        if value < 1:
-            return _refused(f"{name}: {value}, expected at least 1")
-    if not all(0 <= eps <= 255 for eps in options.eps):
-        return _refused(f"--eps: {options.eps}, expected numbers in [0, 255]")
-    x, y, source = images.load(options.limit, 32)
-    if y is None:
-        return _refused("IAAT_FAST_DATA is not set")
-    peer = None if options.no_peer else _version()
-    if peer is None and not options.no_peer:
-        return _refused(f"{PACKAGE} is not installed: pip install {PACKAGE}, or give --no-peer")
-    logging.getLogger("auto-attack").setLevel(logging.WARNING)
-    x, y = x.to(options.device), y.to(options.device)
-    result: dict[str, Any] = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.autoattack", *argv],
-        "machine": machine.describe(options.device),
-        "peer": {PACKAGE: peer},
-        "cases": [],
-    }
-    for model in options.model:
-        net = networks.checkpoint(model).to(options.device)
-        for eps in options.eps:
-            contenders = {
-                name: by_us(net, engine, eps / 255, options.seed)
-                for name, engine in ENGINES.items()
-            }
-            if peer is not None:
-                contenders[PEER] = by_pyautoattack(net, eps / 255, options.seed)
-            records = measure(net, x, y, contenders, eps / 255, options.batch_size)
-            tables.write(f"{model}, eps {eps:g}/255, {len(x)} images", COLUMNS, map(row, records))
-            case = {"model": model, "eps": eps / 255, "images": source, "samples": len(x)}
-            case |= {"batch_size": options.batch_size, "seed": options.seed}
-            result["cases"].append({**case, "records": [dataclasses.asdict(r) for r in records]})
-            # After every case: hours may lie before the next one.
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "autoattack.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
 def _version() -> str | None:
     try:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _refused(reason: str) -> int:
-    print(f"python -m benchmarks.autoattack: error: {reason}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.decoding --data FOLDER`: images per second from JPEG files to batches, and what training needs.
+"""Images per second from JPEG files to batches, and what training needs.
 
 Each view of the images (decoded alone, for training, for testing) is timed on one core, in this process; then training
-batches by worker processes. The ways take turns, and the median of the rounds is kept. Decoding is PIL's: torchvision's
-own decoder is not used, because its compiled operators do not load beside every torch. NVIDIA's DALI: not measured.
+batches by worker processes. The ways take turns. Decoding is PIL's: torchvision's own decoder is not used, because its
+compiled operators do not load with every torch. NVIDIA's DALI: not measured.
 
 What training needs is the paper's own rate, from its Table 9: 110 epochs of 1,281,167 images in 92 hours on 64 V100s;
 or `--need`, images per second and GPU of a faster one. The record has the files' mean size: a subset of shrunken images
@@ -12,26 +12,62 @@ decodes sooner than ImageNet's own files.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from benchmarks import machine
-from benchmarks.attacks import tables
+from benchmarks import registry, targets
 from benchmarks.interleave import interleave
+from benchmarks.record import Record, Row
+from benchmarks.registry import positive
 from iaat_fast import data
 from iaat_fast.data import FolderSplit
 from iaat_fast.data.decoding import decode, decode_augmented, test_transform
 
 PAPER_NEED = 110 * 1_281_167 / (92 * 3600) / 64
-COLUMNS = ("view", "processes", "images/s", "spread", "cores for one GPU")
+LOADER = "training batches"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", metavar="FOLDER", help="with train/ and val/; with --quick made up")
+    add("--limit", type=positive, metavar="N", help="training images (500)")
+    add("--workers", type=positive, metavar="K", help="processes (2)")
+    add("--rounds", type=positive, metavar="N", help="5")
+    add("--need", type=float, default=PAPER_NEED, metavar="RATE")
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.data is None and not options.quick:
+        parser.error("--data: nothing given, expected a folder with train/ and val/")
+    registry.defaults(options, limit=(8, 500), workers=(1, 2), rounds=(2, 5))
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    torch.set_num_threads(1)
+    record.machine["threads"] = 1
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.data or made_up(Path(made))
+        split = data.load("imagenet", folder, limit=options.limit, workers=1).train
+        assert isinstance(split, FolderSplit)
+        record.facts |= {"images": len(split), "mean_size": sizes(split)}
+        record.facts |= {"need_per_gpu": options.need, "dali": "not measured"}
+        timings = interleave(ways(split, options.workers), rounds=options.rounds)
+        for name, seconds in timings.seconds.items():
+            row = Row(case=f"{len(split)} images", provider=name).sampled(seconds)
+            rates = sorted((len(split) / seconds).tolist())
+            processes = options.workers if name == LOADER else 1
+            row.figures = {
+                "images_per_second": statistics.median(rates),
+                "rates": rates,
+                "processes": processes,
+                "cores_for_one_gpu": options.need * processes / statistics.median(rates),
+            }
+            yield row
 
 
 def ways(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:
@@ -60,7 +96,7 @@ def ways(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:
         "decoding alone": bare,
         "training view": training,
         "test view": testing,
-        "training batches": loader,
+        LOADER: loader,
     }
 
 
@@ -79,55 +115,11 @@ def sizes(split: FolderSplit) -> dict[str, float]:
     }
 
 
-def measure(split: FolderSplit, *, workers: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Images per second of each way: the median of the rounds, and all of them."""
-    timings = interleave(ways(split, workers), rounds=rounds)
-    found = {}
-    for name, seconds in timings.seconds.items():
-        rates = sorted((len(split) / seconds).tolist())
-        processes = workers if name == "training batches" else 1
-        found[name] = {"rate": statistics.median(rates), "rates": rates, "processes": processes}
-    return found
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="with train/ and val/")
-    parser.add_argument("--limit", type=int, default=500, metavar="N", help="training images")
-    parser.add_argument("--workers", type=int, default=2, metavar="K", help="processes")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--need", type=float, default=PAPER_NEED, metavar="RATE")
-    parser.add_argument("--out", type=Path, default=Path("build/decoding.json"), metavar="FILE")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    split = data.load("imagenet", options.data, limit=options.limit, workers=1).train
-    assert isinstance(split, FolderSplit)
-    found = measure(split, workers=options.workers, rounds=options.rounds)
-    rows = [
-        [
-            name,
-            str(f["processes"]),
-            f"{f['rate']:.0f}",
-            f"{f['rates'][0]:.0f} – {f['rates'][-1]:.0f}",
-            f"{options.need * f['processes'] / f['rate']:.3f}",
-        ]
-        for name, f in found.items()
-    ]
-    tables.write(f"{len(split)} images; one GPU takes {options.need:.1f} a second", COLUMNS, rows)
-    result = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.decoding", *argv],
-        "machine": machine.describe(),
-        "images": len(split),
-        "mean_size": sizes(split),
-        "need_per_gpu": options.need,
-        "images_per_second": found,
-        "dali": "not measured",
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def made_up(folder: Path) -> Path:
+    """Random smooth images of 224 x 224 in two classes: 4 of each to train on, one to test."""
+    pixels = targets.smooth_noise(10, 224).mul(255).byte().permute(0, 2, 3, 1).numpy()
+    for number, image in enumerate(pixels):
+        part, name = ("val" if number >= 8 else "train"), "ab"[number % 2]
+        (folder / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / part / name / f"{number}.JPEG")
+    return folder

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.distributed`: what two ranks gain, and what their exchange and checkpoints cost.
+"""What two ranks gain, and what their exchange and checkpoints cost.
 
 - throughput of IAAT's steps on two gloo processes, each pinned to a core, over that of one pinned process with the same
   global batch; runs alternate, and each run's first epoch is not counted;
@@ -12,7 +12,6 @@ Linux only (pinning). The images are random: no figure depends on what they show
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import socket
@@ -21,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import registry
+from benchmarks.record import Record, Row
+from benchmarks.registry import positive
 from iaat_fast import models
 from iaat_fast.data import ImageData, Split
 from iaat_fast.run_folder import RunFolder
@@ -41,6 +41,63 @@ MEMORY = 1_281_167
 """Training images of ImageNet-1k."""
 EXCHANGES = 200
 MINUTES = RunConfig().checkpoint_minutes
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="resnet18", metavar="NAME")
+    add("--width", type=positive, metavar="W", help="of its first stage (16)")
+    add("--checkpoint-model", metavar="NAME", help="wrn32-10")
+    add("--batch-size", type=positive, metavar="N", help="over all ranks (128)")
+    add("--images", type=positive, metavar="N", help="of an epoch (256)")
+    add("--epochs", type=positive, metavar="E", help="3; the first is not counted")
+    add("--repeats", type=positive, metavar="N", help="runs of each kind (3)")
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        parser.error("two cores are needed, this process may use one")
+    registry.defaults(
+        options,
+        width=(4, 16),
+        checkpoint_model=("resnet18", "wrn32-10"),
+        batch_size=(8, 128),
+        images=(16, 256),
+        epochs=(2, 3),
+        repeats=(1, 3),
+    )
+    if options.epochs < 2:
+        parser.error(f"--epochs: {options.epochs}, expected at least 2, the first is not counted")
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    for _ in range(options.repeats):
+        for ranks, found in runs.items():
+            found.append(run(options, ranks))
+    case = f"{options.model} of width {options.width}, global batch {options.batch_size}"
+    rows = {}
+    for ranks, found in runs.items():
+        row = Row(case=case, provider=f"{ranks} process{'es' * (ranks > 1)}", metric="epoch")
+        rows[ranks] = row.sampled(second for each in found for second in each["seconds"])
+        # The median over the rates, not the rate of the median: with an even number of epochs they differ.
+        rates = [options.images / second for each in found for second in each["seconds"]]
+        row.figures["images_per_second"] = statistics.median(rates)
+    one, two = (rows[ranks].figures["images_per_second"] for ranks in (1, 2))
+    rows[2].figures["speedup"] = two / one
+    yield from rows.values()
+    step = options.batch_size / two
+    exchange = Row(case=f"radii of {MEMORY} images", provider="2 processes", metric="exchange")
+    exchange.sampled(second for each in runs[2] for second in each["exchange"])
+    assert exchange.p50 is not None
+    exchange.figures = {"step_s": step, "share_of_step": exchange.p50 / step}
+    yield exchange
+    saved = checkpoint(options)
+    sums = [copy + write for copy, write in zip(saved["copy"], saved["write"], strict=True)]
+    case = f"{options.checkpoint_model} and {MEMORY} radii"
+    row = Row(case=case, provider="1 process", metric="checkpoint").sampled(sums)
+    row.figures = {"share_of_time": row.p50 / (60 * MINUTES), **saved}  # type: ignore[operator]
+    yield row
 
 
 def random_images(size: int) -> ImageData:
@@ -84,9 +141,8 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
             whole = whole[: options.batch_size]
             times = []
             for _ in range(EXCHANGES):
-                ranks.largest(
-                    0
-                )  # Both start together: waiting for the other is no cost of the exchange.
+                # Both start together: waiting for the other is no cost of the exchange.
+                ranks.largest(0)
                 start = time.perf_counter()
                 step.exchange(whole, torch.zeros_like(step.totals))
                 times.append(time.perf_counter() - start)
@@ -94,18 +150,20 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def run(argv: Sequence[str], ranks: int) -> dict[str, Any]:
+def run(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """The first rank's findings of a run on so many pinned processes."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         port = str(server.getsockname()[1])
+    names = ("model", "width", "batch_size", "images", "epochs")
+    words = json.dumps({name: getattr(options, name) for name in names})
     processes = []
     for rank in range(ranks):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         if ranks > 1:
             env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "benchmarks.distributed", "--rank", *argv]
+        command = [sys.executable, "-m", "benchmarks.distributed", words]
         processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
@@ -114,7 +172,7 @@ def run(argv: Sequence[str], ranks: int) -> dict[str, Any]:
     return found
 
 
-def checkpoint(options: argparse.Namespace) -> dict[str, list[float] | int]:
+def checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the copy and of the writing, with the momentum of every weight and 1.28 million radii."""
     model = models.build_for("cifar10", options.checkpoint_model, num_classes=10, in_channels=3)
     momentum = {
@@ -130,7 +188,9 @@ def checkpoint(options: argparse.Namespace) -> dict[str, list[float] | int]:
         "config": {},
     }
     copied, written = [], []
-    with tempfile.TemporaryDirectory(dir=options.out.parent) as out:
+    options.out.mkdir(parents=True, exist_ok=True)
+    # On the disk of the results: that of /tmp is often memory.
+    with tempfile.TemporaryDirectory(dir=options.out) as out:
         folder = RunFolder(out)
         with Checkpointer(folder, RunConfig()) as checkpoints:
             for _ in range(options.repeats):
@@ -143,67 +203,5 @@ def checkpoint(options: argparse.Namespace) -> dict[str, list[float] | int]:
     return {"bytes": size, "copy": copied, "write": written}
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distributed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default="resnet18", metavar="NAME")
-    parser.add_argument("--width", type=int, default=16, metavar="W", help="of its first stage")
-    parser.add_argument("--checkpoint-model", default="wrn32-10", metavar="NAME")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="over all ranks")
-    parser.add_argument("--images", type=int, default=256, metavar="N", help="of an epoch")
-    parser.add_argument("--epochs", type=int, default=3, metavar="E")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each kind")
-    parser.add_argument("--out", type=Path, default=Path("build/distributed.json"), metavar="FILE")
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    options = parser().parse_args(argv)
-    if options.rank:
-        print(json.dumps(rank_of_a_run(options)))
-        return 0
-    if len(os.sched_getaffinity(0)) < 2:
-        parser().error("two cores are needed, this process may use one")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    one, two = [], []
-    for _ in range(options.repeats):
-        one.append(run(argv, 1))
-        two.append(run(argv, 2))
-    rates = [
-        [options.images / seconds for found in kind for seconds in found["seconds"]]
-        for kind in (one, two)
-    ]
-    step = options.batch_size / statistics.median(rates[1])
-    exchange = statistics.median(t for found in two for t in found["exchange"])
-    saved = checkpoint(options)
-    cost = statistics.median(map(sum, zip(saved["copy"], saved["write"], strict=True)))  # type: ignore[arg-type]
-    summary = {
-        "images_per_second": [statistics.median(kind) for kind in rates],
-        "speedup": statistics.median(rates[1]) / statistics.median(rates[0]),
-        "step_seconds": step,
-        "exchange_seconds": exchange,
-        "exchange_share": exchange / step,
-        "checkpoint_seconds": cost,
-        "checkpoint_share": cost / (60 * MINUTES),
-    }
-    for name, value in summary.items():
-        print(f"{name:20}", value)
-    result = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.distributed", *argv],
-        "machine": machine.describe(),
-        "summary": summary,
-        "one": one,
-        "two": two,
-        "checkpoint": saved,
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(json.dumps(rank_of_a_run(argparse.Namespace(**json.loads(sys.argv[1])))))

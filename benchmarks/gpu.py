@@ -72,8 +72,8 @@ STAGES = (
     Stage(
         "attacks",
         _module(
-            "benchmarks.attacks --device cuda --cases resnet18:128 resnet18:512 wrn32-10:128 --rounds 6 --only "
-            "plain-loop torchattacks foolbox expert-loop exact fast bf16 --record-only --out {out} "
+            "benchmarks attacks --device cuda --cases resnet18:128 resnet18:512 wrn32-10:128 --rounds 6 --only "
+            "plain-loop torchattacks foolbox expert-loop exact fast bf16 --record {out}/attacks.json "
             "--time-limit {seconds}"
         ),
         140,
@@ -82,7 +82,7 @@ STAGES = (
     Stage(
         "training",
         _module(
-            "benchmarks.training --device cuda --rounds 4 --record-only --out {out} --time-limit {seconds}"
+            "benchmarks training --device cuda --rounds 4 --record {out}/training.json --time-limit {seconds}"
         ),
         70,
         tail=40,
@@ -90,8 +90,8 @@ STAGES = (
     Stage(
         "kernels",
         _module(
-            "benchmarks.kernels --device cuda --backends native triton eager --dtypes float32 bfloat16 "
-            "--record-only --out {out} --time-limit {seconds}"
+            "benchmarks kernels --device cuda --backends native triton eager --dtypes float32 bfloat16 "
+            "--record {out}/kernels.json --time-limit {seconds}"
         ),
         60,
         tail=40,

@@ -11,17 +11,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """Seconds per call of each contender, [rounds] each, in the same rounds."""
+    """Seconds per call of each provider, [rounds] each, in the same rounds."""
 
     seconds: Mapping[str, np.ndarray]
 
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
-
-    def percentiles(self, name: str) -> tuple[float, float, float]:
-        """p20, p50 and p80 in seconds."""
-        low, middle, high = np.percentile(self.seconds[name], (20, 50, 80))
-        return float(low), float(middle), float(high)
 
     def ratio(self, slow: str, fast: str) -> float:
         """How many times faster `fast` is: the median over rounds of the ratio within a round."""
@@ -29,16 +24,16 @@ class Timings:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]],
+    providers: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 50,
     calls: int | Mapping[str, int] = 1,
     untimed: int = 2,
 ) -> Timings:
-    """Time every contender once a round, `calls` (of all, or of each) at a time, after some untimed rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    """Time every provider once a round, `calls` (of all, or of each) at a time, after some untimed rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
     for round_number in range(rounds + untimed):
-        for name, call in contenders.items():
+        for name, call in providers.items():
             count = calls if isinstance(calls, int) else calls[name]
             start = time.perf_counter()
             for _ in range(count):

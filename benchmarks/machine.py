@@ -1,9 +1,10 @@
-"""What a figure was measured on, kept beside it."""
+"""What a figure was measured on, kept next to it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,8 @@ GPU_QUERY = {
     "temperature_c": "temperature.gpu",
 }
 
+_NOISE = re.compile(r"nvidia|geforce|tesla|amd|intel|processor|cpu|gpu|\d+-core|\d+gb|hbm\w+|pcie")
+
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Processor, threads, versions and commit; for "cuda" also the GPU, its driver and clocks as found."""
@@ -38,6 +41,21 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     return {**found, **_gpu()} if device == "cuda" else found
+
+
+def short(device: str = "cpu") -> str:
+    """The machine in a word for file names: "h100", "epyc-avx2"."""
+    if device == "cuda":
+        return short_name(torch.cuda.get_device_name())
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{short_name(_cpu())}-{capability if capability.startswith('avx') else 'base'}"
+
+
+def short_name(name: str) -> str:
+    """A processor's or GPU's name without its maker, memory and connector: "xeon", "rtx-4090"."""
+    words = re.sub(r"\(\w+\)|@.*", " ", name).lower().split()
+    left = [word for word in words if not _NOISE.fullmatch(word)]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(left)).strip("-") or "machine"
 
 
 def commit() -> str:

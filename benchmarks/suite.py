@@ -1,8 +1,6 @@
 """The protocol's white-box suite (PGD-10 x 5, -100 x 5, -1000 x 2) by this project and by torchattacks.
 
-    IAAT_FAST_DATA=... python -m benchmarks.suite --model resnet4b --images 1000 --out build/suite
-
-torchattacks is used the way its users do: each attack by itself, every restart on every image. All contenders start
+torchattacks is used the way its users do: each attack by itself, every restart on every image. All providers start
 from the same points, in float32. They take turns batch by batch, whoever has done the smaller share of its work next,
 so that a machine whose speed drifts is fair to all.
 """
@@ -12,18 +10,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import machine
-from benchmarks.attacks import images, networks, peers, tables
+from benchmarks import registry
+from benchmarks.attacks.providers import versions
+from benchmarks.record import Record, Row, say
+from benchmarks.registry import positive
+from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained
 from iaat_fast import ops
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
@@ -34,9 +31,45 @@ from iaat_fast.run_folder import RunFolder
 EPS, ALPHA, SEED = 8 / 255, 2 / 255, 0
 PEER, LAST, ANY = "torchattacks", "iaat_fast", "iaat_fast, any iterate"
 BATCHES = (16, 32, 64, 128, 256)
-COLUMNS = ("contender", "s", "× torchattacks", "batch", "passes", "robust", "other verdicts")
 
 Verdicts = dict[str, Tensor]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", help="a checkpoint (resnet4b), or a run folder")
+    add("--images", type=positive, metavar="N", help="the first N (1000)")
+    add("--attacks", nargs="+", type=attack_of, metavar="SxR", help="10x5 100x5 1000x2")
+    add("--batch-size", type=positive, metavar="N", help="of all; else each its best")
+    add("--rounds", type=positive, default=1, metavar="K")
+    registry.add_device(parser)
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    registry.defaults(
+        options,
+        model=(SMALL, CHECKPOINTS[0]),
+        images=(16, 1000),
+        attacks=([(2, 2)], [(10, 5), (100, 5), (1000, 2)]),
+        batch_size=(8, None),
+    )
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    if versions()["torchattacks"] is None:
+        raise ValueError("torchattacks is not installed: pip install 'iaat-fast[peers]'")
+    model, split, source = load(options.model, options.images, torch.device(options.device))
+    task = Task(model, split, tuple(options.attacks), EPS, ALPHA)
+    batches = {name: options.batch_size or best_batch(task, name) for name in (PEER, LAST)}
+    batches[ANY] = batches[LAST]
+    record.facts |= {"peers": versions(), "images": source, "eps": EPS, "alpha": ALPHA}
+    record.facts["pixels_that_differ_in_pgd10"] = bits = differing_bits(task)
+    say(f"first 64 images, PGD-10: {bits} pixels differ from torchattacks; batches {batches}")
+    rounds = [race(task, batches) for _ in range(options.rounds)]
+    attacks = ", ".join(f"PGD-{steps} x {restarts}" for steps, restarts in task.attacks)
+    case = f"{options.model}, {len(split)} images, {attacks}"
+    for name in PROVIDERS:
+        yield row_of(case, name, batches[name], rounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +90,14 @@ class Task:
 
 @dataclasses.dataclass
 class Outcome:
-    """One contender in one round: its share done so far, and in the end gradient passes and verdicts."""
+    """One provider in one round: its share done so far, and in the end gradient passes and verdicts."""
 
     share: float = 0.0
     passes: int = 0
     verdicts: Verdicts = dataclasses.field(default_factory=dict)
 
 
-Contender = Callable[[Task, int, Outcome], Iterator[None]]
+Provider = Callable[[Task, int, Outcome], Iterator[None]]
 
 
 def by_torchattacks(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
@@ -88,7 +121,7 @@ def by_torchattacks(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
         outcome.verdicts[f"{steps}x{restarts}"] = standing
 
 
-def by_trajectories(any_iterate: bool) -> Contender:
+def by_trajectories(any_iterate: bool) -> Provider:
     """This project's evaluation; a turn is a stretch of at most 50 steps."""
 
     def run(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
@@ -114,7 +147,7 @@ def by_trajectories(any_iterate: bool) -> Contender:
     return run
 
 
-CONTENDERS: dict[str, Contender] = {
+PROVIDERS: dict[str, Provider] = {
     PEER: by_torchattacks,
     LAST: by_trajectories(False),
     ANY: by_trajectories(True),
@@ -150,7 +183,7 @@ def differing_bits(task: Task, samples: int = 64) -> int:
 
 
 def best_batch(task: Task, name: str) -> int:
-    """The batch size at which the contender's own PGD-3 takes the least time per image, of `BATCHES`."""
+    """The batch size at which the provider's own PGD-3 takes the least time per image, of `BATCHES`."""
     import torchattacks
 
     seconds = {}
@@ -172,9 +205,9 @@ def best_batch(task: Task, name: str) -> int:
 
 
 def race(task: Task, batches: dict[str, int]) -> tuple[dict[str, float], dict[str, Outcome]]:
-    """One round: seconds and outcome of every contender, who take turns."""
-    outcomes = {name: Outcome() for name in CONTENDERS}
-    turns = {name: run(task, batches[name], outcomes[name]) for name, run in CONTENDERS.items()}
+    """One round: seconds and outcome of every provider, who take turns."""
+    outcomes = {name: Outcome() for name in PROVIDERS}
+    turns = {name: run(task, batches[name], outcomes[name]) for name, run in PROVIDERS.items()}
     seconds = dict.fromkeys(turns, 0.0)
     while turns:
         name = min(turns, key=lambda name: outcomes[name].share)
@@ -189,63 +222,19 @@ def race(task: Task, batches: dict[str, int]) -> tuple[dict[str, float], dict[st
     return seconds, outcomes
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__)
-    parser.add_argument("--model", default="resnet4b", help="a checkpoint, or a run folder")
-    parser.add_argument("--images", type=int, default=1000, metavar="N", help="the first N")
-    parser.add_argument("--attacks", nargs="+", default=["10x5", "100x5", "1000x2"], metavar="SxR")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of all; else each its best")
-    parser.add_argument("--rounds", type=int, default=1, metavar="K")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("build/suite"), metavar="DIR")
-    options = parser.parse_args(argv)
-    try:
-        model, split, source = load(options.model, options.images, torch.device(options.device))
-        attacks = tuple(attack_of(word) for word in options.attacks)
-        if peers.versions()["torchattacks"] is None:
-            raise ValueError("torchattacks is not installed: pip install 'iaat-fast[peers]'")
-    except (OSError, ValueError) as error:
-        print(f"python -m benchmarks.suite: error: {error}", file=sys.stderr)
-        return 2
-    task = Task(model, split, attacks, EPS, ALPHA)
-    batches = {name: options.batch_size or best_batch(task, name) for name in (PEER, LAST)}
-    batches[ANY] = batches[LAST]
-    bits = differing_bits(task)
-    print(f"first 64 images, PGD-10: {bits} pixels differ from torchattacks; batches {batches}")
-    rounds = [race(task, batches) for _ in range(options.rounds)]
-    records = [record(name, batches[name], rounds) for name in CONTENDERS]
-    tables.write(f"{options.model}, {len(split)} images", COLUMNS, map(row, records))
-    result = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.suite", *argv],
-        "machine": machine.describe(options.device),
-        "peers": peers.versions(),
-        "model": options.model,
-        "images": source,
-        "samples": len(split),
-        "attacks": options.attacks,
-        "eps": EPS,
-        "alpha": ALPHA,
-        "pixels_that_differ_in_pgd10": bits,
-        "records": records,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "suite.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
-def record(
-    name: str, batch: int, rounds: Sequence[tuple[dict[str, float], dict[str, Outcome]]]
-) -> dict[str, object]:
-    """A contender over all rounds; `times_faster` than torchattacks is the median of the rounds' ratios."""
+def row_of(
+    case: str,
+    name: str,
+    batch: int,
+    rounds: Sequence[tuple[dict[str, float], dict[str, Outcome]]],
+) -> Row:
+    """A provider over all rounds; `over_torchattacks` is the median of the rounds' ratios."""
     ratios = torch.tensor([seconds[PEER] / seconds[name] for seconds, _ in rounds])
     outcome, peer = rounds[-1][1][name], rounds[-1][1][PEER]
-    return {
-        "name": name,
+    row = Row(case=case, provider=name).sampled(seconds[name] for seconds, _ in rounds)
+    row.figures = {
         "batch": batch,
-        "n": len(rounds),
-        "seconds": [round(seconds[name], 3) for seconds, _ in rounds],
-        "times_faster": float(ratios.quantile(0.5)),
+        "over_torchattacks": float(ratios.quantile(0.5)),
         "passes": outcome.passes,
         "robust": {key: float(v.double().mean()) for key, v in outcome.verdicts.items()},
         "verdicts_that_differ": {
@@ -255,33 +244,14 @@ def record(
             key: int((v & ~peer.verdicts[key]).sum()) for key, v in outcome.verdicts.items()
         },
     }
-
-
-def row(found: dict[str, object]) -> list[str]:
-    """The record under `COLUMNS`."""
-    seconds, robust, other = found["seconds"], found["robust"], found["verdicts_that_differ"]
-    assert isinstance(seconds, list)
-    assert isinstance(robust, dict)
-    assert isinstance(other, dict)
-    return [
-        str(found["name"]),
-        f"{sorted(seconds)[len(seconds) // 2]:.4g}",
-        f"{found['times_faster']:.2f}",
-        str(found["batch"]),
-        str(found["passes"]),
-        ", ".join(f"{share:.1%}" for share in robust.values()),
-        ", ".join(map(str, other.values())),
-    ]
+    return row
 
 
 def load(name: str, n: int, device: torch.device) -> tuple[nn.Module, Split, str]:
     """A network, its first n images, and what they are in words."""
-    if name in networks.CHECKPOINTS:
-        x, y, source = images.load(n, 32)
-        if y is None:
-            raise ValueError("IAAT_FAST_DATA is not set")
-        pixels = x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return networks.checkpoint(name).to(device), Split(pixels, y).to(device), source
+    if name in (*CHECKPOINTS, SMALL):
+        net, x, y, source = load_trained(name, n, device)
+        return net, as_split(x, y), source
     folder = RunFolder(name)
     subject = load_subject(run_source(folder, limit=n), device, folder=folder)
     return subject.model.eval(), subject.split, f"{subject.description['data']['name']} test"
@@ -291,9 +261,5 @@ def attack_of(word: str) -> tuple[int, int]:
     """`100x5` as (100, 5)."""
     steps, _, restarts = word.partition("x")
     if not (steps.isdigit() and restarts.isdigit() and int(steps) > 0 and int(restarts) > 0):
-        raise ValueError(f"--attacks {word}: expected STEPSxRESTARTS such as 100x5")
+        raise argparse.ArgumentTypeError(f"{word}, expected STEPSxRESTARTS such as 100x5")
     return int(steps), int(restarts)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Whether a contender does the attack that the plain loop does: signs, pixels, loss and verdicts from one start."""
+"""Whether a provider does the attack that the plain loop does: signs, pixels, loss and verdicts from one start."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.attacks.contender import Contender, Setting, Target
-from benchmarks.attacks.loops import plain_loop
+from benchmarks.attacks.providers import Provider, Setting, plain_loop
+from benchmarks.targets import Target
 
 # Where the network is surer than this, the plain float32 gradient has lost its bits (`ops.ce_cotangent`).
 _SATURATED = 1 - 2.0**-12
@@ -17,7 +17,7 @@ _SATURATED = 1 - 2.0**-12
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """A contender's images against those of the plain loop, both started at x.
+    """A provider's images against those of the plain loop, both started at x.
 
     Pixels are compared on the samples that do not saturate, the rest on all. After many steps equal pixels become few
     wherever gradients round differently, because networks amplify a flipped sign; profile and loss do not.
@@ -59,11 +59,11 @@ class Reference:
         self.clean_loss, _ = _judge(target, x)
         self.loss, self.fooled = _judge(target, self.last)
 
-    def compare(self, contender: Contender) -> tuple[Agreement | None, str | None]:
-        """How far a contender agrees, and what is wrong with it: None if nothing is."""
+    def compare(self, provider: Provider) -> tuple[Agreement | None, str | None]:
+        """How far a provider agrees, and what is wrong with it: None if nothing is."""
         target, keep = self.target, self.compared
-        first = contender.make(target, self.one_step)(target.x, target.y)
-        last = contender.make(target, self.setting)(target.x, target.y)
+        first = provider.make(target, self.one_step)(target.x, target.y)
+        last = provider.make(target, self.setting)(target.x, target.y)
         fault = outside(last, target.x, self.setting.eps)
         if fault is not None:
             return None, fault
@@ -83,7 +83,7 @@ class Reference:
             fooled=_share(fooled),
             same_verdicts=_share(fooled == self.fooled),
         )
-        return agreement, fault_of(agreement, rounding(contender, x.device))
+        return agreement, fault_of(agreement, rounding(provider, x.device))
 
     def _profile(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Shares of the pixels that are 0, 1, 2 ... steps from x."""
@@ -107,13 +107,13 @@ _LIMITS = {
 }
 
 
-def rounding(contender: Contender, device: torch.device) -> str:
+def rounding(provider: Provider, device: torch.device) -> str:
     """Which limits hold: where TF32 is allowed, even a factor before the loss changes what it rounds to."""
-    if contender.precision != "fp32":
-        return contender.precision
+    if provider.precision != "fp32":
+        return provider.precision
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
         return "tf32"
-    return "plain" if contender.plain else "fp32"
+    return "plain" if provider.plain else "fp32"
 
 
 def fault_of(agreement: Agreement, arithmetic: str) -> str | None:

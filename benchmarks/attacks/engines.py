@@ -1,4 +1,4 @@
-"""PGD of iaat_fast at every setting of its engine, and the order in which its levers are pulled."""
+"""PGD of iaat_fast at every setting of its engine, and what each of its options adds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import functools
 
 import torch
 
-from benchmarks.attacks.contender import Attack, Contender, Missing, Setting, Target
+from benchmarks.attacks.providers import Attack, Missing, Provider, Setting
+from benchmarks.targets import Target
 from iaat_fast.attacks import PGD
 from iaat_fast.attacks.options import EngineOptions
 
-LEVERS = tuple(field.name for field in dataclasses.fields(EngineOptions))
-# Pulled after the precision: what they gain depends on it most.
+OPTIONS = tuple(field.name for field in dataclasses.fields(EngineOptions))
+# Turned on after the precision: what they gain depends on it most.
 LAST = ("graph", "compile")
 # A matter of right results; costs and gains nothing.
 NOT_SPEED = ("saturation_proof",)
@@ -34,13 +35,13 @@ def pgd(target: Target, setting: Setting, *, precision: str, engine: str | Engin
     )
 
 
-def levers(*names: str) -> EngineOptions:
-    """Those levers alone, and right results where the loss saturates."""
-    return EngineOptions(**{name: name in (*names, *NOT_SPEED) for name in LEVERS})
+def only(*names: str) -> EngineOptions:
+    """Those options alone, and right results where the loss saturates."""
+    return EngineOptions(**{name: name in (*names, *NOT_SPEED) for name in OPTIONS})
 
 
-def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Contender]:
-    """The public settings, and each lever alone.
+def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Provider]:
+    """The public settings, and each option alone.
 
     Args:
         device: what it runs on; graphs are CUDA's.
@@ -56,63 +57,63 @@ def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Con
     ]
     if device.type == "cuda" and not tf32:
         found.append(_engine("tf32", "auto", "TF32", precision="tf32"))
-    alone = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED, "shadow")]
-    found.append(_engine("shadow", levers("shadow"), "a frozen copy, nothing else"))
+    alone = [name for name in OPTIONS if name not in (*LAST, *NOT_SPEED, "shadow")]
+    found.append(_engine("shadow", only("shadow"), "a frozen copy, nothing else"))
     found += [
-        _engine(f"shadow+{name}", levers("shadow", name), f"shadow and {name}") for name in alone
+        _engine(f"shadow+{name}", only("shadow", name), f"shadow and {name}") for name in alone
     ]
-    known = {contender.name for contender in found}
-    rungs = [rung.contender for rung in ladder(device, with_compile=with_compile)]
-    return found + [contender for contender in rungs if contender.name not in known]
+    known = {provider.name for provider in found}
+    steps = [step.provider for step in ablations(device, with_compile=with_compile)]
+    return found + [provider for provider in steps if provider.name not in known]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rung:
-    """A contender, and what it adds to the one before."""
+class Ablation:
+    """A provider, and what it adds to the one before."""
 
     adds: str
-    contender: Contender
+    provider: Provider
 
 
-def ladder(device: torch.device, *, with_compile: bool) -> list[Rung]:
-    """Settings of the engine, each with one lever more than the one before; the first has the fused step alone.
+def ablations(device: torch.device, *, with_compile: bool) -> list[Ablation]:
+    """Settings of the engine, each with one option more than the one before; the first has the fused step alone.
 
-    A rung that is the same as a public setting is that contender, so that nothing is timed twice.
+    A setting that is the same as a public setting is that provider, so that nothing is timed twice.
     """
-    names = [name for name in LEVERS if name not in (*LAST, *NOT_SPEED)]
-    late = [name for name in LAST if name in LEVERS and _applies(name, device, with_compile)]
+    names = [name for name in OPTIONS if name not in (*LAST, *NOT_SPEED)]
+    late = [name for name in LAST if name in OPTIONS and _applies(name, device, with_compile)]
     graphed = (
         "graph" in late
-    )  # then the public settings have graphs, and the lower rungs are not theirs
+    )  # then the public settings have graphs, and the lower steps are not theirs
     if graphed:
-        rungs = [Rung("fused step", _engine("fused-step", levers(), "no graph", plain=True))]
+        steps = [Ablation("fused step", _engine("fused-step", only(), "no graph", plain=True))]
     else:
         exact = _engine("exact", "exact", "the plain loop's arithmetic, bit for bit", plain=True)
-        rungs = [Rung("fused step", exact)]
+        steps = [Ablation("fused step", exact)]
     for count in range(1, len(names) + 1):
         name, what = "+".join(names[:count]), " and ".join(names[:count])
         if count == len(names) and not graphed:
-            rungs.append(Rung(names[count - 1], _engine("fast", "fast", what)))
+            steps.append(Ablation(names[count - 1], _engine("fast", "fast", what)))
         else:
-            rungs.append(Rung(names[count - 1], _engine(name, levers(*names[:count]), what)))
+            steps.append(Ablation(names[count - 1], _engine(name, only(*names[:count]), what)))
     if graphed:
-        eager = _engine(
-            "bf16-eager", levers(*names), "fast in bfloat16, no graph", precision="bf16"
-        )
-        rungs.append(Rung("bf16", eager))
+        eager = _engine("bf16-eager", only(*names), "fast in bfloat16, no graph", precision="bf16")
+        steps.append(Ablation("bf16", eager))
     else:
-        rungs.append(Rung("bf16", _engine("bf16", "auto", "fast in bfloat16", precision="bf16")))
+        steps.append(
+            Ablation("bf16", _engine("bf16", "auto", "fast in bfloat16", precision="bf16"))
+        )
     for count in range(1, len(late) + 1):
         some = late[:count]
         name = "bf16" if some == ["graph"] else f"bf16+{'+'.join(some)}"
-        engine = "auto" if some == ["graph"] else levers(*names, *some)
+        engine = "auto" if some == ["graph"] else only(*names, *some)
         what = f"fast in bfloat16, {' and '.join(some)}"
-        rungs.append(Rung(some[-1], _engine(name, engine, what, precision="bf16")))
-    return rungs
+        steps.append(Ablation(some[-1], _engine(name, engine, what, precision="bf16")))
+    return steps
 
 
-def _applies(lever: str, device: torch.device, with_compile: bool) -> bool:
-    return with_compile if lever == "compile" else device.type == "cuda"
+def _applies(option: str, device: torch.device, with_compile: bool) -> bool:
+    return with_compile if option == "compile" else device.type == "cuda"
 
 
 def _engine(
@@ -122,8 +123,8 @@ def _engine(
     *,
     precision: str = "fp32",
     plain: bool = False,
-) -> Contender:
+) -> Provider:
     make = functools.partial(pgd, precision=precision, engine=engine)
-    return Contender(
+    return Provider(
         name=name, kind="engine", make=make, what=what, precision=precision, plain=plain
     )

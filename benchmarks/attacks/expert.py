@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.attacks.contender import Attack, Contender, Setting, Target
-from benchmarks.attacks.loops import start, step
+from benchmarks.attacks.providers import Attack, Provider, Setting, start, step
 from benchmarks.attacks.rates import wait
+from benchmarks.targets import Target
 
 # Compiled once per network, however often an attack is made of it; and how long that took.
 _COMPILED: weakref.WeakKeyDictionary[nn.Module, tuple[Callable[..., Tensor], dict[str, float]]] = (
@@ -93,7 +93,7 @@ def _make(target: Target, setting: Setting) -> Attack:
     return ExpertLoop(target, setting)
 
 
-EXPERT = Contender(
+EXPERT = Provider(
     name="expert-loop",
     kind="expert",
     make=_make,

@@ -43,7 +43,6 @@ PATTERNS = tuple(
 )
 KINDS = ("convolutions", "elementwise", "copies", "reductions", "products")
 OTHER, GAPS = "other", "gaps"
-COLUMNS = ("attack", "wall", "device", *KINDS, OTHER, GAPS)
 
 
 @dataclasses.dataclass
@@ -104,9 +103,3 @@ def _microseconds(event: object, *, on_gpu: bool) -> float:
         annotation = getattr(event, "is_user_annotation", False)
         return float(event.self_device_time_total) if is_kernel and not annotation else 0.0  # type: ignore[attr-defined]
     return float(event.self_cpu_time_total)  # type: ignore[attr-defined]
-
-
-def row(name: str, found: DeviceTime) -> list[str]:
-    """Milliseconds under `COLUMNS`."""
-    cells = [found.wall_s, found.device_s, *(found.kinds[kind] for kind in (*KINDS, OTHER, GAPS))]
-    return [name, *(f"{1e3 * seconds:.2f}" for seconds in cells)]

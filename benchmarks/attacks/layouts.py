@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from benchmarks.attacks.contender import Contender, Missing, Setting, Target
+from benchmarks.attacks.providers import Missing, Provider, Setting
 from benchmarks.attacks.rates import wait
 from benchmarks.interleave import interleave
+from benchmarks.targets import Target
 
 ROUNDS = 3
 
@@ -42,7 +43,7 @@ class Layout:
 
 @dataclasses.dataclass
 class Choice:
-    """A peer's layouts: seconds in each that was tried, the best of them, and the one it was raced in."""
+    """A peer's layouts: median seconds in each that was tried, the best of them, and the one it was raced in."""
 
     seconds: dict[str, float]
     best: str
@@ -57,9 +58,9 @@ def candidates(device: str, *, contiguous: bool, cudnn_benchmark: bool) -> list[
 
 
 def try_out(
-    target: Target, peers: Iterable[Contender], layouts: Sequence[Layout], setting: Setting
-) -> dict[str, dict[str, float]]:
-    """Median seconds of every peer in every layout, interleaved; a peer that is missing or fails is left out.
+    target: Target, peers: Iterable[Provider], layouts: Sequence[Layout], setting: Setting
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every peer in every layout, interleaved; a peer that is missing or fails is left out.
 
     All layouts have the same `cudnn_benchmark`, to which the process is set.
     """
@@ -73,7 +74,7 @@ def try_out(
                 attack(own.x, own.y)
             except Missing:
                 continue
-            # What a contender raises is told where it is raced.
+            # What a provider raises is told where it is raced.
             except Exception:
                 continue
 
@@ -83,10 +84,10 @@ def try_out(
 
             key = f"{peer.name}, {layout}"
             calls[key], places[key] = call, (peer.name, str(layout))
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     timings = interleave(calls, rounds=ROUNDS, untimed=1)
     for key, (name, layout_name) in places.items():
-        found.setdefault(name, {})[layout_name] = timings.median(key)
+        found.setdefault(name, {})[layout_name] = timings.seconds[key].tolist()
     return found
 
 

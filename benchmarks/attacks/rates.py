@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.attacks.contender import Target
+from benchmarks.targets import Target
 
 DTYPES = {
     "fp32": torch.float32,
@@ -36,7 +36,7 @@ def flops_per_gradient(target: Target) -> float:
 def matmul_rates(precisions: Iterable[str], device: torch.device) -> dict[str, float]:
     """Floating-point operations per second of a product of square matrices, the median of 20, by precision.
 
-    "fp32" is TF32 where the process allows it, as it then is for every contender in fp32.
+    "fp32" is TF32 where the process allows it, as it then is for every provider in fp32.
     """
     return {precision: _matmul_rate(precision, device) for precision in dict.fromkeys(precisions)}
 

@@ -1,12 +1,11 @@
 """What needs a process of its own: trying layouts (cuDNN's plans stay), and profiling (launches stay slow).
 
 A worker answers requests, a line of JSON each, one after the other; it is started ahead, so that importing torch costs
-nobody time, and leaves no memory on the device between two requests.
+no one time, and leaves no memory on the device between two requests.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,10 +17,11 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.attacks.contender import Contender, Setting
 from benchmarks.attacks.kinds import DeviceTime, device_time
 from benchmarks.attacks.layouts import Layout, try_out
-from benchmarks.attacks.target import Spec
+from benchmarks.attacks.providers import Provider, Setting
+from benchmarks.record import one_line
+from benchmarks.targets import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ class Worker:
     """A process that answers `try_out` and `profile` on a device. Whatever is left of it ends with the context.
 
     Args:
-        options: the command line of the benchmark, from which the worker makes the same contenders.
+        options: the command line of the benchmark, from which the worker makes the same providers.
     """
 
     def __init__(self, options: list[str]) -> None:
@@ -66,14 +66,14 @@ class Worker:
 
     def try_out(
         self, spec: Spec, setting: Setting, names: list[str], layouts: list[Layout]
-    ) -> dict[str, dict[str, float]]:
-        """`layouts.try_out` of the named contenders."""
+    ) -> dict[str, dict[str, list[float]]]:
+        """`layouts.try_out` of the named providers."""
         request = {"names": names, "layouts": [dataclasses.asdict(layout) for layout in layouts]}
-        found: dict[str, dict[str, float]] = self._ask("try_out", spec, setting, request)
+        found: dict[str, dict[str, list[float]]] = self._ask("try_out", spec, setting, request)
         return found
 
     def profile(self, spec: Spec, setting: Setting, name: str, layout: Layout) -> DeviceTime:
-        """Where the time of a contender goes."""
+        """Where the time of a provider goes."""
         request = {"names": [name], "layouts": [dataclasses.asdict(layout)]}
         return DeviceTime(**self._ask("profile", spec, setting, request))
 
@@ -95,7 +95,7 @@ class Worker:
         return answer["found"]
 
 
-def answer(request: dict[str, Any], known: dict[str, Contender]) -> Any:
+def answer(request: dict[str, Any], known: dict[str, Provider]) -> Any:
     """What a request asks for, fit for JSON."""
     spec, setting = Spec(**request["spec"]), Setting(**request["setting"])
     layouts = [Layout(**layout) for layout in request["layouts"]]
@@ -103,28 +103,28 @@ def answer(request: dict[str, Any], known: dict[str, Contender]) -> Any:
     target, _ = spec.build()
     if request["what"] == "try_out":
         return try_out(target, some, layouts, setting)
-    (contender,), (layout,) = some, layouts
+    (provider,), (layout,) = some, layouts
     torch.backends.cudnn.benchmark = layout.cudnn_benchmark
     own = layout.of(target)
-    attack = contender.make(own, setting)
+    attack = provider.make(own, setting)
     found = device_time(lambda: attack(own.x, own.y), own.x.device)
     return dataclasses.asdict(found)
 
 
 def main(argv: list[str]) -> int:
-    from benchmarks.attacks import options as command_line
+    from benchmarks import attacks, registry
 
     # What a library prints must not get among the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
-    options: argparse.Namespace = command_line.parse(argv)
-    command_line.set_precision(options)
-    known = {contender.name: contender for contender in command_line.contenders(options)}
+    options = registry.parse("attacks", argv)
+    registry.set_tf32(options)
+    known = {provider.name: provider for provider in attacks.providers_of(options)}
     for line in sys.stdin:
         try:
             result = {"found": answer(json.loads(line), known)}
         # Whatever it is, the other requests are answered.
         except Exception as error:
-            result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+            result = {"error": one_line(error)}
         if options.device == "cuda":
             torch.cuda.empty_cache()
         print(json.dumps(result), file=answers, flush=True)

@@ -1,4 +1,4 @@
-"""Whether a contender computes the op: compared with the reference before anything is timed."""
+"""Whether a provider computes the op: compared with the reference before anything is timed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import MUTATED, Case
-from benchmarks.kernels.contenders import BASELINES, Call
 from benchmarks.kernels.expressions import prepared
+from benchmarks.kernels.providers import BASELINES, Call
 from iaat_fast.ops import reference
 
 CHUNK = 2**22
@@ -26,7 +26,7 @@ def expected(case: Case, args: tuple[object, ...]) -> list[Tensor]:
 def fault(
     name: str, case: Case, call: Call, args: tuple[object, ...], right: list[Tensor]
 ) -> str | None:
-    """What is wrong with a contender's result, or None.
+    """What is wrong with a provider's result, or None.
 
     A backend must give the reference's bits, but for the stem, whose sums have no fixed order. A baseline computes
     something close (other roundings, another generator, no proof against saturation) and is held to what it has in
@@ -101,7 +101,7 @@ def _all_close(
 
 
 def _close_directions(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
-    """Rows alike up to a positive factor."""
+    """Rows that are equal up to a positive factor."""
     rows, expected_rows = (t.float() / t.float().abs().amax(1, True) for t in (result, right[0]))
     return _close(rows.to(result.dtype), [expected_rows.to(result.dtype)], args)
 
@@ -115,7 +115,7 @@ def _close_selection(
 
 
 def _in_ball(result: Tensor, right: list[Tensor], args: tuple[object, ...]) -> str | None:
-    """Another generator's noise: inside the box and the ball, and not all alike."""
+    """Another generator's noise: inside the box and the ball, and not all the same."""
     x, eps = args[0], args[1]
     distance = (result.float() - x.float()).abs().reshape(len(eps), -1).amax(1)
     slack = 4 * torch.finfo(x.dtype).eps

@@ -147,7 +147,7 @@ def scale_shift_relu(
 def scale_shift_relu_backward_(
     grad: Tensor, out: Tensor, column: Tensor, residual: Tensor | None
 ) -> Tensor:
-    """The mask, the factor and the shortcut's gradient: without what autograd's BatchNorm computes beside them."""
+    """The mask, the factor and the shortcut's gradient: without what else autograd's BatchNorm computes."""
     scaled = torch.ops.aten.threshold_backward(grad, out, 0.0) * column
     return scaled if residual is None else scaled + residual
 

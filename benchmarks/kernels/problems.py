@@ -46,8 +46,8 @@ def image_problems(dtype: torch.dtype, *, quick: bool, on_gpu: bool) -> list[Pro
     """For the elementwise ops: batches of CIFAR and ImageNet, and flat sizes."""
     if quick:
         return [
-            Problem("CIFAR 128", (128, 3, 32, 32), 1, dtype, False),
-            Problem("CIFAR 3x128", (128, 3, 32, 32), 3, dtype, False),
+            Problem("CIFAR 8", (8, 3, 32, 32), 1, dtype, False),
+            Problem("CIFAR 3x8", (8, 3, 32, 32), 3, dtype, False),
         ]
     found = [
         Problem("CIFAR 128", (128, 3, 32, 32), 1, dtype, False),
@@ -77,23 +77,25 @@ def layer_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
 
     A network's own buffers, of 17 MB each in bfloat16, are partly found in the L2 cache; these are read from DRAM.
     """
+    if quick:
+        return [LayerProblem("8 of 64x8x8", (8, 64, 8, 8), 1, dtype, False)]
     first, last = (128, 64, 32, 32), (128, 512, 4, 4)
     found: list[Problem] = [
-        LayerProblem("64x32x32", first, 1, dtype, not quick),
-        LayerProblem("64x32x32 + branch", first, 1, dtype, not quick, branch=True),
+        LayerProblem("64x32x32", first, 1, dtype, True),
+        LayerProblem("64x32x32 + branch", first, 1, dtype, True, branch=True),
         LayerProblem("512x4x4 + branch", last, 1, dtype, False, branch=True),
         LayerProblem(
             "contiguous 64x32x32 + branch", first, 1, dtype, True, channels_last=False, branch=True
         ),
     ]
-    return found[: 1 if quick else None]
+    return found
 
 
 def augment_problems(*, quick: bool) -> list[Problem]:
     """For the augmentation: images drawn out of a data set of 16 times as many."""
-    small = Problem("CIFAR 128", (128, 3, 32, 32), 1, torch.uint8, False)
     if quick:
-        return [small]
+        return [Problem("CIFAR 8", (8, 3, 32, 32), 1, torch.uint8, False)]
+    small = Problem("CIFAR 128", (128, 3, 32, 32), 1, torch.uint8, False)
     large = [
         Problem("CIFAR 4096", (4096, 3, 32, 32), 1, torch.uint8, True),
         Problem("ImageNet 64", (64, 3, 224, 224), 1, torch.uint8, True),
@@ -105,6 +107,8 @@ def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
     """For the stem, in half precision (a float32 one is torch's own): usual widths, on CIFAR and ImageNet."""
     if dtype is torch.float32:
         return []
+    if quick:
+        return [Problem("CIFAR 8 to 16", (8, 3, 32, 32), 1, dtype, False, 16)]
     found = [
         Problem("CIFAR 128 to 64", (128, 3, 32, 32), 1, dtype, False, 64),
         Problem("CIFAR 3x128 to 64", (128, 3, 32, 32), 3, dtype, False, 64),
@@ -112,7 +116,7 @@ def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
         Problem("CIFAR 128 to 16", (128, 3, 32, 32), 1, dtype, False, 16),
         Problem("ImageNet 32 to 64", (32, 3, 224, 224), 1, dtype, True, 64),
     ]
-    return found[: 1 if quick else None]
+    return found
 
 
 def _flat(label: str, size: int, dtype: torch.dtype) -> Problem:

@@ -36,20 +36,20 @@ def rotating(call: Callable[..., object], sets: list[tuple[object, ...]]) -> Cal
 
 
 def sample(
-    contenders: Mapping[str, Call], device: torch.device, *, seconds: float, rounds: int
+    providers: Mapping[str, Call], device: torch.device, *, seconds: float, rounds: int
 ) -> tuple[Timings, dict[str, int]]:
-    """Interleaved samples of every contender, about `seconds` in all, and the calls in a sample of each.
+    """Interleaved samples of every provider, about `seconds` in all, and the calls in a sample of each.
 
     At least 10 rounds (or `rounds`, if that is less) and at most `rounds`.
     """
-    once = {name: _estimate(call, device) for name, call in contenders.items()}
+    once = {name: _estimate(call, device) for name, call in providers.items()}
     # A sample of a millisecond is long against the resolution of CUDA's events, half a microsecond.
     calls = {name: int(min(max(1e-3 / each, 1), 200)) for name, each in once.items()}
     lasting = sum(calls[name] * each for name, each in once.items())
     rounds = max(min(rounds, int(seconds / lasting)), min(rounds, 10))
     if device.type == "cpu":
-        return interleave(contenders, rounds=rounds, calls=calls), calls
-    return _interleave_on_gpu(contenders, rounds, calls), calls
+        return interleave(providers, rounds=rounds, calls=calls), calls
+    return _interleave_on_gpu(providers, rounds, calls), calls
 
 
 def graph_seconds(call: Call, *, sets: int, once: float, rounds: int = 20) -> float:
@@ -102,15 +102,15 @@ def _wait(device: torch.device) -> None:
 
 
 def _interleave_on_gpu(
-    contenders: Mapping[str, Call], rounds: int, calls: Mapping[str, int]
+    providers: Mapping[str, Call], rounds: int, calls: Mapping[str, int]
 ) -> Timings:
     """As `interleave`, timed by CUDA events: the device's own clock, and the host waits once a round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    first = next(iter(contenders.values()))
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    first = next(iter(providers.values()))
     for round_number in range(rounds + 2):
-        first()  # untimed: the device is busy, as before every later contender, when the first event is recorded
+        first()  # untimed: the device is busy, as before every later provider, when the first event is recorded
         marks = {}
-        for name, call in contenders.items():
+        for name, call in providers.items():
             marks[name] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             marks[name][0].record()
             for _ in range(calls[name]):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.attacks.contender import Setting
-from benchmarks.attacks.loops import start, step
+from benchmarks.attacks.providers import Setting, start, step
 from iaat_fast import ops
 from iaat_fast.data import ImageData
 from iaat_fast.train import TrainConfig
@@ -75,7 +74,7 @@ def authors_step(
 ) -> Callable[[], None]:
     """The work of a step of the released code after its warm-up, on images augmented by the same op.
 
-    Three PGD attacks by `loss.backward()`, which adds up gradients of the weights that nobody reads, each followed by a
+    Three PGD attacks by `loss.backward()`, which adds up gradients of the weights that no one reads, each followed by a
     forward for its verdicts; a forward of the clean images; the update. Choosing the radii costs nothing here, and the
     attacks are in eval mode, which is less work than the batch statistics of the released code.
     """

@@ -72,11 +72,11 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
     except Exception as error:
         raise Unshadowable(f"it cannot be copied ({brief(error)})") from error
-    if not expected <= set(map(id, _tensors(twin))):
-        raise Unshadowable("it copies its weights by itself")
     for name, module in twin.named_modules():
         if id(module) in live:
             raise Unshadowable(f"{name or 'the model'} cannot be copied: its copy is itself")
+    if not expected <= set(map(id, _tensors(twin))):
+        raise Unshadowable("it copies its weights by itself")
     return twin
 
 

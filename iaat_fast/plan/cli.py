@@ -102,7 +102,7 @@ class Command:
     overlap: bool = True
     """Assume that gradients are exchanged while the backward goes on."""
     results: Annotated[Path | None, optional("DIR", "benchmarks/results, if there is one")] = None
-    """Folder with records of `python -m benchmarks.attacks`."""
+    """Folder with records of `python -m benchmarks attacks`."""
     measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Time the passes on --device, instead of modelling them."""
     measure_batch: Annotated[int | None, optional("INT", "a GPU's, up to 32")] = None

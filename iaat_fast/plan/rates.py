@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from iaat_fast.files import read_json
 from iaat_fast.plan.counting import Pass
@@ -109,7 +109,7 @@ class Recorded:
 
 
 def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
-    """The rates of `gpu` (a key of `GPUS`) that `python -m benchmarks.attacks` left in `folder`, or else the model.
+    """The rates of `gpu` (a key of `GPUS`) that `python -m benchmarks attacks` left in `folder`, or else the model.
 
     An attack's rate is taken from records of the same network, of the engine that training uses.
 
@@ -117,7 +117,8 @@ def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
         ValueError: a record that is not readable as JSON.
     """
     found: Rates = model
-    for path in sorted(folder.glob("*.json")):
+    # The last of a machine, of `h100-2` and `h100-10` the latter.
+    for path in sorted(folder.rglob("*.json"), key=lambda it: (it.parent, len(it.name), it.name)):
         record = read_json(path)
         machine = record.get("machine")
         name = machine.get("gpu") if isinstance(machine, dict) else None
@@ -125,16 +126,29 @@ def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
             continue
         attacks = {
             row["precision"]: row["flops_per_second"]
-            for case in record.get("cases", [])
-            if case.get("model") == network and case.get("width") is None
-            for row in case.get("records", [])
+            for row in _attacks(record)
+            if row.get("model") == network and row.get("width") is None
             if row.get("kind") == "engine" and row.get("status") == "ok"
-            if row.get("name") in ("exact", row["precision"])
+            if row.get("provider") in ("exact", row["precision"])
         }
         found = Recorded(
             model=model,
             products=record["matmul_flops_per_s"],
             attacks=attacks,
-            file=path.name,
+            file=str(path.relative_to(folder)),
         )
     return found
+
+
+def _attacks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was timed: the rows of a record, or the `records` by case of one made before there were rows."""
+    for row in record.get("rows", []):
+        if row.get("metric") == "time":
+            yield {**row, **row["figures"]}
+    for case in record.get("cases", []):
+        for row in case.get("records", []):
+            yield {
+                **row,
+                "provider": row.get("name"),
+                **{k: case.get(k) for k in ("model", "width")},
+            }

@@ -1,10 +1,8 @@
-"""The benchmark of AutoAttack compares verdicts sample by sample, and leaves a record."""
+"""The benchmark of AutoAttack compares verdicts sample by sample."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import autoattack
-from benchmarks.attacks import images, networks
+from benchmarks.__main__ import main
+from benchmarks.autoattack import ENGINES
 from iaat_fast.attacks import PGD
 
 
@@ -37,17 +36,19 @@ def judged(robust: Callable[[Tensor], Tensor]) -> Callable[..., autoattack.Verdi
 
 def test_verdicts_are_compared_sample_by_sample(net: nn.Module, x: Tensor) -> None:
     y = torch.arange(12)
-    contenders = {
+    providers = {
         "it": judged(lambda y: y < 6),
         autoattack.PEER: judged(lambda y: (y >= 2) & (y < 9)),
     }
-    it, peer = autoattack.measure(net, x, y % 10, contenders, 0.1, batch=5)
-    assert (it.both, it.only_it, it.only_peer) == (4, 4, 3), "classes 0 and 1 occur twice"
-    assert (peer.both, peer.only_it, peer.only_peer) == (7, 0, 0)
-    assert (it.robust, peer.robust) == (8 / 12, 7 / 12)
-    assert len(it.edge) == 7
-    assert len(it.seconds) == 3
-    assert it.stages == [
+    rows = autoattack.compare("it", net, x, y % 10, providers, 0.1, batch=5)
+    it, peer = (row.figures for row in rows)
+    counts = ("both", "only_it", "only_peer")
+    assert [it[name] for name in counts] == [4, 4, 3], "classes 0 and 1 occur twice"
+    assert [peer[name] for name in counts] == [7, 0, 0]
+    assert (it["robust"], peer["robust"]) == (8 / 12, 7 / 12)
+    assert len(it["edge"]) == 7
+    assert len(it["seconds"]) == 3
+    assert it["stages"] == [
         {
             "attack": "it",
             "standing_before": 12,
@@ -58,25 +59,19 @@ def test_verdicts_are_compared_sample_by_sample(net: nn.Module, x: Tensor) -> No
     ]
 
 
-def test_a_run_leaves_its_record(
-    net: nn.Module, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_seconds_and_verdicts_are_those_of_the_attacks(
+    net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "checkpoint", lambda name: net)
-    monkeypatch.setattr(images, "load", lambda n, size: (x[:n], net(x[:n]).argmax(1), "noise"))
     monkeypatch.setattr(
         autoattack, "standard", lambda net, engine: {"pgd": PGD(net, engine=engine)}
     )
-    argv = ["--limit", "6", "--batch-size", "4", "--eps", "0", "20", "--no-peer"]
-    assert autoattack.main([*argv, "--device", "cpu", "--out", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "autoattack.json").read_text())
-    assert result["command"][:5] == ["python", "-m", "benchmarks.autoattack", "--limit", "6"]
-    assert {"cpu", "torch", "commit", "threads"} <= result["machine"].keys()
-    assert [case["eps"] for case in result["cases"]] == [0, 20 / 255]
-    for record in result["cases"][0]["records"]:
-        assert record["robust"] == 1
-    for record in result["cases"][1]["records"]:
-        assert record["stages"][0]["standing_before"] == 6
-        assert len(record["seconds"]) == 2
+    y = net(x).argmax(1)
+    for eps, robust in ((0, 1), (20 / 255, None)):
+        ours = {name: autoattack.by_us(net, engine, eps, 0) for name, engine in ENGINES.items()}
+        for row in autoattack.compare("it", net, x[:6], y[:6], ours, eps, 4):
+            assert row.figures["robust"] == robust or robust is None
+            assert row.figures["stages"][0]["standing_before"] == 6
+            assert row.n == len(row.figures["seconds"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,8 +79,8 @@ def test_a_run_leaves_its_record(
     [
         (["--limit", "0"], "--limit: 0"),
         (["--batch-size", "-1"], "--batch-size: -1"),
-        (["--eps", "-1"], "--eps: [-1.0]"),
-        ([], "IAAT_FAST_DATA is not set"),
+        (["--eps", "-1"], "--eps: -1"),
+        (["--no-peer"], "IAAT_FAST_DATA names no folder"),
     ],
 )
 def test_bad_arguments_are_one_line_and_status_2(
@@ -95,7 +90,11 @@ def test_bad_arguments_are_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("IAAT_FAST_DATA", raising=False)
-    assert autoattack.main(argv) == 2
+    try:
+        status = main(["autoattack", *argv])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    assert status == 2
     error: Any = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1

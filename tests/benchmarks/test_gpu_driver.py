@@ -10,18 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import time
-from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.attacks import options as attack_options
+from benchmarks import gpu, registry
 from benchmarks.gpu import Stage, run_stages
-from benchmarks.kernels import __main__ as kernels_main
-from benchmarks.training import __main__ as training_main
 
 ROOT = Path(gpu.__file__).resolve().parents[1]
 
@@ -103,16 +98,14 @@ def test_a_stage_that_is_cut_off_writes_what_it_has_and_so_does_the_summary(tmp_
 def test_the_stages_fit_what_comes_back_from_a_run() -> None:
     """Eight files at most, none deeper than the folder itself, each stage's name fit for a file."""
     named = [word for stage in gpu.STAGES for word in stage.command if "{out}/" in word]
-    records = ["attacks.json", "training.json", "kernels.json"]
-    assert len(named) + len(records) + len(["summary.json", "logs.txt"]) <= 8
+    assert len(named) + len(["summary.json", "logs.txt"]) <= 8
     assert all(stage.name.isidentifier() for stage in gpu.STAGES)
-    benchmarks = [
-        s for s in gpu.STAGES if any(word.startswith("benchmarks.") for word in s.command)
-    ]
-    assert len(benchmarks) == len(records)
+    benchmarks = [s for s in gpu.STAGES if "benchmarks" in s.command]
+    assert [s.name for s in benchmarks] == ["attacks", "training", "kernels"]
     # No other files, and a time limit of its own, so that the record is closed before the stage is.
     for stage in benchmarks:
-        assert {"--record-only", "--time-limit", "{seconds}"} <= set(stage.command)
+        assert f"{{out}}/{stage.name}.json" == stage.command[stage.command.index("--record") + 1]
+        assert {"--time-limit", "{seconds}"} <= set(stage.command)
 
 
 def test_what_is_wanted_first_comes_first_within_seven_minutes() -> None:
@@ -128,21 +121,13 @@ def test_what_is_wanted_first_comes_first_within_seven_minutes() -> None:
     assert words[place + 1 : place + 4] == ("resnet18:128", "resnet18:512", "wrn32-10:128")
 
 
-@pytest.mark.parametrize(
-    ("name", "parse"),
-    [
-        ("attacks", attack_options.parse),
-        ("training", training_main.parse),
-        ("kernels", kernels_main.parse),
-    ],
-)
-def test_the_benchmarks_take_the_words_of_their_stages(
-    name: str, parse: Callable[[list[str]], Namespace]
-) -> None:
+@pytest.mark.parametrize("name", ["attacks", "training", "kernels"])
+def test_the_benchmarks_take_the_words_of_their_stages(name: str) -> None:
     stage = next(stage for stage in gpu.STAGES if stage.name == name)
-    words = [word.format(python="", out="x", seconds="9") for word in stage.command[3:]]
-    options = parse([word if word != "cuda" else "cpu" for word in words])
-    assert options.record_only
+    words = [word.format(python="", out="x", seconds="9") for word in stage.command]
+    assert words[1:4] == ["-m", "benchmarks", name]
+    options = registry.parse(name, [word if word != "cuda" else "cpu" for word in words[4:]])
+    assert options.record == Path(f"x/{name}.json")
     assert options.time_limit == 9
 
 

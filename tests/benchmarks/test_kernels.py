@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import __main__ as command
-from benchmarks.kernels import contenders, measure
+from benchmarks import kernels
+from benchmarks.__main__ import main
+from benchmarks.kernels import measuring, providers
 from benchmarks.kernels.cases import LAYERS, OPS, STEM, Case, make_cases
-from benchmarks.kernels.faster import faster
-from benchmarks.kernels.measure import Record
+from benchmarks.kernels.measuring import measure as measure_case
 from benchmarks.kernels.problems import LayerProblem, Problem
+from benchmarks.record import Row
 from iaat_fast.ops import reference
 
 CPU = torch.device("cpu")
@@ -37,18 +38,18 @@ def small_case(op: str) -> Case:
     return Case(op, SMALL[kind.get(op, "images")])
 
 
-def measured(op: str, *names: str) -> dict[str, Record]:
-    records = measure.measure(small_case(op), names, CPU, seconds=0.001, rounds=3)
-    return {record.backend: record for record in records}
+def measured(op: str, *names: str) -> dict[str, Row]:
+    rows = measure_case(small_case(op), names, CPU, seconds=0.001, rounds=3)
+    return {row.provider: row for row in rows}
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
     """A backend called triton of the given functions."""
     module = ModuleType("planted")
     vars(module).update(functions)
-    found = contenders._module
+    found = providers._module
     monkeypatch.setattr(
-        contenders,
+        providers,
         "_module",
         lambda name, device: module if name == "triton" else found(name, device),
     )
@@ -56,14 +57,14 @@ def planted(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_reference_and_eager_are_measured(op: str) -> None:
-    for name, record in measured(op, "reference", "eager").items():
-        assert (record.status, record.detail) == ("ok", ""), name
-        assert record.n == 3
-        assert 0 < record.p20_us <= record.p50_us <= record.p80_us
-        assert record.gigabytes_per_second == pytest.approx(record.bytes / record.p50_us / 1e3)
-        assert record.share_of_copy > 0
-        assert record.launches is None
-        assert record.graph_us is None
+    for name, row in measured(op, "reference", "eager").items():
+        assert (row.status, row.detail) == ("ok", ""), name
+        assert row.n == 3
+        assert row.p50 is not None
+        rate = row.figures["bytes"] / row.p50 / 1e9
+        assert row.figures["gigabytes_per_second"] == pytest.approx(rate)
+        assert row.figures["share_of_copy"] > 0
+        assert not {"launches", "graph_s"} & row.figures.keys()
 
 
 @pytest.mark.parametrize(
@@ -104,11 +105,11 @@ def test_a_wrong_backend_is_listed_as_wrong_and_never_timed(
         return right
 
     planted(monkeypatch, project_linf=off_by_a_bit)
-    record = measured("project_linf", "triton", "reference")["triton"]
-    assert record.status == "wrong"
-    assert "1 of 1728 entries differ" in record.detail
-    assert record.p50_us is None
-    assert record.share_of_copy is None
+    row = measured("project_linf", "triton", "reference")["triton"]
+    assert row.status == "wrong"
+    assert "1 of 1728 entries differ" in row.detail
+    assert row.p50 is None
+    assert "share_of_copy" not in row.figures
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,13 @@ def test_a_backend_that_leaves_an_argument_unwritten_is_wrong(
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_wrong_baseline_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = contenders._expression(small_case(op))
+    right = providers._expression(small_case(op))
 
     def doubled(*args: Any) -> Any:
         result = right(*args)
         return (2 * result[0] + 1, *result[1:]) if isinstance(result, tuple) else 2.5 * result + 1
 
-    monkeypatch.setattr(contenders, "_expression", lambda case: doubled)
+    monkeypatch.setattr(providers, "_expression", lambda case: doubled)
     assert measured(op, "eager")["eager"].status == "wrong"
 
 
@@ -148,16 +149,16 @@ def test_a_backend_that_breaks_does_not_end_the_run(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("project_linf: CUDA error:\n out of luck")
 
     planted(monkeypatch, project_linf=breaks)
-    records = measured("project_linf", "triton", "reference")
-    assert records["triton"].status == "failed"
-    assert records["triton"].detail == "RuntimeError: project_linf: CUDA error: out of luck"
-    assert records["reference"].status == "ok"
+    rows = measured("project_linf", "triton", "reference")
+    assert rows["triton"].status == "failed"
+    assert rows["triton"].detail == "RuntimeError: project_linf: CUDA error: out of luck"
+    assert rows["reference"].status == "ok"
 
 
 def test_a_backend_without_the_op_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch)
-    record = measured("project_linf", "triton")["triton"]
-    assert (record.status, record.detail) == ("missing", "triton has no project_linf")
+    row = measured("project_linf", "triton")["triton"]
+    assert (row.status, row.detail) == ("missing", "triton has no project_linf")
 
 
 def test_the_sizes_of_a_full_run() -> None:
@@ -186,82 +187,74 @@ def test_layers_without_a_branch_move_less() -> None:
     }
 
 
-def test_a_run_writes_records_tables_and_a_figure(
+def test_a_backend_that_does_not_load_is_told_in_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--device", "cpu", "--quick", "--ops", "ce_cotangent", "--dtypes", "float32"]
-    assert command.main([*argv, "--out", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert result["command"][:3] == ["python", "-m", "benchmarks.kernels"]
-    assert {"cpu", "torch", "commit", "backend"} <= result["machine"].keys()
-    assert {"time", "seconds", "left_out", "faster"} <= result.keys()
-    assert {r["backend"] for r in result["records"]} == {"native", "triton", "reference", "eager"}
-    for record in result["records"]:
-        assert record.keys() == {f.name for f in dataclasses.fields(Record)}
-    table = (tmp_path / "kernels.md").read_text()
-    assert "| ce_cotangent | 128x10 | float32 | reference |" in table
-    assert "missing: Triton runs on CPU tensors only with TRITON_INTERPRET=1" in table
-    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
-    assert "which backend is faster" in capsys.readouterr().out
+    assert main(["kernels", *argv, "--record", str(tmp_path / "it.json")]) == 0
+    rows = json.loads((tmp_path / "it.json").read_text())["rows"]
+    assert [row["provider"] for row in rows[:4]] == ["native", "triton", "reference", "eager"]
+    assert {row["metric"] for row in rows[4:]} == {kernels.FASTER}
+    printed = capsys.readouterr().out
+    assert "missing: Triton runs on CPU tensors only with TRITON_INTERPRET=1" in printed
 
 
 def test_a_run_out_of_time_names_what_it_left_out(tmp_path: Path) -> None:
-    argv = ["--device", "cpu", "--quick", "--time-limit", "-1", "--out", str(tmp_path)]
-    command.main(argv)
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert result["records"] == []
+    argv = ["--device", "cpu", "--quick", "--time-limit", "-1"]
+    assert main(["kernels", *argv, "--record", str(tmp_path / "it.json")]) == 0
+    result = json.loads((tmp_path / "it.json").read_text())
+    assert result["rows"] == []
     assert "ce_cotangent 128x10 float32" in result["left_out"]
 
 
-def test_a_run_that_is_cut_off_leaves_what_it_has_and_no_other_file(
+def test_a_case_that_breaks_as_a_whole_is_told_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = command.measure
+    def out_of_memory(case: Case, *args: Any, **keywords: Any) -> list[Row]:
+        if case.op == "ce_cotangent":
+            raise RuntimeError("out of\nmemory")
+        return measure_case(case, *args, **keywords)
 
-    def cut_off(case: Case, *args: Any, **keywords: Any) -> list[Record]:
-        if case.op != "ce_cotangent":
-            raise KeyboardInterrupt
-        return measured(case, *args, **keywords)
-
-    monkeypatch.setattr(command, "measure", cut_off)
-    argv = ["--device", "cpu", "--quick", "--dtypes", "float32"]
-    argv += ["--ops", "ce_cotangent", "select_epsilon_"]
-    with pytest.raises(KeyboardInterrupt):
-        command.main([*argv, "--record-only", "--out", str(tmp_path)])
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert {record["op"] for record in result["records"]} == {"ce_cotangent"}
-    assert [path.name for path in tmp_path.iterdir()] == ["kernels.json"]
+    monkeypatch.setattr(kernels, "measure_case", out_of_memory)
+    argv = ["--device", "cpu", "--quick", "--dtypes", "float32", "--backends", "native"]
+    argv += ["--ops", "ce_cotangent", "select_epsilon_", "--record", str(tmp_path / "it.json")]
+    assert main(["kernels", *argv]) == 1
+    broken, fine, *_ = json.loads((tmp_path / "it.json").read_text())["rows"]
+    assert (broken["status"], broken["detail"]) == ("failed", "RuntimeError: out of memory")
+    assert fine["status"] == "ok"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        command.main(["--device", "cuda"])
+        main(["kernels", "--device", "cuda"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def record(backend: str, op: str = "project_linf", **values: Any) -> Record:
-    case = Case(op, dataclasses.replace(SMALL["images"], label=values.pop("problem", "small")))
-    found = dataclasses.replace(measure._empty(case, backend), **values)
-    return dataclasses.replace(found, n=1)
+def row(backend: str, p50: float | None = None, **changes: Any) -> Row:
+    problem = dataclasses.replace(SMALL["images"], label=changes.pop("problem", "small"))
+    found = measuring._empty(Case("project_linf", problem), backend)
+    found.status, found.p50 = changes.pop("status", "ok"), p50
+    found.figures |= changes
+    return found
 
 
 def test_the_faster_backend_is_that_of_the_problems_both_were_measured_at() -> None:
-    rows = faster(
+    rows = kernels.faster(
         [
-            record("native", p50_us=9.0, graph_us=2.0),
-            record("triton", p50_us=8.0, graph_us=4.0),
-            record("native", p50_us=1.0, problem="only native"),
-            record("eager", p50_us=0.1),
-            record("native", p50_us=30.0, graph_us=1.0, bandwidth_bound=True),
-            record("triton", p50_us=20.0, graph_us=9.0, bandwidth_bound=True),
-            record("reference", status="wrong", bandwidth_bound=True),
+            row("native", 9.0, graph_s=2.0),
+            row("triton", 8.0, graph_s=4.0),
+            row("native", 1.0, problem="only native"),
+            row("eager", 0.1),
+            row("native", 30.0, graph_s=1.0, bandwidth_bound=True),
+            row("triton", 20.0, graph_s=9.0, bandwidth_bound=True),
+            row("reference", status="wrong", bandwidth_bound=True),
         ]
     )
-    assert [(r["sizes"], r["faster"], r["problems"]) for r in rows] == [
-        ("small", "native", 1),
-        ("bandwidth-bound", "triton", 1),
+    assert [(r.case, r.provider, r.p50, r.figures["problems"]) for r in rows] == [
+        ("project_linf, small", "native", 1.0, 1),
+        ("project_linf, small", "triton", pytest.approx(2.0), 1),
+        ("project_linf, bandwidth-bound", "native", pytest.approx(1.5), 1),
+        ("project_linf, bandwidth-bound", "triton", 1.0, 1),
     ]
-    assert rows[0]["relative_time"] == pytest.approx({"native": 1.0, "triton": 2.0})
-    assert rows[1]["relative_time"] == pytest.approx({"native": 1.5, "triton": 1.0})

@@ -49,7 +49,7 @@ def test_the_kind_of_a_name(name: str) -> None:
 def profiles() -> dict[str, Any]:
     """Profiles of the records made on an H100: the kernels that took longest, [name, us, calls]."""
     known = {}
-    for record in ("steps-h100", "prototype-h100"):
+    for record in ("training/h100-1", "attacks/h100-2"):
         content = json.loads((RESULTS / f"{record}.json").read_text())
         known |= {name: found for name, found in content.items() if name.endswith("/profile")}
     return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import suite
+from benchmarks.__main__ import main
 from iaat_fast import ops
 from iaat_fast.data import Split, fetch
 
@@ -47,8 +49,8 @@ def test_torchattacks_starts_where_this_project_does(task: suite.Task) -> None:
     assert suite.differing_bits(task) == 0
 
 
-def test_all_contenders_are_done_and_agree(task: suite.Task) -> None:
-    _, outcomes = suite.race(task, dict.fromkeys(suite.CONTENDERS, 32))
+def test_all_providers_are_done_and_agree(task: suite.Task) -> None:
+    _, outcomes = suite.race(task, dict.fromkeys(suite.PROVIDERS, 32))
     peer, last, any_ = (outcomes[name] for name in (suite.PEER, suite.LAST, suite.ANY))
     assert peer.passes == task.passes == 64 * (2 * 3 + 9 * 2)
     assert last.passes < peer.passes
@@ -59,8 +61,10 @@ def test_all_contenders_are_done_and_agree(task: suite.Task) -> None:
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert suite.main(["--model", str(tmp_path / "gone"), "--out", str(tmp_path)]) == 2
+    out = tmp_path / "out"
+    assert main(["suite", "--model", str(tmp_path / "gone"), "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
     for word in ("10", "x5", "10x0", "axb"):
-        with pytest.raises(ValueError, match="expected STEPSxRESTARTS"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected STEPSxRESTARTS"):
             suite.attack_of(word)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.attacks.contender import Setting
-from benchmarks.training.__main__ import main
+from benchmarks.__main__ import main
+from benchmarks.attacks.providers import Setting
 from benchmarks.training.cases import WANTED, Case, cases
 from benchmarks.training.loops import ATTACKS, Trainer, authors_step
-from benchmarks.training.measure import Course, best_authors, measure
+from benchmarks.training.measuring import Course, best_authors, measure_case
 from iaat_fast.train import TrainConfig
 from iaat_fast.train.config import EpsilonConfig, OptimConfig, RunConfig
 
@@ -130,34 +130,32 @@ def test_a_step_is_the_trainers_with_adapting_radii_and_weights_at_rest() -> Non
 
 def test_a_case_that_raises_is_told() -> None:
     net, data, _ = COURSE.build()
-    authors, seconds, layout = best_authors(COURSE, net, data)
-    assert list(seconds) == ["contiguous", "channels last"]
-    assert seconds[layout] == min(seconds.values())
+    authors, rows, layout = best_authors(COURSE, net, data)
+    seconds = {row.provider: row.p50 for row in rows}
+    assert list(seconds) == ["authors, contiguous", "authors, channels last"]
+    assert seconds[f"authors, {layout}"] == min(row.p50 for row in rows if row.p50)
     broken = Case("broken", "adv", {"attack": {"steps": 0}})
-    record = measure(COURSE, broken, net, data, authors)
-    assert record.status == "failed"
-    assert "attack.steps" in record.detail
-    assert record.p50_s is None
+    row = measure_case(COURSE, broken, net, data, authors)
+    assert row.status == "failed"
+    assert "attack.steps" in row.detail
+    assert row.p50 is None
 
 
-def test_a_run_leaves_its_record_and_a_table(tmp_path: Path) -> None:
+def test_a_run_leaves_a_row_per_case_and_one_per_layout_of_the_authors(tmp_path: Path) -> None:
     some = ["adv bf16", "iaat lazy reuse fp32", "clean fp32"]
     argv = ["--quick", "--device", "cpu", "--rounds", "1", "--batch-size", "4", "--steps", "1"]
-    argv += ["--networks", "resnet18", "--only", *some, "--out", str(tmp_path)]
-    assert main(argv) == 0
-    result = json.loads((tmp_path / "training.json").read_text())
-    assert result["command"] == ["python", "-m", "benchmarks.training", *argv]
-    assert {"cpu", "torch", "commit", "threads"} <= result["machine"].keys()
-    assert [record["name"] for record in result["records"]] == [some[0], some[2], some[1]]
-    assert result["authors"]["resnet18"]["taken"] in result["authors"]["resnet18"]["seconds"]
-    for record in result["records"]:
-        assert (record["status"], record["n"]) == ("ok", 1)
-        assert 0 < record["p20_s"] <= record["p50_s"] <= record["p80_s"]
-        assert record["epoch_s"] == pytest.approx(record["p50_s"] * 12_500)
-        assert record["over_authors"] == pytest.approx(record["authors_p50_s"] / record["p50_s"])
-    table = (tmp_path / "training.md").read_text()
-    assert "| iaat lazy reuse fp32 |" in table
-    assert "authors' loop: " in table
+    argv += ["--networks", "resnet18", "--only", *some, "--record", str(tmp_path / "it.json")]
+    assert main(["training", *argv]) == 0
+    result = json.loads((tmp_path / "it.json").read_text())
+    providers = [row["provider"] for row in result["rows"]]
+    assert providers[:2] == ["authors, contiguous", "authors, channels last"]
+    assert providers[2:] == [some[0], some[2], some[1]]
+    assert f"authors, {result['authors_taken']['resnet18']}" in providers[:2]
+    for row in result["rows"][2:]:
+        figures = row["figures"]
+        assert (row["status"], row["n"]) == ("ok", 1)
+        assert figures["epoch_s"] == pytest.approx(row["p50"] * 12_500)
+        assert figures["over_authors"] == pytest.approx(figures["authors_p50_s"] / row["p50"])
 
 
 def test_ratios_are_of_single_steps_however_many_a_call_has(
@@ -169,19 +167,18 @@ def test_ratios_are_of_single_steps_however_many_a_call_has(
     monkeypatch.setattr(Trainer, "shares", lambda trainer: (None, None))
     course = dataclasses.replace(COURSE, rounds=3, steps=10)
     (case,) = (case for case in cases() if case.name == "clean fp32")
-    record = measure(course, case, net, data, lambda: time.sleep(0.1))
-    assert record.p50_s == pytest.approx(0.01, rel=0.5)
-    assert record.authors_p50_s == pytest.approx(0.1, rel=0.5)
-    assert record.over_authors == pytest.approx(10, rel=0.5)
+    row = measure_case(course, case, net, data, lambda: time.sleep(0.1))
+    assert row.p50 == pytest.approx(0.01, rel=0.5)
+    assert row.figures["authors_p50_s"] == pytest.approx(0.1, rel=0.5)
+    assert row.figures["over_authors"] == pytest.approx(10, rel=0.5)
 
 
 def test_what_the_time_does_not_allow_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--quick", "--device", "cpu", "--time-limit", "0", "--out", str(tmp_path)]
-    assert main([*argv, "--only", "adv bf16"]) == 0
-    printed = capsys.readouterr().out
-    assert "left out after 0 s: wrn32-10, adv bf16" in printed
+    assert main(["training", *argv, "--only", "adv bf16"]) == 0
+    assert "left out after 0 s: resnet18, adv bf16\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -196,7 +193,7 @@ def test_bad_arguments_are_one_line_and_status_2(
     argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([*argv, "--device", "cpu"])
+        main(["training", *argv, "--device", "cpu"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert named in error

@@ -89,6 +89,24 @@ def test_a_recorded_attack_is_measured(tmp_path: Path) -> None:
     assert rates.seconds("gradient", counted, "fp16") == {MEASURED: pytest.approx(0.05)}
 
 
+def test_the_rows_of_the_last_record_of_a_machine_are_read(tmp_path: Path) -> None:
+    """As `python -m benchmarks attacks` writes them: a folder per benchmark, other metrics among the rows."""
+    figures = {"model": "resnet18", "width": None, "kind": "engine", "precision": "fp16"}
+    for number, speed in ((2, 1e13), (10, 2e13)):
+        content = record() | {"cases": []}
+        content["rows"] = [
+            {"provider": "fp16", "metric": "device time", "status": "ok", "figures": {}},
+            {"provider": "fp16", "metric": "time", "status": "ok"}
+            | {"figures": figures | {"flops_per_second": speed}},
+        ]
+        (tmp_path / "attacks").mkdir(exist_ok=True)
+        (tmp_path / "attacks" / f"v100-{number}.json").write_text(json.dumps(content))
+    rates = recorded(tmp_path, HALF, "v100", "resnet18")
+    assert rates.source("gradient", "fp16") == "measured (attacks/v100-10.json)"
+    seconds = rates.seconds("gradient", a_pass((10**12, 1)), "fp16")
+    assert seconds == {MEASURED: pytest.approx(0.05)}
+
+
 def test_recorded_products_take_the_place_of_the_peak(tmp_path: Path) -> None:
     rates = found_in(tmp_path, record())
     assert rates.source("forward", "fp32").startswith("modelled (matrix products measured in")

@@ -1,53 +1,61 @@
-"""What restarts cost when only samples still standing are attacked again, on a real checkpoint."""
+"""What restarts cost when only samples still standing are attacked again, on a trained network in float32."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attacks.contender import Setting
-from benchmarks.attacks.loops import descend
+from benchmarks import registry
+from benchmarks.attacks.providers import Setting, run_loop
 from benchmarks.attacks.rates import wait
 from benchmarks.interleave import interleave
+from benchmarks.record import Record, Row, say
+from benchmarks.registry import positive
+from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained
 from iaat_fast import ops
 from iaat_fast.attacks import PGD
-from iaat_fast.data import Split
 from iaat_fast.evaluate import robust_accuracy
 
 PLAIN, EARLY = "plain loop", "PGD, early_stop"
-COLUMNS = (
-    *("attack", "s p50 [p20, p80]", "× plain loop", "gradients taken"),
-    *("robust", "same verdicts", "missed"),
-)
 _SEED = 0
 
 
-@dataclasses.dataclass
-class SurvivorRecord:
-    """A way to run all restarts, in float32 from the same starts.
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--models", nargs="+", choices=(*CHECKPOINTS, SMALL), help="resnet4b")
+    add("--images", type=positive, metavar="N", help="test images (1000)")
+    add("--batch-sizes", nargs="+", type=positive, metavar="N", help="250")
+    add("--restarts", type=positive, default=5, metavar="N", help="5")
+    add("--steps", type=positive, metavar="K", help="100")
+    add("--rounds", type=positive, metavar="N", help="timed calls of each (3)")
+    registry.add_device(parser)
 
-    last_iterate: whether verdicts are those of the last iterates alone, as the plain loop's, or of any iterate.
-    over_plain: how many times faster than the plain loop on all samples, median over rounds.
-    gradients: images that went through the network and back, as a share of samples x steps x restarts.
-    robust: share of samples that no restart fools.
-    same_verdicts: share of samples with the plain loop's verdict.
-    missed: samples that the plain loop fools and this does not.
-    """
 
-    name: str
-    last_iterate: bool
-    n: int
-    p20_s: float
-    p50_s: float
-    p80_s: float
-    over_plain: float
-    gradients: float
-    robust: float
-    same_verdicts: float
-    missed: int
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    registry.defaults(
+        options,
+        models=([SMALL], [CHECKPOINTS[0]]),
+        images=(16, 1000),
+        batch_sizes=([8], [250]),
+        steps=(2, 100),
+        rounds=(1, 3),
+    )
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    setting = Setting(steps=options.steps)
+    record.facts["attack"] = dataclasses.asdict(setting)
+    for model in options.models:
+        net, x, y, record.facts["images"] = load_trained(model, options.images, options.device)
+        for size in options.batch_sizes:
+            case = f"{model}, {len(x)} images in batches of {size}, PGD-{options.steps} x {options.restarts}"
+            say(case)
+            restarts = Restarts(net, x, y, setting, options.restarts, size)
+            yield from measure_restarts(case, restarts, rounds=options.rounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Restarts:
             fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             for restart in range(self.restarts):
                 start = ops.random_start_linf(x, self.setting.eps, _SEED, index, restart=restart)
-                x_adv = descend(self.model, start, x, y, self.setting)
+                x_adv = run_loop(self.model, start, x, y, self.setting)
                 with torch.no_grad():
                     fallen |= self.model(x_adv).argmax(1) != y
             fooled.append(fallen)
@@ -96,10 +104,9 @@ class Restarts:
 
     def evaluation(self) -> tuple[Tensor, float]:
         """`iaat_fast.evaluate.robust_accuracy`, which fills its batches with survivors of all of them."""
-        pixels = self.x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
         result = robust_accuracy(
             self.model,
-            Split(pixels, self.y),
+            as_split(self.x, self.y),
             eps=self.setting.eps,
             alpha=self.setting.alpha,
             steps=self.setting.steps,
@@ -114,9 +121,15 @@ class Restarts:
         return torch.arange(len(self.x), device=self.x.device).split(self.batch_size)
 
 
-def measure(restarts: Restarts, *, rounds: int) -> list[SurvivorRecord]:
+def measure_restarts(case: str, restarts: Restarts, *, rounds: int) -> list[Row]:
     """Verdicts, then times, of the plain loop, of PGD with survivors, of the evaluation, and of PGD that stops early
-    (whose verdicts count every iterate, so that it fools at least as many)."""
+    (whose verdicts count every iterate, so that it fools at least as many).
+
+    Figures: `gradients`, images that went through the network and back, as a share of samples x steps x restarts;
+    `robust`, share of samples that no restart fools; `same_verdicts`, of those with the plain loop's verdict;
+    `missed`, samples that the plain loop fools and this does not. Other verdicts than the plain loop's, of a way that
+    counts last iterates alone as it does, are wrong.
+    """
     ways: dict[str, Callable[[], tuple[Tensor, float]]] = {
         PLAIN: restarts.plain,
         "PGD, survivors": lambda: restarts.pgd(early_stop=False),
@@ -134,35 +147,18 @@ def measure(restarts: Restarts, *, rounds: int) -> list[SurvivorRecord]:
 
     timings = interleave({name: timed(name) for name in ways}, rounds=rounds)
     expected, _ = found[PLAIN]
-    records = []
+    rows = []
     for name, (fooled, gradients) in found.items():
-        low, middle, high = timings.percentiles(name)
-        records.append(
-            SurvivorRecord(
-                name=name,
-                last_iterate=name != EARLY,
-                n=rounds,
-                p20_s=low,
-                p50_s=middle,
-                p80_s=high,
-                over_plain=timings.ratio(PLAIN, name),
-                gradients=gradients,
-                robust=float((~fooled).float().mean()),
-                same_verdicts=float((fooled == expected).float().mean()),
-                missed=int((expected & ~fooled).sum()),
-            )
-        )
-    return records
-
-
-def row(record: SurvivorRecord) -> list[str]:
-    """The record under `COLUMNS`."""
-    return [
-        record.name,
-        f"{record.p50_s:.4g} [{record.p20_s:.4g}, {record.p80_s:.4g}]",
-        f"{record.over_plain:.2f}",
-        f"{record.gradients:.1%}",
-        f"{record.robust:.2%}",
-        f"{record.same_verdicts:.2%}",
-        str(record.missed),
-    ]
+        row = Row(case=case, provider=name).sampled(timings.seconds[name])
+        row.figures = {
+            "last_iterate": name != EARLY,
+            "over_plain": timings.ratio(PLAIN, name),
+            "gradients": gradients,
+            "robust": float((~fooled).float().mean()),
+            "same_verdicts": float((fooled == expected).float().mean()),
+            "missed": int((expected & ~fooled).sum()),
+        }
+        if name != EARLY and row.figures["same_verdicts"] < 1:
+            row.refused("wrong", "verdicts differ from the plain loop's")
+        rows.append(row)
+    return rows

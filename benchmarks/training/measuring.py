@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.attacks import images, networks
-from benchmarks.attacks.contender import Setting
+from benchmarks import targets
 from benchmarks.attacks.layouts import Layout
+from benchmarks.attacks.providers import Setting
 from benchmarks.attacks.rates import wait
 from benchmarks.interleave import interleave
+from benchmarks.record import Row
 from benchmarks.training.cases import Case
 from benchmarks.training.loops import Trainer, authors_step
 from iaat_fast.data import ImageData, Split
@@ -25,32 +26,6 @@ EPOCH = 50_000
 BATCHES = 4
 UNTIMED = 3
 """Rounds before the first that counts: on CUDA a shape is run, then captured, then replayed."""
-
-
-@dataclasses.dataclass
-class Record:
-    """A case on a network. Seconds are of a step: percentiles over n calls, each of `steps` steps.
-
-    over_authors: how many times faster than the authors' loop, median over rounds of the ratio within a round.
-    clean, robust: shares of the images classified correctly before and after the attack, None where the method does
-        not count them; lazy's work depends on them.
-    """
-
-    name: str
-    network: str
-    batch: int
-    config: dict[str, Any]
-    status: str = "ok"
-    detail: str = ""
-    n: int | None = None
-    p20_s: float | None = None
-    p50_s: float | None = None
-    p80_s: float | None = None
-    epoch_s: float | None = None
-    authors_p50_s: float | None = None
-    over_authors: float | None = None
-    clean: float | None = None
-    robust: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +48,13 @@ class Course:
     steps: int = 2
     pgd: int = 10
 
+    @property
+    def title(self) -> str:
+        return f"{self.network}, batch {self.batch}"
+
     def common(self) -> dict[str, dict[str, Any]]:
-        """What is changed in every case: no warm-up, and weights that stand still, so that all steps are alike."""
+        """What is changed in every case: no warm-up, and weights that stand still, so that all steps are the same
+        work."""
         return {
             "model": {"width": self.width},
             "attack": {"steps": self.pgd},
@@ -85,8 +65,8 @@ class Course:
 
     def build(self) -> tuple[nn.Module, ImageData, str]:
         """A network, images with its own predictions as labels, and what the images are."""
-        x, _, source = images.load(BATCHES * self.batch, 32)
-        net = networks.make(self.network, x[:64].to(self.device), width=self.width)
+        x, _, source = targets.load_images(BATCHES * self.batch, 32)
+        net = targets.build_network(self.network, x[:64].to(self.device), width=self.width)
         for norm in net.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 0.1  # Those of the last batch alone would change the predictions.
@@ -113,8 +93,8 @@ class Course:
 
 def best_authors(
     course: Course, net: nn.Module, data: ImageData
-) -> tuple[Callable[[], None], dict[str, float], str]:
-    """The authors' loop in the faster of the two layouts, seconds of a step in each, and the layout's name."""
+) -> tuple[Callable[[], None], list[Row], str]:
+    """The authors' loop in the faster of the two layouts, a row for each, and the layout's name."""
     setting = Setting(steps=course.pgd)
     made = {}
     for layout in (Layout(False), Layout(True)):
@@ -123,18 +103,25 @@ def best_authors(
         )
         made[str(layout)] = course.repeated(authors_step(own, data, course.batch, setting), 1)
     timings = interleave(made, rounds=3, untimed=1)
-    seconds = {name: timings.median(name) for name in made}
-    best = min(seconds, key=seconds.__getitem__)
-    return made[best], seconds, best
+    best = min(made, key=timings.median)
+    rows = [
+        Row(case=course.title, provider=f"authors, {name}").sampled(timings.seconds[name])
+        for name in made
+    ]
+    return made[best], rows, best
 
 
-def measure(
+def measure_case(
     course: Course, case: Case, net: nn.Module, data: ImageData, authors: Callable[[], None]
-) -> Record:
-    """A case, step by step in turn with the authors' loop; what it raises is told."""
-    record = Record(
-        case.name, course.network, course.batch, {k: dict(v) for k, v in case.changes.items()}
-    )
+) -> Row:
+    """Seconds of a step of a case, timed in turn with the authors' loop; what it raises is told.
+
+    Figures: `over_authors`, how many times faster than the authors' loop, median over rounds of the ratio within a
+    round; `clean` and `robust`, shares of the images classified correctly before and after the attack, None where the
+    method does not count them (lazy's work depends on them).
+    """
+    row = Row(case=course.title, provider=case.name)
+    row.figures["config"] = [f"{section}: {dict(part)}" for section, part in case.changes.items()]
     try:
         trainer = Trainer(case.config(course.network, course.common()), copy.deepcopy(net), data)
         calls: Mapping[str, Callable[[], None]] = {
@@ -142,16 +129,16 @@ def measure(
             "case": course.repeated(trainer, course.steps),
         }
         timings = interleave(calls, rounds=course.rounds, untimed=UNTIMED)
-        record.clean, record.robust = trainer.shares()
+        clean, robust = trainer.shares()
     # Whatever it is, running out of memory among it: a result, and not the end of the run.
     except Exception as error:
-        record.status = "failed"
-        record.detail = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return record
-    record.n = course.rounds
-    low, middle, high = (part / course.steps for part in timings.percentiles("case"))
-    record.p20_s, record.p50_s, record.p80_s = low, middle, high
-    record.epoch_s = course.epoch_seconds(middle)
-    record.authors_p50_s = timings.median("authors")
-    record.over_authors = timings.ratio("authors", "case") * course.steps
-    return record
+        return row.failed(error)
+    row.sampled(timings.seconds["case"] / course.steps)
+    row.figures |= {
+        "epoch_s": course.epoch_seconds(timings.median("case") / course.steps),
+        "authors_p50_s": timings.median("authors"),
+        "over_authors": timings.ratio("authors", "case") * course.steps,
+        "clean": clean,
+        "robust": robust,
+    }
+    return row

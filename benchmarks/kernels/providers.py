@@ -17,10 +17,10 @@ Call = Callable[..., object]
 
 
 class Missing(Exception):
-    """A contender that cannot run here; the message says why."""
+    """A provider that cannot run here; the message says why."""
 
 
-def contender(name: str, case: Case, device: torch.device) -> Call:
+def provider(name: str, case: Case, device: torch.device) -> Call:
     """A function of the arguments of the case's schema (baselines: of those that `prepared` makes).
 
     Raises:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plan_check`: what `iaat_fast.plan` predicts against what this machine does, and Table 9.
+"""What `iaat_fast.plan` predicts against what this machine does, and Table 9.
 
 1. Whole training steps of small networks on the CPU, against the plan from the pass times measured just before, with
    the share of samples that the steps themselves fooled.
@@ -10,13 +10,11 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks import machine
-from benchmarks.attacks import tables
+from benchmarks import registry
+from benchmarks.record import Record, Row
+from benchmarks.registry import positive
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.plan.communication import Network, ring
 from iaat_fast.plan.estimate import make_plan
 from iaat_fast.plan.gpus import GPUS
-from iaat_fast.plan.measuring import measure
+from iaat_fast.plan.measuring import measure as measure_passes
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.plan.rates import Assumptions, Modelled
 from iaat_fast.plan.workload import Counts, build, images_of
@@ -39,9 +38,37 @@ from iaat_fast.train import preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.step import TrainingStep, make_memory
 
-# Hours and GPUs of the paper's Table 9.
+PARTS = ("steps", "all-reduce", "table9")
+# GPUs and hours of the paper's Table 9.
 TABLE9 = {50: (64, 92), 101: (128, 78), 152: (128, 94)}
 ALONE = Network(link=1.0, between=1.0, per_node=1, latency=0.0, latency_between=0.0)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--batch-size", type=positive, metavar="N", help="64")
+    add("--steps", type=positive, metavar="N", help="timed steps of each (7)")
+    add("--repeats", type=positive, metavar="N", help="of each message (50)")
+    add("--only", choices=PARTS)
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    registry.defaults(options, batch_size=(8, 64), steps=(1, 7), repeats=(2, 50))
+
+
+def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
+    quick = options.quick
+    if options.only in (None, "steps"):
+        known = configurations(options.batch_size)
+        for name, config in list(known.items())[: 1 if quick else None]:
+            yield check_step(name, config, options.steps)
+    if options.only in (None, "all-reduce"):
+        sizes = [4**k for k in ((3, 6, 10) if quick else range(3, 14))]
+        rows, record.facts["all_reduce"] = check_all_reduce(sizes, options.repeats)
+        yield from rows
+    if options.only in (None, "table9"):
+        record.facts["share"], rows = table9(list(TABLE9)[: 1 if quick else None])
+        yield from rows
 
 
 def configurations(batch: int) -> dict[str, TrainConfig]:
@@ -58,11 +85,11 @@ def configurations(batch: int) -> dict[str, TrainConfig]:
     }
 
 
-def check_step(config: TrainConfig, steps: int) -> dict[str, Any]:
-    """Median seconds of a training step, measured and predicted."""
+def check_step(name: str, config: TrainConfig, steps: int) -> Row:
+    """Seconds of a training step, measured and predicted."""
     device, batch = torch.device("cpu"), config.optim.batch_size
     counts = Counts(config, "fp32")
-    rates = measure(config, device, batch=batch)
+    rates = measure_passes(config, device, batch=batch)
     torch.manual_seed(0)
     images, model = images_of(config), build(config, device)
     memory = make_memory(config, batch, device)
@@ -90,17 +117,16 @@ def check_step(config: TrainConfig, steps: int) -> dict[str, Any]:
         capacity=1.0,
     )
     predicted = sum(plan.steps[-1].compute.values())
+    row = Row(case=f"{name}, batch {batch}", provider="step").sampled(seconds)
     measured = statistics.median(seconds)
-    return {
-        "batch": batch,
-        "n": steps,
-        "fooled": share,
-        "pass_seconds_per_image": rates.per_image,
-        "measured_s": measured,
-        "measured_all_s": seconds,
+    row.figures = {
         "predicted_s": predicted,
         "predicted_over_measured": predicted / measured,
+        "fooled": share,
+        "pass_seconds_per_image": rates.per_image,
+        "measured_all_s": seconds,
     }
+    return row
 
 
 def _watch(memory: EpsilonMemory, fooled: list[float]) -> None:
@@ -115,47 +141,45 @@ def _watch(memory: EpsilonMemory, fooled: list[float]) -> None:
     memory.select = watched  # type: ignore[method-assign]
 
 
-def check_all_reduce(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Seconds of gloo's all-reduce between two processes, and of the ring model fitted to every other size."""
+def check_all_reduce(sizes: Sequence[int], repeats: int) -> tuple[list[Row], dict[str, float]]:
+    """gloo's all-reduce between two processes, and the ring model fitted to every other size: its two values."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_reduce, (folder, list(sizes), repeats), nprocs=2)
-        seconds = json.loads((Path(folder) / "seconds.json").read_text())
-    fitted = list(range(0, len(sizes), 2))
+        samples = json.loads((Path(folder) / "seconds.json").read_text())
+    fitted, seconds = range(0, len(sizes), 2), [statistics.median(each) for each in samples]
     latency, bandwidth = fit_ring([sizes[i] for i in fitted], [seconds[i] for i in fitted])
     rows = []
-    for number, (size, measured) in enumerate(zip(sizes, seconds, strict=True)):
+    for number, size in enumerate(sizes):
         predicted = ring(size, 2, bandwidth, latency)
-        rows.append(
-            {
-                "bytes": size,
-                "fitted": number in fitted,
-                "measured_s": measured,
-                "predicted_s": predicted,
-                "predicted_over_measured": predicted / measured,
-            }
-        )
-    return {
-        "processes": 2,
-        "n": repeats,
-        "latency_s": latency,
-        "bandwidth_bytes_per_s": bandwidth,
-        "sizes": rows,
-    }
+        row = Row(case=f"{size} bytes", provider="2 processes", metric="all-reduce")
+        row.sampled(samples[number]).figures = {
+            "fitted": number in fitted,
+            "predicted_s": predicted,
+            "predicted_over_measured": predicted / seconds[number],
+        }
+        rows.append(row)
+    return rows, {"latency_s": latency, "bandwidth_bytes_per_s": bandwidth}
 
 
 def fit_ring(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Latency and bandwidth of a ring of two: bytes / bandwidth + 2 latency, with the least relative errors."""
+    """Latency and bandwidth of a ring of two: bytes / bandwidth + 2 latency, with the least relative errors.
+
+    Raises:
+        ValueError: times that do not grow with the sizes, as on a machine that is busy with something else.
+    """
     from scipy.optimize import nnls
 
     design = np.array([[size, 2.0] for size in sizes]) / np.array(seconds)[:, None]
     (inverse, latency), _ = nnls(design, np.ones(len(sizes)))
+    if inverse == 0:
+        raise ValueError("all-reduce: no bandwidth fits times that do not grow with the sizes")
     return float(latency), 1 / float(inverse)
 
 
 def _reduce(rank: int, folder: str, sizes: list[int], repeats: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    medians = []
+    samples = []
     for size in sizes:
         message, seconds = torch.zeros(size // 4), []
         for repeat in range(repeats + 2):
@@ -164,23 +188,25 @@ def _reduce(rank: int, folder: str, sizes: list[int], repeats: int) -> None:
             dist.all_reduce(message)
             if repeat >= 2:
                 seconds.append(time.perf_counter() - start)
-        medians.append(statistics.median(seconds))
+        samples.append(seconds)
     if rank == 0:
-        (Path(folder) / "seconds.json").write_text(json.dumps(medians))
+        (Path(folder) / "seconds.json").write_text(json.dumps(samples))
     dist.destroy_process_group()
 
 
-def table9() -> dict[str, Any]:
-    """Per network of Table 9: operations by the plan, what its hours imply, and hours by one share of the peak.
+def table9(depths: Sequence[int]) -> tuple[float, list[Row]]:
+    """Per network of Table 9, a ResNet-50 first: operations by the plan, what its hours imply, and hours by one share
+    of the peak.
 
     The share is the one that gives a ResNet-50 its 92 hours; it then predicts the other two.
     """
     network = Network(
         link=GPUS["v100"].link, between=12.5e9, per_node=8, latency=5e-6, latency_between=15e-6
     )
-    found: dict[str, Any] = {"fooled": Fooled().once, "networks": {}}
-    share = None
-    for depth, (gpus, hours) in TABLE9.items():
+    rows = []
+    share: float | None = None
+    for depth in depths:
+        gpus, hours = TABLE9[depth]
         config = preset(f"imagenet-resnet{depth}", epsilon={"strategy": "lazy"})
         counts = Counts(config, "fp16")
 
@@ -203,7 +229,8 @@ def table9() -> dict[str, Any]:
             step.operations * step.epochs * plan.samples / plan.batch_size for step in plan.steps
         )
         rate = operations / (hours * 3600)
-        found["networks"][f"resnet{depth}"] = {
+        row = Row(case=f"resnet{depth} on {gpus} V100s", provider="plan", metric="Table 9")
+        row.figures = {
             "gpus": gpus,
             "published_h": hours,
             "images_per_second_and_gpu": 110 * plan.samples / (hours * 3600 * gpus),
@@ -214,8 +241,11 @@ def table9() -> dict[str, Any]:
             "modelled_at_full_peak_h": planned(1.0).hours,
             "modelled_h": plan.hours,
             "modelled_over_published": plan.hours / hours,
+            "fooled": Fooled().once,
         }
-    return {"share": share, **found}
+        rows.append(row)
+    assert share is not None
+    return share, rows
 
 
 def _solve(hours: Any, wanted: float) -> float:
@@ -223,65 +253,3 @@ def _solve(hours: Any, wanted: float) -> float:
     from scipy.optimize import brentq
 
     return float(brentq(lambda share: hours(share) - wanted, 1e-4, 1.0))
-
-
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan_check", description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
-    parser.add_argument("--steps", type=int, default=7, metavar="N", help="timed steps of each")
-    parser.add_argument("--repeats", type=int, default=50, metavar="N", help="of each message")
-    parser.add_argument("--only", choices=("steps", "all-reduce", "table9"))
-    parser.add_argument("--out", type=Path, default=Path("build/plan-check.json"), metavar="FILE")
-    options = parser.parse_args(argv)
-    result: dict[str, Any] = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.plan_check", *argv],
-        "machine": machine.describe(),
-    }
-    if options.only in (None, "steps"):
-        checks = {
-            name: check_step(config, options.steps)
-            for name, config in configurations(options.batch_size).items()
-        }
-        result["steps"] = checks
-        keys = ("measured_s", "predicted_s", "fooled", "predicted_over_measured")
-        rows = [[name, *(f"{c[key]:.4g}" for key in keys)] for name, c in checks.items()]
-        columns = ("step", "measured s", "predicted s", "fooled", "predicted / measured")
-        tables.write(f"training steps, batch {options.batch_size}", columns, rows)
-    if options.only in (None, "all-reduce"):
-        found = check_all_reduce([4**k for k in range(3, 14)], options.repeats)
-        result["all_reduce"] = found
-        rows = [
-            [str(row["bytes"]), "fitted" if row["fitted"] else "predicted"]
-            + [f"{row[key]:.3g}" for key in ("measured_s", "predicted_s")]
-            + [f"{row['predicted_over_measured']:.2f}"]
-            for row in found["sizes"]
-        ]
-        title = (
-            f"all-reduce of 2 processes: {found['latency_s'] * 1e6:.0f} us, "
-            f"{found['bandwidth_bytes_per_s'] / 1e9:.2f} GB/s"
-        )
-        columns = ("bytes", "", "measured s", "model s", "model / measured")
-        tables.write(title, columns, rows)
-    if options.only in (None, "table9"):
-        found = table9()
-        result["table9"] = found
-        rows = [
-            [name, str(n["gpus"]), f"{n['published_h']:g}", f"{n['images_per_second_and_gpu']:.2f}"]
-            + [f"{n['operations_per_second_and_gpu'] / 1e12:.2f}"]
-            + [f"{n[key]:.1%}" for key in ("share_of_fp16_peak", "share_of_fp32_peak")]
-            + [f"{n['modelled_at_full_peak_h']:.1f}", f"{n['modelled_h']:.1f}"]
-            + [f"{n['modelled_over_published']:.2f}"]
-            for name, n in found["networks"].items()
-        ]
-        title = f"Table 9 on V100s; modelled with {found['share']:.3f} of the peak arithmetic"
-        columns = ("network", "GPUs", "published h", "images/s GPU", "TFLOP/s GPU")
-        columns += ("of fp16 peak", "of fp32 peak", "h at full peak", "modelled h", "ratio")
-        tables.write(title, columns, rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""One row for whatever a benchmark measures, and one record of the rows: JSON while it runs, Markdown after."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from benchmarks import machine
+from iaat_fast.files import replace
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """What a provider took at a case.
+
+    Attributes:
+        case: what was measured, in words and sizes. With provider and metric it names the row in every run.
+        provider: who did it.
+        metric, unit: what p20, p50 and p80 are percentiles of, over n samples, and their unit: "s" (seconds), "B"
+            (bytes)
+            or "" (a share or a ratio).
+        status: "ok", "wrong" (its times are never kept), "missing" or "failed"; `detail` says why.
+        figures: whatever else the benchmark tells, by name. Where one is a mapping, each key is a column of the table.
+    """
+
+    case: str
+    provider: str
+    metric: str = "time"
+    unit: str = "s"
+    status: str = "ok"
+    detail: str = ""
+    n: int | None = None
+    p20: float | None = None
+    p50: float | None = None
+    p80: float | None = None
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.case, self.provider, self.metric
+
+    def sampled(self, values: Iterable[float]) -> Self:
+        """The row with the percentiles of these samples."""
+        samples = np.array(list(values), dtype=float)
+        self.n = len(samples)
+        self.p20, self.p50, self.p80 = np.percentile(samples, (20, 50, 80)).tolist()
+        return self
+
+    def refused(self, status: str, detail: str) -> Self:
+        """The row of something that must not be timed, and why."""
+        self.status, self.detail = status, detail
+        self.n = self.p20 = self.p50 = self.p80 = None
+        return self
+
+    def failed(self, error: Exception) -> Self:
+        """The row of something that raised: a result, and not the end of the run."""
+        return self.refused("failed", one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """The error's kind and message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+class Record:
+    """The rows of a run, and the file that holds them, replaced as a whole while it grows.
+
+    Args:
+        benchmark, argv: its name and arguments, as given.
+        options: the parsed arguments.
+        path: file of the record.
+
+    Attributes:
+        facts: what the benchmark tells about all rows together; a key of the file each.
+        left_out: what the time limit did not allow.
+    """
+
+    def __init__(
+        self, benchmark: str, argv: Sequence[str], options: argparse.Namespace, path: Path
+    ) -> None:
+        self.benchmark, self.argv, self.options, self.path = benchmark, [*argv], options, path
+        self.rows: list[Row] = []
+        self.facts: dict[str, Any] = {}
+        self.left_out: list[str] = []
+        self.machine = machine.describe(getattr(options, "device", "cpu"))
+        self._started, self._written = time.perf_counter(), -1.0
+        self._head = {
+            "benchmark": benchmark,
+            "command": ["python", "-m", "benchmarks", benchmark, *argv],
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def out_of_time(self, what: str) -> bool:
+        """Whether the time limit is over; if so, what is not begun is noted as left out."""
+        over = self.seconds > self.options.time_limit
+        if over:
+            self.left_out.append(what)
+        return over
+
+    def add(self, row: Row) -> None:
+        """Keep a row; on disk by the second, so that a run that is killed leaves what it has."""
+        self.rows.append(row)
+        if self.seconds > self._written + 1:
+            self.write()
+
+    def content(self) -> dict[str, Any]:
+        """Everything there is so far, fit for JSON."""
+        return {
+            **self._head,
+            "seconds": round(self.seconds, 1),
+            "machine": self.machine,
+            "setting": {name: _plain(value) for name, value in vars(self.options).items()},
+            "left_out": self.left_out,
+            **self.facts,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+        }
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace(self.path, (json.dumps(self.content(), indent=1) + "\n").encode())
+        self._written = self.seconds
+
+    def markdown(self) -> str:
+        """The machine and a table per metric."""
+        on = "".join(f"- {name}: {value}\n" for name, value in self.machine.items())
+        head = f"# {self.benchmark}\n\n- command: `{' '.join(self._head['command'])}`\n{on}"
+        metrics = dict.fromkeys(row.metric for row in self.rows)
+        tables = [
+            f"## {name}\n\n{table([row for row in self.rows if row.metric == name])}"
+            for name in metrics
+        ]
+        return "\n".join([head, *tables])
+
+
+def numbered(folder: Path, machine_name: str) -> Path:
+    """`<machine>-<n>.json` in a folder, n one above those that are there."""
+    numbers = [
+        int(number)
+        for path in folder.glob(f"{machine_name}-*")
+        if (number := path.stem.removeprefix(f"{machine_name}-")).isdecimal()
+    ]
+    return folder / f"{machine_name}-{max(numbers, default=0) + 1}.json"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table, its columns padded for reading as text: case, provider, percentiles, then the figures."""
+    figures = [_flat(row.figures) for row in rows]
+    names = list(dict.fromkeys(name for some in figures for name in some))
+    lines = [["case", "provider", "p50 [p20, p80]", *(name.replace("_", " ") for name in names)]]
+    before = None
+    for row, some in zip(rows, figures, strict=True):
+        case = "" if row.case == before else row.case
+        cells = (_cell(name, some.get(name)) for name in names)
+        lines.append([case, row.provider, _percentiles(row), *cells])
+        before = row.case
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def quantity(value: float, unit: str) -> str:
+    """Four digits, and the prefix of the unit that makes them readable."""
+    if unit == "s":
+        power = next((p for p in (0, 3, 6) if abs(value) * 10**p >= 1), 9) if value else 0
+        return f"{value * 10**power:.4g} {({0: 's', 3: 'ms', 6: 'µs', 9: 'ns'})[power]}"
+    if unit == "B":
+        return f"{value / 2**20:.4g} MiB"
+    return f"{value:.4g}{unit and ' ' + unit}"
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _percentiles(row: Row) -> str:
+    if row.p20 is None or row.p50 is None or row.p80 is None:
+        return f"{row.status}: {row.detail}" if row.status != "ok" else ""
+    low, middle, high = (quantity(value, row.unit) for value in (row.p20, row.p50, row.p80))
+    return f"{middle} [{low}, {high}]"
+
+
+def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping's keys as figures of their own; lists, which are for the record alone, left out."""
+    flat: dict[str, Any] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}: {key}": part for key, part in value.items()}
+        elif not isinstance(value, list):
+            flat[name] = value
+    return flat
+
+
+def _cell(name: str, value: Any) -> str:
+    """A figure in four digits; one whose name ends so is in seconds or bytes."""
+    if value is None:
+        return ""
+    if name.endswith("bytes"):
+        return quantity(value, "B")
+    if name.endswith("_s"):
+        return quantity(value, "s")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value of the command line, fit for JSON, which has no infinity."""
+    if isinstance(value, Path) or value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

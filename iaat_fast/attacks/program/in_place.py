@@ -19,7 +19,7 @@ def make_functional(graph: Graph) -> bool:
     """Turn each `relu_` into a `relu`, in place; False, with nothing changed, where one of them has to be run as it is.
 
     torch's own decomposition does it for any graph, by tracing it three times more: seconds for a deep network. Here a
-    call is taken if the memory it writes to holds one value and what such calls make of it, without views.
+    call is taken if the memory it writes to held one value and what such calls made of it; views may come later.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     sharing: dict[int, list[Node]] = defaultdict(list)
@@ -30,7 +30,8 @@ def make_functional(graph: Graph) -> bool:
     for node in filter(writes, graph.nodes):
         functional[node] = _functional(node)
         values = sharing[node.meta["val"].untyped_storage()._cdata]
-        alone = values[0].op == "call_function" and all(map(writes, values[1:]))
+        earlier = values[1 : values.index(node)]
+        alone = values[0].op == "call_function" and all(map(writes, earlier))
         if functional[node] is None or not (alone or _is_idle_dropout(node)):
             return False
     for node, target in functional.items():

@@ -112,7 +112,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
 
 
 def test_the_interval_is_wilsons() -> None:
-    from iaat_fast.evaluate.interval import share
+    from iaat_fast.evaluate.rows import share
 
     # 8 of 10, from Wilson (1927) by hand: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     z, p, n = 1.959963984540054, 0.8, 10

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing
 from iaat_fast.report.figures.style import QUIET, blank, legend_above, series
 from iaat_fast.report.groups import Group, Variant
-from iaat_fast.report.records import CLOSING, Evaluation, Measurement
 
 Point = tuple[float, float, float, float]
 """Position, accuracy in percent, and how far its bar reaches below and above."""
@@ -206,11 +207,8 @@ def _strongest(evaluations: Sequence[Evaluation]) -> Measurement | None:
 
 
 def _find(evaluation: Evaluation, attack: Measurement) -> Measurement | None:
-    wanted = [attack.row[name] for name in ("eps", "alpha", "steps", "restarts")]
-    for m in evaluation.of("pgd", attack.part):
-        if [m.row[name] for name in ("eps", "alpha", "steps", "restarts")] == wanted:
-            return m
-    return None
+    found = evaluation.of("pgd", attack.part)
+    return next((m for m in found if m.setting == attack.setting), None)
 
 
 def _curve(runs: Sequence[Sequence[tuple[float, Measurement]]]) -> list[Point]:
@@ -240,6 +238,7 @@ def _attack_text(m: Measurement, *, eps: bool = True, steps: bool = True) -> str
     """`PGD-10 × 5 at ε = 8`, without what an axis shows."""
     name = f"PGD-{m.row['steps']}" if steps else "PGD"
     name += f" × {m.row['restarts']}"
+    name = f"targeted {name}" if targets(m.row) else name
     return f"{name} at ε = {naming.pixels(m.row['eps'])}" if eps else name
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import iaat_fast
 from iaat_fast.evaluate.evaluations import Evaluation
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
+from iaat_fast.messages import significant
 from iaat_fast.report import naming
 from iaat_fast.report.figures import Drawing
 from iaat_fast.report.formats import FORMATS, MISSING, legend, source, spread
@@ -201,6 +202,8 @@ def _commit(env: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{significant(seconds, 2)} s"
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"

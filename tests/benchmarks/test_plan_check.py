@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks.plan_check import _solve, check_step, configurations, fit_ring
+from benchmarks import plan_check
+from benchmarks.plan_check import _solve, check_step, configurations, fit_ring, main
 from iaat_fast.plan.communication import ring
+from iaat_fast.train import preset
 
 
 def test_fit_finds_latency_and_bandwidth_of_a_ring() -> None:
@@ -27,3 +33,22 @@ def test_a_step_is_predicted_from_its_passes_and_its_own_share_of_fooled_samples
     assert checked["predicted_s"] == pytest.approx(8 * seconds)
     assert checked["predicted_over_measured"] == checked["predicted_s"] / checked["measured_s"]
     assert len(checked["measured_all_s"]) == 2
+
+
+def test_of_table_9_what_is_fitted_is_marked_as_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table and in the record: the hours that gave the rate do not check it."""
+
+    def slim(name: str, **parts: Any) -> Any:
+        return preset(name, model={"width": 2}, **parts)
+
+    monkeypatch.setattr(plan_check, "preset", slim)
+    monkeypatch.setattr(plan_check, "TABLE9", {50: (64, 92), 101: (128, 78)})
+    monkeypatch.setattr(plan_check, "_solve", lambda hours, wanted: 0.1)
+    out = tmp_path / "out.json"
+    assert main(["--only", "table9", "--out", str(out)]) == 0
+    first, second = json.loads(out.read_text())["table9"]["networks"].values()
+    assert (first["fitted"], second["fitted"]) == (True, False)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "resnet" in line]
+    assert [line.count("(fitted)") for line in rows] == [2, 0]

@@ -1,9 +1,10 @@
-"""What errors say: the known name nearest to an unknown one, and everything in one line."""
+"""What commands say: the known name nearest to an unknown one, an error in one line, numbers without exponents."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from decimal import Decimal
 
 
 def nearest(name: object, known: Collection[str]) -> str:
@@ -23,3 +24,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number to so many significant digits, never with an exponent: `13,870`, `0.5`, `0.00001234`."""
+    return f"{Decimal(f'{value:.{digits}g}'):,f}"

@@ -8,8 +8,9 @@
     epsilon/epoch-0005.npy    the radii of all training samples after 5 epochs, float32 [size]
     tensorboard/          TensorBoard events
     plots/                figures
-    results.json          the closing evaluation
-    evaluation/           later evaluations, one JSON file per attack setting
+    results.json          the closing evaluation, a record as those below `evaluation`
+    verdicts.npz          its verdicts by sample
+    evaluation/           later evaluations, a folder each: see `iaat_fast.evaluate.record`
 
 Whole files are replaced atomically (written beside, flushed to disk, renamed).
 """
@@ -36,6 +37,9 @@ from iaat_fast.files import (
     replace,
     write_json,
 )
+
+SWEEP_FILES = ("sweep.json", "sweep.lock", "logs", "report")
+"""What the folder of a sweep holds beside its run folders; the first says that it is one."""
 
 CHECKPOINT_KEYS = ("model", "epsilon", "optimizer", "epoch", "step", "config")
 
@@ -69,6 +73,7 @@ class RunFolder:
         self.checkpoint_path = self.path / "checkpoint.pt"
         self.previous_path = self.path / "checkpoint-previous.pt"
         self.results_path = self.path / "results.json"
+        self.verdicts_path = self.path / "verdicts.npz"
         self.epsilon_dir = self.path / "epsilon"
         self.tensorboard_dir = self.path / "tensorboard"
         self.plots_dir = self.path / "plots"
@@ -105,7 +110,7 @@ class RunFolder:
         for folder in outputs:
             shutil.rmtree(folder, ignore_errors=True)
         files = (self.checkpoint_path, self.previous_path, self.metrics_path, self.results_path)
-        for file in files:
+        for file in (*files, self.verdicts_path):
             file.unlink(missing_ok=True)
         self.remove_temporary()
         write_json(self.config_path, config)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
-
-if TYPE_CHECKING:
-    from iaat_fast.evaluate.parts import Evaluation
+from iaat_fast.evaluate.context import Context
+from iaat_fast.evaluate.rows import rounded
 
 VERSION = "standard"
 
@@ -16,16 +14,16 @@ VERSION = "standard"
 _PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
 
 
-def measure_autoattack(evaluation: Evaluation) -> None:
+def measure_autoattack(context: Context) -> None:
     """A row per radius. Samples fall by AutoAttack's rule, whatever that of the evaluation's own attacks."""
-    for eps in evaluation.eps:
+    for eps in context.eps:
         key = f"autoattack-eps{eps * 255:g}"
-        if not evaluation.record.has(key):
-            _at_radius(evaluation, key, eps)
+        if not context.record.has(key):
+            _at_radius(context, key, eps)
 
 
-def _at_radius(evaluation: Evaluation, key: str, eps: float) -> None:
-    record, subject = evaluation.record, evaluation.subject
+def _at_radius(context: Context, key: str, eps: float) -> None:
+    record, subject = context.record, context.subject
     state = record.progress(key)
     begun = None if state is None else AutoAttackResult.from_state(state)
     latest = begun
@@ -33,26 +31,26 @@ def _at_radius(evaluation: Evaluation, key: str, eps: float) -> None:
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
         latest = result
-        if evaluation.tell is not None:
+        if context.tell is not None:
             done, remaining = passes(result)
-            evaluation.tell(f"AutoAttack, ε = {eps * 255:g}/255", done, remaining)
-        if evaluation.save_is_due:
-            evaluation.save(key, result.state())
+            context.tell(f"AutoAttack, ε = {eps * 255:g}/255", done, remaining)
+        if context.save_is_due:
+            context.save(key, result.state())
 
     try:
         result = autoattack(
             subject.model,
             subject.split,
             eps=eps,
-            batch_size=evaluation.batch_size,
-            seed=evaluation.seed,
+            batch_size=context.batch_size,
+            seed=context.seed,
             version=VERSION,
             resume=begun,
             save=save,
         )
     except BaseException:
         if latest is not None:
-            evaluation.save(key, latest.state())
+            context.save(key, latest.state())
         raise
     row = {
         "key": key,
@@ -62,7 +60,7 @@ def _at_radius(evaluation: Evaluation, key: str, eps: float) -> None:
         "version": VERSION,
         "rule": "any",
         "stages": [dataclasses.asdict(stage) for stage in result.stages],
-        "seconds": round(sum(stage.seconds for stage in result.stages), 3),
+        "seconds": rounded(sum(stage.seconds for stage in result.stages)),
     }
     record.add(row, {key: result.correct.numpy()})
     record.save_progress(key, None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,14 +13,16 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from tqdm import tqdm
 
 from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, Pixels, optional, warn
-from iaat_fast.environment import describe, resolve_device
-from iaat_fast.evaluate.cli_suite import asks_for_suite, check_flags, run_suite
-from iaat_fast.evaluate.measure import Attacks, measure, table
+from iaat_fast.environment import resolve_device
+from iaat_fast.evaluate.evaluation import evaluate_suite, folder_name
+from iaat_fast.evaluate.progress import Progress
 from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
+from iaat_fast.evaluate.suites import Suite, single, suite_named
+from iaat_fast.evaluate.table import suite_table
+from iaat_fast.evaluate.transfer import Surrogate, load_surrogate
 from iaat_fast.files import check_folder, check_writable, write_json
 from iaat_fast.run_folder import RunFolder
 
@@ -29,7 +32,9 @@ DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, o
 Of a training run: RUN is its folder; model, images and attack are by default those of its \
 config.json.
 
-By a suite: --suite cifar, imagenet or quick measures what the paper reports, into a folder. The same \
+By a suite: --suite cifar, imagenet or quick measures what the paper reports.
+
+What is measured of a run is kept in a folder below RUN/evaluation, each attack and each suite in its own. The same \
 command again goes on where it was stopped, or shows what is finished.
 
 Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
@@ -38,7 +43,17 @@ function without arguments that returns a torch.nn.Module over images in [0, 1].
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255, and so is --eps 8/255.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
-130 after Ctrl-C and 143 after SIGTERM; without --suite nothing is written then."""
+130 after Ctrl-C and 143 after SIGTERM."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "eps": 8 / 255,
+    "alpha": 2 / 255,
+    "steps": 10,
+    "restarts": 5,
+    "targeted": "no",
+}
+"""The single attack, where neither a flag nor the run says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +83,9 @@ class Command:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     json: Annotated[Path | None, optional("FILE", "none")] = None
-    """Write the result to this file; that of a run is always kept in its folder too."""
+    """Write the record's results.json to this file too."""
     suite: Annotated[str | None, optional("SUITE", "none")] = None
-    """cifar, imagenet or quick: several measurements, recorded and resumed."""
+    """cifar, imagenet or quick: several measurements in one record, in place of a single attack."""
     parts: Annotated[tuple[str, ...], optional("PART [PART ...]", "the suite's")] = ()
     """Parts of the suite: natural, pgd, transfer, corruptions, eps-sweep, steps-sweep, autoattack."""
     against: Annotated[Path | None, optional("RUN2", "none")] = None
@@ -86,10 +101,10 @@ class Command:
     """Score the model on saved adversarial examples, of whatever model, of the same images."""
     save_adversarial: bool = False
     """Keep the adversarial examples of every attack, float32, in the folder of the evaluation."""
-    out: Annotated[Path | None, optional("DIR", "RUN/evaluation/SUITE-...")] = None
-    """Folder of a suite's record."""
+    out: Annotated[Path | None, optional("DIR", "below RUN/evaluation")] = None
+    """Folder of the record."""
     overwrite: bool = False
-    """Start the suite's record anew."""
+    """Start the record again, whatever its folder holds."""
     save_every: Annotated[float, optional("SECONDS", "30")] = 30.0
     """Seconds between two saves of the attack under way."""
     model: Annotated[str | None, optional("MODEL", "the run's")] = None
@@ -138,42 +153,71 @@ def _tyro(argv: Sequence[str]) -> Command:
 
 
 def evaluate(command: Command, console: Console) -> dict[str, Any]:
-    """Load, measure, print the table and write the JSON, whose content is returned."""
+    """Measure, going on with what is there, print the table and say where the record is; returns its content."""
     folder = None if command.run is None else RunFolder(command.run)
     defaults = {} if folder is None or not folder.is_run else folder.config().get("evaluation", {})
-    as_suite = asks_for_suite(command)
-    attacks = _attacks(command, defaults)
-    if as_suite:
-        check_flags(command)
-    batch_size = command.batch_size or defaults.get("batch_size", 256)
-    for name in ("limit", "batch_size"):
-        value = getattr(command, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: {value}, expected at least 1")
+    _check(command)
+    suite = _suite(command, defaults)
     if command.json is not None:
         check_writable("--json", command.json)
     if command.out is not None:
         check_folder("--out", command.out)
     device = resolve_device(command.device)
     subject = _subject(command, folder, device)
-    _warn_of_units(command, attacks)
-    if as_suite:
-        return run_suite(command, folder, subject, defaults, batch_size, console)
-    measured = measure(subject, attacks, batch_size=batch_size, progress=_bar)
-    measured["batch_size"] = batch_size
-    measured["environment"] = describe(device)
-    outputs = _outputs(command, folder, subject, attacks)
+    _warn_of_units(command, suite)
+    eps, alpha = command.eps or suite.eps, command.alpha or suite.alpha
+    if _asks_for_suite(command) and subject.description["data"]["name"] == "digits":
+        # 8/255 is a radius for photographs: on digits the run's own is meant.
+        eps = command.eps or ((defaults["eps"],) if "eps" in defaults else suite.eps)
+        alpha = command.alpha or defaults.get("alpha", suite.alpha)
+    surrogate: Surrogate | None = None
+    if command.against is not None:
+        surrogate = load_surrogate(RunFolder(command.against), subject, data=command.data)
+    kept = command.out
+    if kept is None and folder is not None:
+        kept = folder.evaluation_dir / folder_name(
+            subject, suite, seed=command.seed, any_iterate=command.any_iterate
+        )
+    try:
+        with Progress() as tell:
+            content = evaluate_suite(
+                subject,
+                suite,
+                folder=kept,
+                parts=_parts(command),
+                eps=eps,
+                alpha=alpha,
+                seed=command.seed,
+                batch_size=command.batch_size or defaults.get("batch_size", 256),
+                any_iterate=command.any_iterate,
+                surrogate=surrogate,
+                corruptions=command.corruptions,
+                adversarial=command.adversarial,
+                save_adversarial=command.save_adversarial,
+                overwrite=command.overwrite,
+                save_every=command.save_every,
+                tell=tell,
+            )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
+        where = "nothing was kept" if kept is None else f"kept in {kept}"
+        print(f"interrupted, {where}; go on with: {PROG} {words}", file=sys.stderr)
+        raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{error}; a smaller --batch-size goes on from here"
+        ) from error
     # Written first: a pipe closed on the table costs nothing.
-    for path in outputs:
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, measured)
-    console.print(table(measured))
-    for path in outputs:
-        console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
-    return measured
+    if command.json is not None:
+        write_json(command.json, content)
+    console.print(suite_table(content))
+    for path in (kept, command.json):
+        if path is not None:
+            console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
+    return content
 
 
-def _warn_of_units(command: Command, attacks: Attacks) -> None:
+def _warn_of_units(command: Command, suite: Suite) -> None:
     """What is right but hardly meant: numbers on the [0, 1] scale, and one step for radii of all sizes."""
     for eps in command.eps:
         warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
@@ -182,7 +226,8 @@ def _warn_of_units(command: Command, attacks: Attacks) -> None:
     if len(set(command.eps)) > 1:
         radii = " ".join(map(units.to_text, command.eps))
         known = command.suite is None or command.alpha is not None  # a suite has a step of its own
-        step = f", {units.to_text(attacks.alpha)}/255" if known else ""
+        alpha = command.alpha or suite.alpha
+        step = f", {units.to_text(alpha)}/255" if known else ""
         warn(
             PROG,
             f"--eps {radii}: every radius is attacked with the same step{step}; for another, evaluate it by itself "
@@ -190,19 +235,71 @@ def _warn_of_units(command: Command, attacks: Attacks) -> None:
         )
 
 
-def _attacks(command: Command, defaults: dict[str, Any]) -> Attacks:
-    chosen: dict[str, Any] = {"seed": command.seed}
-    if command.eps or "eps" in defaults:
-        chosen["eps"] = command.eps or (defaults["eps"],)
-    for name in ("alpha", "steps", "restarts"):
+def _asks_for_suite(command: Command) -> bool:
+    """Whether a suite is named, or saved examples are to be scored: a part of any of them."""
+    return command.suite is not None or bool(command.adversarial)
+
+
+def _parts(command: Command) -> tuple[str, ...] | None:
+    """The parts asked for; None: all. With saved examples to score and no suite, natural accuracy alone."""
+    if command.suite is None and command.adversarial:
+        return command.parts or ("natural",)
+    return command.parts or None
+
+
+def _check(command: Command) -> None:
+    """Raise ValueError for what can be said of the flags before anything is loaded."""
+    named = _asks_for_suite(command)
+    for name in ("parts", "against", "corruptions"):
+        if getattr(command, name) and not named:
+            raise ValueError(f"{_flag(name)}: belongs to a suite, expected --suite")
+    for name in ("steps", "restarts", "targeted"):
+        if getattr(command, name) is not None and named:
+            raise ValueError(f"{_flag(name)}: a suite has its own, leave one of them out")
+    if named:
+        suite_named(command.suite or "quick").chosen(
+            _parts(command), surrogate=command.against is not None
+        )
+    for eps in command.eps:
+        if not 0 <= eps <= 1:
+            likely = units.likely(eps, 1.0)
+            raise ValueError(f"--eps: {units.to_text(eps)}/255, expected 0 to 255{likely}")
+    if command.alpha is not None and not 0 < command.alpha <= 1:
+        text = units.to_text(command.alpha)
+        raise ValueError(f"--alpha: {text}/255, expected above 0, up to 255")
+    for name, least in (
+        ("steps", 1),
+        ("restarts", 1),
+        ("seed", 0),
+        ("limit", 1),
+        ("batch_size", 1),
+    ):
         value = getattr(command, name)
-        if value is None:
-            value = defaults.get(name)
-        if value is not None:
-            chosen[name] = value
-    if (command.targeted or defaults.get("targeted")) == "random":
-        chosen["targeted"] = "random"
-    return Attacks(**chosen)
+        if value is not None and value < least:
+            raise ValueError(f"{_flag(name)}: {value}, expected at least {least}")
+    if not command.save_every > 0:  # nan is not
+        raise ValueError(f"--save-every: {command.save_every:g}, expected above 0")
+    if command.run is None and command.out is None:
+        for name in ("suite", "save_adversarial", "overwrite"):
+            if getattr(command, name):
+                raise ValueError(
+                    "--out: expected the folder for the record, there is no run folder for it"
+                )
+
+
+def _suite(command: Command, defaults: dict[str, Any]) -> Suite:
+    """The suite that is named, or the single attack of the flags and the run's own settings."""
+    if _asks_for_suite(command):
+        return suite_named(command.suite or "quick")
+    given = {name: getattr(command, name) for name in ("alpha", "steps", "restarts", "targeted")}
+    chosen = {**DEFAULTS, **defaults, **{k: v for k, v in given.items() if v is not None}}
+    return single(
+        eps=command.eps or (chosen["eps"],),
+        alpha=chosen["alpha"],
+        steps=chosen["steps"],
+        restarts=chosen["restarts"],
+        targeted="random" if chosen["targeted"] == "random" else False,
+    )
 
 
 def _subject(command: Command, folder: RunFolder | None, device: torch.device) -> Subject:
@@ -236,25 +333,5 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
     return load_subject(source, device)
 
 
-def _outputs(
-    command: Command, folder: RunFolder | None, subject: Subject, attacks: Attacks
-) -> list[Path]:
-    paths = [] if command.json is None else [command.json]
-    if folder is not None:
-        data = subject.description["data"]
-        name = f"{data['name']}-{data['samples']}-{attacks.name}.json"
-        paths.append(folder.evaluation_dir / name)
-    return paths
-
-
-def _bar(name: str) -> Callable[[int, int], None]:
-    """A bar for one attack on a terminal; elsewhere nothing."""
-    bar = tqdm(desc=name, unit="attack", dynamic_ncols=True, disable=not sys.stderr.isatty())
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return progress
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -13,25 +13,40 @@ from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
 from iaat_fast.evaluate import fingerprint
 from iaat_fast.evaluate.adversarial import check_adversarial
+from iaat_fast.evaluate.context import Context, Tell
 from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
-from iaat_fast.evaluate.parts import PARTS, Evaluation, Tell
+from iaat_fast.evaluate.parts import PARTS, adversarial_key
 from iaat_fast.evaluate.record import Record, open_record
 from iaat_fast.evaluate.subject import Subject
-from iaat_fast.evaluate.suites import suite_named
+from iaat_fast.evaluate.suites import SINGLE, Suite, suite_named
 from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
 from iaat_fast.heap import kept_heap
 
 
-def folder_name(subject: Subject, suite: str, *, seed: int = 0, any_iterate: bool = False) -> str:
-    """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate."""
+def folder_name(
+    subject: Subject, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
+) -> str:
+    """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate.
+
+    Of a single attack with all its settings, so that no other comes to lie there:
+    `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, before "pgd" "targeted-" where it has random targets.
+    """
+    suite = suite_named(suite) if isinstance(suite, str) else suite
     data = subject.description["data"]
-    name = f"{suite}-{data['name']}-{data['samples']}-seed{seed}"
-    return f"{name}-any" if any_iterate else name
+    what = f"{data['name']}-{data['samples']}"
+    if suite.name == SINGLE:
+        ((steps, restarts),) = suite.attacks
+        aim = "targeted-" if suite.targeted else ""
+        radii = "-".join(f"{eps * 255:g}" for eps in suite.eps)
+        name = f"{what}-{aim}pgd{steps}x{restarts}-eps{radii}-alpha{suite.alpha * 255:g}"
+    else:
+        name = f"{suite.name}-{what}"
+    return f"{name}-seed{seed}-any" if any_iterate else f"{name}-seed{seed}"
 
 
 def evaluate_suite(
     subject: Subject,
-    suite: str = "cifar",
+    suite: str | Suite = "cifar",
     *,
     folder: Path | str | None = None,
     parts: Sequence[str] | None = None,
@@ -58,13 +73,15 @@ def evaluate_suite(
 
     Args:
         subject: model and samples.
-        suite: a name of `SUITES`.
+        suite: a name of `SUITES`, or one of your own: `suites.single` makes one of a single attack.
         folder: where the record is kept, see `record`; None: nowhere, it is only returned.
         parts: of the suite; None: all but the transfer without a surrogate, and the corruptions of images that are
             too small for them.
         eps: radii on the [0, 1] scale, in place of the suite's.
         alpha: step size on the [0, 1] scale, in place of the suite's.
-        seed: of random starts and targets.
+        seed: of random starts and targets. The noise of a start is a function of (seed, sample number, number of the
+            restart), of "random" targets the class one of (seed, sample number): a sample keeps its target in all
+            restarts, steps and radii.
         batch_size: samples attacked at once; changes no verdict, up to the rounding of the model's forward.
         any_iterate: a sample falls at the first iterate that fools the model (a stronger attack than the paper's), not
             only by the last of each restart. Transferred attacks are always scored by their last iterates.
@@ -84,7 +101,7 @@ def evaluate_suite(
         BlockingIOError: another process measures into the folder.
         OSError: the folder cannot be written, or the one of corruptions holds none.
     """
-    chosen = suite_named(suite)
+    chosen = suite_named(suite) if isinstance(suite, str) else suite
     names = chosen.chosen(
         parts,
         surrogate=surrogate is not None,
@@ -101,7 +118,8 @@ def evaluate_suite(
     if not 0 < alpha <= 1:
         likely = units.likely(alpha, 1.0)
         raise ValueError(f"alpha: {units.to_text(alpha)}/255, expected above 0, up to 255{likely}")
-    if len(set(radii)) < len(radii):
+    # As keys name them: two that read the same would share a row.
+    if len(set(map(units.to_text, radii))) < len(radii):
         raise ValueError("eps: the same radius twice")
     inputs.whole_number("seed", seed, at_least=0)
     inputs.whole_number("batch_size", batch_size, at_least=1)
@@ -116,6 +134,10 @@ def evaluate_suite(
             raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
     if files:
         names = (*names, "adversarial")
+        keys = [adversarial_key(file) for file in files]
+        for file, key in zip(files, keys, strict=True):
+            if keys.count(key) > 1:
+                raise ValueError(f"--adversarial {file}: another file of that name, rename one")
     corrupted = None
     if "corruptions" in names:
         data = subject.description["data"]
@@ -128,24 +150,16 @@ def evaluate_suite(
         )
     elif corruptions is not None:
         raise ValueError(f"corruptions: {corruptions}, but that part is not among those asked for")
-    settings: dict[str, Any] = {
-        "eps": list(radii),
-        "alpha": alpha,
-        "weights_sha256": fingerprint.of_weights(subject.model),
-        "data_sha256": fingerprint.of_samples(subject.split),
-    }
-    if surrogate is not None:
-        settings["surrogate_sha256"] = fingerprint.of_weights(surrogate.model)
-    environment = describe(subject.split.labels.device)
-    header = {
-        "suite": suite,
-        "rule": "any" if any_iterate else "last",
-        "seed": seed,
-        **subject.description,
-        "settings": settings,
-        "batch_size": batch_size,
-        "environment": environment,
-    }
+    header = record_header(
+        subject,
+        chosen,
+        eps=radii,
+        alpha=alpha,
+        seed=seed,
+        batch_size=batch_size,
+        any_iterate=any_iterate,
+        surrogate=surrogate,
+    )
     with contextlib.nullcontext() if folder is None else alone_in(Path(folder)):
         record = open_record(
             None if folder is None else Path(folder),
@@ -153,13 +167,14 @@ def evaluate_suite(
             subject.split.labels.cpu().numpy(),
             overwrite=overwrite,
         )
+        _refuse_other_files(record, files)
         keeps = _keeps_examples(record, save_adversarial)
         rows = len(record.rows)
         record.ask(names)
         if rows and not record.content["complete"]:
-            record.content.setdefault("resumed", []).append(environment)
+            record.content.setdefault("resumed", []).append(header["environment"])
         record.save()
-        evaluation = Evaluation(
+        context = Context(
             subject=subject,
             suite=chosen,
             parts=names,
@@ -178,11 +193,54 @@ def evaluate_suite(
         )
         with kept_heap(subject.split.labels.device):
             for measure in dict.fromkeys(PARTS[name] for name in names):
-                measure(evaluation)
+                measure(context)
                 for name in names:
                     if PARTS[name] is measure and not record.is_finished(name):
                         record.finish(name)
     return record.content
+
+
+def record_header(
+    subject: Subject,
+    suite: Suite,
+    *,
+    eps: Sequence[float],
+    alpha: float,
+    seed: int,
+    batch_size: int,
+    any_iterate: bool = False,
+    surrogate: Surrogate | None = None,
+) -> dict[str, Any]:
+    """What a record says before its first row; arguments as of `evaluate_suite`."""
+    settings: dict[str, Any] = {
+        "eps": list(eps),
+        "alpha": alpha,
+        "targeted": suite.targeted,
+        "weights_sha256": fingerprint.of_weights(subject.model),
+        "data_sha256": fingerprint.of_samples(subject.split),
+    }
+    if surrogate is not None:
+        settings["surrogate_sha256"] = fingerprint.of_weights(surrogate.model)
+    return {
+        "suite": suite.name,
+        "rule": "any" if any_iterate else "last",
+        "seed": seed,
+        **subject.description,
+        "settings": settings,
+        "batch_size": batch_size,
+        "environment": describe(subject.split.labels.device),
+    }
+
+
+def _refuse_other_files(record: Record, files: Sequence[Path]) -> None:
+    """Raise ValueError where a row is of another file of the same name as one that is to be scored."""
+    scored = {row["key"]: row["file"] for row in record.rows if row["kind"] == "adversarial"}
+    for file in files:
+        other = scored.get(adversarial_key(file), file)
+        if Path(other).resolve() != file.resolve():
+            raise ValueError(
+                f"--adversarial {file}: {record.path} has {other}, of the same name; rename one, or give another --out"
+            )
 
 
 def _keeps_examples(record: Record, asked: bool) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from iaat_fast.evaluate.interval import share
+from iaat_fast.evaluate.rows import share
 from iaat_fast.files import is_temporary, load_tensors, read_json, replace, write_json
 
 SCHEMA = 1
@@ -210,11 +210,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no evaluation there, expected its results.json")
     content = read_json(file)
-    _refuse_newer(file, content)
-    needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
-    missing = [name for name in needed if name not in content]
-    if missing:
-        raise ValueError(f"{file}: not the record of an evaluation, it lacks {', '.join(missing)}")
+    check_results(file, content)
     file = path / "verdicts.npz"
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -236,6 +232,15 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 f"{_kept(path)}, {_ANEW}"
             )
     return content, verdicts
+
+
+def check_results(file: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where the content of a results.json is of a newer version, or no record."""
+    _refuse_newer(file, content)
+    needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise ValueError(f"{file}: not the record of an evaluation, it lacks {', '.join(missing)}")
 
 
 def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
@@ -293,7 +298,10 @@ def _refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _refuse_other_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    before, now = ({**c["settings"], "rule": c["rule"], "suite": c["suite"]} for c in (old, new))
+    before, now = (
+        {**c["settings"], **{name: c[name] for name in ("rule", "suite", "seed") if name in c}}
+        for c in (old, new)
+    )
     changed = [
         f"{name} (was {_short(before[name])}, now {_short(now[name])})"
         for name in now

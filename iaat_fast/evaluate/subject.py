@@ -72,19 +72,41 @@ class Subject:
             ValueError: they do not fit each other.
         """
         check_model(model, split)
-        described = {"name": dataset, "path": None, "split": "test", "samples": len(split)}
-        model_described = {"name": CUSTOM, "width": None, "depth": None}
-        return cls(
-            model,
-            split,
-            {
-                "run": None,
-                "epoch": None,
-                "model": model_described,
-                "weights": None,
-                "data": described,
-            },
+        description = describe_subject(
+            model=(CUSTOM, None, None), data=(dataset, None), samples=len(split)
         )
+        return cls(model, split, description)
+
+
+def describe_subject(
+    *,
+    model: tuple[str, int | None, int | None],
+    data: tuple[str, str | None],
+    samples: int,
+    run: str | None = None,
+    epoch: int | None = None,
+    weights: str | None = None,
+    is_average: bool = False,
+) -> dict[str, Any]:
+    """What records say of a model and its test images.
+
+    Args:
+        model: name, width and depth.
+        data: name, and path where they lie.
+        samples: how many of the images.
+        run: the run folder.
+        epoch: epochs that the checkpoint has finished.
+        weights: the file of the weights.
+        is_average: whether they are the average that a run keeps.
+    """
+    return {
+        "run": run,
+        "epoch": epoch,
+        "model": dict(zip(("name", "width", "depth"), model, strict=True)),
+        "weights": weights,
+        **({"ema": True} if is_average else {}),
+        "data": {"name": data[0], "path": data[1], "split": "test", "samples": samples},
+    }
 
 
 def run_source(
@@ -202,19 +224,15 @@ def load_subject(
         fit_weights(model, weights, str(source.weights))
     model, split = model.to(device), data.test.to(device)
     check_model(model, split)
-    description = {
-        "run": None if folder is None else str(folder.path),
-        "epoch": None if folder is None else content["epoch"],
-        "model": {"name": source.model, "width": source.width, "depth": source.depth},
-        "weights": None if source.weights is None else str(source.weights),
-        **({"ema": True} if folder is not None and "ema" in content else {}),
-        "data": {
-            "name": source.dataset,
-            "path": source.data,
-            "split": "test",
-            "samples": len(split),
-        },
-    }
+    description = describe_subject(
+        run=None if folder is None else str(folder.path),
+        epoch=None if folder is None else content["epoch"],
+        model=(source.model, source.width, source.depth),
+        weights=None if source.weights is None else str(source.weights),
+        is_average=folder is not None and "ema" in content,
+        data=(source.dataset, source.data),
+        samples=len(split),
+    )
     return Subject(model, split, description)
 
 

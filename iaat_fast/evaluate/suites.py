@@ -1,4 +1,4 @@
-"""What a suite measures, as data: the protocol's attacks on CIFAR and on ImageNet, and a quick look."""
+"""What a suite measures, as data: the protocol's attacks on CIFAR and on ImageNet, a quick look, a single attack."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ SUITES = {
         on_request=("transfer", "autoattack"),
         eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
         alpha=1 / 255,
-        attacks=((1000, 2),),
+        # The paper names no restarts for ImageNet, as it does for CIFAR: one.
+        attacks=((1000, 1),),
         targeted="random",
     ),
     "quick": Suite(
@@ -143,7 +144,38 @@ SUITES = {
         attacks=((10, 5),),
     ),
 }
-"""Source: Balaji et al. 2019, Sections 4.1 and 4.2, Appendix C."""
+"""Source: Balaji et al. 2019, Sections 4.1 (Tables 1 and 2) and 4.2 (Table 3), Appendix C."""
+
+SINGLE, CLOSING = "pgd", "closing"
+"""Suites of one attack: of a command line that names none, and of the end of a training."""
+
+
+def single(
+    *,
+    eps: Sequence[float],
+    alpha: float,
+    steps: int,
+    restarts: int,
+    targeted: Literal[False, "random"] = False,
+    name: str = SINGLE,
+) -> Suite:
+    """One attack as a suite: natural accuracy, and PGD of these steps and restarts at each radius.
+
+    Args:
+        eps, alpha: radii and step size, on the [0, 1] scale.
+        steps, restarts: steps of each restart, random starts.
+        targeted: False, or "random".
+        name: what the record calls it.
+    """
+    return Suite(
+        name=name,
+        parts=("natural", "pgd"),
+        on_request=(),
+        eps=tuple(eps),
+        alpha=alpha,
+        attacks=((steps, restarts),),
+        targeted=targeted,
+    )
 
 
 def suite_named(name: str) -> Suite:

@@ -8,13 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from iaat_fast.evaluate.corruptions import footnotes
-from iaat_fast.report import attack_name
+from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.evaluate.suites import SINGLE
 
 
 def suite_table(content: dict[str, Any]) -> Table:
     """One row per measurement of results.json, grouped by part; radii and steps in units of 1/255."""
     data, rule = content["data"], content["rule"]
-    title = f"{data['samples']} test images of {data['name']}, suite {content['suite']}"
+    title = f"{data['samples']} test images of {data['name']}"
+    title += "" if content["suite"] == SINGLE else f", suite {content['suite']}"
     state = "" if content["complete"] else ", incomplete"
     steps = {row["alpha"] for row in content["measurements"] if "alpha" in row}
     step = f", attack step {steps.pop() * 255:g}/255" if len(steps) == 1 else ""
@@ -49,8 +51,9 @@ def suite_table(content: dict[str, Any]) -> Table:
     notes += [f"transfer: crafted on {escape(str(run))}" for run in surrogates]
     attacks = [row for row in rows if "gradients_planned" in row]
     planned = sum(row["gradients_planned"] for row in attacks)
-    if planned:
-        saved = 1 - sum(row["gradients"] for row in attacks) / planned
+    taken = sum(row["gradients"] for row in attacks)
+    if taken < planned:
+        saved = 1 - taken / planned
         how = "attacks share their steps, and nobody is attacked whose verdict is known"
         notes.append(f"{saved:.0%} of the passes saved: {how}")
     result.caption = "\n".join(notes) or None

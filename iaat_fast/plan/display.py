@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
+from iaat_fast.messages import significant
 from iaat_fast.plan.estimate import COMMUNICATION, Plan
 from iaat_fast.plan.rates import ARITHMETIC, LAUNCHES, TRAFFIC
 from iaat_fast.train.config import TrainConfig
@@ -30,7 +31,7 @@ def table(plans: Sequence[Plan], title: str) -> Table:
             group = known.group
             shown.add_section()
             shown.add_row(f"[bold]{group}")
-        values = [f"{column[key].value:.4g}" if key in column else "0" for column in columns]
+        values = [significant(column[key].value) if key in column else "0" for column in columns]
         shown.add_row(f"  {known.name}", *values, known.unit, known.source)
     return shown
 

@@ -56,7 +56,7 @@ def build_report(
     Raises:
         FileNotFoundError: no such run, or no evaluation of that name.
         ValueError: no runs; runs that cannot stand in one table; a damaged file. Each is named.
-        OSError: `out` cannot be written, or holds a file of that name that no report wrote.
+        OSError: `out` cannot be written, or holds something and no report, or a file that no report wrote in the way.
     """
     out = Path(out)
     # Before any work: attacks may follow.
@@ -89,7 +89,7 @@ def build_report(
         page=out / PAGE,
         tables=tuple(table.stem for table in tables),
         figures=tuple(drawing.stem for drawing in drawings),
-        missing=tuple(images.missing),
+        missing=(*(text for record in records for text in record.left_out), *images.missing),
     )
 
 

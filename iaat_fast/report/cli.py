@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,13 @@ from iaat_fast.command_line import optional
 from iaat_fast.files import check_folder
 from iaat_fast.report.build import build_report
 from iaat_fast.report.comparison import read_run, summary_table
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.run_folder import SWEEP_FILES, RunFolder
 
 PROG = "python -m iaat_fast.report"
 DESCRIPTION = """Compare finished runs: one Markdown row per method, mean ± standard deviation over \
-seeds. Runs must agree in everything but the seed, the method and the fields of its attack and radii.
+seeds, under the attack that closed their trainings and those of python -m iaat_fast.evaluate since. \
+Runs must agree in everything but the seed, the method and the fields of its attack and radii. The folder of \
+a sweep stands for all runs in it.
 
 With --out DIR: the tables and figures of the paper, as far as the runs have them, as files and on one \
 page, DIR/index.html. Runs may then be on several data sets and networks; those of one table must have \
@@ -34,7 +36,7 @@ class Command:
     """A comparison."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
+    """Run folders, or folders of sweeps for all runs in them."""
     out: Annotated[Path | None, optional("DIR", "print a table only")] = None
     """Folder of the report; of one that exists only what an earlier report wrote is replaced."""
     evaluation: Annotated[
@@ -53,22 +55,67 @@ def main(argv: Sequence[str]) -> int:
             for name in ("evaluation", "data"):
                 if getattr(command, name) is not None:
                     raise ValueError(f"--{name}: belongs to a report, give --out too")
-            print(summary_table([read_run(RunFolder(path)) for path in command.runs]))
+            _compare(command.runs)
             return 0
         check_folder("--out", command.out)
         report = build_report(
-            command.runs, command.out, evaluation=command.evaluation, data=command.data
+            run_folders(command.runs),
+            command.out,
+            evaluation=command.evaluation,
+            data=command.data,
         )
     except command_line.REFUSALS as error:
         return command_line.refuse(PROG, error, command_line.flags_of(Command))
-    for text in report.missing:
-        print(f"{PROG}: warning: {text}", file=sys.stderr)
+    _warn(report.missing)
     counts = [
         f"{len(names)} {what}{'' if len(names) == 1 else 's'}"
         for what, names in (("table", report.tables), ("figure", report.figures))
     ]
     print(f"{', '.join(counts)}: {report.page}")
     return 0
+
+
+def run_folders(paths: Sequence[Path]) -> list[RunFolder]:
+    """The run folders among `paths`: a sweep's folder stands for those in it, and its other files are passed over.
+
+    Raises:
+        FileNotFoundError: there is nothing at a path, or no run in a sweep's folder.
+        FileExistsError: there is something else.
+    """
+    found: list[RunFolder] = []
+    for path in paths:
+        folder = RunFolder(path)
+        if folder.is_run:
+            found.append(folder)
+        elif _is_sweep(path):
+            runs = [run for entry in sorted(path.iterdir()) if (run := RunFolder(entry)).is_run]
+            if not runs:
+                raise FileNotFoundError(f"{path}: a sweep's folder without a run")
+            found += runs
+        elif not path.exists():
+            raise FileNotFoundError(f"{path}: no such run folder")
+        elif not (_is_sweep(path.parent) and path.name in SWEEP_FILES):
+            raise FileExistsError(f"{path}: exists and is no run folder (no config.json in it)")
+    return found
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / SWEEP_FILES[0]).is_file()
+
+
+def _compare(paths: Sequence[Path]) -> None:
+    """Print the table of runs; of a sweep that is not finished, of those that are."""
+    folders = run_folders(paths)
+    ended = [f for f in folders if f.path in paths or f.results_path.is_file()]
+    runs = [read_run(folder) for folder in ended]
+    print(summary_table(runs))
+    _warn(f"{f.path}: left out, its training has not ended" for f in folders if f not in ended)
+    _warn(text for run in runs for text in run.left_out)
+
+
+def _warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        print(f"{PROG}: warning: {text}", file=sys.stderr)
 
 
 def _tyro(argv: Sequence[str]) -> Command:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iaat_fast.evaluate.rows import attack_name
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,12 +32,6 @@ class RunSummary:
     eps_min: float | None = None
     eps_max: float | None = None
     fast: str | None = None
-
-
-def attack_name(attack: dict[str, Any]) -> str:
-    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
-    aim = "targeted " if attack.get("targeted") == "random" else ""
-    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255"
 
 
 def closing_table(summary: RunSummary, *, title: str | None = None) -> Table:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iaat_fast.report.closing import attack_name
+from iaat_fast.evaluate.evaluations import Measurement
+from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.report.records import after_training, flat
 from iaat_fast.run_folder import RunFolder
 
 NOT_COMPARED = ("run.", "data.path", "data.workers", "optim.graph")
@@ -26,15 +28,19 @@ class Run:
         name: what to call it in messages.
         config: its configuration, flat: `{"method": ..., "optim.lr": ...}`.
         results: its closing evaluation, as in results.json.
+        attacks: what else it has been attacked by, on the same images.
+        left_out: what of its evaluations is not shown, and why.
     """
 
     name: str
     config: dict[str, Any]
     results: dict[str, Any]
+    attacks: tuple[Measurement, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def read_run(folder: RunFolder) -> Run:
-    """The run in a folder, from its config.json and results.json.
+    """The run in a folder, from its config.json, results.json and later evaluations.
 
     Raises:
         FileNotFoundError: no such folder, or the run has not finished.
@@ -60,7 +66,14 @@ def read_run(folder: RunFolder) -> Run:
         missing = [key for key in keys if key not in content]
         if missing:
             raise ValueError(f"{where}: lacks {', '.join(missing)}")
-    return Run(name=str(folder.path), config=fields, results=results)
+    attacks, left_out = after_training(folder)
+    return Run(
+        name=str(folder.path),
+        config=fields,
+        results=results,
+        attacks=tuple(attacks),
+        left_out=tuple(left_out),
+    )
 
 
 def summary_table(runs: Sequence[Run]) -> str:
@@ -85,19 +98,21 @@ def summary_table(runs: Sequence[Run]) -> str:
             names = ", ".join(run.name for run in members)
             raise ValueError(f"{label}: the same seed twice among {names}")
     first = runs[0].results
+    further = _further_attacks(runs)
+    heads = [f"{attack_name(first['attack'])} (%)", *(f"{name} (%)" for name in further.values())]
     lines = [
-        f"| method | seeds | natural (%) | {attack_name(first['attack'])} (%) "
-        "| mean ε (1/255) | spread of ε (1/255) |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| method | seeds | natural (%) | {' | '.join(heads)} | mean ε (1/255) | spread of ε (1/255) |",
+        f"|---|---:|---:|{'---:|' * len(heads)}---:|---:|",
     ]
     for label, members in groups.items():
         cells = [
             label,
             str(len(members)),
-            _over_seeds(members, "natural_accuracy", 100),
-            _over_seeds(members, "robust_accuracy", 100),
-            _over_seeds(members, "eps_mean", 255),
-            _over_seeds(members, "eps_std", 255),
+            _over_seeds([run.results.get("natural_accuracy") for run in members], 100),
+            _over_seeds([run.results.get("robust_accuracy") for run in members], 100),
+            *(_over_seeds([_under(run, setting) for run in members], 100) for setting in further),
+            _over_seeds([run.results.get("eps_mean") for run in members], 255),
+            _over_seeds([run.results.get("eps_std") for run in members], 255),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     step = f"{first['attack']['alpha'] * 255:g}/255"
@@ -107,17 +122,6 @@ def summary_table(runs: Sequence[Run]) -> str:
         "the seeds; spread of ε is its standard deviation over the training samples.",
     ]
     return "\n".join(lines)
-
-
-def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration nested by part with one name per field: `{"optim.lr": 0.1}`."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields.update({f"{name}.{inner}": v for inner, v in value.items()})
-        else:
-            fields[name] = value
-    return fields
 
 
 def _refuse_incomparable(runs: Sequence[Run]) -> None:
@@ -157,8 +161,23 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
-def _over_seeds(runs: Sequence[Run], key: str, scale: float) -> str:
-    values = [run.results.get(key) for run in runs]
+def _further_attacks(runs: Sequence[Run]) -> dict[tuple[Any, ...], str]:
+    """What the runs have been attacked by since their trainings ended, by its setting: its name."""
+    step = runs[0].results["attack"]["alpha"]
+    names = {}
+    for attack in (attack for run in runs for attack in run.attacks):
+        row, name = attack.row, attack_name(attack.row)
+        if round(255 * (row["alpha"] - step), 6):
+            name += f", step {255 * row['alpha']:g}/255"
+        names[attack.setting] = name
+    return names
+
+
+def _under(run: Run, setting: tuple[Any, ...]) -> float | None:
+    return next((attack.accuracy for attack in run.attacks if attack.setting == setting), None)
+
+
+def _over_seeds(values: Sequence[float | None], scale: float) -> str:
     numbers = [value * scale for value in values if value is not None]
     if len(numbers) < len(values):
         return "–"

@@ -22,6 +22,9 @@ METHODS: dict[str, str] = {
 """Names by method, in the order of the tables; a method that is not listed is called by its own name and comes
 before IAAT."""
 
+ADAPTIVE = ("iaat", "mma")
+"""Methods whose samples have radii of their own."""
+
 NETWORKS: dict[str, str] = {
     "digits-cnn": "CNN",
     "resnet18": "ResNet-18",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
 from iaat_fast.report.groups import Group, Variant
-from iaat_fast.report.records import CLOSING, Evaluation, Measurement
 
 MANY_ZEROS = 0.5
 """Share of gradient entries that are zero from which a robust accuracy is doubted."""
@@ -51,7 +52,7 @@ def attacks(measured: Sequence[Measurement]) -> str:
             continue
         row = m.row
         how = f"step {naming.pixels(row['alpha'])}"
-        how += ", random targets" if row.get("targeted") else ""
+        how += ", random targets" if targets(row) else ""
         name = f"PGD-{row['steps']} × {row['restarts']}"
         name = f"transferred {name}" if m.kind == "transfer" else name
         found = settings.setdefault(f"at ε = {naming.pixels(row['eps'])}, {how}", [])
@@ -92,7 +93,7 @@ def setting_note(head: str, expected: dict[str, Any], found: Measurement) -> str
     """How a column's attack differs from the paper's, None where it does not."""
     changed = []
     for name, value in expected.items():
-        actual = found.row.get(name, False)
+        actual: Any = targets(found.row) if name == "targeted" else found.row[name]
         if name in ("eps", "alpha"):
             if round(255 * actual, 3) != round(255 * value, 3):
                 label = "ε" if name == "eps" else "step"
@@ -110,7 +111,7 @@ def _said(value: Any) -> str:
 def evaluation_notes(m: Measurement, evaluation: Evaluation) -> list[str]:
     """What must be known of one measured figure."""
     notes = []
-    if evaluation.suite == CLOSING:
+    if m.suite == CLOSING:
         notes.append("From the evaluation that closes the training, not from a suite.")
     if not evaluation.complete:
         done = len(evaluation.measurements)

@@ -20,6 +20,7 @@ def owned(out: Path) -> set[str]:
 
     Raises:
         NotADirectoryError: `out` is no folder.
+        FileExistsError: it holds something and no report.
         ValueError: its `report.json` is damaged, or none of a report.
     """
     if not out.exists():
@@ -27,7 +28,11 @@ def owned(out: Path) -> set[str]:
     if not out.is_dir():
         raise NotADirectoryError(f"{out}: expected a folder for the report, found a file")
     if not (out / MANIFEST).is_file():
-        return set()
+        if all(is_temporary(entry) for entry in out.iterdir()):
+            return set()
+        raise FileExistsError(
+            f"{out}: exists and is no report's folder (no {MANIFEST} in it); choose another --out"
+        )
     files = read_json(out / MANIFEST).get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise ValueError(f"{out / MANIFEST}: not written by a report; choose another --out")
@@ -55,7 +60,7 @@ def publish(files: Mapping[str, bytes], out: Path, facts: Mapping[str, Any]) -> 
         facts: what `report.json` says beside the list of files.
 
     Raises:
-        OSError: a file cannot be written, or is there and no report wrote it.
+        OSError: a file cannot be written, or is there and no report wrote it; `out` holds something and no report.
     """
     check_free(out, {*files, MANIFEST})
     before = owned(out)

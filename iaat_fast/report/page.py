@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import iaat_fast
+from iaat_fast.evaluate.evaluations import Evaluation
+from iaat_fast.evaluate.suites import CLOSING, SINGLE
+from iaat_fast.messages import significant
 from iaat_fast.report import naming
 from iaat_fast.report.figures import Drawing
 from iaat_fast.report.formats import FORMATS, MISSING, legend, source, spread
 from iaat_fast.report.groups import Group, Variant
 from iaat_fast.report.notes import measured_on, unlike_paper
-from iaat_fast.report.records import CLOSING, Evaluation, RunRecord
+from iaat_fast.report.records import RunRecord
 from iaat_fast.report.tables import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -130,7 +133,7 @@ def _methods(variants: Sequence[Variant]) -> list[str]:
 
 
 def shortfalls(groups: Sequence[Group]) -> list[str]:
-    """What the runs themselves lack: an end, an evaluation, the rest of one."""
+    """What the runs themselves lack: an end, an evaluation, the rest of one; and what of theirs is not shown."""
     found = []
     for run in (run for group in groups for run in group.runs):
         epochs = run.config["optim.epochs"]
@@ -141,6 +144,7 @@ def shortfalls(groups: Sequence[Group]) -> list[str]:
         elif not run.evaluation.complete:
             done = len(run.evaluation.measurements)
             found.append(f"{run.name}: evaluation not complete, {done} measurements so far")
+        found += run.left_out
     return found
 
 
@@ -176,7 +180,9 @@ def run_facts(variant: Variant, run: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _evaluation_text(evaluation: Evaluation) -> str:
-    suite = "closing evaluation" if evaluation.suite == CLOSING else f"suite {evaluation.suite}"
+    names = {CLOSING: "closing evaluation", SINGLE: "single attacks"}
+    suites = dict.fromkeys([evaluation.suite, *(m.suite for m in evaluation.measurements)])
+    suite = " and ".join(names.get(suite, f"suite {suite}") for suite in suites)
     state = "" if evaluation.complete else ", not complete"
     return f"{suite} on {evaluation.samples:,} {evaluation.split} images{state}"
 
@@ -196,6 +202,8 @@ def _commit(env: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{significant(seconds, 2)} s"
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"

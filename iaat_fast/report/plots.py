@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iaat_fast.files import replace
+from iaat_fast.report import naming
 from iaat_fast.report.figures.radii import histograms
-from iaat_fast.report.figures.style import BLUE, GREEN, ORANGE, blank, legend, line
+from iaat_fast.report.figures.style import BLUE, GREEN, ORANGE, blank, legend, line, not_below_zero
 from iaat_fast.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def plot_run(folder: RunFolder) -> list[Path]:
     config = folder.config()
     metrics = folder.metrics()
     snapshots = folder.epsilon_snapshots()
-    adaptive = config.get("method") in ("iaat", "mma")
+    adaptive = config.get("method") in naming.ADAPTIVE
     figures: dict[str, Figure] = {}
     if metrics:
         figures["accuracy.png"] = _accuracies(metrics)
@@ -61,6 +62,7 @@ def _accuracies(metrics: Sequence[dict[str, Any]]) -> Figure:
         if points:
             line(axes, *zip(*points, strict=True), color=colour, linestyle=style, label=label)
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
+    not_below_zero(axes)
     legend(axes)
     return figure
 
@@ -85,6 +87,7 @@ def _radii(metrics: Sequence[dict[str, Any]]) -> Figure:
     )
     line(axes, epochs, mean, color=BLUE, label="mean")
     axes.set(xlabel="epoch", ylabel="ε (1/255)")
+    not_below_zero(axes)
     legend(axes)
     return figure
 

@@ -1,67 +1,20 @@
-"""Runs and their evaluations read from run folders, checked as far as tables and figures rely on them."""
+"""Runs read from their folders, each with what its evaluations say together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.files import read_json
-from iaat_fast.report.comparison import flat
+from iaat_fast.evaluate.evaluations import (
+    Evaluation,
+    Measurement,
+    evaluations_of,
+    read_evaluation,
+)
+from iaat_fast.evaluate.suites import CLOSING, SINGLE
 from iaat_fast.run_folder import RunFolder
-
-SCHEMA = 1
-CLOSING = "closing"
-"""The suite of a record made from the evaluation that closes a training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One row of an evaluation.
-
-    Args:
-        key: its name, unique in the record.
-        kind: natural, pgd, transfer, corruption, corruptions, autoattack or adversarial.
-        part: the part of the suite it belongs to.
-        accuracy: in [0, 1]; of the kind corruptions the mean over the types.
-        interval: 95 % Wilson interval; None where the figure is a mean over types.
-        row: everything the record says of it.
-    """
-
-    key: str
-    kind: str
-    part: str
-    accuracy: float
-    interval: tuple[float, float] | None
-    row: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One evaluation of a run.
-
-    Args:
-        path: the file it came from.
-        suite: its name; `CLOSING` for the one that closes a training.
-        rule: whether the last iterate or any iterate counts.
-        complete: whether all measurements are in.
-        split, samples: the images.
-        measurements: the rows.
-    """
-
-    path: Path
-    suite: str
-    rule: str
-    complete: bool
-    split: str
-    samples: int
-    measurements: tuple[Measurement, ...]
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, kind: str, part: str | None = None) -> list[Measurement]:
-        """The measurements of a kind, and of a part if one is named."""
-        return [m for m in self.measurements if m.kind == kind and part in (None, m.part)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +27,8 @@ class RunRecord:
         env: what it ran on, {} if that was not kept.
         metrics: one row per epoch.
         snapshots: the files of the radii by epoch; {} for methods without radii of their own.
-        evaluation: the record that is reported; None for a run that was never evaluated.
+        evaluation: what is reported; None for a run that was never evaluated.
+        left_out: what of its evaluations is not reported, and why.
     """
 
     folder: RunFolder
@@ -83,6 +37,7 @@ class RunRecord:
     metrics: list[dict[str, Any]]
     snapshots: dict[int, Path]
     evaluation: Evaluation | None
+    left_out: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -100,6 +55,17 @@ class RunRecord:
         return int(self.metrics[-1]["epoch"]) if self.metrics else 0
 
 
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration nested by part with one name per field: `{"optim.lr": 0.1}`."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields.update({f"{name}.{inner}": v for inner, v in value.items()})
+        else:
+            fields[name] = value
+    return fields
+
+
 NEEDED = ("method", "run.seed", "data.name", "model.name", "optim.epochs")
 
 
@@ -108,9 +74,8 @@ def read_record(folder: RunFolder, *, evaluation: str | None = None) -> RunRecor
 
     Args:
         folder: a run folder.
-        evaluation: name of the folder below `evaluation/` to report; None: of those of the run's own data set the
-            complete one with the most samples, an incomplete one where none is complete, the evaluation that closed
-            the training where there is no other.
+        evaluation: name of the one below `evaluation/` to report; None: all of the run's own data set that agree in
+            weights, images and rule, the one that closed the training among them.
 
     Raises:
         FileNotFoundError: no such folder, no run in it, or no evaluation of that name.
@@ -126,118 +91,123 @@ def read_record(folder: RunFolder, *, evaluation: str | None = None) -> RunRecor
     for number, row in enumerate(metrics, start=1):
         if not isinstance(row, dict) or "epoch" not in row:
             raise ValueError(f"{folder.metrics_path}: line {number} is no row of an epoch")
+    chosen, left_out = (
+        (_named(folder, evaluation), []) if evaluation is not None else _choose(folder)
+    )
     return RunRecord(
         folder=folder,
         config=config,
         env=folder.env() if folder.env_path.is_file() else {},
         metrics=metrics,
         snapshots=folder.epsilon_snapshots(),
-        evaluation=_choose(folder, config["data.name"], evaluation),
+        evaluation=chosen,
+        left_out=tuple(left_out),
     )
 
 
-def _choose(folder: RunFolder, dataset: str, wanted: str | None) -> Evaluation | None:
-    if wanted is not None:
-        path = folder.evaluation_dir / wanted / "results.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: this run has no evaluation of that name")
-        return _read(path)[1]
-    found = [_read(path) for path in sorted(folder.evaluation_dir.glob("*/results.json"))]
-    own = [evaluation for name, evaluation in found if name == dataset and evaluation.measurements]
-    if own:
-        return max(
-            own, key=lambda e: (e.complete, e.samples, e.rule == "last", len(e.measurements))
-        )
-    return _closing(folder) if folder.results_path.is_file() else None
-
-
-def _read(path: Path) -> tuple[str, Evaluation]:
-    """The data set and the evaluation in a file."""
-    content = read_json(path)
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema is {content.get('schema')!r}, expected {SCHEMA}")
-    try:
-        data, rows = content["data"], content["measurements"]
-        evaluation = Evaluation(
-            path=path,
-            suite=str(content["suite"]),
-            rule=str(content["rule"]),
-            complete=bool(content["complete"]),
-            split=str(data["split"]),
-            samples=int(data["samples"]),
-            measurements=tuple(_measurement(path, row) for row in rows if not _is_empty(row)),
-            environment=dict(content.get("environment") or {}),
-        )
-        return str(data["name"]), evaluation
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the record of an evaluation ({error!r})") from error
-
-
-def _is_empty(row: dict[str, Any]) -> bool:
-    """Whether a row says only that nothing was there to measure."""
-    return row["kind"] == "corruptions" and row["mean_accuracy"] is None
-
-
-def _measurement(path: Path, row: dict[str, Any]) -> Measurement:
-    key = str(row["key"])
-    value = row["mean_accuracy" if row["kind"] == "corruptions" else "accuracy"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{path}: the accuracy of {key} is {value!r}, expected 0 to 1")
-    needed = {"pgd": SETTINGS, "transfer": SETTINGS, "autoattack": ("eps",)}.get(row["kind"], ())
-    missing = [name for name in needed if name not in row]
-    if missing:
-        raise ValueError(f"{path}: {key} lacks {', '.join(missing)}")
-    interval = row.get("interval_95")
-    return Measurement(
-        key=key,
-        kind=str(row["kind"]),
-        part=str(row["part"]),
-        accuracy=float(value),
-        interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        row=row,
+def _named(folder: RunFolder, name: str) -> Evaluation:
+    for path in (
+        folder.evaluation_dir / name / "results.json",
+        folder.evaluation_dir / f"{name}.json",
+    ):
+        if path.is_file():
+            return read_evaluation(path)
+    raise FileNotFoundError(
+        f"{folder.evaluation_dir / name}: this run has no evaluation of that name"
     )
 
 
-SETTINGS = ("eps", "alpha", "steps", "restarts")
+def _choose(folder: RunFolder) -> tuple[Evaluation | None, list[str]]:
+    """What a run's evaluations of its own data set say together, and what of them is left out, and why.
+
+    Where they do not agree in weights, images and rule, those are shown that agree with the first of: the latest
+    weights, a suite, a complete one, the most samples, the last iterate.
+    """
+    found = [e for e in _evaluations(folder) if e.measurements]
+    if not found:
+        return None, []
+
+    def rank(e: Evaluation) -> tuple[Any, ...]:
+        named = e.suite not in (SINGLE, CLOSING)
+        last = e.rule == "last"
+        return (e.epoch or 0, named, e.complete, e.samples, last, e.suite != CLOSING)
+
+    first = max(found, key=lambda e: (*rank(e), len(e.measurements)))
+    # The newest format first, the closing evaluation last: of what was measured twice, theirs is shown.
+    others = sorted((e for e in found if e is not first), key=rank, reverse=True)
+    return _joined(folder, first, others)
 
 
-def _closing(folder: RunFolder) -> Evaluation:
-    """The evaluation that closed the training, as a record."""
-    results, path = folder.results(), folder.results_path
-    try:
-        samples = int(results["samples"])
-        rows = [
-            {"key": "natural", "kind": "natural", "accuracy": results["natural_accuracy"]},
-            {
-                "key": "pgd",
-                "kind": "pgd",
-                "accuracy": results["robust_accuracy"],
-                **{name: results["attack"][name] for name in SETTINGS},
-            },
-        ]
-        for row in rows:
-            row["part"] = row["kind"]
-            row["interval_95"] = wilson(round(row["accuracy"] * samples), samples)
-        measurements = tuple(_measurement(path, row) for row in rows)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the closing evaluation of a run ({error!r})") from error
-    return Evaluation(
-        path=path,
-        suite=CLOSING,
-        rule="last",
-        complete=True,
-        split="test",
-        samples=samples,
-        measurements=measurements,
-    )
+def _evaluations(folder: RunFolder) -> list[Evaluation]:
+    """A run's evaluations on its own data set, the one that closed its training first."""
+    config, metrics = folder.config(), folder.metrics()
+    return [
+        # Earlier versions did not say that it is of the last epoch, with the run's own seed.
+        replace(e, epoch=metrics[-1]["epoch"] if metrics else None, seed=config["run"]["seed"])
+        if e.suite == CLOSING and e.epoch is None
+        else e
+        for e in evaluations_of(folder)
+        if e.dataset in (None, config["data"]["name"])
+    ]
 
 
-def wilson(correct: int, samples: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share."""
-    from scipy.stats import binomtest
+def after_training(folder: RunFolder) -> tuple[list[Measurement], list[str]]:
+    """The attacks by PGD measured since a training ended, on the weights and images of its closing evaluation.
 
-    interval = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    Second, what else is there and is left out, and why.
+    """
+    closing, *others = _evaluations(folder)
+    joined, left_out = _joined(folder, closing, others)
+    attacks = [m for m in joined.of("pgd", "pgd") if m not in closing.measurements]
+    return attacks, left_out
+
+
+def _joined(
+    folder: RunFolder, first: Evaluation, others: Sequence[Evaluation]
+) -> tuple[Evaluation, list[str]]:
+    """`first` with the measurements of the others that are of the same weights, images and rule."""
+    measurements, complete, said = list(first.measurements), first.complete, []
+    for other in others:
+        if unlike := _unlike(first, other):
+            said.append(f"{_name(folder, other)}: left out, its {unlike}")
+            continue
+        complete = complete and other.complete
+        # The end of every training attacks with the run's own seed: no news where a suite has the same attack.
+        closes = CLOSING in (first.suite, other.suite)
+        known = {m.setting: m for m in reversed(measurements)}
+        # A curve is of one record: points of two may differ in the step size.
+        curves = {part for part in SWEEPS if any(m.part == part for m in measurements)}
+        for m in other.measurements:
+            shown = known.get(m.setting)
+            if m.part in curves and shown is None:
+                said.append(f"{_name(folder, other)}: {m.key} left out, another {m.part} is shown")
+            elif shown is None:
+                measurements.append(m)
+            elif shown.accuracy != m.accuracy and not (closes and other.seed != first.seed):
+                said.append(
+                    f"{_name(folder, other)}: {m.key} is {m.accuracy:.2%} with seed {other.seed}; shown is the "
+                    f"{shown.accuracy:.2%} of seed {shown.seed}"
+                )
+    return replace(first, measurements=tuple(measurements), complete=complete), said
+
+
+SWEEPS = ("eps-sweep", "steps-sweep")
+"""Parts that are drawn as curves."""
+
+
+def _unlike(first: Evaluation, other: Evaluation) -> str | None:
+    """What keeps the figures of two evaluations of a run from standing together; None: nothing."""
+    for what in ("epoch", "samples", "split", "rule", "weights", "images"):
+        one, two = getattr(first, what), getattr(other, what)
+        # Earlier versions did not record all of these.
+        if None not in (one, two) and one != two:
+            hashed = what in ("weights", "images")
+            return f"{what} differ" if hashed else f"{what} is {two}, shown is {one}"
+    return None
+
+
+def _name(folder: RunFolder, evaluation: Evaluation) -> str:
+    return f"{folder.path}, {evaluation.path.relative_to(folder.path)}"
 
 
 def read_records(folders: Sequence[RunFolder], *, evaluation: str | None = None) -> list[RunRecord]:

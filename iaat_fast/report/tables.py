@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
 from iaat_fast.report.groups import Group, Variant, refuse, slug
 from iaat_fast.report.notes import caption, evaluation_notes, setting_note
 from iaat_fast.report.plans import (
-    AUTOATTACK,
     CORRUPTIONS,
     NATURAL,
     PLANS,
     Column,
     Plan,
-    pick_kind,
-    pick_pgd,
+    measured_columns,
 )
-from iaat_fast.report.records import CLOSING, Evaluation, Measurement, RunRecord
+from iaat_fast.report.records import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,26 +123,14 @@ def _table(plan: Plan, groups: Sequence[Group]) -> Table | None:
 
 def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
     """The table of a data set that the paper does not have: a column for all that was measured."""
-    attacks = {
-        (m.row["eps"], m.row["steps"], m.row["restarts"])
-        for group in groups
-        for run in group.runs
-        if run.evaluation is not None
-        for m in run.evaluation.of("pgd", "pgd")
-    }
-    columns = [NATURAL]
-    for eps, steps, restarts in sorted(attacks):
-        head = f"PGD-{steps} × {restarts}, ε = {naming.pixels(eps)}"
-        columns.append(
-            Column(key=slug(head), head=head, pick=pick_pgd(steps=steps, eps=eps, only=True))
-        )
-    columns += [Column(key="transfer", head="Transfer", pick=pick_kind("transfer")), CORRUPTIONS]
+    evaluations = [run.evaluation for group in groups for run in group.runs if run.evaluation]
+    columns = (NATURAL, *measured_columns(evaluations, ("pgd", "transfer")), CORRUPTIONS)
     return _filled(
         [(group, list(group.variants)) for group in groups],
         number=None,
         stem=f"table-{slug(dataset)}",
         title=f"Robustness on {naming.dataset_name(dataset)}",
-        columns=tuple(columns),
+        columns=columns,
         empty_columns=False,
     )
 
@@ -160,11 +148,9 @@ def _filled(
     reported = _reported(runs)
     if not reported:
         return None
-    columns = (*columns, AUTOATTACK)
-    kept = tuple(
-        c
-        for c in columns
-        if (empty_columns and c is not AUTOATTACK) or any(c.pick(e) for _, e in reported)
+    kept = (
+        *(c for c in columns if empty_columns or any(c.pick(e) for _, e in reported)),
+        *measured_columns([e for _, e in reported], ("autoattack",)),
     )
     _refuse_unlike(reported, kept)
     notes: list[str] = []
@@ -227,7 +213,7 @@ def _settings(m: Measurement) -> str:
     if m.kind in ("pgd", "transfer"):
         return (
             f"PGD-{row['steps']} × {row['restarts']}, ε = {naming.pixels(row['eps'])}, "
-            f"step {naming.pixels(row['alpha'])}, targeted: {row.get('targeted', False)}"
+            f"step {naming.pixels(row['alpha'])}, targeted: {targets(row)}"
         )
     if m.kind == "autoattack":
         return f"ε = {naming.pixels(row['eps'])}"
@@ -292,7 +278,11 @@ def _measured(
 
 
 def _unreported(run: RunRecord, evaluations: dict[str, Evaluation]) -> str | None:
-    return None if run.name in evaluations else f"{run.name} has not been evaluated."
+    if run.name in evaluations:
+        return None
+    if run.evaluation is None:
+        return f"{run.name} has not been evaluated."
+    return f"{run.name} has been evaluated at the end of its training alone."
 
 
 def _cell(column: Column, found: Sequence[Measurement], marks: tuple[int, ...]) -> Cell:

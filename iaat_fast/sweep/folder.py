@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.files import read_json, write_json
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.files import is_temporary, read_json, write_json
+from iaat_fast.run_folder import SWEEP_FILES, RunFolder
 from iaat_fast.sweep.grid import Run
 from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
@@ -33,7 +33,7 @@ class SweepFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.sweep_path = self.path / "sweep.json"
+        self.sweep_path = self.path / SWEEP_FILES[0]
         self.lock_path = self.path / "sweep.lock"
         self.logs_dir = self.path / "logs"
 
@@ -84,8 +84,19 @@ class SweepFolder:
                 refuse_contradiction(self.path, old, new)
         for run in runs:
             _refuse_foreign(run)
+        if not self.sweep_path.is_file() and self.path.exists():
+            self._refuse_other_files()
         known = {run.name for run in recorded}
         return recorded + [run for run in runs if run.name not in known]
+
+    def _refuse_other_files(self) -> None:
+        """Raise FileExistsError unless the folder may become a sweep's: nothing in it, or run folders."""
+        for entry in self.path.iterdir():
+            own = entry.name in SWEEP_FILES or is_temporary(entry)
+            if not (own or RunFolder(entry).is_run or RunFolder(entry).is_free):
+                raise FileExistsError(
+                    f"{self.path}: exists and is no sweep's folder (no {SWEEP_FILES[0]} in it, but {entry.name})"
+                )
 
     def record(self, runs: Sequence[Run]) -> None:
         """Write the grid, and make the folders that the jobs need."""

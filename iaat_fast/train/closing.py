@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import shlex
+import time
 from typing import Any
 
 from rich.console import Console
 
 from iaat_fast import report
 from iaat_fast.command_line import interpreter
+from iaat_fast.evaluate import Subject
+from iaat_fast.evaluate.evaluation import record_header
+from iaat_fast.evaluate.record import open_record
+from iaat_fast.evaluate.rows import natural_row, pgd_row
+from iaat_fast.evaluate.subject import describe_subject
+from iaat_fast.evaluate.suites import CLOSING, single
 from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
 from iaat_fast.train.ranks import ALONE, Ranks
-from iaat_fast.train.shards import shared_accuracy, shared_robust_accuracy
+from iaat_fast.train.shards import shared_robust_accuracy, shared_verdicts
 
 
 def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
     The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
-    the protocol. Spread over the ranks, and on the first written to `results.json` of the run
-    folder; accuracies in [0, 1], radii on the [0, 1] scale.
+    the protocol. Spread over the ranks, and on the first written to the run folder, as a record of the suite
+    "closing" (see `evaluate.record`) that begins with these results; accuracies in [0, 1], radii on the [0, 1] scale.
     """
-    how = result.config.evaluation
+    how, seed = result.config.evaluation, result.config.run.seed
     model, test = result.evaluated, result.data.test
-    natural = shared_accuracy(ranks, model, test, batch_size=how.batch_size)
-    robust = shared_robust_accuracy(ranks, model, test, how, seed=result.config.run.seed)
+    started = time.perf_counter()
+    natural = shared_verdicts(ranks, model, test, batch_size=how.batch_size)
+    between = time.perf_counter()
+    robust = shared_robust_accuracy(ranks, model, test, how, seed=seed)
+    ended = time.perf_counter()
     results = {
-        "natural_accuracy": natural,
-        "robust_accuracy": robust,
+        "natural_accuracy": int(natural.sum()) / len(test),
+        "robust_accuracy": robust.accuracy,
         "attack": {
             "eps": how.eps,
             "alpha": how.alpha,
@@ -41,14 +51,62 @@ def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
         **_radii(result),
         "samples": len(test),
     }
-    if ranks.first:
-        result.folder.save_results(results)
+    if not ranks.first:
+        return results
+    suite = single(
+        name=CLOSING,
+        eps=(how.eps,),
+        alpha=how.alpha,
+        steps=how.steps,
+        restarts=how.restarts,
+        targeted="random" if how.targeted == "random" else False,
+    )
+    (attack,) = suite.attacks_of("pgd", eps=suite.eps, alpha=suite.alpha)
+    header = record_header(
+        _subject(result),
+        suite,
+        eps=suite.eps,
+        alpha=suite.alpha,
+        seed=seed,
+        batch_size=how.batch_size,
+    )
+    record = open_record(None, {**results, **header}, test.labels.cpu().numpy())
+    for row, verdicts in (
+        (natural_row(between - started), natural),
+        (pgd_row(attack, robust.gradients, ended - between), robust.correct),
+    ):
+        record.add(row, {row["key"]: verdicts.numpy()})
+    record.ask(suite.parts)
+    for part in suite.parts:
+        record.finish(part)
+    # Kept once it is whole: that results.json is there says that the run has come to its end.
+    record.path = result.folder.path
+    record.save()
     return results
+
+
+def _subject(result: FitResult) -> Subject:
+    config, folder = result.config, result.folder
+    model, data = config.model, config.data
+    return Subject(
+        result.evaluated,
+        result.data.test,
+        describe_subject(
+            run=str(folder.path),
+            epoch=result.metrics[-1]["epoch"],
+            model=(model.name, model.width, model.depth),
+            weights=str(folder.checkpoint_path),
+            is_average=result.evaluated is not result.model,
+            data=(data.name, data.path),
+            samples=len(result.data.test),
+        ),
+    )
 
 
 def _radii(result: FitResult) -> dict[str, float | None]:
     """Mean, spread and range of the radii; None for a method without."""
-    eps = result.epsilon
+    # In float64: a float32 mean of equal radii may lie above the largest of them.
+    eps = result.epsilon.double()
     values: dict[str, float | None] = {
         "eps_mean": eps.mean().item(),
         "eps_std": eps.std(correction=0).item(),

@@ -17,6 +17,7 @@ from iaat_fast import data as datasets
 from iaat_fast.alone import alone_in
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
+from iaat_fast.evaluate.rows import rounded
 from iaat_fast.heap import kept_heap
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start
@@ -354,7 +355,8 @@ class _Run:
         loss = self._mean_loss()
         _, clean, robust, seen = state.training_step.totals.tolist()
         size = max(seen, 1)
-        eps = state.memory.values
+        # In float64: a float32 mean of equal radii may lie above the largest of them.
+        eps = state.memory.values.double()
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -372,5 +374,5 @@ class _Run:
                 self.data.test,
                 batch_size=config.evaluation.batch_size,
             ),
-            "seconds": round(state.seconds, 3),
+            "seconds": rounded(state.seconds),
         }

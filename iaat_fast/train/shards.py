@@ -1,38 +1,51 @@
-"""Accuracies on test images whose batches are dealt out to the ranks in turn."""
+"""Verdicts on test images whose batches are dealt out to the ranks in turn."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 
+from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples
-from iaat_fast.evaluate import natural_verdicts, robust_accuracy
+from iaat_fast.evaluate import RobustResult, natural_verdicts, robust_accuracy
 from iaat_fast.train.config import EvaluationConfig
 from iaat_fast.train.ranks import Ranks
 
 
 def shared_accuracy(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> float:
-    """Natural accuracy, on every rank that of all samples.
+    """Natural accuracy, on every rank that of all samples."""
+    verdicts = shared_verdicts(ranks, model, split, batch_size=batch_size)
+    return int(verdicts.sum()) / len(split)
+
+
+def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> Tensor:
+    """bool [N] on the CPU, whether each sample is classified correctly, on every rank that of all samples.
 
     The batches are those of one process, so the verdicts are the same.
     """
     samples = _mine(ranks, split, batch_size)
-    right = 0
-    if samples is None or len(samples):
-        right = int(natural_verdicts(model, split, batch_size=batch_size, samples=samples).sum())
-    return ranks.sum(right) / len(split)
+    if samples is None:
+        return natural_verdicts(model, split, batch_size=batch_size)
+    right = torch.zeros(len(split), dtype=torch.bool)
+    if len(samples):
+        right[samples.cpu()] = natural_verdicts(
+            model, split, batch_size=batch_size, samples=samples
+        )
+    return _together(ranks, right)
 
 
 def shared_robust_accuracy(
     ranks: Ranks, model: nn.Module, split: Samples, how: EvaluationConfig, *, seed: int
-) -> float:
+) -> RobustResult:
     """Accuracy under PGD with restarts, on every rank that of all samples.
 
     Noise follows the sample. Only those still standing after a restart share batches otherwise than
     in one process, which may change how a network's layers round.
     """
     samples = _mine(ranks, split, how.batch_size)
-    robust = 0
+    right, gradients = torch.zeros(len(split), dtype=torch.bool), AttackStats()
     if samples is None or len(samples):
         result = robust_accuracy(
             model,
@@ -46,8 +59,19 @@ def shared_robust_accuracy(
             targeted="random" if how.targeted == "random" else False,
             samples=samples,
         )
-        robust = int(result.correct.sum())
-    return ranks.sum(robust) / len(split)
+        right, gradients = result.correct, result.gradients
+    right = _together(ranks, right)
+    counts = {name: ranks.sum(count) for name, count in dataclasses.asdict(gradients).items()}
+    return RobustResult(
+        accuracy=int(right.sum()) / len(split), correct=right, gradients=AttackStats(**counts)
+    )
+
+
+def _together(ranks: Ranks, verdicts: Tensor) -> Tensor:
+    """The verdicts of all ranks, bool [N]: a sample is True on the rank that has it, if on any."""
+    found = verdicts.to(torch.uint8)
+    ranks.reduce(found)
+    return found.bool()
 
 
 def _mine(ranks: Ranks, split: Samples, batch_size: int) -> Tensor | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from benchmarks.plan import _solve, check_step, configurations, fit_ring
+from benchmarks import plan
+from benchmarks.plan import _solve, check_step, configurations, fit_ring, table9
 from iaat_fast.plan.communication import ring
+from iaat_fast.train import preset
 
 
 def test_fit_finds_latency_and_bandwidth_of_a_ring() -> None:
@@ -34,3 +38,16 @@ def test_a_step_is_predicted_from_its_passes_and_its_own_share_of_fooled_samples
     assert checked["predicted_s"] == pytest.approx(8 * seconds)
     assert checked["predicted_over_measured"] == checked["predicted_s"] / row.p50
     assert len(checked["measured_all_s"]) == 2
+
+
+def test_of_table_9_what_is_fitted_is_marked_as_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hours that gave the rate do not check it."""
+
+    def slim(name: str, **parts: Any) -> Any:
+        return preset(name, model={"width": 2}, **parts)
+
+    monkeypatch.setattr(plan, "preset", slim)
+    monkeypatch.setattr(plan, "TABLE9", {50: (64, 92), 101: (128, 78)})
+    monkeypatch.setattr(plan, "_solve", lambda hours, wanted: 0.1)
+    _, rows = table9([50, 101])
+    assert [row.figures["fitted"] for row in rows] == [True, False]

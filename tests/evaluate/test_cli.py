@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from iaat_fast import data, models
-from iaat_fast.evaluate import accuracy, robust_accuracy
+from iaat_fast.evaluate import accuracy, read_record, robust_accuracy
 from iaat_fast.evaluate.cli import main
+from iaat_fast.evaluate.rows import rounded, wilson
 from iaat_fast.files import load_tensors
 from iaat_fast.run_folder import RunFolder
 
@@ -59,11 +62,13 @@ def test_a_run_is_measured_with_its_own_settings(
     assert natural > 0.8
     assert 0 < robust.accuracy < natural
 
-    (file,) = (run / "evaluation").iterdir()
-    assert file.name == "digits-200-pgd3x2-eps51-alpha12.75-seed0.json"
-    written = json.loads(file.read_text())
-    assert written["natural"]["accuracy"] == natural
-    (row,) = written["robust"]
+    kept = run / "evaluation" / "digits-200-pgd3x2-eps51-alpha12.75-seed0"
+    assert list((run / "evaluation").iterdir()) == [kept]
+    content, verdicts = read_record(kept)
+    assert (content["suite"], content["complete"]) == ("pgd", True)
+    natural_row, row = content["measurements"]
+    assert natural_row["accuracy"] == natural
+    assert np.array_equal(verdicts[row["key"]], robust.correct.numpy())
     assert {name: row[name] for name in attack} == attack
     assert row["accuracy"] == robust.accuracy
     assert row["correct"] == int(robust.correct.sum())
@@ -81,51 +86,77 @@ def test_the_json_says_what_was_measured_and_how(
     assert evaluate(run, *line.split(), "--device", "cpu", "--json", file) == 0
 
     written = json.loads(file.read_text())
-    assert set(written) == {
-        "run",
-        "epoch",
-        "model",
-        "weights",
-        "data",
-        "natural",
-        "robust",
-        "batch_size",
-        "environment",
-    }
+    assert written["schema"] == 1
     assert written["run"] == str(run)
     assert written["epoch"] == 7
     assert written["model"] == {"name": "digits-cnn", "width": 4, "depth": None}
     assert written["data"] == {"name": "digits", "path": None, "split": "test", "samples": 50}
     assert written["batch_size"] == 20
     assert written["environment"]["packages"]["torch"] == torch.__version__
-    assert [row["eps"] for row in written["robust"]] == [2 / 255, 8 / 255]
+    assert written["seed"] == 3
+    natural, *robust = written["measurements"]
+    assert [row["eps"] for row in robust] == [2 / 255, 8 / 255]
     said = (
         "--eps 2 8: every radius is attacked with the same step, 1/255; for another, evaluate it by"
     )
     assert said in capsys.readouterr().err
-    for row in written["robust"]:
-        assert (row["attack"], row["steps"], row["restarts"], row["seed"]) == ("PGD", 2, 1, 3)
+    for row in robust:
+        assert (row["kind"], row["steps"], row["restarts"]) == ("pgd", 2, 1)
         assert row["alpha"] == 1 / 255
         assert row["gradient_entries"] == 50 * 64 * 2
         assert row["nan_gradient_entries"] == 0
-    for row in (written["natural"], *written["robust"]):
+    for row in (natural, *robust):
         low, high = row["interval_95"]
         assert row["samples"] == 50
         assert row["accuracy"] == row["correct"] / 50
         assert 0 <= low <= row["accuracy"] <= high <= 1
-    kept = run / "evaluation" / "digits-50-pgd2x1-eps2-8-alpha1-seed3.json"
-    assert json.loads(kept.read_text()) == written
+    kept = run / "evaluation" / "digits-50-pgd2x1-eps2-8-alpha1-seed3"
+    assert read_record(kept)[0] == written
 
 
 def test_the_interval_is_wilsons() -> None:
-    from iaat_fast.evaluate.interval import share
-
     # 8 of 10, from Wilson (1927) by hand: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
     z, p, n = 1.959963984540054, 0.8, 10
     middle, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     expected = [(middle + sign * spread) / (1 + z**2 / n) for sign in (-1, 1)]
-    assert share(8, 10)["interval_95"] == pytest.approx(expected)
-    assert share(10, 10)["interval_95"][1] == pytest.approx(1)
+    assert wilson(8, 10) == pytest.approx(expected)
+    for correct in range(41):
+        whole = binomtest(correct, 40).proportion_ci(0.95, method="wilson")
+        low, high = wilson(correct, 40)
+        assert (low, high) == pytest.approx((whole.low, whole.high))
+        assert low <= correct / 40 <= high
+
+
+def test_an_interval_lies_round_a_mean_of_counts_that_is_no_whole_number() -> None:
+    low, high = wilson(17.4, 40)
+    assert wilson(17, 40)[0] < low < 17.4 / 40 < high < wilson(18, 40)[1]
+
+
+def test_what_took_time_did_not_take_0_seconds() -> None:
+    assert [rounded(s) for s in (0.0, 0.000123456, 0.0123456, 12.3456789)] == [
+        *(0.0, 0.000123, 0.0123, 12.346)
+    ]
+
+
+def test_attacks_that_differ_in_one_setting_are_kept_apart(run: Path) -> None:
+    """The last word of a line is all that tells it from the first."""
+    common = "--limit 20 --eps 51 --steps 2 --restarts 1 --device cpu"
+    changes = ["", "--alpha 3", "--seed 1", "--targeted random", "--any-iterate", "--restarts 2"]
+    for change in changes:
+        assert evaluate(run, *common.split(), *change.split()) == 0
+    assert len(list((run / "evaluation").glob("*/results.json"))) == len(changes)
+
+
+@pytest.mark.parametrize("change", ["--seed 1", "--targeted random", "--alpha 3", "--any-iterate"])
+def test_a_folder_of_another_attack_is_refused_and_kept(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    common = f"--limit 20 --steps 2 --restarts 1 --out {tmp_path / 'out'} --device cpu"
+    assert evaluate(run, *common.split()) == 0
+    before = snapshot(tmp_path / "out")
+    assert "made with another" in one_line_error(capsys, run, *common.split(), *change.split())
+    assert snapshot(tmp_path / "out") == before
+    assert evaluate(run, *common.split(), *change.split(), "--overwrite") == 0
 
 
 def test_a_model_of_the_package_is_attacked_with_weights_from_a_file(
@@ -139,9 +170,9 @@ def test_a_model_of_the_package_is_attacked_with_weights_from_a_file(
     assert evaluate(*own.split(), *attack.split(), "--json", file) == 0
     assert evaluate(run) == 0
     (kept,) = (run / "evaluation").iterdir()
-    of_run, of_file = json.loads(kept.read_text()), json.loads(file.read_text())
-    assert of_file["natural"] == of_run["natural"]
-    assert of_file["robust"][0]["correct"] == of_run["robust"][0]["correct"]
+    of_run, of_file = read_record(kept)[0], json.loads(file.read_text())
+    correct = [[row["correct"] for row in c["measurements"]] for c in (of_run, of_file)]
+    assert correct[0] == correct[1]
     assert of_file["run"] is None
 
 
@@ -181,7 +212,7 @@ def test_a_users_own_model_from_the_current_directory(tmp_path: Path) -> None:
     assert "PGD-2 × 5 at ε = 8/255" in out
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["model"]["name"] == "mine:make"
-    assert written["robust"][0]["samples"] == 20
+    assert written["measurements"][1]["samples"] == 20
     assert not (tmp_path / "evaluation").exists()
 
 

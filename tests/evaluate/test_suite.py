@@ -76,6 +76,7 @@ def test_the_suites_are_the_protocols() -> None:
     assert [(one.eps, one.steps, one.targeted) for one in attacks] == [
         (n / 255, 1000, "random") for n in (4, 8, 12, 16)
     ]
+    assert {one.restarts for one in attacks} == {1}, "the paper names none for ImageNet"
     steps = imagenet.attacks_of("steps-sweep", eps=imagenet.eps, alpha=imagenet.alpha)
     assert {one.eps for one in steps} == {16 / 255}
     assert (steps[0].steps, steps[-1].steps, steps[-1].alpha) == (10, 2000, 1 / 255)
@@ -319,7 +320,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("--suite cifar --parts transfer", "transfer: expected a surrogate"),
         ("--suite cifar --steps 10", "--steps: a suite has its own"),
         ("--parts natural", "--parts: belongs to a suite"),
-        ("--any-iterate", "--any-iterate: belongs to a suite"),
+        ("--corruptions gone", "--corruptions: belongs to a suite"),
+        ("--suite cifar --eps 300", "--eps: 300/255, expected 0 to 255"),
         ("--suite cifar --save-every 0", "--save-every: 0, expected above 0"),
         ("--suite quick --eps 51 51", "eps: the same radius twice"),
         ("--suite quick --dataset cifar10", "trained on digits, which does not fit"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_table_and_json(
     for row in rows:
         assert row.split("│")[-2].strip() in ("given", "counted", "measured", "modelled")
     assert "samples fooled at prev + gamma: 0.5 (assumed)" in shown
+
+
+def test_no_number_is_written_with_an_exponent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("digits", "--gpus", 64, "--batch-per-gpu", 4096) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"batch size +│ +262,100 │ images", text)
+    assert not re.search(r"\de[+-]\d", text)
 
 
 @pytest.mark.parametrize("name", ["cifar10-resnet18", "imagenet-resnet50"])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from iaat_fast import models
-from iaat_fast.report.records import wilson
+from iaat_fast.evaluate.rows import wilson
 from iaat_fast.run_folder import RunFolder
 
 TRAIN, TEST = 60, 40
@@ -138,6 +138,8 @@ def save_record(
         "model": {"name": "resnet18", "width": 4, "depth": None},
         "weights": None,
         "data": {"name": dataset, "path": None, "split": "test", "samples": samples},
+        "settings": {},
+        "parts": {row["part"]: True for row in rows},
         "measurements": rows,
         "batch_size": 256,
         "environment": {"commit": "0123456789abcdef", "device": "cpu", "cpu": "a processor"},

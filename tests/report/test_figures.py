@@ -15,9 +15,10 @@ from iaat_fast.report.figures.curves import draw_eps_sweep, draw_steps_sweep, dr
 from iaat_fast.report.figures.drawing import svg
 from iaat_fast.report.figures.galleries import draw_galleries
 from iaat_fast.report.figures.perturbed import draw_perturbed
-from iaat_fast.report.figures.radii import draw_histograms, draw_progress
+from iaat_fast.report.figures.radii import draw_histograms, draw_progress, undrawn
 from iaat_fast.report.figures.style import dark_colours, series
 from iaat_fast.report.groups import Group, group
+from iaat_fast.report.plots import _accuracies, _radii
 from iaat_fast.report.records import read_records
 from iaat_fast.run_folder import RunFolder
 from tests.report.made import TRAIN, cifar_rows, save_checkpoint, save_record, save_run
@@ -117,6 +118,69 @@ def test_a_fixed_radius_has_no_figures_of_radii(tmp_path: Path) -> None:
     folder.save_epsilon(12, torch.full((TRAIN,), 8 / 255))
     found = group_of(folder)
     assert draw_progress(found) + draw_histograms(found) == []
+
+
+@pytest.mark.parametrize("method", ["iaat", "mma"])
+def test_figures_left_out_because_all_radii_are_equal_are_said(tmp_path: Path, method: str) -> None:
+    folder = save_run(tmp_path / "a", method, epochs=3)
+    folder.save_epsilon(3, torch.full((TRAIN,), 8 / 255))
+    left_out = TrainingImages()
+    numbers = {drawing.number for drawing in draw_figures([group_of(folder)], left_out)}
+    assert numbers.isdisjoint({2, 5, 6, 7, 8})
+    assert left_out.missing == [
+        "Figures 2 and 5 to 8 of CIFAR-10, ResNet-18, width 4: not drawn, "
+        f"all radii of {folder.path} are equal after 3 epochs, 8.0/255"
+    ]
+
+
+def test_a_variant_left_out_of_figures_of_radii_is_said(tmp_path: Path) -> None:
+    folders = [
+        save_run(tmp_path / "warm", "iaat"),
+        save_run(tmp_path / "cold", "iaat", epsilon__warmup_epochs=0, epochs=0),
+        save_run(tmp_path / "adv", "adv"),
+    ]
+    (said,) = undrawn(group_of(*folders))
+    assert said.endswith(
+        "without IAAT (no warm-up), " + f"{folders[1].path} has no snapshot of its radii"
+    )
+
+
+def test_no_axis_leads_below_zero(tmp_path: Path) -> None:
+    folders = [
+        # Seeds whose mean minus their deviation is negative, and radii at 0.
+        save_run(tmp_path / f"iaat{seed}", "iaat", natural=0.9, robust=robust, run__seed=seed)
+        for seed, robust in enumerate((0.03, 0.15))
+    ]
+    for folder in folders:
+        folder.save_epsilon(12, torch.linspace(0, 16 / 255, TRAIN))
+    folders.append(save_run(tmp_path / "adv", "adv", natural=0.03, robust=0.0))
+    found = group_of(*folders)
+    drawings = [
+        drawing
+        for draw in (
+            draw_tradeoff,
+            draw_eps_sweep,
+            draw_steps_sweep,
+            draw_progress,
+            draw_histograms,
+        )
+        for drawing in draw(found)
+    ]
+    figures = [drawing.figure for drawing in drawings]
+    assert len(figures) == 6
+    figures += [_accuracies(folders[0].metrics()), _radii([{**zeros(), "epoch": 1}])]
+    for figure in figures:
+        (axes,) = figure.axes
+        assert axes.get_xlim()[0] >= 0
+        assert axes.get_ylim()[0] >= 0
+    bars = [axes_of(drawing).collections for drawing in drawings[:3]]
+    ends = np.concatenate([np.concatenate(b.get_segments()) for found in bars for b in found])
+    assert ends.min() >= 0
+    assert ends[:, 1].max() <= 100
+
+
+def zeros() -> dict[str, float]:
+    return dict.fromkeys(("eps_mean", "eps_std", "eps_min", "eps_max"), 0.0)
 
 
 def test_galleries_show_the_samples_their_captions_promise(tmp_path: Path, images: Path) -> None:

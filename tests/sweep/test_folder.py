@@ -90,6 +90,26 @@ def test_a_run_of_another_configuration_in_the_way_is_refused(
         record(tmp_path, methods=("iaat",))
 
 
+def test_a_folder_of_something_else_is_refused_as_training_does(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    with pytest.raises(FileExistsError, match=r"exists and is no sweep's folder .*, but thesis"):
+        record(tmp_path, methods=("clean",))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+def test_a_folder_of_runs_may_become_a_sweeps(
+    tmp_path: Path, begin: Callable[[Run], RunFolder]
+) -> None:
+    begin(Grid(methods=("adv",)).runs(tmp_path)[0])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "sweep.lock").touch()
+    record(tmp_path, methods=("clean",))
+    (tmp_path / "notes.txt").write_text("what is added later is no matter")
+    assert len(record(tmp_path, methods=("clean",), seeds=(1,))) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

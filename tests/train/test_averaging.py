@@ -79,6 +79,7 @@ def test_the_average_is_evaluated_and_leaves_training_alone(
     counted = accuracy(averaged.evaluated, tiny_data.test)
     assert averaged.metrics[-1]["test_accuracy"] == counted
     assert evaluate_run(averaged)["natural_accuracy"] == counted
+    assert averaged.folder.results()["ema"] is True
 
 
 def test_evaluate_takes_the_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,7 @@ def test_evaluate_takes_the_average(tmp_path: Path, capsys: pytest.CaptureFixtur
     file = tmp_path / "out.json"
     assert evaluate([str(tmp_path / "run"), *flags, "--json", str(file)]) == 0
     written = json.loads(file.read_text())
-    assert written["natural"]["accuracy"] == expected
+    assert written["measurements"][0]["accuracy"] == expected
     assert RunFolder(tmp_path / "run").checkpoint()["ema_updates"] == 8 * 5
 
 

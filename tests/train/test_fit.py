@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from iaat_fast import ops
 from iaat_fast.data import ImageData, Split, epoch_order
-from iaat_fast.evaluate import fingerprint
+from iaat_fast.evaluate import read_record, robust_accuracy
+from iaat_fast.evaluate.fingerprint import of_weights
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import FitResult, TrainConfig, fit
+from iaat_fast.train.closing import evaluate_run
 from iaat_fast.train.schedule import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
 from tests.train.same_run import Fit, assert_same_run, bits
@@ -52,6 +54,52 @@ def test_a_model_of_one_logit_is_refused_before_the_folder_is_made(
     with pytest.raises(ValueError, match=r"^model: one logit per image, expected at least two cla"):
         fit(tiny_config(tmp_path / "run"), model=model, data=data)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_closing_evaluation_is_a_record_of_the_runs_own_weights(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    evaluation = {"steps": 2, "restarts": 2, "targeted": "random"}
+    config = tiny_config(tmp_path / "run", run={"seed": 5}, evaluation=evaluation)
+    result = tiny_fit(config)
+    results = evaluate_run(result)
+    content, verdicts = read_record(result.folder.path)
+    assert content == result.folder.results()
+    assert (content["suite"], content["seed"], content["epoch"]) == ("closing", 5, 3)
+    assert {name: content[name] for name in results} == results
+    assert content["settings"]["weights_sha256"] == of_weights(result.model)
+    assert not result.folder.path.joinpath("progress.pt").exists()
+    natural, robust = content["measurements"]
+    assert (natural["accuracy"], robust["accuracy"]) == (
+        *(results["natural_accuracy"], results["robust_accuracy"]),
+    )
+    expected = robust_accuracy(
+        result.model,
+        result.data.test,
+        **{name: robust[name] for name in ("eps", "alpha", "steps", "restarts", "targeted")},
+        seed=5,
+    )
+    assert robust["targeted"] == "random"
+    assert np.array_equal(verdicts[robust["key"]], expected.correct.numpy())
+    assert robust["gradients"] == expected.gradients.gradients
+    # A new run in its place leaves nothing of it.
+    result.folder.create(config.to_dict(), {})
+    assert {path.name for path in result.folder.path.iterdir()} == {"config.json", "env.json"}
+
+
+def test_the_mean_of_equal_radii_is_their_radius(
+    tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """In float32 the mean of 1,437 radii of 51/255 is larger than the largest of them."""
+    equal = torch.full((1437,), 51 / 255)
+    assert equal.mean() > equal.max()
+    result = tiny_fit(tiny_config(tmp_path / "run", method="adv"))
+    results = evaluate_run(replace(result, epsilon=equal))
+    assert results["eps_min"] == results["eps_mean"] == results["eps_max"]
+    assert results["eps_std"] == 0
+    for row in result.metrics:
+        assert row["eps_min"] == row["eps_mean"] == row["eps_max"]
+        assert row["eps_std"] == 0
 
 
 def test_what_a_row_of_metrics_holds_under_each_method(
@@ -221,7 +269,7 @@ def test_a_compiled_module_is_saved_under_plain_names_and_goes_on(
     saved = compiled.folder.checkpoint()
     assert saved["ema"].keys() == saved["model"].keys() == tiny_model().state_dict().keys()
     assert torch.equal(again.model.state_dict()["_orig_mod.0.weight"], saved["model"]["0.weight"])
-    assert fingerprint.of_weights(compiled.model) == fingerprint.of_weights(plain.model)
+    assert of_weights(compiled.model) == of_weights(plain.model)
 
 
 def test_without_a_folder_each_run_gets_a_fresh_one(

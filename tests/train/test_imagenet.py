@@ -79,8 +79,9 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     assert evaluate([*arguments, "--json", str(record)]) == 0, capsys.readouterr().err
     measured = json.loads(record.read_text())
     assert measured["data"]["samples"] == 20
-    assert measured["natural"]["accuracy"] == resumed.metrics[-1]["test_accuracy"]
-    assert [row["targeted"] for row in measured["robust"]] == ["random"], "as the preset evaluates"
+    natural, attack = measured["measurements"]
+    assert natural["accuracy"] == resumed.metrics[-1]["test_accuracy"]
+    assert attack["targeted"] == "random", "as the preset evaluates"
 
 
 def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(

@@ -122,7 +122,8 @@ def test_a_killed_rank_is_started_anew_and_no_bit_changes(
     assert 0 < int(started[1]) < 15
     folder = RunFolder(tmp_path / "run")
     assert_same_bits(folder, reference)
-    assert folder.results() == reference.results()
+    for name in ("natural_accuracy", "robust_accuracy", "eps_mean", "eps_std", "parts"):
+        assert folder.results()[name] == reference.results()[name]
 
 
 @pytest.mark.slow

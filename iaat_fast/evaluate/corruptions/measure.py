@@ -18,7 +18,7 @@ from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.corruptions.images import CorruptedImages, ImageSequence
 from iaat_fast.evaluate.corruptions.names import ALEXNET_ERRORS, SEVERITIES
-from iaat_fast.evaluate.interval import share
+from iaat_fast.evaluate.rows import rounded, wilson
 from iaat_fast.evaluate.trajectories import correct as classified_correctly
 from iaat_fast.messages import one_line
 
@@ -84,7 +84,7 @@ def measure_corruptions(
         except UnreadableImage as error:
             images.missing[name] = str(error)
             continue
-        seconds = round(time.perf_counter() - started, 3)
+        seconds = rounded(time.perf_counter() - started)
         yield Measured(_row(name, images.origin, verdicts, seconds), verdicts)
 
 
@@ -115,7 +115,7 @@ def summarise(rows: Iterable[dict[str, Any]], images: CorruptedImages) -> dict[s
         "source": images.origin,
         "complete": not missing,
         "missing": missing,
-        "seconds": round(math.fsum(row["seconds"] for row in measured), 3),
+        "seconds": rounded(math.fsum(row["seconds"] for row in measured)),
     }
 
 
@@ -231,7 +231,7 @@ def _row(name: str, origin: str, verdicts: np.ndarray, seconds: float) -> dict[s
         "correct": total,
         "samples": verdicts.size,
         # The five verdicts on one image hang together: there are N independent ones, not 5 N.
-        "interval_95": share(round(total / len(SEVERITIES)), samples)["interval_95"],
+        "interval_95": list(wilson(total / len(SEVERITIES), samples)),
         "severities": [
             {
                 "severity": severity,

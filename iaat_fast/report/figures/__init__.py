@@ -8,7 +8,7 @@ from iaat_fast.report.figures.curves import draw_eps_sweep, draw_steps_sweep, dr
 from iaat_fast.report.figures.drawing import Drawing
 from iaat_fast.report.figures.galleries import draw_galleries
 from iaat_fast.report.figures.perturbed import draw_perturbed
-from iaat_fast.report.figures.radii import draw_histograms, draw_progress
+from iaat_fast.report.figures.radii import draw_histograms, draw_progress, undrawn
 from iaat_fast.report.figures.samples import TrainingImages
 from iaat_fast.report.groups import Group
 
@@ -20,8 +20,9 @@ def draw_figures(groups: Sequence[Group], images: TrainingImages) -> list[Drawin
 
     Args:
         groups: the runs.
-        images: gives the training images of a run, and keeps what it could not give.
+        images: gives the training images of a run, and keeps what could not be drawn, and why.
     """
+    images.missing += [text for group in groups for text in undrawn(group)]
     drawings = [
         drawing
         for group in groups

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing
-from iaat_fast.report.figures.style import QUIET, blank, legend_above, series
+from iaat_fast.report.figures.style import QUIET, blank, legend_above, not_below_zero, series
 from iaat_fast.report.groups import Group, Variant
-from iaat_fast.report.records import CLOSING, Evaluation, Measurement
 
 Point = tuple[float, float, float, float]
 """Position, accuracy in percent, and how far its bar reaches below and above."""
@@ -57,6 +58,7 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
         )
     axes.set(xlabel="natural accuracy (%)", ylabel="robust accuracy (%)")
     axes.margins(0.12)
+    not_below_zero(axes)
     legend_above(figure, axes)
     said = "; ".join(
         f"{variant.name}: {x[0]:.1f} natural, {y[0]:.1f} robust"
@@ -133,10 +135,11 @@ def _sweep(
         )
     axes.set(xlabel=label, ylabel="accuracy (%)")
     axes.set_ylim(bottom=0)
+    not_below_zero(axes)
     if number == 9:
         axes.set_xscale("log")
         steps = sorted({point[0] for _, curve in curves for point in curve})
-        axes.set_xticks(steps, [f"{step:g}" for step in steps])
+        axes.set_xticks(steps, [f"{step:.0f}" for step in steps])
         axes.minorticks_off()
     legend_above(figure, axes)
     said = "; ".join(
@@ -206,11 +209,8 @@ def _strongest(evaluations: Sequence[Evaluation]) -> Measurement | None:
 
 
 def _find(evaluation: Evaluation, attack: Measurement) -> Measurement | None:
-    wanted = [attack.row[name] for name in ("eps", "alpha", "steps", "restarts")]
-    for m in evaluation.of("pgd", attack.part):
-        if [m.row[name] for name in ("eps", "alpha", "steps", "restarts")] == wanted:
-            return m
-    return None
+    found = evaluation.of("pgd", attack.part)
+    return next((m for m in found if m.setting == attack.setting), None)
 
 
 def _curve(runs: Sequence[Sequence[tuple[float, Measurement]]]) -> list[Point]:
@@ -231,7 +231,8 @@ def _mean(found: Sequence[Measurement]) -> tuple[float, float, float]:
     mean = statistics.fmean(accuracies)
     if len(accuracies) > 1:
         spread = statistics.stdev(accuracies)
-        return mean, spread, spread
+        # No accuracy lies beyond 0 or 100.
+        return mean, min(spread, mean), min(spread, 100 - mean)
     low, high = found[0].interval or (found[0].accuracy, found[0].accuracy)
     return mean, max(mean - 100 * low, 0.0), max(100 * high - mean, 0.0)
 
@@ -240,6 +241,7 @@ def _attack_text(m: Measurement, *, eps: bool = True, steps: bool = True) -> str
     """`PGD-10 × 5 at ε = 8`, without what an axis shows."""
     name = f"PGD-{m.row['steps']}" if steps else "PGD"
     name += f" × {m.row['restarts']}"
+    name = f"targeted {name}" if targets(m.row) else name
     return f"{name} at ε = {naming.pixels(m.row['eps'])}" if eps else name
 
 

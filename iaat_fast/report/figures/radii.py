@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing
 from iaat_fast.report.figures.style import (
     BLUE,
@@ -19,6 +20,7 @@ from iaat_fast.report.figures.style import (
     blank,
     legend,
     line,
+    not_below_zero,
     sequence,
     series,
 )
@@ -34,7 +36,7 @@ SAMPLES_SEED = 0
 
 
 def load_radii(path: Path) -> np.ndarray:
-    """A snapshot of the radii, float32 [size], in units of 1/255.
+    """A snapshot of the radii, float64 [size], in units of 1/255.
 
     Raises:
         ValueError: the file is damaged; it is named.
@@ -47,7 +49,8 @@ def load_radii(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: expected radii [size], found {np.shape(values)}")
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: holds radii that are not finite")
-    return 255 * values
+    # float64: a float32 mean of equal radii may lie above the largest of them.
+    return 255 * values.astype(np.float64)
 
 
 def own_radii(variant: Variant) -> RunRecord | None:
@@ -64,6 +67,29 @@ def adaptive(group: Group) -> tuple[Variant, RunRecord] | None:
         if (run := own_radii(variant)) is not None:
             return variant, run
     return None
+
+
+def undrawn(group: Group) -> list[str]:
+    """What Figures 2 and 5 to 8 lack of methods that adapt radii, and why."""
+    said = []
+    nothing = adaptive(group) is None
+    for variant in group.variants:
+        run = variant.first
+        if run.config["method"] not in naming.ADAPTIVE or own_radii(variant) is not None:
+            continue
+        why = f"{run.name} has no snapshot of its radii"
+        if run.snapshots:
+            epoch, path = list(run.snapshots.items())[-1]
+            radius = load_radii(path)[0]
+            why = f"all radii of {run.name} are equal after {epoch} epochs, {radius:.1f}/255"
+        what = "not drawn" if nothing else f"without {variant.name}"
+        said.append(f"Figures 2 and 5 to 8 of {group.name}: {what}, {why}")
+    if (chosen := adaptive(group)) is not None and len(chosen[1].snapshots) == 1:
+        name = chosen[1].name
+        said.append(
+            f"Figure 5 of {group.name}: single samples not drawn, {name} has one snapshot of its radii"
+        )
+    return said
 
 
 def draw_progress(group: Group) -> list[Drawing]:
@@ -192,5 +218,6 @@ def histograms(snapshots: dict[int, Path], *, title: str | None = None) -> Figur
         axes.stairs(share, edges, color=shade, lw=1.8, label=label)
     axes.set(xlabel="ε (1/255)", ylabel="training samples (%)")
     axes.set_ylim(bottom=0)
+    not_below_zero(axes)
     legend(axes)
     return figure

@@ -88,6 +88,12 @@ def line(axes: Axes, x: Sequence[float], y: Any, **style: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def not_below_zero(axes: Axes) -> None:
+    """Cut the axes at 0, where margins lead beyond: epochs, radii and accuracies end there."""
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+
+
 def series(keys: Sequence[str]) -> list[dict[str, Any]]:
     """Colour, marker and line of the curves of these methods: no two are alike in marker and line together."""
     others = [c for c in (SKY, YELLOW, GREEN, PURPLE) if c not in map(METHOD_COLOURS.get, keys)]

@@ -9,37 +9,47 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
-.PHONY: install train test lint format bench gpu clean
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-train: $(INSTALLED)
+.PHONY: help install train test quick coverage lint format bench gpu clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by default IAAT on the digits
 	$(BIN)/python -m iaat_fast.train $(ARGS)
 
 # A process per core. Each starts as many threads as there are cores; waiting ones must not burn the others' time.
-test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not gpu" $(ARGS)
+test: lint ## lint, and every test that needs no GPU
+	$(PYTEST) -m "not gpu" $(ARGS)
 
-lint: $(INSTALLED)
+quick: $(INSTALLED) ## the quick tests, at most 4 cases of each
+	$(PYTEST) -m "not slow and not gpu" --thin 4 $(ARGS)
+
+coverage: $(INSTALLED) ## the lines of iaat_fast that `make test` reaches; those of Triton's kernels are not counted
+	$(PYTEST) -m "not gpu" --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: $(INSTALLED) ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-format: $(INSTALLED)
+format: $(INSTALLED) ## ruff and clang-format, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
 # Single calls, timed by pytest-benchmark. The benchmarks with their records are `python -m benchmarks NAME`.
-bench: $(INSTALLED)
+bench: $(INSTALLED) ## time single calls on the CPU
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
 
-# On a machine with a GPU: builds in place and tests and measures with its own Python; fetches nothing.
 gpu: PYTHON = python3
-gpu:
+gpu: ## on a machine with a GPU: build, test and measure with its own Python; fetches nothing
 	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
-install: $(INSTALLED)
+install: $(INSTALLED) ## .venv, pinned requirements, editable build
 
 # The stamp goes stale when anything that shapes the build changes, so no command runs an old one.
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
@@ -48,8 +58,7 @@ $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,corruptions,test,peers,dev]'
 	touch $@
 
-# Keeps .venv and runs/.
-clean:
+clean: ## remove what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info iaat_fast/_C.*.so $(INSTALLED) \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +21,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thin", type=int, metavar="N", help="run at most N cases of each test, at equal distances"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with slow tests first: workers take whole files, and a long one begun last would keep one alone at work."""
+    most = config.getoption("--thin")
+    if most is not None:
+        _thin(config, items, most)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def _thin(config: pytest.Config, items: list[pytest.Item], most: int) -> None:
+    """Deselect all but a fixed sample of each test's cases."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.split("[")[0]].append(item)
+    kept = set()
+    for every in cases.values():
+        count = min(most, len(every))
+        kept.update(id(every[number * len(every) // count]) for number in range(count))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 @pytest.fixture(autouse=True)

@@ -79,8 +79,10 @@ class InFloat32:
         most = max(4 * off(slope, self.slope), last_bits)
         assert (errors >= most).sum() <= flips, errors
 
-    def assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(self, program: Program) -> None:
-        """In bfloat16: half as many again may be wrong, or 0.02 of all.
+    def assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(
+        self, program: Program, *, times: float = 1.0
+    ) -> None:
+        """In bfloat16: 0.02 of all signs more may be wrong, or so many times as many.
 
         Of 3,840 entries 0.02 are 77, several deviations where one in ten is wrong and each for itself. In deep networks
         they are wrong together, where a ReLU flips: of a GoogLeNet's 0.11 to 0.17 in programs, 0.12 to 0.14 in copies,
@@ -97,5 +99,5 @@ class InFloat32:
         def wrong(found: Tensor) -> float:
             return float((found.sign() != self.slope.sign()).double().mean())
 
-        assert wrong(grad) < max(1.5 * wrong(slope), wrong(slope) + 0.02)
+        assert wrong(grad) < max(times * wrong(slope), wrong(slope) + 0.02)
         assert wrong(grad) < 0.25

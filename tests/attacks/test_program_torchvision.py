@@ -140,4 +140,4 @@ def test_in_bfloat16_as_many_signs_are_right_as_in_a_copy_of_the_modules(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = served.net.program(monkeypatch, torch.bfloat16)
-    served.net.assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(program)
+    served.net.assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(program, times=1.5)

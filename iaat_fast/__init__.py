@@ -4,7 +4,8 @@ import sys
 
 __version__ = "0.1.0"
 
-if sys.argv[:1] == ["-m"]:  # what it is while `python -m` imports the packages of a command
+# What argv is while `python -m iaat_fast.COMMAND` imports the packages of the command; other programs' hooks stay.
+if sys.argv[:1] == ["-m"] and any(word.startswith("iaat_fast.") for word in sys.orig_argv):
     from iaat_fast.entry import explain_early_errors
 
     explain_early_errors()

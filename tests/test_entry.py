@@ -37,6 +37,16 @@ def test_a_backend_that_cannot_be_had_is_one_line() -> None:
     assert (ended.returncode, ended.stderr) == (2, f"iaat_fast: {expected}")
 
 
+def test_another_programs_hook_for_exceptions_stays(tmp_path: Path) -> None:
+    package = tmp_path / "theirs"
+    package.mkdir()
+    (package / "__init__.py").write_text("import iaat_fast\n")
+    (package / "__main__.py").write_text(
+        "import sys\nassert sys.excepthook is sys.__excepthook__\n"
+    )
+    subprocess.run([sys.executable, "-m", "theirs"], cwd=tmp_path, check=True)
+
+
 def test_so_it_is_where_the_commands_package_imports_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,8 @@ class RunFolder:
         The closing evaluation is removed; later ones are kept as `evaluation-epoch-N`, N the epochs so far.
         """
         config = self.config()
-        self.results_path.unlink(missing_ok=True)
+        for file in (self.results_path, self.verdicts_path):
+            file.unlink(missing_ok=True)
         if self.evaluation_dir.exists():
             so_far = config["optim"]["epochs"]
             self.evaluation_dir.rename(self.path / f"evaluation-epoch-{so_far:04d}")

@@ -19,7 +19,7 @@ from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice, one_line
 from iaat_fast.method_fields import reads
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import PARTS, override, refuse_unread
+from iaat_fast.train.changes import override, refuse_unread
 from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
 from iaat_fast.train.distributed import joined
@@ -80,25 +80,20 @@ def parse(argv: Sequence[str]) -> Command:
     command = command_line.parse(partial(_tyro, default=default), argv)
     if command.preset != default.preset and not command.resume:
         raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
-    refuse_unread(command.config, _given(argv), _flag)
+    refuse_unread(command.config, _given(argv), FLAGS.__getitem__)
     return command
 
 
-def _flag(field: str) -> str:
-    """The flag of a field of those parts whose names it has unchanged."""
-    return f"--{field.rpartition('.')[2].replace('_', '-')}"
-
-
-_BY_METHOD = {
-    _flag(f.name): f"{part}.{f.name}"
-    for part in ("attack", "epsilon", "baseline", "run")
-    for f in fields(PARTS[part])
+_BY_FLAG = {
+    flag: field
+    for field, flag in FLAGS.items()
+    if field.startswith(("attack.", "epsilon.", "baseline.", "run."))
 }
 
 
 def _field(flag: str) -> str:
     """The field of a flag that not all methods read; "" of others."""
-    return _BY_METHOD.get(flag) or _BY_METHOD.get(flag.replace("--no-", "--", 1), "")
+    return _BY_FLAG.get(flag) or _BY_FLAG.get(flag.replace("--no-", "--", 1), "")
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:

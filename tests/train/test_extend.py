@@ -68,4 +68,4 @@ def test_on_the_command_line_the_closing_table_is_of_the_longer_run(
     assert f"{results['natural_accuracy']:.2%}" in capsys.readouterr().out
     assert results["natural_accuracy"] == folder.metrics()[-1]["test_accuracy"]
     assert main(["--resume", "--epochs", "2", "--out", out]) == 2
-    assert "optim.epochs (3 there, 2 given)" in capsys.readouterr().err
+    assert "--epochs (3 there, 2 given)" in capsys.readouterr().err

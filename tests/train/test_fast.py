@@ -205,8 +205,8 @@ def test_a_fast_run_says_what_was_chosen_and_resumes_as_it_began(
         assert said in " ".join(capsys.readouterr().out.split())
         assert RunFolder(out).config() == config
     for words, field in (
-        (["--precision", "bf16"], "attack.precision ('fp32' there, 'bf16' given)"),
-        (["--no-fast"], "run.fast (True there, False given)"),
+        (["--precision", "bf16"], "--precision ('fp32' there, 'bf16' given)"),
+        (["--no-fast"], "--fast (True there, False given)"),
     ):
         assert main([*words, "--resume", "--out", str(out)]) == 2
         assert field in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_a_run_begun_without_fast_does_not_go_on_with_it(
 ) -> None:
     RunFolder(tmp_path / "run").create(preset("digits").to_dict(), {})
     assert main(["--fast", "--resume", "--out", str(tmp_path / "run")]) == 2
-    assert "run.fast (False there, True given)" in capsys.readouterr().err
+    assert "--fast (False there, True given)" in capsys.readouterr().err
 
 
 def test_the_strategy_resolved_is_recorded(

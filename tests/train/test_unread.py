@@ -15,8 +15,9 @@ from iaat_fast.data import ImageData
 from iaat_fast.method_fields import NO_WARMUP, READS, reads
 from iaat_fast.train import fit, override, preset
 from iaat_fast.train.changes import PARTS, differences, refuse_unread
-from iaat_fast.train.cli import _flag, _given, main
+from iaat_fast.train.cli import _given, main
 from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.schedule import never_reached
 from iaat_fast.train.step import TrainingStep
 from tests.train.same_run import Fit
@@ -82,12 +83,12 @@ def test_a_field_that_the_method_does_not_read_is_refused_when_given(method: Any
         given = {f"{part}.{name}": " ".join([flag, *value])}
         assert _given(["digits", "--method", method, "--epochs=3", flag, *value]) == given
         if reads(method, field):
-            refuse_unread(config, given, _flag)
+            refuse_unread(config, given, FLAGS.__getitem__)
             continue
         with pytest.raises(
             ValueError, match=rf"^{flag}.*: not read by method '{method}', expected --"
         ):
-            refuse_unread(config, given, _flag)
+            refuse_unread(config, given, FLAGS.__getitem__)
         with pytest.raises(
             ValueError, match=rf"^{field} is .*: not read by method '{method}', exp"
         ):

@@ -12,6 +12,7 @@ decodes sooner than ImageNet's own files.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,9 +49,8 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
-    torch.set_num_threads(1)
     record.machine["threads"] = 1
-    with tempfile.TemporaryDirectory() as made:
+    with _on_one_thread(), tempfile.TemporaryDirectory() as made:
         folder = options.data or made_up(Path(made))
         split = data.load("imagenet", folder, limit=options.limit, workers=1).train
         assert isinstance(split, FolderSplit)
@@ -68,6 +68,16 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
                 "cores_for_one_gpu": options.need * processes / statistics.median(rates),
             }
             yield row
+
+
+@contextlib.contextmanager
+def _on_one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def ways(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:

@@ -33,16 +33,11 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> None:
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BENCHMARKS],
 )
-def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(name: str, tmp_path: Path) -> None:
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
         pytest.skip(f"{PEERS[name]} is not installed")
     if name == "distributed" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("it pins two cores")
-    monkeypatch.setattr(
-        torch, "set_num_threads", lambda count: None
-    )  # other tests share this process
     device = ["--device", "cpu"] if torch.cuda.is_available() and name in DEVICES else []
     assert main([name, "--quick", *device, "--out", str(tmp_path)]) == 0
     record, tables, figure = sorted(

@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.__main__ import main
 
 
-def test_a_record_has_rates_sizes_and_the_papers_need(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+def test_a_record_has_rates_sizes_and_the_papers_need(image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "decoding.json"
     argv = ["--data", str(image_folder), "--limit", "6", "--rounds", "2", "--workers", "1"]
     assert main(["decoding", *argv, "--record", str(out)]) == 0

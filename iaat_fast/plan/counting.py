@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from iaat_fast.attacks.program import Program
 
@@ -35,22 +35,29 @@ class Pass:
     as in `FlopCounterMode`. Traffic is that of unfused operators: each reads its inputs from memory, and writes its
     outputs to it, once.
 
-    forward, input_gradient, weight_gradient: operations of each part.
-    kernels: operators, in their order.
+    forward, backward: their operators, in their order.
     saved: bytes kept from the forward for the backward, without the weights.
     """
 
     images: int
-    forward: int
-    input_gradient: int
-    weight_gradient: int
-    kernels: tuple[Kernel, ...]
-    saved: int
+    forward: tuple[Kernel, ...]
+    backward: tuple[Kernel, ...] = ()
+    saved: int = 0
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The operators of the whole pass."""
+        return self.forward + self.backward
 
     @property
     def operations(self) -> int:
         """Of the whole pass."""
-        return self.forward + self.input_gradient + self.weight_gradient
+        return sum(kernel.operations for kernel in self.kernels)
+
+    @property
+    def backward_share(self) -> float:
+        """Share of the operations that the backward takes."""
+        return sum(kernel.operations for kernel in self.backward) / self.operations
 
     @property
     def bytes(self) -> int:
@@ -62,29 +69,13 @@ def count_forward(network: nn.Module, shape: Sequence[int]) -> Pass:
     """A forward without gradient, on images of `shape` [N, C, H, W]."""
     x = _images(network, shape)
     with torch.no_grad():
-        kernels = _kernels(lambda: network(x))
-    return Pass(
-        images=shape[0],
-        forward=_operations(kernels),
-        input_gradient=0,
-        weight_gradient=0,
-        kernels=tuple(kernels),
-        saved=0,
-    )
+        return Pass(images=len(x), forward=_kernels(lambda: network(x)))
 
 
 def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
     """A forward, and the gradient of the images, as a step of an attack takes it."""
     x = _images(network, shape).requires_grad_()
-    forward, backward, saved = _forward_and_backward(network, x, [x])
-    return Pass(
-        images=shape[0],
-        forward=_operations(forward),
-        input_gradient=_operations(backward),
-        weight_gradient=0,
-        kernels=(*forward, *backward),
-        saved=saved,
-    )
+    return _count_both(network, x, [x])
 
 
 def count_program(program: Program, x: Tensor) -> Pass:
@@ -92,39 +83,15 @@ def count_program(program: Program, x: Tensor) -> Pass:
     kept: list[Any] = []
     with torch.no_grad():
         forward = _kernels(lambda: kept.append(program.run_forward(x)))
-        storages = {
-            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-            for t in tree_leaves(kept)
-            if isinstance(t, Tensor)
-        }
+        saved = _bytes_of(t for t in tree_leaves(kept) if isinstance(t, Tensor))
         backward = _kernels(lambda: program.run_backward(kept[0], program.logits(kept[0])))
-    return Pass(
-        images=len(x),
-        forward=_operations(forward),
-        input_gradient=_operations(backward),
-        weight_gradient=0,
-        kernels=(*forward, *backward),
-        saved=sum(storages.values()),
-    )
+    return Pass(images=len(x), forward=forward, backward=backward, saved=saved)
 
 
 def count_update(network: nn.Module, shape: Sequence[int]) -> Pass:
-    """A forward and the gradients of the weights; those of the layers' inputs are needed for them but for the first."""
+    """A forward and the gradients of the weights, which need those of all layers' inputs except the first's."""
     weights = [p for p in network.parameters() if p.requires_grad]
-    x = _images(network, shape)
-    forward, backward, saved = _forward_and_backward(network, x, weights)
-    x.requires_grad_()
-    _, both, _ = _forward_and_backward(network, x, [x, *weights])
-    _, of_images, _ = _forward_and_backward(network, x, [x])
-    of_weights = _operations(both) - _operations(of_images)
-    return Pass(
-        images=shape[0],
-        forward=_operations(forward),
-        input_gradient=_operations(backward) - of_weights,
-        weight_gradient=of_weights,
-        kernels=(*forward, *backward),
-        saved=saved,
-    )
+    return _count_both(network, _images(network, shape), weights)
 
 
 def _images(network: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -134,62 +101,57 @@ def _images(network: nn.Module, shape: Sequence[int]) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def _forward_and_backward(
-    network: nn.Module, x: Tensor, wanted: Sequence[Tensor]
-) -> tuple[list[Kernel], list[Kernel], int]:
-    """The operators of the forward and of the backward to `wanted`, and the bytes saved between them."""
+def _count_both(network: nn.Module, x: Tensor, wanted: Sequence[Tensor]) -> Pass:
+    """The forward, and the backward to `wanted`."""
     weights = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def save(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in weights:
-            kept[key] = tensor
-        return tensor
-
+    kept: list[Tensor] = []
     loss: list[Tensor] = []
 
+    def save(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept.append(tensor)
+        return tensor
+
     def run() -> None:
-        logits = network(x)
         labels = torch.empty(len(x), dtype=torch.int64, device="meta")
-        loss.append(F.cross_entropy(logits.float(), labels))
+        loss.append(F.cross_entropy(network(x).float(), labels))
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         forward = _kernels(run)
-    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     backward = _kernels(lambda: torch.autograd.grad(loss[0], list(wanted)))
-    return forward, backward, saved
+    return Pass(images=len(x), forward=forward, backward=backward, saved=_bytes_of(kept))
 
 
-def _operations(kernels: Sequence[Kernel]) -> int:
-    return sum(kernel.operations for kernel in kernels)
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of their storages, each once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
 
 
-def _kernels(run: Callable[[], object]) -> list[Kernel]:
-    watch = _Watch()
-    with watch:
+def _kernels(run: Callable[[], object]) -> tuple[Kernel, ...]:
+    with FlopCounterMode(display=False) as counter, _Watch(counter) as watch:
         run()
-    return watch.kernels
+    return tuple(watch.kernels)
 
 
 class _Watch(TorchDispatchMode):
-    """Lists the operators that run inside it."""
+    """Lists the operators that run inside it, whose operations `counter`, outside it, counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
+        self.counter = counter
         self.kernels: list[Kernel] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        before = self.counter.get_total_flops()
         out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if func.is_view or packet.__name__ in _ALLOCATE:
+        if func.is_view or func._overloadpacket.__name__ in _ALLOCATE:
             return out
-        counter = flop_registry.get(packet)
-        operations = 0 if counter is None else counter(*args, **kwargs, out_val=out)
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
         moved = sum(t.numel() * t.element_size() for t in tensors)
-        self.kernels.append(Kernel(operations=int(operations), bytes=moved))
+        operations = self.counter.get_total_flops() - before
+        self.kernels.append(Kernel(operations=operations, bytes=moved))
         return out

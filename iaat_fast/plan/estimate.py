@@ -267,7 +267,7 @@ def _backward(counts: Counts, rates: Rates, batch: int) -> float:
     """Seconds of the backward of the update, by its share of the operations."""
     counted: Pass = counts.of("update", batch)
     whole = sum(rates.seconds("update", counted, counts.precisions["update"]).values())
-    return whole * (1 - counted.forward / counted.operations)
+    return whole * counted.backward_share
 
 
 def _given(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:

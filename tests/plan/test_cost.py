@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iaat_fast import models
-from iaat_fast.plan.counting import Pass, count_forward, count_gradient, count_update
+from iaat_fast.plan.cost import Pass, count_forward, count_gradient, count_update
 
 
 def convolutions() -> nn.Module:

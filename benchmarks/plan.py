@@ -27,13 +27,11 @@ from benchmarks import registry
 from benchmarks.record import Record, Row
 from benchmarks.registry import positive
 from iaat_fast.epsilon import EpsilonMemory
-from iaat_fast.plan.communication import Network, ring
+from iaat_fast.plan.cost import Counts, build, images_of
 from iaat_fast.plan.estimate import make_plan
-from iaat_fast.plan.gpus import GPUS
-from iaat_fast.plan.measuring import measure as measure_passes
+from iaat_fast.plan.hardware import GPUS, Assumptions, Modelled, Network, ring
+from iaat_fast.plan.hardware import measure as measure_passes
 from iaat_fast.plan.passes import Fooled
-from iaat_fast.plan.rates import Assumptions, Modelled
-from iaat_fast.plan.workload import Counts, build, images_of
 from iaat_fast.train import preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.step import TrainingStep, make_memory

@@ -15,14 +15,21 @@ from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.files import check_writable, write_json
-from iaat_fast.plan.communication import Network
+from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.display import remarks, table
 from iaat_fast.plan.estimate import Plan, make_plan
-from iaat_fast.plan.gpus import GPUS, Gpu, find_gpu
-from iaat_fast.plan.measuring import measure
+from iaat_fast.plan.hardware import (
+    GPUS,
+    Assumptions,
+    Gpu,
+    Modelled,
+    Network,
+    Rates,
+    find_gpu,
+    measure,
+    recorded,
+)
 from iaat_fast.plan.passes import Fooled
-from iaat_fast.plan.rates import Assumptions, Modelled, Rates, recorded
-from iaat_fast.plan.workload import Counts
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.changes import override
 from iaat_fast.train.config import Method, Protocol, TrainConfig
@@ -100,7 +107,7 @@ class Command:
     latency_between: float = 15.0
     """Assumed latency of a hop between nodes, in microseconds."""
     overlap: bool = True
-    """Assume that gradients are exchanged while the backward goes on."""
+    """Assume that gradients are exchanged while the backward runs."""
     results: Annotated[Path | None, optional("DIR", "benchmarks/results, if there is one")] = None
     """Folder with records of `python -m benchmarks attacks`."""
     measure: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from iaat_fast.messages import significant
 from iaat_fast.plan.estimate import COMMUNICATION, Plan
-from iaat_fast.plan.rates import ARITHMETIC, LAUNCHES, TRAFFIC
+from iaat_fast.plan.hardware import ARITHMETIC, LAUNCHES, TRAFFIC
 from iaat_fast.train.config import TrainConfig
 
 # Below so many images per GPU, BatchNorm's statistics are those of few images.

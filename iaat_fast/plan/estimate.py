@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from iaat_fast.plan.communication import Network, gradients
-from iaat_fast.plan.counting import Pass
-from iaat_fast.plan.figure import Figure, Source
-from iaat_fast.plan.memory import memory
-from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, phases, stages
-from iaat_fast.plan.rates import Rates
-from iaat_fast.plan.workload import Counts
+from iaat_fast.plan.cost import Counts
+from iaat_fast.plan.hardware import Network, Rates, gradients
+from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, candidates_at_once, phases, stages
 
+Source = Literal["given", "counted", "measured", "modelled"]
 COMMUNICATION = "communication"
-_ITEM = 4
+_MEMORY = "memory per GPU"
+_ITEM = 4  # bytes of a float32: weights, gradients, momentum, images, radii
+_HALF = 2
 _RADIUS = 8  # bytes: radii are exchanged in float64
 _TALLIES = 4  # numbers that the ranks sum in the same message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number, its unit, the part of the plan it belongs to, and where it comes from.
+
+    source: "given" by the configuration, an argument or a data sheet; "counted" on the network or in the algorithm,
+        exactly; "measured" on a device; "modelled", computed from anything that is assumed.
+    """
+
+    group: str
+    name: str
+    value: float
+    unit: str
+    source: Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +165,8 @@ class Plan:
             yield from step.figures(self.waited)
         yield from self._communication()
         yield from self.held
-        yield from _modelled("memory per GPU", ("sum, at least", self.held_bytes / 1e9, "GB"))
-        yield from _given("memory per GPU", ("of the GPU", self.capacity / 1e9, "GB"))
+        yield from _modelled(_MEMORY, ("sum, at least", self.held_bytes / 1e9, "GB"))
+        yield from _given(_MEMORY, ("of the GPU", self.capacity / 1e9, "GB"))
         spent = [(what, 100 * share, "%") for what, share in self.spent.items()]
         yield from _modelled("where the time goes", *spent)
 
@@ -192,7 +206,7 @@ def make_plan(
 
     Args:
         capacity: bytes of a GPU's memory.
-        overlap: see `communication.gradients`.
+        overlap: see `hardware.gradients`.
 
     Raises:
         ValueError: fewer than one GPU, or a batch that they do not divide.
@@ -228,7 +242,7 @@ def make_plan(
             "radii": network.all_reduce(radius_bytes, gpus),
             "BatchNorm statistics": network.broadcast(counts.statistics, gpus),
         },
-        held=tuple(memory(counts, by_phase, batch, gpus=gpus)),
+        held=tuple(_memory(counts, by_phase, batch, gpus=gpus)),
         capacity=capacity,
         passes={
             kind: sum(rates.seconds(kind, counts.of(kind, batch), precision).values()) / batch
@@ -265,9 +279,45 @@ def _step(
 
 def _backward(counts: Counts, rates: Rates, batch: int) -> float:
     """Seconds of the backward of the update, by its share of the operations."""
-    counted: Pass = counts.of("update", batch)
+    counted = counts.of("update", batch)
     whole = sum(rates.seconds("update", counted, counts.precisions["update"]).values())
-    return whole * (1 - counted.forward / counted.operations)
+    return whole * counted.backward_share
+
+
+def _memory(
+    counts: Counts, by_phase: Mapping[Phase, Sequence[Stage]], batch: int, *, gpus: int
+) -> Iterator[Figure]:
+    """GB by what they hold, of one GPU with `batch` images; their sum is a lower bound.
+
+    What the allocator leaves unused between blocks, the workspaces of convolutions, and CUDA itself come on top.
+    """
+    weights = _ITEM * counts.weights
+    has_attack = any(s.kind == "gradient" for parts in by_phase.values() for s in parts)
+    copies = candidates_at_once(counts.config) if "adaptive" in by_phase else 1
+    attacked = counts.of("gradient", copies * batch).saved if has_attack else 0
+    yield _counted("weights and statistics", weights + counts.statistics)
+    # DistributedDataParallel's buckets are a copy of the gradients.
+    yield _counted("gradients", weights * (2 if gpus > 1 else 1))
+    yield _counted("momentum", weights)
+    if has_attack and counts.is_copied:
+        item = _HALF if counts.precisions["gradient"] in ("fp16", "bf16") else _ITEM
+        yield _counted("the attack's copy of the weights", item * counts.weights)
+    # Of a loss on clean and adversarial images, both forwards are kept.
+    losses = max(s.passes for parts in by_phase.values() for s in parts if s.kind == "update")
+    updated = losses * counts.of("update", batch).saved
+    yield _counted("activations", max(updated, attacked))
+    image = _ITEM * math.prod(counts.images.shape)
+    # The clean images, and of each candidate its images and their gradients.
+    images = image * batch * (1 + 2 * copies)
+    yield from _modelled(_MEMORY, ("images and their gradients", images / 1e9, "GB"))
+    if has_attack:
+        yield _counted("radii of all samples", _ITEM * counts.images.samples)
+    if counts.images.resident:
+        yield _counted("data set", math.prod(counts.images.shape) * counts.images.samples)
+
+
+def _counted(name: str, size: float) -> Figure:
+    return Figure(group=_MEMORY, name=name, value=size / 1e9, unit="GB", source="counted")
 
 
 def _given(group: str, *numbers: tuple[str, float, str]) -> Iterator[Figure]:

@@ -15,7 +15,6 @@ Kind = Literal["forward", "gradient", "update"]
 that the attack sees; or the training forward and the gradient of the weights, of the live network."""
 
 Phase = Literal["warm-up", "adaptive", "every epoch"]
-METHODS = ("clean", "adv", "iaat", "mixup", "trades", "mart", "mma")
 # Their loss is of clean and of adversarial images.
 _TWO_LOSSES = ("mixup", "trades", "mart", "mma")
 
@@ -65,7 +64,7 @@ class Fooled:
 def _mean_padded(share: float, batch: int) -> float:
     fooled = torch.arange(batch + 1, dtype=torch.float64)
     stand = batch - fooled
-    # The binomial distribution, but for a factor that the mean divides by.
+    # The binomial distribution, up to a factor that the mean divides by.
     p = fooled.new_tensor(share)
     log_chance = torch.xlogy(fooled, p) + torch.xlogy(stand, 1 - p)
     log_chance = log_chance - torch.lgamma(fooled + 1) - torch.lgamma(stand + 1)
@@ -90,27 +89,26 @@ def stages(config: TrainConfig, phase: Phase, fooled: Fooled) -> tuple[Stage, ..
     Raises:
         ValueError: a method whose passes are not counted here, or a strategy that is left to the hardware.
     """
-    if config.method not in METHODS:
-        raise ValueError(
-            f"method is {config.method!r}: its passes are not counted, expected one of {', '.join(METHODS)}"
-        )
     losses = 2 if config.method in _TWO_LOSSES else 1
     update = Stage(name="update of the weights", kind="update", passes=losses)
-    if config.method == "clean":
-        return (update,)
     attack = Stage(name="training attack", kind="gradient", passes=config.attack.steps)
     judged = Stage(name="clean verdicts", kind="forward", passes=1)
-    if config.method == "trades":  # whose attack leads away from the clean predictions
-        return Stage(name="clean predictions", kind="forward", passes=1), attack, update
-    if config.method == "mma":
-        halvings = config.baseline.mma_bisections
-        bisection = Stage(name="bisection of the margins", kind="forward", passes=halvings)
-        return judged, attack, bisection, update
-    if config.method != "iaat":
-        return attack, update
-    if phase == "warm-up":
-        return judged, attack, update
-    return *_selection(config, fooled), *_final(config, attack, fooled), update
+    match config.method:
+        case "clean":
+            return (update,)
+        case "adv" | "mixup" | "mart":
+            return attack, update
+        case "trades":  # whose attack leads away from the clean predictions
+            return Stage(name="clean predictions", kind="forward", passes=1), attack, update
+        case "mma":
+            halvings = config.baseline.mma_bisections
+            bisection = Stage(name="bisection of the margins", kind="forward", passes=halvings)
+            return judged, attack, bisection, update
+        case "iaat" if phase == "warm-up":
+            return judged, attack, update
+        case "iaat":
+            return *_selection(config, fooled), *_final(config, attack, fooled), update
+    raise ValueError(f"method: {config.method!r}, expected one whose passes are counted here")
 
 
 def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:

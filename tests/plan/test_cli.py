@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from iaat_fast.plan.cli import main
+from iaat_fast.plan.cost import images_of
 from iaat_fast.plan.passes import Fooled, phases
-from iaat_fast.plan.workload import images_of
 from iaat_fast.train.presets import PRESETS, preset
 
 

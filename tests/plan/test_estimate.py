@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from iaat_fast.plan.communication import Network
-from iaat_fast.plan.counting import Pass
+from iaat_fast.plan.cost import Counts, Pass
 from iaat_fast.plan.estimate import Plan, make_plan
+from iaat_fast.plan.hardware import MEASURED, Network
 from iaat_fast.plan.passes import Fooled
-from iaat_fast.plan.rates import MEASURED
-from iaat_fast.plan.workload import Counts
 from iaat_fast.train import override, preset
 
 NETWORK = Network(link=1e9, between=1e8, per_node=2, latency=1e-5, latency_between=1e-4)

@@ -168,8 +168,8 @@ def test_only_what_rests_on_the_samples_says_so() -> None:
 
 
 def test_a_method_that_is_not_counted_is_refused() -> None:
-    other: Any = SimpleNamespace(method="free")
-    with pytest.raises(ValueError, match="method is 'free': its passes are not counted, expected"):
+    other: Any = SimpleNamespace(method="free", attack=SimpleNamespace(steps=1))
+    with pytest.raises(ValueError, match="method: 'free', expected one whose passes are counted"):
         stages(other, "every epoch", Fooled())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iaat_fast import models
-from iaat_fast.plan.counting import Pass, count_forward, count_gradient, count_update
+from iaat_fast.plan.cost import Pass, count_forward, count_gradient, count_update
 
 
 def convolutions() -> nn.Module:
@@ -32,24 +32,28 @@ LAST = 2 * N * 256 * 10
 LAYERS = FIRST + SECOND + LAST
 
 
+def operations(counted: Pass) -> list[int]:
+    """Of each operator that is a convolution or a matrix product."""
+    return [kernel.operations for kernel in counted.kernels if kernel.operations]
+
+
 def test_forward_by_hand() -> None:
     counted = count_forward(convolutions(), (N, 3, 8, 8))
-    assert (counted.forward, counted.input_gradient, counted.weight_gradient) == (LAYERS, 0, 0)
-    assert counted.saved == 0
+    assert operations(counted) == [FIRST, SECOND, LAST]
+    assert (counted.operations, counted.backward, counted.saved) == (LAYERS, (), 0)
 
 
 def test_gradient_of_the_images_is_one_more_pass() -> None:
     counted = count_gradient(convolutions(), (N, 3, 8, 8))
-    assert (counted.forward, counted.input_gradient) == (LAYERS, LAYERS)
-    assert counted.weight_gradient == 0
+    assert operations(counted) == [FIRST, SECOND, LAST, LAST, SECOND, FIRST]
+    assert counted.backward_share == 0.5
 
 
 def test_update_needs_no_gradient_of_the_images() -> None:
     counted = count_update(convolutions(), (N, 3, 8, 8))
-    assert counted.forward == LAYERS
-    assert counted.input_gradient == LAYERS - FIRST
-    assert counted.weight_gradient == LAYERS
+    assert operations(counted) == [FIRST, SECOND, LAST, LAST, LAST, 2 * SECOND, FIRST]
     assert counted.operations == 3 * LAYERS - FIRST
+    assert counted.backward_share == (2 * LAYERS - FIRST) / (3 * LAYERS - FIRST)
 
 
 def test_traffic_by_hand() -> None:
@@ -96,8 +100,8 @@ def test_known_networks() -> None:
     with torch.device("meta"):
         large = models.build("imagenet-resnet50", num_classes=1000)
         small = models.build("resnet18")
-    assert count_forward(large, (1, 3, 224, 224)).forward / 2e9 == pytest.approx(4.09, abs=0.005)
-    assert count_forward(small, (1, 3, 32, 32)).forward / 2e9 == pytest.approx(0.556, abs=0.001)
+    assert count_forward(large, (1, 3, 224, 224)).operations / 2e9 == pytest.approx(4.09, abs=0.005)
+    assert count_forward(small, (1, 3, 32, 32)).operations / 2e9 == pytest.approx(0.556, abs=0.001)
 
 
 def test_everything_but_the_weights_grows_with_the_batch() -> None:

@@ -1,0 +1,362 @@
+"""How long passes and messages take: by a GPU's published peaks, by recorded benchmarks, or as timed here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from iaat_fast.environment import describe
+from iaat_fast.files import read_json
+from iaat_fast.messages import nearest
+from iaat_fast.plan.cost import Pass, build, images_of
+from iaat_fast.plan.passes import Kind
+from iaat_fast.train.amp import MixedPrecision
+from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods.attack import make_attack
+
+ARITHMETIC, TRAFFIC, LAUNCHES, MEASURED = "arithmetic", "memory traffic", "launches", "measured"
+BUCKET = 25 * 2**20
+"""Bytes of gradients that DistributedDataParallel sends at once (its bucket_cap_mb)."""
+
+# Steps of the timed attack: its start and its copy of the network are spread over them, as in training.
+_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's published figures, per second: dense operations by precision, and bytes.
+
+    bf16 and tf32 are None where its matrix units have no such format. `link` is the bandwidth to the other GPUs of
+    its node, one way.
+    """
+
+    name: str
+    fp16: float
+    bf16: float | None
+    tf32: float | None
+    fp32: float
+    bandwidth: float
+    memory: float
+    link: float
+
+    def peak(self, precision: str) -> float:
+        """Operations per second of convolutions asked for in fp32, tf32, bf16 or fp16.
+
+        In fp32 torch lets cuDNN use TF32 unless told otherwise, so that is the peak where there is one.
+        """
+        if precision == "fp16":
+            return self.fp16
+        if precision == "bf16" and self.bf16 is not None:
+            return self.bf16
+        return self.fp32 if self.tf32 is None else self.tf32
+
+
+# NVIDIA's data sheets of the SXM modules; where a sheet gives matrix rates with sparsity, half of them. NVLink's
+# figures count both ways.
+GPUS: dict[str, Gpu] = {
+    # Its name; operations in fp16, bf16, tf32 and fp32; bandwidth, memory, link.
+    # "NVIDIA V100 Tensor Core GPU", January 2020: the SXM2 module, in its larger version.
+    "v100": Gpu("V100 SXM2 32 GB", 125e12, None, None, 15.7e12, 900e9, 32e9, 150e9),
+    # "NVIDIA A100 Tensor Core GPU", June 2021.
+    "a100": Gpu("A100 SXM 80 GB", 312e12, 312e12, 156e12, 19.5e12, 2039e9, 80e9, 300e9),
+    # "NVIDIA H100 Tensor Core GPU", 2023.
+    "h100": Gpu("H100 SXM 80 GB", 989e12, 989e12, 494e12, 67e12, 3350e9, 80e9, 450e9),
+    # "NVIDIA H200 Tensor Core GPU", 2024.
+    "h200": Gpu("H200 SXM 141 GB", 989e12, 989e12, 494e12, 67e12, 4800e9, 141e9, 450e9),
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`, in any case.
+
+    Raises:
+        ValueError: an unknown one; the nearest is named.
+    """
+    if name.lower() not in GPUS:
+        raise ValueError(f"--gpu: {name!r} is unknown, {nearest(name.lower(), GPUS)}")
+    return GPUS[name.lower()]
+
+
+class Rates(Protocol):
+    """Tells the seconds of a pass, and where they come from."""
+
+    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
+        """Seconds of the pass over its images, by what they are spent on."""
+        ...
+
+    def source(self, kind: Kind, precision: str) -> str:
+        """ "measured (...)" or "modelled (...)"."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What a modelled time takes for granted.
+
+    share: of the peak arithmetic that a convolution or matrix product reaches.
+    bandwidth_share: of the peak bandwidth that an operator reaches.
+    launch: seconds that the smallest operator takes.
+    """
+
+    share: float = 0.4
+    bandwidth_share: float = 0.8
+    launch: float = 5e-6
+
+    def __post_init__(self) -> None:
+        for name, value in (("share", self.share), ("bandwidth-share", self.bandwidth_share)):
+            if not 0 < value <= 1:
+                raise ValueError(f"--{name}: {value:g}, expected a share in (0, 1]")
+        if not 0 <= self.launch < 1:
+            raise ValueError(
+                f"--launch: {self.launch * 1e6:g} us, expected at least 0 and less than a second"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modelled:
+    """An operator takes as long as its arithmetic, its memory traffic or its launch, whichever is longest."""
+
+    gpu: Gpu
+    assumed: Assumptions
+
+    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
+        arithmetic = self.gpu.peak(precision) * self.assumed.share
+        bandwidth = self.gpu.bandwidth * self.assumed.bandwidth_share
+        spent: dict[str, float] = defaultdict(float)
+        for kernel in counted.kernels:
+            terms = {
+                ARITHMETIC: kernel.operations / arithmetic,
+                TRAFFIC: kernel.bytes / bandwidth,
+                LAUNCHES: self.assumed.launch,
+            }
+            longest = max(terms, key=terms.__getitem__)
+            spent[longest] += terms[longest]
+        return spent
+
+    def source(self, kind: Kind, precision: str) -> str:
+        return f"modelled ({self.gpu.name}'s peaks)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Recorded rates of a GPU, where there are any for a pass; the model elsewhere.
+
+    products: operations per second of matrix products, by precision; they take the place of the published peak.
+    attacks: operations per second of this network's attack, by precision.
+    file: where they were read.
+    """
+
+    model: Modelled
+    products: Mapping[str, float] = field(default_factory=dict)
+    attacks: Mapping[str, float] = field(default_factory=dict)
+    file: str
+
+    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
+        if kind == "gradient" and precision in self.attacks:
+            return {MEASURED: counted.operations / self.attacks[precision]}
+        model = self.model
+        if precision in self.products:
+            rate = self.products[precision]
+            gpu = replace(model.gpu, fp16=rate, bf16=rate, tf32=rate, fp32=rate)
+            model = replace(model, gpu=gpu)
+        return model.seconds(kind, counted, precision)
+
+    def source(self, kind: Kind, precision: str) -> str:
+        if kind == "gradient" and precision in self.attacks:
+            return f"measured ({self.file})"
+        if precision in self.products:
+            return f"modelled (matrix products measured in {self.file})"
+        return self.model.source(kind, precision)
+
+
+def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
+    """The rates of `gpu` (a key of `GPUS`) that `python -m benchmarks attacks` left in `folder`, or else the model.
+
+    An attack's rate is taken from records of the same network, of the engine that training uses.
+
+    Raises:
+        ValueError: a record that is not readable as JSON.
+    """
+    found: Rates = model
+    # The last of a machine, of `h100-2` and `h100-10` the latter.
+    for path in sorted(folder.rglob("*.json"), key=lambda it: (it.parent, len(it.name), it.name)):
+        record = read_json(path)
+        machine = record.get("machine")
+        name = machine.get("gpu") if isinstance(machine, dict) else None
+        if gpu not in str(name).lower() or "matmul_flops_per_s" not in record:
+            continue
+        attacks = {
+            row["precision"]: row["flops_per_second"]
+            for row in _attacks(record)
+            if row.get("model") == network and row.get("width") is None
+            if row.get("kind") == "engine" and row.get("status") == "ok"
+            if row.get("provider") in ("exact", row["precision"])
+        }
+        found = Recorded(
+            model=model,
+            products=record["matmul_flops_per_s"],
+            attacks=attacks,
+            file=str(path.relative_to(folder)),
+        )
+    return found
+
+
+def _attacks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was timed: the rows of a record, or the `records` by case of one made before there were rows."""
+    for row in record.get("rows", []):
+        if row.get("metric") == "time":
+            yield {**row, **row["figures"]}
+    for case in record.get("cases", []):
+        for row in case.get("records", []):
+            yield {
+                **row,
+                "provider": row.get("name"),
+                **{k: case.get(k) for k in ("model", "width")},
+            }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Seconds per image of each pass, as timed on `device`."""
+
+    per_image: dict[Kind, float]
+    device: str
+    batch: int
+    repeats: int
+
+    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
+        return {MEASURED: self.per_image[kind] * counted.images}
+
+    def source(self, kind: Kind, precision: str) -> str:
+        return (
+            f"measured ({self.device}, {precision}, batch {self.batch}, median of {self.repeats})"
+        )
+
+
+def measure(config: TrainConfig, device: torch.device, *, batch: int, repeats: int = 5) -> Measured:
+    """Time `repeats` passes of each kind over `batch` random images, in turn, and take the medians."""
+    torch.manual_seed(0)
+    images = images_of(config)
+    model = build(config, device)
+    x = torch.rand(batch, *images.shape, device=device)
+    y = torch.randint(images.classes, (batch,), device=device)
+    steps = min(_STEPS, config.attack.steps)
+    attack = make_attack(replace(config.attack, steps=steps), model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.optim.momentum)
+    amp = MixedPrecision(config.optim.amp, device)
+
+    def update() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        amp.backward(F.cross_entropy(amp.forward(model, x), y))
+        amp.step(optimizer)
+
+    calls: dict[Kind, Callable[[], object]] = {
+        "forward": lambda: attack.logits(x),
+        "gradient": lambda: attack(x, y),
+        "update": update,
+    }
+    seconds: dict[Kind, list[float]] = {kind: [] for kind in calls}
+    for repeat in range(repeats + 1):
+        for kind, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:  # the first is a warm-up
+                seconds[kind].append(time.perf_counter() - start)
+    passes = {"forward": 1, "gradient": steps, "update": 1}
+    found = describe(device)
+    return Measured(
+        per_image={
+            kind: float(np.median(times)) / (passes[kind] * batch)
+            for kind, times in seconds.items()
+        },
+        device=found["gpu"] or f"{found['cpu']}, {found['threads']} threads",
+        batch=batch,
+        repeats=repeats,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What GPUs are connected by.
+
+    link: bytes per second and GPU, one way, to the others of its node.
+    between: bytes per second, one way, between a node and the others, of all its adapters together.
+    per_node: GPUs of a node.
+    latency, latency_between: seconds of one hop within a node, and between nodes.
+    """
+
+    link: float
+    between: float
+    per_node: int
+    latency: float
+    latency_between: float
+
+    def all_reduce(self, size: float, gpus: int) -> float:
+        """Seconds for the sum of `size` bytes of each GPU to be on all of them.
+
+        The faster of a ring and a tree, between which NCCL chooses by its own model. A ring over several nodes is as
+        fast as its slowest hop: rings through all adapters of a node share what flows out of it.
+        """
+        if gpus == 1:
+            return 0.0
+        bandwidth, hop = self.hop(gpus)
+        return min(ring(size, gpus, bandwidth, hop), tree(size, gpus, bandwidth, hop))
+
+    def broadcast(self, size: float, gpus: int) -> float:
+        """Seconds for `size` bytes of one GPU to be on all of them, down a tree."""
+        if gpus == 1:
+            return 0.0
+        bandwidth, hop = self.hop(gpus)
+        return size / bandwidth + hop * math.ceil(math.log2(gpus))
+
+    def hop(self, gpus: int) -> tuple[float, float]:
+        """Bandwidth and latency of the slowest hop between so many GPUs."""
+        if gpus <= self.per_node:
+            return self.link, self.latency
+        return min(self.link, self.between), max(self.latency, self.latency_between)
+
+
+def ring(size: float, gpus: int, bandwidth: float, latency: float) -> float:
+    """Seconds of a ring all-reduce: n - 1 hops to sum, n - 1 to spread, of size / n bytes each.
+
+    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
+    """
+    hops = 2 * (gpus - 1)
+    return hops / gpus * size / bandwidth + hops * latency
+
+
+def tree(size: float, gpus: int, bandwidth: float, latency: float) -> float:
+    """Seconds of an all-reduce up and down a binary tree, in pieces that follow each other at once."""
+    return 2 * size / bandwidth + 2 * math.ceil(math.log2(gpus)) * latency
+
+
+def gradients(
+    network: Network, size: float, gpus: int, backward: float, *, overlap: bool = True
+) -> tuple[float, float]:
+    """Seconds to all-reduce `size` bytes of gradients in buckets, and how many of them the step waits.
+
+    Args:
+        backward: seconds of the backward that makes them.
+        overlap: buckets are sent while the backward runs, each as soon as it is full and at the model's full
+            speed; only what does not fit into the backward, and at least the last bucket, is waited for.
+    """
+    if gpus == 1:
+        return 0.0, 0.0
+    sizes = [BUCKET] * int(size // BUCKET) + ([size % BUCKET] if size % BUCKET else [])
+    seconds = [network.all_reduce(bucket, gpus) for bucket in sizes]
+    total = sum(seconds)
+    if not overlap:
+        return total, total
+    return total, max(seconds[-1], total - backward)

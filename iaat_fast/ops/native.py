@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iaat_fast import _C
-from iaat_fast.ops import checks, reference
+from iaat_fast.ops import checks, primitives, reference
 from iaat_fast.ops.layout import channels_of, convolved, in_one_layout, like, memory_format
 from iaat_fast.ops.storage import CODES, written
 
@@ -92,7 +92,7 @@ def random_start_linf(
     eps, index, stream = (
         eps.contiguous(),
         index.contiguous(),
-        reference.stream_of(seed).contiguous(),
+        primitives.stream_of(seed).contiguous(),
     )
     if rows:
         valid = _C.random_start_linf(
@@ -123,7 +123,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     ):
         checks.class_values(y, classes)
     # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
-    cotangent = reference.plus_softmax(minus_onehot, wide)
+    cotangent = primitives.plus_softmax(minus_onehot, wide)
     if rows and not _C.saturation_proof(
         code, cotangent.data_ptr(), logits.data_ptr(), y.data_ptr(), rows, samples, classes
     ):
@@ -184,7 +184,7 @@ def random_crop_flip(
     images, index, stream = (
         images.contiguous(),
         index.contiguous(),
-        reference.stream_of(seed, 2).contiguous(),
+        primitives.stream_of(seed, 2).contiguous(),
     )
     size, height, width, channels = images.shape
     out = torch.empty((index.shape[0], channels, height, width), dtype=torch.float32)
@@ -290,7 +290,7 @@ def stem_conv_relu(
     """torch's convolution is what a CPU wants: nothing here is compiled."""
     if not _sums_in_float32(weight.dtype):
         return reference.stem_conv_relu(x, mean, std, weight, bias, floor, ceiling)
-    images = reference.normalised(x, mean, std)
+    images = primitives.normalised(x, mean, std)
     images = images.to(weight.dtype, memory_format=torch.channels_last)
     sums = F.conv2d(images, weight, bias, padding=1)
     # Clamping what is rounded is rounding what is clamped: both are monotone.
@@ -314,7 +314,7 @@ def stem_conv_step_(
 ) -> None:
     # Rounding keeps a sign unless it underflows: not in bfloat16, which has float32's range, but in float16.
     narrow = weight.dtype is torch.bfloat16 and _sums_in_float32(weight.dtype)
-    slope = reference.stem_gradient(grad, weight, weight.dtype if narrow else torch.float32)
+    slope = primitives.stem_gradient(grad, weight, weight.dtype if narrow else torch.float32)
     pgd_step_linf_(x_adv, slope.float(), x, eps, alpha, lo, hi, targeted, stats)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast import _C
-from iaat_fast.ops import reference
+from iaat_fast.ops import primitives, reference
 from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
 from iaat_fast.ops.storage import CODES, written
 
@@ -139,7 +139,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         return out
     # torch's scatter would take the process down over a class out of range; the kernel turns its row into NaN.
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    plain = reference.softmax_minus_onehot(wide, y.clamp(0, classes - 1))
+    plain = primitives.softmax_minus_onehot(wide, y.clamp(0, classes - 1))
     _C.cuda.saturation_proof(code, plain.data_ptr(), logits.data_ptr(), y.data_ptr(), *sizes)
     return plain.to(logits.dtype)
 

@@ -1,4 +1,4 @@
-"""Memory formats: of the ops' results, the same for tracing and for every backend, and of what kernels read."""
+"""Memory formats: of the ops' results, the same for tracing and every backend, and of what kernels read and write."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ def in_one_layout(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return tensors
     layout = memory_format(x)
     return tuple(tensor.contiguous(memory_format=layout) for tensor in tensors)
+
+
+def written(tensor: Tensor, storage: Tensor) -> None:
+    """Hand what a kernel wrote to tensor's contiguous stand-in, or to tensor itself, over to autograd and tensor."""
+    if storage is tensor:
+        # The kernel wrote behind torch's back: a graph that saved the old values must learn that they are gone.
+        torch.autograd.graph.increment_version(tensor)
+    else:
+        tensor.copy_(storage)
 
 
 def convolved(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import triton
 from torch import Tensor
 
 from iaat_fast.ops import checks, primitives
-from iaat_fast.ops.layout import in_one_layout, memory_format
-from iaat_fast.ops.storage import written
+from iaat_fast.ops.layout import in_one_layout, memory_format, written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 from iaat_fast.ops.triton_launch import BITS, VECTORS, WARPS, on, wide
 from iaat_fast.ops.triton_layers import (

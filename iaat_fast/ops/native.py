@@ -32,7 +32,7 @@ scale_shift_relu_backward_ = _ops.scale_shift_relu_backward_
 
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     logits, y = logits.contiguous(), y.contiguous()
-    dtype, rows, samples, classes = logits.dtype, logits.shape[0], y.shape[0], logits.shape[1]
+    dtype, (rows, classes), samples = logits.dtype, logits.shape, y.shape[0]
     wide = logits if dtype == torch.float64 else logits.float()
     minus_onehot = torch.empty_like(wide)
     if rows and not _kernels.minus_onehot(dtype, minus_onehot, y, rows, samples, classes):

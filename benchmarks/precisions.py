@@ -18,7 +18,7 @@ from benchmarks.record import Record, Row
 from benchmarks.registry import positive
 from benchmarks.targets import CHECKPOINTS, SMALL, load_trained
 from iaat_fast.attacks import PGD, EngineOptions
-from iaat_fast.ops.reference import softmax_minus_onehot
+from iaat_fast.ops.primitives import softmax_minus_onehot
 
 EPS, ALPHA, SEED = 8 / 255, 2 / 255, 0
 PLAIN = "fp32, plain"

@@ -5,7 +5,7 @@
 
 namespace iaat {
 
-// Codes shared with iaat_fast/ops/storage.py.
+// Codes shared with iaat_fast/ops/signatures.py.
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iaat_fast.ops.reference import SATURATION, softmax_minus_onehot
+from iaat_fast.ops.primitives import SATURATION, softmax_minus_onehot
 
 CLASS_LOSSES = ("ce", "cw", "dlr")
 """The losses whose goal is a class."""

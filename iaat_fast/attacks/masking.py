@@ -13,7 +13,7 @@ from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.call import StepSize
 from iaat_fast.attacks.fgsm import FGSM
 from iaat_fast.attacks.pgd import PGD
-from iaat_fast.ops import checks, reference
+from iaat_fast.ops import checks, primitives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def masking_report(
         found += torch.stack(
             [
                 logits.argmax(1) == classes,
-                missing[:, 0] <= reference.SATURATION,
+                missing[:, 0] <= primitives.SATURATION,
                 by_stronger & ~by_ce,
                 by_fgsm & ~by_ce,
             ]

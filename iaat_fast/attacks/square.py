@@ -16,7 +16,7 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.survivors import column, compacted, looks
-from iaat_fast.ops import checks, reference
+from iaat_fast.ops import checks, primitives
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
 _project_linf = torch.ops.iaat_fast.project_linf.default
@@ -227,7 +227,7 @@ def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:
     key, restart, first_candidate = call.stream.unbind()
     n = len(call.y)
     sample, candidate = call.index[rows % n], first_candidate + rows // n
-    words = reference.philox(
+    words = primitives.philox(
         key, blocks.expand(len(rows), -1), sample.view(-1, 1), candidate.view(-1, 1), restart
     )
     return torch.stack(words, dim=2)

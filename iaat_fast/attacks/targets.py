@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iaat_fast.ops import reference
+from iaat_fast.ops import primitives
 
 # Counter block of the target: images of fewer than 2**34 elements never reach it.
 _TARGET_BLOCK = 2**32 - 1
@@ -18,9 +18,9 @@ def target_draws(seed: Tensor, index: Tensor) -> Tensor:
         seed: int64, first entry the key of the attack.
         index: int64 [N], sample numbers.
     """
-    key = reference.stream_of(seed)[0]
+    key = primitives.stream_of(seed)[0]
     zero = index.new_zeros(())
-    return reference.philox(key, zero + _TARGET_BLOCK, index, zero, zero)[0]
+    return primitives.philox(key, zero + _TARGET_BLOCK, index, zero, zero)[0]
 
 
 def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:

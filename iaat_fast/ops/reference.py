@@ -13,13 +13,27 @@ from torch.nn import functional as F
 
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import convolved, memory_format
+from iaat_fast.ops.primitives import (
+    AUGMENTATION,
+    SATURATION,
+    exp_nonpositive,
+    normalised,
+    normalising_power,
+    per_candidate,
+    philox,
+    softmax_minus_onehot,
+    stem_gradient,
+    stream_of,
+    uniform_symmetric,
+    widened,
+)
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
     if eps.is_cpu:
         checks.radii_values(eps)
-    centre, radius = _per_candidate(x, x_adv.shape[0]), _per_row(eps, x.dim())
-    delta = (_wide(x_adv) - centre).clamp(-radius, radius)
+    centre, radius = per_candidate(x, x_adv.shape[0]), _per_row(eps, x.dim())
+    delta = (widened(x_adv) - centre).clamp(-radius, radius)
     return _like((centre + delta).clamp(lo, hi).to(x_adv.dtype), x_adv)
 
 
@@ -38,8 +52,8 @@ def pgd_step_linf_(
         checks.step_values(alpha, eps)
     if stats is not None:
         stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
-    step = _per_row(-alpha if targeted else alpha, x.dim()) * torch.sign(_wide(grad))
-    x_adv.copy_(project_linf(_wide(x_adv) + step, _wide(x), eps, lo, hi))
+    step = _per_row(-alpha if targeted else alpha, x.dim()) * torch.sign(widened(grad))
+    x_adv.copy_(project_linf(widened(x_adv) + step, widened(x), eps, lo, hi))
 
 
 def random_start_linf(
@@ -61,7 +75,7 @@ def random_start_linf(
     )
     word = torch.stack(words).gather(0, (element % 4).expand(1, rows, -1))[0]
     noise = uniform_symmetric(word, eps.dtype).view(rows, *x.shape[1:])
-    start = _per_candidate(x, rows) + noise * _per_row(eps, x.dim())
+    start = per_candidate(x, rows) + noise * _per_row(eps, x.dim())
     return _like(start.clamp(lo, hi).to(x.dtype), x)
 
 
@@ -69,10 +83,10 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     if logits.is_cpu:
         checks.class_values(y, logits.shape[1])
         checks.logit_values(logits)
-    wide = _wide(logits)
-    plain, y = softmax_minus_onehot(wide, y), _per_candidate(y, len(logits)).view(-1, 1)
+    wide = widened(logits)
+    plain, y = softmax_minus_onehot(wide, y), per_candidate(y, len(logits)).view(-1, 1)
     missing = -plain.gather(1, y)  # 1 - p_y
-    scaled = plain * _normalising_power(missing)
+    scaled = plain * normalising_power(missing)
 
     others = wide.scatter(1, y, -math.inf)
     largest = others.amax(1, keepdim=True)
@@ -136,7 +150,7 @@ def random_crop_flip(
     # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
     x = torch.empty((len(index), channels, height, width), device=images.device)
     x.copy_(planes.view_as(x)).div_(torch.full((1,), 255.0, device=images.device))
-    if not index.is_cpu:  # nobody has looked at the numbers
+    if not index.is_cpu:  # no one has looked at the numbers
         x = x.where(_per_row((index >= 0) & (index < size), 4), math.nan)
     return x
 
@@ -144,7 +158,7 @@ def random_crop_flip(
 def relu_backward_(
     grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float
 ) -> None:
-    total = _wide(grad) if other is None else _wide(grad) + _wide(other)
+    total = widened(grad) if other is None else widened(grad) + widened(other)
     grad.copy_(torch.where(_blocked(out, floor, ceiling), 0.0, total))
 
 
@@ -157,8 +171,8 @@ def scale_shift_relu(
     ceiling: float,
 ) -> Tensor:
     if residual is not None:
-        x.copy_(_wide(x) + _wide(residual))
-    value = _wide(x) * _per_channel(scale, x.dim()) + _per_channel(shift, x.dim())
+        x.copy_(widened(x) + widened(residual))
+    value = widened(x) * _per_channel(scale, x.dim()) + _per_channel(shift, x.dim())
     return _like(value.clamp(floor, ceiling).to(x.dtype), x)
 
 
@@ -170,9 +184,9 @@ def scale_shift_relu_backward_(
     floor: float,
     ceiling: float,
 ) -> None:
-    scaled = _wide(grad) * _per_channel(scale, grad.dim())
+    scaled = widened(grad) * _per_channel(scale, grad.dim())
     passed = torch.where(_blocked(out, floor, ceiling), 0.0, scaled)
-    grad.copy_(passed if residual is None else passed + _wide(residual))
+    grad.copy_(passed if residual is None else passed + widened(residual))
 
 
 def _blocked(out: Tensor, floor: float, ceiling: float) -> Tensor:
@@ -218,104 +232,10 @@ def stem_conv_step_(
     pgd_step_linf_(x_adv, slope, x, eps, alpha, lo, hi, targeted, stats)
 
 
-def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std with a mean and a standard deviation for each channel."""
-    return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-
-
-def stem_gradient(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the normalised images, from that of the convolution's result: convolved in dtype."""
-    return F.conv_transpose2d(grad.to(dtype), weight.to(dtype), padding=1)
-
-
-# The last counter word of the augmentation's draws, where the attacks count their restarts from 0.
-AUGMENTATION = 0xFFFFFFFF
-
-
 def _reflect(position: Tensor, size: int) -> Tensor:
     """Positions up to `size - 1` outside 0 ... size - 1, mirrored about the edge pixels, which are not repeated."""
     last = size - 1
     return last - (last - position.abs()).abs()
-
-
-# Below this 1 - p_y the plain gradient has lost too many bits of float32's 24 to be trusted.
-SATURATION = 1 / 4096
-
-
-def softmax_minus_onehot(logits: Tensor, y: Tensor) -> Tensor:
-    """The gradient of the summed cross-entropy, by the very kernel that autograd calls: the same bits.
-
-    `y` names the class of row r at r modulo its length, so K candidates share their samples' classes.
-    """
-    y = _per_candidate(y, logits.shape[0]).view(-1, 1)
-    return plus_softmax(torch.zeros_like(logits).scatter_(1, y, -1.0), logits)
-
-
-def plus_softmax(minus_onehot: Tensor, logits: Tensor) -> Tensor:
-    """softmax - onehot, from -onehot."""
-    log_p = torch._log_softmax(logits, 1, False)
-    return torch._log_softmax_backward_data(minus_onehot, log_p, 1, logits.dtype)
-
-
-def exp_nonpositive(x: Tensor) -> Tensor:
-    """exp(x) for x <= 0; in float32 out of single roundings only, so that every backend gives the same bits.
-
-    Cody and Waite's reduction to |r| <= ln(2)/2, then the Taylor polynomial of degree 7 (error below 2**-24).
-    """
-    if x.dtype == torch.float64:
-        return x.exp()
-    n = (x * 1.44269504).round()
-    r = (x - n * 0.693359375) - n * -2.12194440e-4
-    p = torch.full_like(x, 1 / 5040)
-    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        p = p * r + coefficient
-    return torch.where(x < -87.0, 0.0, p * torch.exp2(n.clamp(min=-126.0)))
-
-
-def stream_of(seed: Tensor, entries: int = 3) -> Tensor:
-    """[key, restart, first candidate], or as many of a seed tensor's entries; missing ones are 0."""
-    if seed.shape == (entries,):
-        return seed
-    seed = seed.reshape(-1)
-    return torch.cat([seed, seed.new_zeros(entries - seed.shape[0])])
-
-
-def philox(
-    key: Tensor, block: Tensor, sample: Tensor, candidate: Tensor, restart: Tensor
-) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al., SC 2011) on int64 tensors that hold 32-bit words; four words a block."""
-    mask = 0xFFFFFFFF
-    c0, c1, c2, c3 = torch.broadcast_tensors(
-        block & mask, sample & mask, candidate & mask, restart & mask
-    )
-    key0, key1 = key & mask, (key >> 32) & mask
-    for _ in range(10):
-        # The int64 product wraps, but its 64 bits are those of the unsigned product.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & mask) ^ c1 ^ key0,
-            p1 & mask,
-            ((p0 >> 32) & mask) ^ c3 ^ key1,
-            p0 & mask,
-        )
-        key0, key1 = (key0 + 0x9E3779B9) & mask, (key1 + 0xBB67AE85) & mask
-    return [c0, c1, c2, c3]
-
-
-def uniform_symmetric(word: Tensor, dtype: torch.dtype) -> Tensor:
-    """The top 24 bits k as (2k + 1 - 2**24) / 2**24: symmetric, strictly inside (-1, 1), exact in float32."""
-    return (2 * (word >> 8) + 1 - (1 << 24)).to(dtype) * 2.0**-24
-
-
-def _normalising_power(value: Tensor) -> Tensor:
-    """The power of two that brings |value| into [0.5, 1); 1 for zero, infinity and NaN."""
-    exponent = torch.frexp(value).exponent
-    ordinary = value.isfinite() & (value != 0)
-    return torch.where(ordinary, torch.ldexp(torch.ones_like(value), -exponent), 1.0)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _per_row(values: Tensor, dim: int) -> Tensor:
@@ -324,14 +244,6 @@ def _per_row(values: Tensor, dim: int) -> Tensor:
 
 def _per_channel(values: Tensor, dim: int) -> Tensor:
     return values.view(-1, *[1] * (dim - 2))
-
-
-def _per_candidate(x: Tensor, rows: int) -> Tensor:
-    """x with its N rows repeated to K*N, widened for arithmetic where it is floating point."""
-    copies = rows // max(x.shape[0], 1)
-    if x.is_floating_point():
-        x = _wide(x)
-    return x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:

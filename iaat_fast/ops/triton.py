@@ -12,9 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import in_one_layout, memory_format
-from iaat_fast.ops.storage import written
+from iaat_fast.ops import checks, primitives
+from iaat_fast.ops.layout import in_one_layout, memory_format, written
 from iaat_fast.ops.triton_kernels import draws, linf, logit_rows
 from iaat_fast.ops.triton_launch import BITS, VECTORS, WARPS, on, wide
 from iaat_fast.ops.triton_layers import (
@@ -121,7 +120,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     rows, classes = logits.shape
     # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen. A class
     # out of range would end the process there; the kernel below fills its row with NaN.
-    plain = reference.softmax_minus_onehot(
+    plain = primitives.softmax_minus_onehot(
         logits if logits.dtype == torch.float64 else logits.float(), y.clamp(0, classes - 1)
     )
     out = torch.empty_like(logits)

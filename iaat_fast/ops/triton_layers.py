@@ -9,8 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
-from iaat_fast.ops.storage import written
+from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format, written
 from iaat_fast.ops.triton_kernels import layers
 from iaat_fast.ops.triton_launch import BITS, VECTORS, WARPS, on, wide
 

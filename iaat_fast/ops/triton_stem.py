@@ -11,8 +11,7 @@ import triton
 from torch import Tensor
 
 from iaat_fast.ops import checks, reference
-from iaat_fast.ops.layout import convolved, in_one_layout
-from iaat_fast.ops.storage import written
+from iaat_fast.ops.layout import convolved, in_one_layout, written
 from iaat_fast.ops.triton_kernels import stem
 from iaat_fast.ops.triton_launch import BITS, on
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import iaat_fast
+from iaat_fast.ops import signatures
 from tests.cuda.emulator import DeviceMemory
 
 # Where CPU tensors are said to be: not the current device, so that the launchers have to switch to it and back.
@@ -17,46 +19,12 @@ DEVICE, STREAM = 3, 0x5EED
 
 Arguments = dict[str, Any]
 
-_IMAGES = ("rows", "samples", "row_elems")
-_LAYER, _BOUNDS = ("elements", "channels", "inner"), ("floor", "ceiling")
-_PLACE = ("device", "stream")
-# The arguments of csrc/cuda/bindings.cpp, in its order.
-ARGUMENTS = {
-    "project_linf": ("dtype", "out", "x_adv", "x", "eps", *_IMAGES, "lo", "hi", *_PLACE),
-    "pgd_step_linf": (
-        *("dtype", "x_adv", "grad", "x", "eps", "alpha", "stats", *_IMAGES),
-        *("lo", "hi", "targeted", *_PLACE),
-    ),
-    "random_start_linf": (
-        *("dtype", "out", "x", "eps", "seed", "seed_size", "index", *_IMAGES, "lo", "hi", *_PLACE),
-    ),
-    "ce_cotangent": ("dtype", "out", "logits", "y", "rows", "samples", "classes", *_PLACE),
-    "saturation_proof": (
-        "dtype",
-        "cotangent",
-        "logits",
-        "y",
-        "rows",
-        "samples",
-        "classes",
-        *_PLACE,
-    ),
-    "select_epsilon": (
-        *("dtype", "memory", "size", "index", "logits", "y", "eps", "choice", "misclassified"),
-        *("samples", "classes", "gamma", "beta", "eps_min", "eps_max", "clamp_candidate", *_PLACE),
-    ),
-    "random_crop_flip": (
-        *("out", "images", "index", "seed", "seed_size", "n", "size", "height", "width"),
-        *("channels", "padding", "flip", *_PLACE),
-    ),
-    "relu_backward": ("dtype", "grad", "out", "other", "elements", *_BOUNDS, *_PLACE),
-    "scale_shift_relu": (
-        *("dtype", "out", "x", "residual", "scale", "shift", *_LAYER, *_BOUNDS, *_PLACE),
-    ),
-    "scale_shift_relu_backward": (
-        *("dtype", "grad", "out", "scale", "residual", *_LAYER, *_BOUNDS, *_PLACE),
-    ),
-}
+
+def _names(op: str) -> list[str]:
+    """The arguments of a kernel, in the order of csrc/cuda/bindings.cpp."""
+    kinds = signatures.parsed(signatures.CUDA[op])
+    names = [[name, "seed_size"] if kind == "Seed" else [name] for name, kind in kinds.items()]
+    return [*itertools.chain(*names), "device", "stream"]
 
 
 def _bytes(op: str, a: Arguments) -> dict[str, int]:
@@ -96,12 +64,12 @@ def extension(emulated: ModuleType, memory: DeviceMemory) -> SimpleNamespace:
 
     def guarded(op: str) -> Callable[..., None]:
         def call(*values: Any) -> None:
-            arguments = dict(zip(ARGUMENTS[op], values, strict=True))
+            arguments = dict(zip(_names(op), values, strict=True))
             memory.call(getattr(emulated, op), arguments, _bytes(op, arguments))
 
         return call
 
-    cuda = SimpleNamespace(**{op: guarded(op) for op in ARGUMENTS})
+    cuda = SimpleNamespace(**{op: guarded(op) for op in signatures.CUDA})
     cuda.PERSISTENT_CLASSES = emulated.PERSISTENT_CLASSES
     return SimpleNamespace(cuda=cuda)
 
@@ -111,11 +79,11 @@ def load_native_cuda(stand_in: SimpleNamespace) -> ModuleType:
     real = vars(iaat_fast).get("_C")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iaat_fast, "_C", stand_in, raising=False)
+        patch.setattr(signatures, "queue", lambda device: (DEVICE, STREAM))
         spec = importlib.util.find_spec("iaat_fast.ops.native_cuda")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     assert vars(iaat_fast).get("_C") is real
-    module._queue = lambda device: (DEVICE, STREAM)  # type: ignore[attr-defined]
     return module

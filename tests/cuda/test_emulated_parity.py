@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iaat_fast.ops import reference
+from iaat_fast.ops import primitives, reference
 from tests.cuda import guarded
 from tests.cuda.emulator import DeviceMemory
 from tests.ops.cases import (
@@ -211,9 +211,9 @@ def test_ce_cotangent(
     assert actual.dtype is expected.dtype
     assert actual.stride() == expected.stride()
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    plain = reference.softmax_minus_onehot(logits.to(wide), y)
+    plain = primitives.softmax_minus_onehot(logits.to(wide), y)
     missing = -plain.gather(1, y.repeat(k).view(-1, 1))
-    saturated = missing[:, 0] <= reference.SATURATION
+    saturated = missing[:, 0] <= primitives.SATURATION
     if dtype is torch.float64:  # the reference takes torch's exponential there
         ulp = torch.finfo(dtype).eps
         torch.testing.assert_close(actual[saturated], expected[saturated], rtol=8 * ulp, atol=0.0)
@@ -231,8 +231,8 @@ def test_the_cases_of_ce_cotangent_have_saturated_and_ordinary_rows() -> None:
     shares = []
     for scale in (1.0, 30.0):
         logits, y = logits_and_classes(3, 10, scale, torch.float32)
-        missing = -reference.softmax_minus_onehot(logits, y).gather(1, y.repeat(3).view(-1, 1))
-        shares.append(float((missing <= reference.SATURATION).float().mean()))
+        missing = -primitives.softmax_minus_onehot(logits, y).gather(1, y.repeat(3).view(-1, 1))
+        shares.append(float((missing <= primitives.SATURATION).float().mean()))
     assert shares[0] == 0
     assert 0 < shares[1] < 1
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iaat_fast.ops import reference
+from iaat_fast.ops import primitives, reference
 
 HALF = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALF]
@@ -99,7 +99,7 @@ class Stem:
 
     def output(self) -> tuple[Tensor, Tensor]:
         """What the convolution and the bias give in float64, and the bound of a float32 sum's error."""
-        images = reference.normalised(self.x, self.mean, self.std).to(self.dtype).double()
+        images = primitives.normalised(self.x, self.mean, self.std).to(self.dtype).double()
         weight, bias = self.weight.double(), self.bias.double()
         exact = F.conv2d(images, weight, bias, padding=1)
         magnitude = F.conv2d(images.abs(), weight.abs(), bias.abs(), padding=1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from iaat_fast import ops
-from iaat_fast.ops import backends, reference
+from iaat_fast.ops import backends, reference, signatures
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -121,7 +121,8 @@ def test_the_stem_of_native_cuda_is_tritons_and_without_it_the_references(
     with_triton: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     native = pytest.importorskip("iaat_fast.ops.native")
-    monkeypatch.setattr(native._C, "cuda", SimpleNamespace(), raising=False)
+    kernels = SimpleNamespace(**dict.fromkeys(signatures.CUDA))
+    monkeypatch.setattr(native._C, "cuda", kernels, raising=False)
     monkeypatch.delitem(sys.modules, "iaat_fast.ops.native_cuda", raising=False)
     if with_triton:
         expected = pytest.importorskip("iaat_fast.ops.triton_stem")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iaat_fast import ops
 from iaat_fast.data import _torchvision
-from iaat_fast.ops import reference
+from iaat_fast.ops import primitives, reference
 
 # size, height, width, channels, padding. Rows shorter, as long and longer than a vector, shifts as far as they may go.
 CASES = [
@@ -43,7 +43,7 @@ def draws(
     index: Tensor, seed: int, stream: int, padding: int, flip: bool
 ) -> list[tuple[int, int, bool]]:
     """(top, left, flipped) of each sample's crop of the padded image, in Python's own integers."""
-    words = reference.philox(
+    words = primitives.philox(
         torch.tensor(seed), torch.tensor(0), index, torch.tensor(stream), torch.tensor(2**32 - 1)
     )
     places = 2 * padding + 1

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
 
-_AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in reference.py
+_AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in primitives.py
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
 
-_SATURATION = tl.constexpr(1 / 4096)  # as in reference.py
+_SATURATION = tl.constexpr(1 / 4096)  # as in primitives.py
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def saturation_proof(
 
 @triton.jit
 def _exp_nonpositive(x):
-    """exp(x) for x <= 0: in float32 out of single roundings, as in reference.py."""
+    """exp(x) for x <= 0: in float32 out of single roundings, as in primitives.py."""
     if x.dtype == tl.float64:
         result = tl.exp(x)
     else:

@@ -350,7 +350,8 @@ def test_a_surrogate_that_is_not_independent_is_refused(
     config["data"]["name"] = "cifar10"
     (copy / "config.json").write_text(json.dumps(config))
     assert "trained on cifar10, expected digits" in refused(capsys, run, *words, copy)
-    (other / "checkpoint.pt").unlink()
+    for checkpoint in other.glob("checkpoint*.pt"):
+        checkpoint.unlink()
     assert "no checkpoint there yet" in refused(capsys, run, *words, other)
     wide = Surrogate(models.build("digits-cnn", width=4, num_classes=12), {})
     with pytest.raises(ValueError, match="has 12 classes, expected 10"):

@@ -329,7 +329,9 @@ def test_images_that_are_gone_are_a_warning_and_no_end(
     out = tmp_path / "out"
     assert main([str(folder.path), "--out", str(out)]) == 0
     err = capsys.readouterr().err
-    assert f"warning: Figures 2 and 6 of CIFAR-10, ResNet-18, width 4: not drawn, {gone}" in err
+    assert (
+        f"warning: Figures 2 and 6 of CIFAR-10, ResNet-18, width 4: not drawn, path {gone}" in err
+    )
     assert str(gone) in (out / "index.html").read_text()
 
 

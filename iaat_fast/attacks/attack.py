@@ -225,8 +225,7 @@ class Attack:
 
         Raises Stale where they come from a copy that has been found to be none, as far as this call hears of it.
         """
-        call.planned = call.rows * self.steps * self.restarts
-        gradients = call.planned
+        call.planned = gradients = call.rows * self.steps * self.restarts
         with self.network.attacked(call.x, call.findings):
             if self._reads() or (self.bn == "train_update" and own):
                 call.findings.look()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks.graph import Capture, Replayed
-from iaat_fast.attacks.live import drawing_nothing
+from iaat_fast.attacks.live import preserved_rng
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.program import Program
 from iaat_fast.attacks.shadow import Shadow
@@ -74,7 +74,7 @@ class CopyMaker:
         some = x[:_IMAGES].contiguous()
         program = self._levers.fold and not self._levers.compile
         try:
-            with drawing_nothing(x.device):
+            with preserved_rng(x.device):
                 # Tables that it keeps in globals are there before it is traced.
                 with torch.no_grad():
                     true = _logits_of_some(self._live, some)
@@ -151,7 +151,7 @@ class FrozenForward:
 def refuse_random(live: Forward, x: Tensor) -> None:
     """Raise Unshadowable where two forwards of some of the images x differ, or cannot be made of so few."""
     some = x[:_IMAGES].contiguous()
-    with drawing_nothing(x.device), torch.no_grad():
+    with preserved_rng(x.device), torch.no_grad():
         _compare_again(live, some, _logits_of_some(live, some))
 
 
@@ -165,7 +165,7 @@ def how_far(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor
     """
     # Laid out as the example of a trace, whose views are of that.
     some = x[: _IMAGES if gradients >= _FEW_GRADIENTS else _FEWER].contiguous()
-    with torch.no_grad(), drawing_nothing(x.device):
+    with torch.no_grad(), preserved_rng(x.device):
         true = live(some)
         return off(traced(own(some)), true) / torch.finfo(true.dtype).eps ** 0.5
 

@@ -73,23 +73,25 @@ class Attributes:
         self._of_all = self._seen_of_all()
         self._values = [self._of(place) for place in range(len(modules))]
         self._ids = [list(map(id, module.__dict__.values())) for module in modules]
+        # Kept from being freed, and their places in memory from being others': identities mean nothing else.
+        self._held = [self._objects(place) for place in range(len(modules))]
 
-    def stand(self) -> bool:
+    def unchanged(self) -> bool:
         """Whether all is as it was."""
         if self._seen_of_all() != self._of_all:
             return False
         for place, module in enumerate(self._modules):
-            # Most often every value is the very object that it was. `_values` keeps what may be compared from being
-            # freed, and its place in memory from being another's.
+            # Most often every value is the very object that it was.
             ids = list(map(id, module.__dict__.values()))
             if ids != self._ids[place]:
                 now = self._of(place)
                 if now != self._values[place]:
                     return False
                 self._values[place], self._ids[place] = now, ids
+                self._held[place] = self._objects(place)
         return True
 
-    def let_go(self) -> None:
+    def ignore_changes(self) -> None:
         """Take what has changed for the forward's own business from now on: a counter of calls, features it keeps."""
         for place, before in enumerate(self._values):
             now = self._of(place)
@@ -98,6 +100,11 @@ class Attributes:
             }
             self._own |= {(place, name) for name in changed}
             self._values[place] = {n: value for n, value in now.items() if n not in changed}
+            self._held[place] = self._objects(place)
+
+    def _objects(self, place: int) -> list[Any]:
+        held = self._modules[place].__dict__
+        return [value for name, value in held.items() if (place, name) not in self._own]
 
     def _of(self, place: int) -> dict[str, Any]:
         held = self._modules[place].__dict__
@@ -129,7 +136,7 @@ def _comparable(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def drawing_nothing(device: torch.device) -> Iterator[None]:
+def preserved_rng(device: torch.device) -> Iterator[None]:
     """The generators of torch, numpy and Python as they were afterwards: a model's forward may draw from them."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:

@@ -134,7 +134,7 @@ class Network:
             self._prepare(x, findings)
             yield
             if self._attributes is not None and self._is_new:
-                self._attributes.let_go()
+                self._attributes.ignore_changes()
                 self._is_new = False
 
     def logits(self, x: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ class Network:
             self._source, self._traced = ByAutograd(model), None
             return
         made_for = (self._levers, self._resolved, self._watched.identity())
-        if made_for != self._made_for or not (self._attributes and self._attributes.stand()):
+        if made_for != self._made_for or not (self._attributes and self._attributes.unchanged()):
             self._forget()
             self._attributes, self._is_new = Attributes(modules), True
             self._made_for, self.classes = made_for, None

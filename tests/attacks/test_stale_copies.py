@@ -212,18 +212,18 @@ def test_a_forwards_own_counters_and_caches_are_no_change(model: Net, x: Tensor,
 
 def test_attributes_stand_until_one_changes(model: Net) -> None:
     seen = Attributes(list(model.modules()))
-    assert seen.stand()
+    assert seen.unchanged()
     model.scale = 2.0
     model.scale = 3.0
-    assert not seen.stand()
+    assert not seen.unchanged()
     model.scale = 1.0
-    assert seen.stand()
+    assert seen.unchanged()
     model.scale = 4.0
-    seen.let_go()
+    seen.ignore_changes()
     model.scale = 5.0
-    assert seen.stand()
+    assert seen.unchanged()
     del model.act
-    assert not seen.stand()
+    assert not seen.unchanged()
 
 
 def captured(model: nn.Module) -> PGD:
@@ -374,3 +374,19 @@ def test_a_part_that_copies_as_itself_is_attacked_live(
         pgd(x, y)
     assert "the live model" in pgd.network.taken
     assert "its copy is itself" in caplog.text
+
+
+def test_an_object_that_takes_anothers_place_in_memory_is_another() -> None:
+    """CPython gives the place of one that is freed to the next of its size, and with it its identity."""
+
+    class Defence:
+        def __init__(self, strength: float) -> None:
+            self.strength = strength
+
+    module = nn.Identity()
+    module.defence = Defence(1.0)
+    attributes = Attributes([module])
+    assert attributes.unchanged()
+    del module.defence
+    module.defence = Defence(2.0)
+    assert not attributes.unchanged()

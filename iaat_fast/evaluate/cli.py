@@ -252,10 +252,10 @@ def _check(command: Command) -> None:
     named = _asks_for_suite(command)
     for name in ("parts", "against", "corruptions"):
         if getattr(command, name) and not named:
-            raise ValueError(f"{_flag(name)}: belongs to a suite, expected --suite")
+            raise ValueError(f"{FLAGS[name]}: belongs to a suite, expected --suite")
     for name in ("steps", "restarts", "targeted"):
         if getattr(command, name) is not None and named:
-            raise ValueError(f"{_flag(name)}: a suite has its own, leave one of them out")
+            raise ValueError(f"{FLAGS[name]}: a suite has its own, leave one of them out")
     if named:
         suite_named(command.suite or "quick").chosen(
             _parts(command), surrogate=command.against is not None
@@ -276,7 +276,7 @@ def _check(command: Command) -> None:
     ):
         value = getattr(command, name)
         if value is not None and value < least:
-            raise ValueError(f"{_flag(name)}: {value}, expected at least {least}")
+            raise ValueError(f"{FLAGS[name]}: {value}, expected at least {least}")
     if not command.save_every > 0:  # nan is not
         raise ValueError(f"--save-every: {command.save_every:g}, expected above 0")
     if command.run is None and command.out is None:
@@ -331,7 +331,3 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
         on_bad_image=command.on_bad_image or "stop",
     )
     return load_subject(source, device)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

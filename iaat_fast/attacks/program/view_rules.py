@@ -110,7 +110,7 @@ def _slice(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 def _split(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """Nothing by itself: `_part` takes the slices."""
+    """Nothing by itself: `part_of_split` takes the slices."""
     known = graph.varies(a["self"]) and shape_of(a["self"])[a["dim"]] is not None
     return (Same(), [a["self"]]) if known else None
 

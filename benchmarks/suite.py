@@ -24,8 +24,8 @@ from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained
 from iaat_fast import ops
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate import Mark, Trajectories
-from iaat_fast.evaluate.subject import load_subject, run_source
+from iaat_fast.evaluate import AttackBudget, SharedPGD
+from iaat_fast.evaluate.eval_target import load_target, run_source
 from iaat_fast.run_folder import RunFolder
 
 EPS, ALPHA, SEED = 8 / 255, 2 / 255, 0
@@ -121,12 +121,12 @@ def by_torchattacks(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
         outcome.verdicts[f"{steps}x{restarts}"] = standing
 
 
-def by_trajectories(any_iterate: bool) -> Provider:
+def by_shared_pgd(any_iterate: bool) -> Provider:
     """This project's evaluation; a turn is a stretch of at most 50 steps."""
 
     def run(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
-        marks = [Mark(name=f"{s}x{r}", steps=s, restarts=r) for s, r in task.attacks]
-        shared = Trajectories(
+        marks = [AttackBudget(name=f"{s}x{r}", steps=s, restarts=r) for s, r in task.attacks]
+        shared = SharedPGD(
             task.model,
             task.split,
             marks,
@@ -149,8 +149,8 @@ def by_trajectories(any_iterate: bool) -> Provider:
 
 PROVIDERS: dict[str, Provider] = {
     PEER: by_torchattacks,
-    LAST: by_trajectories(False),
-    ANY: by_trajectories(True),
+    LAST: by_shared_pgd(False),
+    ANY: by_shared_pgd(True),
 }
 
 
@@ -253,7 +253,7 @@ def load(name: str, n: int, device: torch.device) -> tuple[nn.Module, Split, str
         net, x, y, source = load_trained(name, n, device)
         return net, as_split(x, y), source
     folder = RunFolder(name)
-    subject = load_subject(run_source(folder, limit=n), device, folder=folder)
+    subject = load_target(run_source(folder, limit=n), device, folder=folder)
     return subject.model.eval(), subject.split, f"{subject.description['data']['name']} test"
 
 

@@ -15,7 +15,7 @@ import torch
 from iaat_fast.alone import alone_in
 from iaat_fast.data import Split
 from iaat_fast.evaluate import evaluate_suite
-from iaat_fast.evaluate.subject import Subject
+from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.train import fit, preset
 
 HOLD = """
@@ -87,7 +87,7 @@ def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
 def test_evaluate_suite_is_refused(holder: Holder, tmp_path: Path) -> None:
     split = Split(torch.zeros(4, 4, 4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
-    subject = Subject(
+    subject = EvalTarget(
         model=model,
         split=split,
         description={"data": {"name": "mine", "samples": 4, "path": None}},

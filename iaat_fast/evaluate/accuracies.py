@@ -13,7 +13,7 @@ from iaat_fast.attacks import inputs
 from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
-from iaat_fast.evaluate.trajectories import Mark, Trajectories, correct
+from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct
 from iaat_fast.heap import kept_heap
 
 
@@ -119,8 +119,8 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
-    mark = Mark(name="pgd", steps=steps, restarts=restarts)
-    run = Trajectories(
+    mark = AttackBudget(name="pgd", steps=steps, restarts=restarts)
+    run = SharedPGD(
         model,
         split,
         [mark],

@@ -16,7 +16,7 @@ from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.attacks.wrappers import bare
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
-from iaat_fast.evaluate.trajectories import correct as is_correct
+from iaat_fast.evaluate.shared_pgd import correct as is_correct
 from iaat_fast.ops import checks
 
 # Each stage draws from restarts of its own, so that no two start from the same noise: more than any of them counts,

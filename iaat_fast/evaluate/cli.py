@@ -17,9 +17,9 @@ from rich.console import Console
 from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, Pixels, optional, warn
 from iaat_fast.environment import resolve_device
+from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
 from iaat_fast.evaluate.evaluation import evaluate_suite, folder_name
 from iaat_fast.evaluate.progress import Progress
-from iaat_fast.evaluate.subject import Source, Subject, load_subject, run_source
 from iaat_fast.evaluate.suites import Suite, single, suite_named
 from iaat_fast.evaluate.table import suite_table
 from iaat_fast.evaluate.transfer import Surrogate, load_surrogate
@@ -302,7 +302,7 @@ def _suite(command: Command, defaults: dict[str, Any]) -> Suite:
     )
 
 
-def _subject(command: Command, folder: RunFolder | None, device: torch.device) -> Subject:
+def _subject(command: Command, folder: RunFolder | None, device: torch.device) -> EvalTarget:
     if folder is not None:
         for name in ("weights", "width", "depth"):
             if getattr(command, name) is not None:
@@ -315,7 +315,7 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
             limit=command.limit,
             on_bad_image=command.on_bad_image,
         )
-        return load_subject(source, device, folder=folder)
+        return load_target(source, device, folder=folder)
     if command.model is None:
         raise ValueError("expected a run folder RUN, or --model with --weights")
     if command.weights is None and ":" not in command.model:
@@ -330,4 +330,4 @@ def _subject(command: Command, folder: RunFolder | None, device: torch.device) -
         limit=command.limit,
         on_bad_image=command.on_bad_image or "stop",
     )
-    return load_subject(source, device)
+    return load_target(source, device)

@@ -11,20 +11,19 @@ from iaat_fast import units
 from iaat_fast.alone import alone_in
 from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
-from iaat_fast.evaluate import fingerprint
-from iaat_fast.evaluate.adversarial import check_adversarial
-from iaat_fast.evaluate.context import Context, Tell
 from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
-from iaat_fast.evaluate.parts import PARTS, adversarial_key
+from iaat_fast.evaluate.eval_target import EvalTarget, samples_sha256, weights_sha256
+from iaat_fast.evaluate.parts import PARTS
+from iaat_fast.evaluate.parts.adversarial import adversarial_key, check_adversarial
+from iaat_fast.evaluate.parts.part import Context, Tell
 from iaat_fast.evaluate.record import Record, open_record
-from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.suites import SINGLE, Suite, suite_named
 from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
 from iaat_fast.heap import kept_heap
 
 
 def folder_name(
-    subject: Subject, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
+    subject: EvalTarget, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
 ) -> str:
     """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate.
 
@@ -45,7 +44,7 @@ def folder_name(
 
 
 def evaluate_suite(
-    subject: Subject,
+    subject: EvalTarget,
     suite: str | Suite = "cifar",
     *,
     folder: Path | str | None = None,
@@ -65,7 +64,7 @@ def evaluate_suite(
 ) -> dict[str, Any]:
     """Measure what a suite measures; returns the content of results.json.
 
-        subject = load_subject(run_source(RunFolder("runs/x")), torch.device("cuda"), folder=RunFolder("runs/x"))
+        subject = load_target(run_source(RunFolder("runs/x")), torch.device("cuda"), folder=RunFolder("runs/x"))
         evaluate_suite(subject, "cifar", folder="runs/x/evaluation/mine")["measurements"]
 
     Called again with the same folder it measures what is not there yet: from where it was stopped, also in the middle
@@ -175,7 +174,7 @@ def evaluate_suite(
             record.content.setdefault("resumed", []).append(header["environment"])
         record.save()
         context = Context(
-            subject=subject,
+            target=subject,
             suite=chosen,
             parts=names,
             record=record,
@@ -201,7 +200,7 @@ def evaluate_suite(
 
 
 def record_header(
-    subject: Subject,
+    subject: EvalTarget,
     suite: Suite,
     *,
     eps: Sequence[float],
@@ -216,11 +215,11 @@ def record_header(
         "eps": list(eps),
         "alpha": alpha,
         "targeted": suite.targeted,
-        "weights_sha256": fingerprint.of_weights(subject.model),
-        "data_sha256": fingerprint.of_samples(subject.split),
+        "weights_sha256": weights_sha256(subject.model),
+        "data_sha256": samples_sha256(subject.split),
     }
     if surrogate is not None:
-        settings["surrogate_sha256"] = fingerprint.of_weights(surrogate.model)
+        settings["surrogate_sha256"] = weights_sha256(surrogate.model)
     return {
         "suite": suite.name,
         "rule": "any" if any_iterate else "last",

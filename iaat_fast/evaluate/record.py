@@ -19,15 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
-from iaat_fast.evaluate.rows import share
-from iaat_fast.files import is_temporary, load_tensors, read_json, replace, write_json
-
-SCHEMA = 1
-"""Version of results.json."""
-
-LABELS = "labels"
+from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.evaluate.results import (
+    LABELS,
+    OVERWRITE,
+    SCHEMA,
+    is_kept,
+    read_record,
+    refuse_newer,
+    share,
+)
+from iaat_fast.evaluate.suites import PGDMeasurement
+from iaat_fast.files import is_temporary, load_tensors, replace, write_json
 
 
 class Record:
@@ -140,11 +144,11 @@ class Record:
             content = load_tensors(file)
         except ValueError as error:
             raise ValueError(
-                f"{error}; {_kept(self.path)} and go on without it once {file.name} is deleted"
+                f"{error}; {is_kept(self.path)} and go on without it once {file.name} is deleted"
             ) from error
         if not isinstance(content, dict) or "states" not in content:
             raise ValueError(f"{file}: not the progress of an evaluation")
-        _refuse_newer(file, content)
+        refuse_newer(file, content)
         self._progress = content["states"]
 
     def _conclude(self) -> None:
@@ -191,110 +195,12 @@ def open_record(
             entry.unlink()
     _refuse_other_settings(path, content, fresh)
     if not np.array_equal(verdicts[LABELS], labels):
-        raise ValueError(f"{path}: labels: not those of these samples; {_ANEW}")
+        raise ValueError(f"{path}: labels: not those of these samples; {OVERWRITE}")
     content["settings"] = {**content["settings"], **fresh["settings"]}
     content["batch_size"] = fresh["batch_size"]
     record = Record(path, content, verdicts)
     record.load_progress()
     return record
-
-
-def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """results.json and verdicts.npz of a folder.
-
-    Raises:
-        FileNotFoundError: there is no record.
-        ValueError: a file is damaged, of a newer version, or the two do not belong together.
-    """
-    file = path / "results.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path}: no evaluation there, expected its results.json")
-    content = read_json(file)
-    check_results(file, content)
-    file = path / "verdicts.npz"
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            verdicts = {name: arrays[name] for name in arrays.files}
-        labels = verdicts[LABELS]
-        if any(array.shape[-1:] != labels.shape for array in verdicts.values()):
-            raise ValueError("arrays of another length than the labels")
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: not there; {_kept(path)}, {_ANEW}") from error
-    # Damaged bytes end in whatever zipfile and numpy trip over.
-    except Exception as error:
-        raise ValueError(f"{file}: damaged ({error}); {_kept(path)}, {_ANEW}") from error
-    for row in content["measurements"]:
-        counted = row.get("correct")
-        array = verdicts.get(row["key"])
-        if counted is not None and array is not None and int(array.sum()) != counted:
-            raise ValueError(
-                f"{file}: {row['key']} has {int(array.sum())} correct, results.json {counted}; "
-                f"{_kept(path)}, {_ANEW}"
-            )
-    return content, verdicts
-
-
-def check_results(file: Path, content: Mapping[str, Any]) -> None:
-    """Raise ValueError where the content of a results.json is of a newer version, or no record."""
-    _refuse_newer(file, content)
-    needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
-    missing = [name for name in needed if name not in content]
-    if missing:
-        raise ValueError(f"{file}: not the record of an evaluation, it lacks {', '.join(missing)}")
-
-
-def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
-    """The accuracies of an evaluation on some of its samples, from the verdicts it kept.
-
-        recount("runs/x/evaluation/cifar-cifar10-10000-seed0", np.arange(1000))["pgd10x5-eps8"]["accuracy"]
-
-    Args:
-        folder: of the evaluation.
-        subset: sample numbers, int [n], none twice; or bool [N], which samples.
-
-    Returns:
-        By the name of the verdicts: "accuracy", "correct", "samples" and "interval_95"; for a corruption "accuracy"
-        alone, the mean over its severities.
-
-    Raises:
-        FileNotFoundError, ValueError: no record there, a damaged one, or a subset that is not as described.
-    """
-    _, verdicts = read_record(Path(folder))
-    labels = verdicts.pop(LABELS)
-    chosen = np.asarray(subset)
-    if chosen.dtype == bool and chosen.shape == labels.shape:
-        chosen = chosen.nonzero()[0]
-    whole = chosen.dtype.kind in "iu" and chosen.ndim == 1 and len(chosen) > 0
-    if not whole or len(np.unique(chosen)) < len(chosen):
-        raise ValueError(
-            f"subset: {chosen.dtype} {list(chosen.shape)}, expected at least 1 sample: numbers, none twice, "
-            f"or bool [{len(labels)}]"
-        )
-    if chosen.min() < 0 or chosen.max() >= len(labels):
-        raise ValueError(f"subset: expected numbers in 0 ... {len(labels) - 1}")
-    return {
-        name: share(int(array[chosen].sum()), len(chosen))
-        if array.ndim == 1
-        else {"accuracy": float(array[..., chosen].mean())}
-        for name, array in verdicts.items()
-    }
-
-
-_ANEW = "--overwrite starts anew"
-
-
-def _kept(path: Path) -> str:
-    return f"{path / 'results.json'} is kept"
-
-
-def _refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
-    schema = content.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise ValueError(
-            f"{file}: written by a newer version (schema {schema}, this one reads {SCHEMA})"
-        )
-    if schema != SCHEMA:
-        raise ValueError(f"{file}: schema {schema!r}, expected {SCHEMA}")
 
 
 def _refuse_other_settings(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -308,9 +214,39 @@ def _refuse_other_settings(path: Path, old: dict[str, Any], new: dict[str, Any])
         if name in before and before[name] != now[name]
     ]
     if changed:
-        raise ValueError(f"{path}: made with another {', '.join(changed)}; {_ANEW}")
+        raise ValueError(f"{path}: made with another {', '.join(changed)}; {OVERWRITE}")
 
 
 def _short(value: object) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 else text
+
+
+def rounded(seconds: float) -> float:
+    """Seconds to a millisecond, shorter times to three digits: what took time is never written down as 0."""
+    return round(seconds, 3) if seconds >= 1 else float(f"{seconds:.3g}")
+
+
+def natural_row(seconds: float) -> dict[str, Any]:
+    """The row of the accuracy on the images as they are; its counts are the record's to add."""
+    return {"key": "natural", "kind": "natural", "part": "natural", "seconds": rounded(seconds)}
+
+
+def pgd_row(one: PGDMeasurement, gradients: AttackStats, seconds: float) -> dict[str, Any]:
+    """The row of an attack by PGD and what it took; its counts are the record's to add."""
+    return {
+        "key": one.key,
+        "kind": "transfer" if one.part == "transfer" else "pgd",
+        "part": one.part,
+        "eps": one.eps,
+        "alpha": one.alpha,
+        "steps": one.steps,
+        "restarts": one.restarts,
+        "targeted": one.targeted,
+        "gradients": gradients.gradients,
+        "gradients_planned": gradients.planned,
+        "zero_gradient_entries": gradients.zero,
+        "nan_gradient_entries": gradients.nan,
+        "gradient_entries": gradients.total,
+        "seconds": rounded(seconds),
+    }

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from iaat_fast.evaluate.corruptions import footnotes
-from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.evaluate.results import attack_name
 from iaat_fast.evaluate.suites import SINGLE
 
 

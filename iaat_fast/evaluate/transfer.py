@@ -10,8 +10,7 @@ from torch import nn
 
 from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import Samples, fetch
-from iaat_fast.evaluate import fingerprint
-from iaat_fast.evaluate.subject import Subject, load_subject, run_source
+from iaat_fast.evaluate.eval_target import EvalTarget, load_target, run_source, weights_sha256
 from iaat_fast.run_folder import RunFolder
 
 
@@ -23,7 +22,7 @@ class Surrogate:
     description: dict[str, Any]
 
 
-def load_surrogate(folder: RunFolder, subject: Subject, *, data: str | None = None) -> Surrogate:
+def load_surrogate(folder: RunFolder, subject: EvalTarget, *, data: str | None = None) -> Surrogate:
     """The surrogate of a run folder.
 
     Args:
@@ -52,7 +51,7 @@ def load_surrogate(folder: RunFolder, subject: Subject, *, data: str | None = No
         raise ValueError(
             f"--against {folder.path}: trained on {source.dataset}, expected {about['data']['name']} as {about['run']}"
         )
-    found = load_subject(source, subject.split.labels.device, folder=folder)
+    found = load_target(source, subject.split.labels.device, folder=folder)
     description = {
         **{name: found.description[name] for name in ("run", "model", "weights", "epoch")},
         "seed": config.get("run", {}).get("seed"),
@@ -60,14 +59,14 @@ def load_surrogate(folder: RunFolder, subject: Subject, *, data: str | None = No
     return Surrogate(found.model, description)
 
 
-def check_surrogate(subject: Subject, surrogate: Surrogate) -> None:
+def check_surrogate(subject: EvalTarget, surrogate: Surrogate) -> None:
     """Raise ValueError where a surrogate has other classes or the subject's own weights."""
     own, other = (_classes(model, subject.split) for model in (subject.model, surrogate.model))
     if own != other:
         raise ValueError(
             f"surrogate: has {other} classes, expected {own} as the model it is to fool"
         )
-    if fingerprint.of_weights(subject.model) == fingerprint.of_weights(surrogate.model):
+    if weights_sha256(subject.model) == weights_sha256(surrogate.model):
         raise ValueError(
             "surrogate: has the model's own weights, expected an independently trained one"
         )

@@ -10,7 +10,7 @@ On the command line: `python -m iaat_fast.report RUN...` compares runs, mean and
 
 from __future__ import annotations
 
-from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.evaluate.results import attack_name
 from iaat_fast.report.build import Report, build_report
 from iaat_fast.report.closing import RunSummary, closing_table
 from iaat_fast.report.comparison import Run, read_run, summary_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.evaluate.results import attack_name
 
 if TYPE_CHECKING:
     from rich.table import Table

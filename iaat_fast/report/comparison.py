@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iaat_fast.evaluate.evaluations import Measurement
-from iaat_fast.evaluate.rows import attack_name
+from iaat_fast.evaluate.results import Measurement, attack_name
 from iaat_fast.report.records import after_training, flat
 from iaat_fast.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
 from iaat_fast.report.groups import Group, Variant

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import iaat_fast
-from iaat_fast.evaluate.evaluations import Evaluation
+from iaat_fast.evaluate.results import Evaluation
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
 from iaat_fast.messages import significant
 from iaat_fast.report import naming

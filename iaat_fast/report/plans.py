@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.report import naming
 from iaat_fast.report.groups import slug
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.evaluate.evaluations import (
+from iaat_fast.evaluate.results import (
     Evaluation,
     Measurement,
     evaluations_of,

@@ -10,11 +10,10 @@ from rich.console import Console
 
 from iaat_fast import report
 from iaat_fast.command_line import interpreter
-from iaat_fast.evaluate import Subject
+from iaat_fast.evaluate import EvalTarget
+from iaat_fast.evaluate.eval_target import describe_target
 from iaat_fast.evaluate.evaluation import record_header
-from iaat_fast.evaluate.record import open_record
-from iaat_fast.evaluate.rows import natural_row, pgd_row
-from iaat_fast.evaluate.subject import describe_subject
+from iaat_fast.evaluate.record import natural_row, open_record, pgd_row
 from iaat_fast.evaluate.suites import CLOSING, single
 from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
@@ -85,13 +84,13 @@ def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
     return results
 
 
-def _subject(result: FitResult) -> Subject:
+def _subject(result: FitResult) -> EvalTarget:
     config, folder = result.config, result.folder
     model, data = config.model, config.data
-    return Subject(
+    return EvalTarget(
         result.evaluated,
         result.data.test,
-        describe_subject(
+        describe_target(
             run=str(folder.path),
             epoch=result.metrics[-1]["epoch"],
             model=(model.name, model.width, model.depth),

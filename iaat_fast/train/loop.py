@@ -17,7 +17,7 @@ from iaat_fast import data as datasets
 from iaat_fast.alone import alone_in
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
-from iaat_fast.evaluate.rows import rounded
+from iaat_fast.evaluate.record import rounded
 from iaat_fast.heap import kept_heap
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.agreement import check_configurations, check_start

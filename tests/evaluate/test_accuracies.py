@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks import PGD, Square
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate import (
-    Subject,
+    EvalTarget,
     accuracy,
     autoattack,
     check_model,
@@ -309,7 +309,7 @@ def test_an_empty_split_is_refused(network: nn.Module, labelled: Split) -> None:
         natural_verdicts,
         lambda model, split: robust_accuracy(model, split, eps=0.1, alpha=0.1, steps=1, restarts=1),
         lambda model, split: autoattack(model, split, eps=0.1),
-        lambda model, split: Subject.of(model, split),
+        lambda model, split: EvalTarget.of(model, split),
     ],
 )
 def test_one_logit_is_refused_also_where_all_labels_are_0(measure: Any) -> None:

@@ -19,7 +19,7 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate import (
     AutoAttackResult,
-    Subject,
+    EvalTarget,
     accuracy,
     autoattack,
     evaluate_suite,
@@ -272,7 +272,7 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_budgets")
 def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
-    subject = Subject.of(network, labelled(network, 30, wrong=5))
+    subject = EvalTarget.of(network, labelled(network, 30, wrong=5))
     told: list[tuple[str, float, float]] = []
     content = evaluate_suite(
         subject,
@@ -306,7 +306,7 @@ def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
 def test_a_stopped_suite_goes_on_in_the_middle_of_an_attack(
     stop_at: int, network: InFloat64, tmp_path: Path
 ) -> None:
-    subject = Subject.of(network, labelled(network, 30, wrong=5))
+    subject = EvalTarget.of(network, labelled(network, 30, wrong=5))
     options: Any = {"parts": ["autoattack"], "eps": [2 / 255], "batch_size": 8}
     told: dict[str, list[float]] = {"whole": [], "stopped": []}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from iaat_fast import data
 from iaat_fast.attacks import PGD
-from iaat_fast.evaluate import Mark, Trajectories, accuracy, robust_accuracy
+from iaat_fast.evaluate import AttackBudget, SharedPGD, accuracy, robust_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,13 @@ def test_shared_trajectories_give_the_verdicts_of_attacks_run_alone_on_real_imag
     resnet4b: nn.Module, cifar10_npz: Path, any_iterate: bool
 ) -> None:
     test = data.load("cifar10", cifar10_npz, limit=64).test
-    marks = [Mark(name="3x3", steps=3, restarts=3), Mark(name="20x2", steps=20, restarts=2)]
+    marks = [
+        AttackBudget(name="3x3", steps=3, restarts=3),
+        AttackBudget(name="20x2", steps=20, restarts=2),
+    ]
     attack = {"eps": 8 / 255, "alpha": 2 / 255, "seed": 0}
     # One batch for all, so that no convolution can round differently.
-    shared = Trajectories(resnet4b, test, marks, **attack, batch_size=64, any_iterate=any_iterate)
+    shared = SharedPGD(resnet4b, test, marks, **attack, batch_size=64, any_iterate=any_iterate)
     while not shared.finished:
         shared.advance()
     x, y = data.fetch(test, torch.arange(64))

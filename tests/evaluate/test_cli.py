@@ -19,7 +19,8 @@ from scipy.stats import binomtest
 from iaat_fast import data, models
 from iaat_fast.evaluate import accuracy, read_record, robust_accuracy
 from iaat_fast.evaluate.cli import main
-from iaat_fast.evaluate.rows import rounded, wilson
+from iaat_fast.evaluate.record import rounded
+from iaat_fast.evaluate.results import wilson
 from iaat_fast.files import load_tensors
 from iaat_fast.run_folder import RunFolder
 

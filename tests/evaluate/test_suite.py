@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from iaat_fast import data, models
-from iaat_fast.evaluate import Subject, Surrogate, evaluate_suite, recount, robust_accuracy
+from iaat_fast.evaluate import EvalTarget, Surrogate, evaluate_suite, recount, robust_accuracy
 from iaat_fast.evaluate.cli import main
 from iaat_fast.evaluate.suites import SUITES
 from iaat_fast.run_folder import RunFolder
@@ -32,10 +32,10 @@ def evaluate(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def subject(trained_run: Path) -> Subject:
+def subject(trained_run: Path) -> EvalTarget:
     model = models.build("digits-cnn", width=4)
     model.load_state_dict(RunFolder(trained_run).checkpoint()["model"])
-    return Subject.of(model.eval(), data.load("digits", limit=LIMIT).test, dataset="digits")
+    return EvalTarget.of(model.eval(), data.load("digits", limit=LIMIT).test, dataset="digits")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_suites_are_the_protocols() -> None:
 
 
 def test_a_record_holds_what_each_measurement_by_itself_gives(
-    subject: Subject, tmp_path: Path
+    subject: EvalTarget, tmp_path: Path
 ) -> None:
     told: list[tuple[float, float]] = []
     content = evaluate_suite(
@@ -122,7 +122,7 @@ def test_a_record_holds_what_each_measurement_by_itself_gives(
 
 
 def test_finished_measurements_are_not_made_again_and_parts_can_be_added(
-    subject: Subject, tmp_path: Path
+    subject: EvalTarget, tmp_path: Path
 ) -> None:
     first = evaluate_suite(subject, "quick", folder=tmp_path, parts=["natural"], **ATTACK)
     passes: list[int] = []
@@ -142,7 +142,7 @@ def test_finished_measurements_are_not_made_again_and_parts_can_be_added(
 
 @pytest.mark.slow
 def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
-    subject: Subject, tmp_path: Path
+    subject: EvalTarget, tmp_path: Path
 ) -> None:
     class Stop(Exception):
         pass
@@ -189,7 +189,7 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
             assert np.array_equal(right, verdicts[file.stem])
 
 
-def test_recount_counts_any_subset(subject: Subject, tmp_path: Path) -> None:
+def test_recount_counts_any_subset(subject: EvalTarget, tmp_path: Path) -> None:
     content = evaluate_suite(subject, "quick", folder=tmp_path, **ATTACK)
     everyone = recount(tmp_path, np.arange(LIMIT))
     for row in content["measurements"]:
@@ -337,7 +337,7 @@ def test_a_bad_flag_is_answered_in_one_line(
 
 
 def test_a_surrogate_that_is_not_independent_is_refused(
-    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: Subject
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: EvalTarget
 ) -> None:
     words = ("--suite", "quick", "--limit", LIMIT, "--against")
     assert "is the run itself" in refused(capsys, run, *words, run)

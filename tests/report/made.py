@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from iaat_fast import models
-from iaat_fast.evaluate.rows import wilson
+from iaat_fast.evaluate.results import wilson
 from iaat_fast.run_folder import RunFolder
 
 TRAIN, TEST = 60, 40

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iaat_fast import ops
 from iaat_fast.data import ImageData, Split, epoch_order
 from iaat_fast.evaluate import read_record, robust_accuracy
-from iaat_fast.evaluate.fingerprint import of_weights
+from iaat_fast.evaluate.eval_target import weights_sha256
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import FitResult, TrainConfig, fit
 from iaat_fast.train.closing import evaluate_run
@@ -67,7 +67,7 @@ def test_the_closing_evaluation_is_a_record_of_the_runs_own_weights(
     assert content == result.folder.results()
     assert (content["suite"], content["seed"], content["epoch"]) == ("closing", 5, 3)
     assert {name: content[name] for name in results} == results
-    assert content["settings"]["weights_sha256"] == of_weights(result.model)
+    assert content["settings"]["weights_sha256"] == weights_sha256(result.model)
     assert not result.folder.path.joinpath("progress.pt").exists()
     natural, robust = content["measurements"]
     assert (natural["accuracy"], robust["accuracy"]) == (
@@ -269,7 +269,7 @@ def test_a_compiled_module_is_saved_under_plain_names_and_goes_on(
     saved = compiled.folder.checkpoint()
     assert saved["ema"].keys() == saved["model"].keys() == tiny_model().state_dict().keys()
     assert torch.equal(again.model.state_dict()["_orig_mod.0.weight"], saved["model"]["0.weight"])
-    assert of_weights(compiled.model) == of_weights(plain.model)
+    assert weights_sha256(compiled.model) == weights_sha256(plain.model)
 
 
 def test_without_a_folder_each_run_gets_a_fresh_one(

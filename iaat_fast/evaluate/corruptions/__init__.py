@@ -12,19 +12,27 @@ the same images, and their accuracies are not to be compared.
 
 from __future__ import annotations
 
-from iaat_fast.evaluate.corruptions.cifar_c import CifarC
-from iaat_fast.evaluate.corruptions.footnotes import footnotes
+from pathlib import Path
+
+from iaat_fast.data import Samples
+from iaat_fast.data.loading import _cache_folder
+from iaat_fast.evaluate.corruptions.base import (
+    ALEXNET_ERRORS,
+    ALL,
+    MAIN,
+    CorruptedImages,
+    image_shape,
+)
+from iaat_fast.evaluate.corruptions.cifar_c import LABELS, CifarC
 from iaat_fast.evaluate.corruptions.generated import GeneratedCorruptions, can_be_generated
 from iaat_fast.evaluate.corruptions.imagenet_c import ImageNetC
-from iaat_fast.evaluate.corruptions.images import CorruptedImages
 from iaat_fast.evaluate.corruptions.measure import (
     Measured,
+    footnotes,
     mean_corruption_error,
     measure_corruptions,
     summarise,
 )
-from iaat_fast.evaluate.corruptions.names import ALEXNET_ERRORS, ALL, MAIN
-from iaat_fast.evaluate.corruptions.opening import open_corruptions
 
 __all__ = [
     "ALEXNET_ERRORS",
@@ -42,3 +50,71 @@ __all__ = [
     "open_corruptions",
     "summarise",
 ]
+
+FOLDERS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "imagenet": "ImageNet-C"}
+"""What the published folders are called, by data set."""
+
+
+def open_corruptions(
+    split: Samples,
+    *,
+    dataset: str,
+    folder: Path | None = None,
+    data: Path | None = None,
+    seed: int = 0,
+) -> CorruptedImages:
+    """Open the corruptions of `split` and see that they are its own, before any work is done.
+
+    Args:
+        split: the test split.
+        dataset: its name, one of `iaat_fast.data.NAMES`.
+        folder: the published files. None: the folder CIFAR-10-C, CIFAR-100-C or ImageNet-C in or beside `data`;
+            where there is none, the corruptions are generated.
+        data: where the data set itself lies; None: where `data.load` puts it.
+        seed: of generated corruptions.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no corruption.
+        ValueError: the files are of another data set, or the images are too small to corrupt, or generating them needs
+            the extra "corruptions".
+    """
+    if folder is None:
+        folder = published(dataset, _cache_folder() if data is None else data)
+    if folder is not None:
+        return open_published(folder, split)
+    natural = dataset == "imagenet"
+    return GeneratedCorruptions(
+        split, seed=seed, names=MAIN if natural else ALL, normalised=natural
+    )
+
+
+def published(dataset: str, data: Path) -> Path | None:
+    """The folder of published corruptions in or beside `data`, or None."""
+    name = FOLDERS.get(dataset)
+    if name is None:
+        return None
+    return next((path for path in (data / name, data.parent / name) if path.is_dir()), None)
+
+
+def open_published(folder: Path, split: Samples) -> CifarC | ImageNetC:
+    """Open a folder in the layout of CIFAR-10-C or of ImageNet-C, whichever it has.
+
+    Raises:
+        FileNotFoundError: it is not there, or has neither layout.
+        ValueError: it is that of another data set.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of corruptions")
+    if (folder / LABELS).is_file() or any((folder / f"{name}.npy").is_file() for name in ALL):
+        return CifarC(folder, split)
+    if any((folder / name).is_dir() for name in ALL):
+        return ImageNetC(folder, split, size=_side(split))
+    raise FileNotFoundError(
+        f"{folder}: holds no corruptions: expected {ALL[0]}.npy ... and {LABELS} as in CIFAR-10-C, or "
+        f"{ALL[0]}/1/<wnid>/*.JPEG ... as in ImageNet-C"
+    )
+
+
+def _side(split: Samples) -> int | None:
+    height, width, _ = image_shape(split)
+    return height if height == width else None

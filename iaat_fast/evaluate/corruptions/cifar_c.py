@@ -9,9 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from iaat_fast.data import Samples
-from iaat_fast.evaluate.corruptions.clean import image_shape
-from iaat_fast.evaluate.corruptions.images import ImageSequence
-from iaat_fast.evaluate.corruptions.names import ALL, SEVERITIES
+from iaat_fast.evaluate.corruptions.base import ALL, SEVERITIES, ImageSequence, image_shape
 from iaat_fast.messages import one_line
 
 LABELS = "labels.npy"

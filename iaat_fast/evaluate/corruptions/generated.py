@@ -12,9 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from iaat_fast.data import Samples
-from iaat_fast.evaluate.corruptions.clean import image_shape, pixels
-from iaat_fast.evaluate.corruptions.images import ImageSequence
-from iaat_fast.evaluate.corruptions.names import ALL
+from iaat_fast.evaluate.corruptions.base import ALL, ImageSequence, image_shape, pixels
 
 SMALLEST = 32
 """Height and width that the library takes."""
@@ -98,7 +96,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: np.ndarray) -> np
 
     Args:
         image: uint8 [H, W, 3].
-        name: one of `names.ALL`.
+        name: one of `base.ALL`.
         severity: 1 to 5.
         seed: uint32 [words], of the corruption's randomness. NumPy's global generator is as it was afterwards.
 

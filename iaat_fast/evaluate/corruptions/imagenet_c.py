@@ -14,8 +14,7 @@ from torch import Tensor
 from iaat_fast.data import Samples
 from iaat_fast.data.decoding import read_rgb
 from iaat_fast.data.listing import list_images
-from iaat_fast.evaluate.corruptions.images import ImageSequence
-from iaat_fast.evaluate.corruptions.names import MAIN, SEVERITIES
+from iaat_fast.evaluate.corruptions.base import MAIN, SEVERITIES, ImageSequence
 
 
 class Listing(NamedTuple):

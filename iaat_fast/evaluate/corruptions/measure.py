@@ -16,10 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate.corruptions.images import CorruptedImages, ImageSequence
-from iaat_fast.evaluate.corruptions.names import ALEXNET_ERRORS, SEVERITIES
-from iaat_fast.evaluate.rows import rounded, wilson
-from iaat_fast.evaluate.trajectories import correct as classified_correctly
+from iaat_fast.evaluate.corruptions.base import (
+    ALEXNET_ERRORS,
+    SEVERITIES,
+    CorruptedImages,
+    ImageSequence,
+)
+from iaat_fast.evaluate.record import rounded
+from iaat_fast.evaluate.results import wilson
+from iaat_fast.evaluate.shared_pgd import correct as classified_correctly
 from iaat_fast.messages import one_line
 
 Progress = Callable[[int, int], None]
@@ -117,6 +122,22 @@ def summarise(rows: Iterable[dict[str, Any]], images: CorruptedImages) -> dict[s
         "missing": missing,
         "seconds": rounded(math.fsum(row["seconds"] for row in measured)),
     }
+
+
+def footnotes(row: dict[str, Any]) -> list[str]:
+    """Lines below a table that shows the row of `summarise`: generated images, mCE, what is missing; may be none."""
+    notes = []
+    if row["source"] == "generated":
+        notes.append(
+            "corruptions: generated from the test images, with ImageNet-C's strengths; not the published files"
+        )
+    if row["mce"] is not None:
+        notes.append(f"mCE {row['mce']:.1f}, AlexNet is 100")
+    if not row["complete"]:
+        notes.append(
+            f"corruptions: incomplete, {row['types']} measured; {'; '.join(row['missing'])}"
+        )
+    return notes
 
 
 def mean_corruption_error(accuracies: dict[str, float]) -> float | None:

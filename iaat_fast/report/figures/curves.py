@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from iaat_fast.evaluate.evaluations import Evaluation, Measurement, targets
+from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import Drawing

@@ -22,7 +22,7 @@ from iaat_fast.evaluate.corruptions import (
     open_corruptions,
     summarise,
 )
-from iaat_fast.evaluate.rows import wilson
+from iaat_fast.evaluate.results import wilson
 
 SAMPLES, CLASSES = 20, 10
 

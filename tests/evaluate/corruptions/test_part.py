@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from iaat_fast.data import Split
-from iaat_fast.evaluate import Subject, evaluate_suite, read_record, recount
+from iaat_fast.evaluate import EvalTarget, evaluate_suite, read_record, recount
 from iaat_fast.evaluate.corruptions import ALL, footnotes
 from iaat_fast.evaluate.evaluation import folder_name
 
@@ -19,8 +19,8 @@ PARTS = ("natural", "corruptions")
 
 
 @pytest.fixture
-def subject(published: Any) -> Subject:
-    return Subject.of(published.model, published.split, dataset="cifar10")
+def subject(published: Any) -> EvalTarget:
+    return EvalTarget.of(published.model, published.split, dataset="cifar10")
 
 
 def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -28,7 +28,7 @@ def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_rows_verdicts_and_summary_are_recorded(
-    published: Any, subject: Subject, tmp_path: Path
+    published: Any, subject: EvalTarget, tmp_path: Path
 ) -> None:
     content = evaluate_suite(
         subject, folder=tmp_path / "out", parts=PARTS, corruptions=published.folder
@@ -49,7 +49,7 @@ def test_rows_verdicts_and_summary_are_recorded(
 
 
 def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
-    published: Any, subject: Subject, tmp_path: Path
+    published: Any, subject: EvalTarget, tmp_path: Path
 ) -> None:
     class Stop(Exception):
         pass
@@ -84,7 +84,7 @@ def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
 
 
 def test_files_that_were_missing_are_measured_when_they_have_come(
-    published: Any, subject: Subject, tmp_path: Path
+    published: Any, subject: EvalTarget, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
         "folder": tmp_path / "out", "parts": PARTS, "corruptions": published.folder
@@ -107,7 +107,7 @@ def test_files_that_were_missing_are_measured_when_they_have_come(
 
 
 def test_bad_corruptions_are_refused_before_anything_is_written(
-    published: Any, subject: Subject, tmp_path: Path
+    published: Any, subject: EvalTarget, tmp_path: Path
 ) -> None:
     labels = np.load(published.folder / "labels.npy")
     np.save(published.folder / "labels.npy", (labels + 1) % 10)
@@ -122,7 +122,7 @@ def test_bad_corruptions_are_refused_before_anything_is_written(
 
 
 def test_images_too_small_to_corrupt_have_no_such_part_unless_it_is_asked_for(
-    subject: Subject,
+    subject: EvalTarget,
 ) -> None:
     with pytest.raises(ValueError, match="at least 32x32, got 4x4"):
         evaluate_suite(subject, parts=("corruptions",))
@@ -148,7 +148,7 @@ def test_published_files_take_the_place_of_generated_images_and_never_the_revers
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 32, 32, 3), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.tensor([0, 1]))
-    subject = Subject.of(Bright(), split, dataset="cifar10")
+    subject = EvalTarget.of(Bright(), split, dataset="cifar10")
     folder = tmp_path / folder_name(subject, "quick")
     generated = rows_of(evaluate_suite(subject, "quick", folder=folder, parts=PARTS))
     assert generated["corruptions"]["source"] == "generated"

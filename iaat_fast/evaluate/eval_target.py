@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model
-from iaat_fast.evaluate.weights import fit_weights
+from iaat_fast.evaluate.weights import fit_weights, plain_state_dict
 from iaat_fast.files import load_tensors
 from iaat_fast.messages import choice
 from iaat_fast.run_folder import RunFolder
@@ -54,7 +55,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalTarget:
     """A model and the test split it is measured on, both on one device.
 
     `description` says in plain values where they came from.
@@ -65,20 +66,20 @@ class Subject:
     description: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, split: Samples, *, dataset: str = CUSTOM) -> Subject:
+    def of(cls, model: nn.Module, split: Samples, *, dataset: str = CUSTOM) -> EvalTarget:
         """A model and samples from Python.
 
         Raises:
             ValueError: they do not fit each other.
         """
         check_model(model, split)
-        description = describe_subject(
+        description = describe_target(
             model=(CUSTOM, None, None), data=(dataset, None), samples=len(split)
         )
         return cls(model, split, description)
 
 
-def describe_subject(
+def describe_target(
     *,
     model: tuple[str, int | None, int | None],
     data: tuple[str, str | None],
@@ -168,9 +169,9 @@ def run_source(
     return source
 
 
-def load_subject(
+def load_target(
     source: Source, device: torch.device, *, folder: RunFolder | None = None
-) -> Subject:
+) -> EvalTarget:
     """Build the model, load its weights and the images, and see that they fit each other.
 
     Args:
@@ -224,7 +225,7 @@ def load_subject(
         fit_weights(model, weights, str(source.weights))
     model, split = model.to(device), data.test.to(device)
     check_model(model, split)
-    description = describe_subject(
+    description = describe_target(
         run=None if folder is None else str(folder.path),
         epoch=None if folder is None else content["epoch"],
         model=(source.model, source.width, source.depth),
@@ -233,7 +234,7 @@ def load_subject(
         data=(source.dataset, source.data),
         samples=len(split),
     )
-    return Subject(model, split, description)
+    return EvalTarget(model, split, description)
 
 
 def _call(factory: Any, name: str) -> nn.Module:
@@ -243,3 +244,25 @@ def _call(factory: Any, name: str) -> nn.Module:
     except Exception as error:
         raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
     return model
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The SHA-256 of the names, shapes, dtypes and values of the model's state, in hexadecimal."""
+    hasher = hashlib.sha256()
+    for name, value in plain_state_dict(model).items():
+        if isinstance(value, Tensor):
+            _add_tensor(hasher, name, value)
+    return hasher.hexdigest()
+
+
+def samples_sha256(split: Samples) -> str:
+    """The SHA-256 of what tells the split's samples from others (`Samples.identity`), in hexadecimal."""
+    hasher = hashlib.sha256()
+    for name, value in split.identity():
+        _add_tensor(hasher, name, value)
+    return hasher.hexdigest()
+
+
+def _add_tensor(hasher: hashlib._Hash, name: str, value: Tensor) -> None:
+    hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+    hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iaat_fast.evaluate.evaluations import Measurement, evaluations_of, read_evaluation
+from iaat_fast.evaluate.results import Measurement, evaluations_of, read_evaluation
 from iaat_fast.run_folder import RunFolder
 
 EARLIER = Path(__file__).parents[1] / "report" / "earlier" / "run"

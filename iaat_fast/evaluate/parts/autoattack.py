@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
-from iaat_fast.evaluate.context import Context
-from iaat_fast.evaluate.rows import rounded
+from iaat_fast.evaluate.parts.part import Context
+from iaat_fast.evaluate.record import rounded
 
 VERSION = "standard"
 
@@ -23,10 +23,10 @@ def measure_autoattack(context: Context) -> None:
 
 
 def _at_radius(context: Context, key: str, eps: float) -> None:
-    record, subject = context.record, context.subject
+    record, target = context.record, context.target
     state = record.progress(key)
-    begun = None if state is None else AutoAttackResult.from_state(state)
-    latest = begun
+    resumed = None if state is None else AutoAttackResult.from_state(state)
+    latest = resumed
 
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
@@ -39,13 +39,13 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
 
     try:
         result = autoattack(
-            subject.model,
-            subject.split,
+            target.model,
+            target.split,
             eps=eps,
             batch_size=context.batch_size,
             seed=context.seed,
             version=VERSION,
-            resume=begun,
+            resume=resumed,
             save=save,
         )
     except BaseException:
@@ -67,7 +67,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
 
 
 def passes(result: AutoAttackResult) -> tuple[float, float]:
-    """Gradient passes of the samples that attacks are through with, and of those ahead if nobody else falls."""
+    """Gradient passes of the samples that attacks are through with, and of those ahead if no others fall."""
     through = dict(zip(result.attacks, (s.standing_before for s in result.stages), strict=False))
     done, remaining = 0.0, 0.0
     standing = int(result.correct.sum())

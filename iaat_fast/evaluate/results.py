@@ -1,4 +1,4 @@
-"""Evaluations read back from the folder of a run, whatever version wrote them."""
+"""The records of evaluations read back from their folders, whatever version wrote them; `record` writes them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.evaluate.record import check_results
-from iaat_fast.evaluate.rows import share
+import numpy as np
+from numpy.typing import ArrayLike
+
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
 from iaat_fast.files import read_json
 from iaat_fast.run_folder import RunFolder
+
+SCHEMA = 1
+"""Version of results.json."""
+
+LABELS = "labels"
+"""Name of the samples' classes in verdicts.npz."""
+
+OVERWRITE = "--overwrite starts anew"
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "pgd": ("eps", "alpha", "steps", "restarts"),
@@ -198,3 +207,133 @@ def _measurement(path: Path, row: dict[str, Any], suite: str, seed: int | None) 
         suite=suite,
         seed=seed,
     )
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """results.json and verdicts.npz of a folder.
+
+    Raises:
+        FileNotFoundError: there is no record.
+        ValueError: a file is damaged, of a newer version, or the two do not belong together.
+    """
+    file = path / "results.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no evaluation there, expected its results.json")
+    content = read_json(file)
+    check_results(file, content)
+    file = path / "verdicts.npz"
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            verdicts = {name: arrays[name] for name in arrays.files}
+        labels = verdicts[LABELS]
+        if any(array.shape[-1:] != labels.shape for array in verdicts.values()):
+            raise ValueError("arrays of another length than the labels")
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: not there; {is_kept(path)}, {OVERWRITE}") from error
+    # Damaged bytes end in whatever zipfile and numpy trip over.
+    except Exception as error:
+        raise ValueError(f"{file}: damaged ({error}); {is_kept(path)}, {OVERWRITE}") from error
+    for row in content["measurements"]:
+        counted = row.get("correct")
+        array = verdicts.get(row["key"])
+        if counted is not None and array is not None and int(array.sum()) != counted:
+            raise ValueError(
+                f"{file}: {row['key']} has {int(array.sum())} correct, results.json {counted}; "
+                f"{is_kept(path)}, {OVERWRITE}"
+            )
+    return content, verdicts
+
+
+def check_results(file: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError where the content of a results.json is of a newer version, or no record."""
+    refuse_newer(file, content)
+    needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise ValueError(f"{file}: not the record of an evaluation, it lacks {', '.join(missing)}")
+
+
+def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
+    """The accuracies of an evaluation on some of its samples, from the verdicts it kept.
+
+        recount("runs/x/evaluation/cifar-cifar10-10000-seed0", np.arange(1000))["pgd10x5-eps8"]["accuracy"]
+
+    Args:
+        folder: of the evaluation.
+        subset: sample numbers, int [n], none twice; or bool [N], which samples.
+
+    Returns:
+        By the name of the verdicts: "accuracy", "correct", "samples" and "interval_95"; for a corruption "accuracy"
+        alone, the mean over its severities.
+
+    Raises:
+        FileNotFoundError, ValueError: no record there, a damaged one, or a subset that is not as described.
+    """
+    _, verdicts = read_record(Path(folder))
+    labels = verdicts.pop(LABELS)
+    chosen = np.asarray(subset)
+    if chosen.dtype == bool and chosen.shape == labels.shape:
+        chosen = chosen.nonzero()[0]
+    whole = chosen.dtype.kind in "iu" and chosen.ndim == 1 and len(chosen) > 0
+    if not whole or len(np.unique(chosen)) < len(chosen):
+        raise ValueError(
+            f"subset: {chosen.dtype} {list(chosen.shape)}, expected at least 1 sample: numbers, none twice, "
+            f"or bool [{len(labels)}]"
+        )
+    if chosen.min() < 0 or chosen.max() >= len(labels):
+        raise ValueError(f"subset: expected numbers in 0 ... {len(labels) - 1}")
+    return {
+        name: share(int(array[chosen].sum()), len(chosen))
+        if array.ndim == 1
+        else {"accuracy": float(array[..., chosen].mean())}
+        for name, array in verdicts.items()
+    }
+
+
+def is_kept(path: Path) -> str:
+    return f"{path / 'results.json'} is kept"
+
+
+def refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(
+            f"{file}: written by a newer version (schema {schema}, this one reads {SCHEMA})"
+        )
+    if schema != SCHEMA:
+        raise ValueError(f"{file}: schema {schema!r}, expected {SCHEMA}")
+
+
+def wilson(correct: float, samples: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share.
+
+    Args:
+        correct: how many of the samples; a mean of several counts need not be whole.
+        samples: independent ones.
+
+    Source: Wilson 1927. scipy's binomtest has it for whole counts only.
+    """
+    z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+    share, whole = correct / samples, 1 + z * z / samples
+    middle = share + z * z / (2 * samples)
+    spread = z * ((share * (1 - share) + z * z / (4 * samples)) / samples) ** 0.5
+    # Where all or none are correct, that end is exact, and rounding may not take the share out of the interval.
+    low = 0.0 if correct == 0 else (middle - spread) / whole
+    high = 1.0 if correct == samples else (middle + spread) / whole
+    return low, high
+
+
+def share(correct: int, samples: int) -> dict[str, Any]:
+    """An accuracy with its counts and its 95 % interval."""
+    return {
+        "accuracy": correct / samples,
+        "correct": correct,
+        "samples": samples,
+        "interval_95": list(wilson(correct, samples)),
+    }
+
+
+def attack_name(attack: Mapping[str, Any]) -> str:
+    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
+    aim = "targeted " if attack.get("targeted") == "random" else ""
+    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255"

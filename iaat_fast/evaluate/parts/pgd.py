@@ -1,34 +1,25 @@
-"""The parts of an evaluation: natural accuracy, PGD on shared trajectories, transfer, corruptions, saved examples.
-
-A part is a function of a `Context` in the table `PARTS`. It adds a row to `context.record` for each
-measurement that the record does not have yet, may keep its state by `context.save`, and tells how far it is
-by `context.tell`, where that is given. It may be stopped at any moment by an exception, and is then called again,
-with the record as it was left.
-"""
+"""Natural accuracy, and PGD in runs that attacks share: white-box, the sweeps, and transferred from a surrogate."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from iaat_fast.evaluate.accuracies import natural_verdicts
-from iaat_fast.evaluate.adversarial import AdversarialFiles, score
-from iaat_fast.evaluate.autoattack_part import measure_autoattack
-from iaat_fast.evaluate.context import Context
-from iaat_fast.evaluate.corruptions.part import record_corruptions
-from iaat_fast.evaluate.outlook import Rates
-from iaat_fast.evaluate.rows import natural_row, pgd_row, rounded
+from iaat_fast.evaluate.parts.adversarial import AdversarialFiles
+from iaat_fast.evaluate.parts.part import Context
+from iaat_fast.evaluate.progress import Rates
+from iaat_fast.evaluate.record import natural_row, pgd_row
+from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD
 from iaat_fast.evaluate.suites import PGDMeasurement
-from iaat_fast.evaluate.trajectories import Mark, Trajectories
 
 WHITE_BOX = ("pgd", "eps-sweep", "steps-sweep")
-"""Parts that attack the subject itself by PGD: one run of trajectories serves them all."""
+"""Parts that attack the target itself by PGD: one run serves them all."""
 
 
 def natural(context: Context) -> None:
@@ -36,86 +27,41 @@ def natural(context: Context) -> None:
     if context.record.has("natural"):
         return
     started = time.perf_counter()
-    subject = context.subject
-    verdicts = natural_verdicts(subject.model, subject.split, batch_size=context.batch_size)
+    target = context.target
+    verdicts = natural_verdicts(target.model, target.split, batch_size=context.batch_size)
     row = natural_row(time.perf_counter() - started)
     context.record.add(row, {row["key"]: verdicts.numpy()})
 
 
 def white_box(context: Context) -> None:
-    """PGD on the subject's own gradients: the parts of `WHITE_BOX` that were asked for."""
+    """PGD on the target's own gradients: the parts of `WHITE_BOX` that were asked for."""
     measurements = [
         measurement
         for part in WHITE_BOX
         if part in context.parts
         for measurement in context.suite.attacks_of(part, eps=context.eps, alpha=context.alpha)
     ]
-    _pgd(context, "white-box", measurements, context.subject.model)
+    _pgd(context, "white-box", measurements, context.target.model)
 
 
 def transfer(context: Context) -> None:
-    """PGD crafted on the surrogate and scored on the subject, by the last iterates."""
+    """PGD crafted on the surrogate and scored on the target, by the last iterates."""
     assert context.surrogate is not None
     measurements = context.suite.attacks_of("transfer", eps=context.eps, alpha=context.alpha)
     _pgd(context, "transfer", measurements, context.surrogate.model)
 
 
-def corruptions(context: Context) -> None:
-    """Accuracy under each corruption, and their summary."""
-    assert context.corrupted is not None
-    record_corruptions(
-        context.subject,
-        context.corrupted,
-        context.record,
-        batch_size=context.batch_size,
-        tell=context.tell,
-    )
-
-
-def adversarial_key(file: Path) -> str:
-    """Key of the row of a file of saved examples."""
-    return f"adversarial-{file.stem}"
-
-
-def adversarial(context: Context) -> None:
-    """Saved examples, made on whatever model, scored on this one."""
-    for file in context.adversarial:
-        key = adversarial_key(file)
-        if context.record.has(key):
-            continue
-        started = time.perf_counter()
-        verdicts, about = score(context.subject, file, batch_size=context.batch_size)
-        row = {
-            "key": key,
-            "kind": "adversarial",
-            "part": "adversarial",
-            "file": str(file),
-            "crafted_on": about,
-            "seconds": rounded(time.perf_counter() - started),
-        }
-        context.record.add(row, {key: verdicts.numpy()})
-
-
-PARTS: dict[str, Callable[[Context], None]] = {
-    "natural": natural,
-    **dict.fromkeys(WHITE_BOX, white_box),
-    "transfer": transfer,
-    "autoattack": measure_autoattack,
-    "corruptions": corruptions,
-    "adversarial": adversarial,
-}
-"""What measures a part. Parts with the same function are measured by one call of it."""
-
-
 @dataclass
 class _Group:
-    """Measurements that one run of trajectories serves: of one radius, step size and rule of targets."""
+    """Measurements that share a run: of one radius, step size and rule of targets."""
 
     measurements: list[PGDMeasurement]
 
     @property
-    def marks(self) -> list[Mark]:
-        return [Mark(name=m.key, steps=m.steps, restarts=m.restarts) for m in self.measurements]
+    def budgets(self) -> list[AttackBudget]:
+        return [
+            AttackBudget(name=m.key, steps=m.steps, restarts=m.restarts) for m in self.measurements
+        ]
 
     def depths(self) -> list[int]:
         """Steps of each restart."""
@@ -132,7 +78,7 @@ def _pgd(
     measurements: Sequence[PGDMeasurement],
     attacked: nn.Module,
 ) -> None:
-    record, samples = context.record, len(context.subject.split)
+    record, samples = context.record, len(context.target.split)
     rates, done = Rates(), 0.0
     begun = record.progress(name)
     if begun is not None:
@@ -162,24 +108,24 @@ def _run(
     upcoming: list[list[int]],
 ) -> float:
     """Run a group to its end, adding rows as they come; returns the gradient passes it took."""
-    record, subject = context.record, context.subject
+    record, target = context.record, context.target
     first = group.measurements[0]
-    own = attacked is subject.model
+    own = attacked is target.model
     files = None
     if context.save_adversarial and record.path is not None:
         keys = [one.key for one in group.measurements]
-        files = AdversarialFiles(record.path / "adversarial", keys, subject, anew=state is None)
-    run = Trajectories(
+        files = AdversarialFiles(record.path / "adversarial", keys, target, fresh=state is None)
+    run = SharedPGD(
         attacked,
-        subject.split,
-        group.marks,
+        target.split,
+        group.budgets,
         eps=first.eps,
         alpha=first.alpha,
         targeted=first.targeted,
         batch_size=context.batch_size,
         seed=context.seed,
         any_iterate=context.any_iterate and own,
-        judge=None if own else subject.model,
+        judge=None if own else target.model,
         keep=None if files is None else files.keep,
     )
     if state is not None:
@@ -198,7 +144,7 @@ def _run(
             run.advance()
             snapshot = {"measurements": plain, "run": run.state()}
             if run.restart_finished:
-                planned = len(subject.split) * depths[restart]
+                planned = len(target.split) * depths[restart]
                 rates.add(restart, run.passes_of_restart, planned)
             taken = run.passes - passes
             if context.tell is not None:
@@ -228,7 +174,7 @@ def _run(
 def _add(
     context: Context,
     one: PGDMeasurement,
-    run: Trajectories,
+    run: SharedPGD,
     number: int,
     files: AdversarialFiles | None,
 ) -> None:
@@ -248,5 +194,5 @@ def _add(
 def _crafted_on(context: Context, one: PGDMeasurement) -> dict[str, Any]:
     if one.part == "transfer" and context.surrogate is not None:
         return context.surrogate.description
-    description = context.subject.description
+    description = context.target.description
     return {name: description.get(name) for name in ("run", "epoch", "model", "weights")}

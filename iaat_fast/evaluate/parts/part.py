@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from iaat_fast.evaluate.corruptions import CorruptedImages
+from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.record import Record
-from iaat_fast.evaluate.subject import Subject
 from iaat_fast.evaluate.suites import Suite
 from iaat_fast.evaluate.transfer import Surrogate
 
@@ -22,14 +22,14 @@ class Context:
     """What a part works with.
 
     Args:
-        subject: model and samples.
+        target: model and samples.
         suite: what is measured.
         parts: the parts that were asked for.
         record: where rows go.
         eps, alpha: radii and step size, on the [0, 1] scale.
         seed: of all randomness.
         batch_size: samples at once.
-        any_iterate: the rule by which samples fall, see `Trajectories`.
+        any_iterate: the rule by which samples fall, see `SharedPGD`.
         surrogate: the model that transferred attacks are crafted on.
         corrupted: the images of the part "corruptions".
         adversarial: files of saved examples to score.
@@ -39,7 +39,7 @@ class Context:
             passes of an attack, images of corruptions.
     """
 
-    subject: Subject
+    target: EvalTarget
     suite: Suite
     parts: tuple[str, ...]
     record: Record

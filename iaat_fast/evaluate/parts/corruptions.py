@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iaat_fast.evaluate.corruptions.images import CorruptedImages
-from iaat_fast.evaluate.corruptions.measure import measure_corruptions, summarise
+from iaat_fast.evaluate.corruptions import CorruptedImages, measure_corruptions, summarise
+from iaat_fast.evaluate.eval_target import EvalTarget
+from iaat_fast.evaluate.parts.part import Context
 from iaat_fast.evaluate.record import Record
-from iaat_fast.evaluate.subject import Subject
 
 SUMMARY = "corruptions"
 """Key of the row over all corruptions."""
 
 
+def corruptions(context: Context) -> None:
+    """Accuracy under each corruption, and their summary."""
+    assert context.corrupted is not None
+    record_corruptions(
+        context.target,
+        context.corrupted,
+        context.record,
+        batch_size=context.batch_size,
+        tell=context.tell,
+    )
+
+
 def record_corruptions(
-    subject: Subject,
+    target: EvalTarget,
     images: CorruptedImages,
     record: Record,
     *,
@@ -27,8 +39,8 @@ def record_corruptions(
     files measures those that have come. Published files take the place of generated images, never the reverse.
 
     Args:
-        subject: whose model is measured.
-        images: what on; of the subject's samples.
+        target: whose model is measured.
+        images: what on; of the target's samples.
         record: where rows go.
         batch_size: samples per forward.
         tell: called as tell(name, done, remaining), in images.
@@ -55,9 +67,9 @@ def record_corruptions(
         return told
 
     for one in measure_corruptions(
-        subject.model,
+        target.model,
         images,
-        device=subject.split.labels.device,
+        device=target.split.labels.device,
         done=done,
         batch_size=batch_size,
         progress=None if tell is None else progress,

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
-from iaat_fast.evaluate.slots import shares
-from iaat_fast.evaluate.trajectories import Mark, Trajectories
+from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD
 
 SAMPLES, SIZE = 60, 6
 ATTACK: dict[str, Any] = {"eps": 0.02, "alpha": 0.003, "seed": 3}
 # 7 is no multiple of anything, 0 is the random start, two marks have the same steps.
 MARKS = [
-    Mark(name="a", steps=2, restarts=5),
-    Mark(name="b", steps=7, restarts=3),
-    Mark(name="c", steps=20, restarts=2),
-    Mark(name="d", steps=0, restarts=4),
-    Mark(name="e", steps=7, restarts=1),
+    AttackBudget(name="a", steps=2, restarts=5),
+    AttackBudget(name="b", steps=7, restarts=3),
+    AttackBudget(name="c", steps=20, restarts=2),
+    AttackBudget(name="d", steps=0, restarts=4),
+    AttackBudget(name="e", steps=7, restarts=1),
 ]
 
 
@@ -45,7 +44,7 @@ def split(network: nn.Module) -> Split:
     return Split(images, torch.where(torch.arange(SAMPLES) % 5 > 0, y, (y + 1) % 4))
 
 
-def alone(network: nn.Module, split: Split, mark: Mark, **options: Any) -> Tensor:
+def alone(network: nn.Module, split: Split, mark: AttackBudget, **options: Any) -> Tensor:
     """The verdicts of one measurement by plain calls of PGD, every restart on every sample."""
     index = torch.arange(len(split))
     x, y = fetch(split, index)
@@ -57,7 +56,7 @@ def alone(network: nn.Module, split: Split, mark: Mark, **options: Any) -> Tenso
     return standing
 
 
-def finished(run: Trajectories, most: int = 50) -> Trajectories:
+def finished(run: SharedPGD, most: int = 50) -> SharedPGD:
     while not run.finished:
         run.advance(most)
     return run
@@ -70,7 +69,7 @@ def test_every_mark_has_the_verdicts_of_its_attack_run_alone(
     network: nn.Module, split: Split, batch_size: int, any_iterate: bool, targeted: Any
 ) -> None:
     run = finished(
-        Trajectories(
+        SharedPGD(
             network,
             split,
             MARKS,
@@ -97,19 +96,19 @@ def test_a_run_saved_and_loaded_between_any_two_stretches_takes_the_same_steps(
     network: nn.Module, split: Split, any_iterate: bool
 ) -> None:
     options: dict[str, Any] = {**ATTACK, "batch_size": 16, "any_iterate": any_iterate}
-    whole = finished(Trajectories(network, split, MARKS, **options), most=3)
+    whole = finished(SharedPGD(network, split, MARKS, **options), most=3)
     kept: list[Tensor] = []
 
     def keep(name: str, index: Tensor, x_adv: Tensor) -> None:
         if name == "c":
             kept.append(x_adv)
 
-    run = Trajectories(network, split, MARKS, **options, keep=keep)
+    run = SharedPGD(network, split, MARKS, **options, keep=keep)
     while not run.finished:
         state = copy.deepcopy(run.state())
         run.advance(3)
         # A later step changes nothing that was given out.
-        again = Trajectories(network, split, MARKS, **options, keep=keep)
+        again = SharedPGD(network, split, MARKS, **options, keep=keep)
         again.load(state)
         run = again
         run.advance(3)
@@ -119,7 +118,7 @@ def test_a_run_saved_and_loaded_between_any_two_stretches_takes_the_same_steps(
 
 
 def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> None:
-    run = Trajectories(network, split, MARKS, **ATTACK, batch_size=16)
+    run = SharedPGD(network, split, MARKS, **ATTACK, batch_size=16)
     run.advance()
     state = run.state()
     before = copy.deepcopy(state)
@@ -135,10 +134,10 @@ def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> Non
 def test_a_run_goes_on_in_smaller_and_in_larger_batches(
     network: nn.Module, split: Split, batch_size: int
 ) -> None:
-    run = Trajectories(network, split, MARKS, **ATTACK, batch_size=16)
+    run = SharedPGD(network, split, MARKS, **ATTACK, batch_size=16)
     for _ in range(4):
         run.advance(3)
-    other = Trajectories(network, split, MARKS, **ATTACK, batch_size=batch_size)
+    other = SharedPGD(network, split, MARKS, **ATTACK, batch_size=batch_size)
     other.load(run.state())
     finished(run)
     finished(other)
@@ -146,12 +145,12 @@ def test_a_run_goes_on_in_smaller_and_in_larger_batches(
 
 
 def test_a_state_of_other_marks_or_samples_is_refused(network: nn.Module, split: Split) -> None:
-    run = Trajectories(network, split, MARKS, **ATTACK)
+    run = SharedPGD(network, split, MARKS, **ATTACK)
     state = run.state()
     with pytest.raises(ValueError, match="not the state of this attack"):
-        Trajectories(network, split, MARKS[:2], **ATTACK).load(state)
+        SharedPGD(network, split, MARKS[:2], **ATTACK).load(state)
     with pytest.raises(ValueError, match="not the state of this attack"):
-        Trajectories(network, split.first(9), MARKS, **ATTACK).load(state)
+        SharedPGD(network, split.first(9), MARKS, **ATTACK).load(state)
     with pytest.raises(ValueError, match="not the state of this attack"):
         run.load({})
 
@@ -159,14 +158,17 @@ def test_a_state_of_other_marks_or_samples_is_refused(network: nn.Module, split:
 def test_nobody_is_carried_on_further_than_a_mark_that_needs_it(
     network: nn.Module, split: Split
 ) -> None:
-    marks = [Mark(name="2x3", steps=2, restarts=3), Mark(name="8x1", steps=8, restarts=1)]
+    marks = [
+        AttackBudget(name="2x3", steps=2, restarts=3),
+        AttackBudget(name="8x1", steps=8, restarts=1),
+    ]
     rows: list[int] = []
     hook = network.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
-    run = finished(Trajectories(network, split, marks, **ATTACK, batch_size=SAMPLES))
+    run = finished(SharedPGD(network, split, marks, **ATTACK, batch_size=SAMPLES))
     hook.remove()
     standing = []
     for restarts in (1, 2):
-        mark = Mark(name="", steps=2, restarts=restarts)
+        mark = AttackBudget(name="", steps=2, restarts=restarts)
         standing.append(int(alone(network, split, mark).sum()))
     # The first restart to 8 steps, whoever stands at 2; the others to 2 steps, on who stands there.
     assert run.passes == SAMPLES * 8 + 2 * standing[0] + 2 * standing[1]
@@ -181,9 +183,12 @@ def test_nobody_is_carried_on_further_than_a_mark_that_needs_it(
 def test_a_sample_that_fell_at_some_iterate_is_never_run_again(
     network: nn.Module, split: Split
 ) -> None:
-    marks = [Mark(name="2x2", steps=2, restarts=2), Mark(name="40x2", steps=40, restarts=2)]
-    last = finished(Trajectories(network, split, marks, **ATTACK))
-    any_ = finished(Trajectories(network, split, marks, **ATTACK, any_iterate=True))
+    marks = [
+        AttackBudget(name="2x2", steps=2, restarts=2),
+        AttackBudget(name="40x2", steps=40, restarts=2),
+    ]
+    last = finished(SharedPGD(network, split, marks, **ATTACK))
+    any_ = finished(SharedPGD(network, split, marks, **ATTACK, any_iterate=True))
     assert bool((any_.standing(1) <= last.standing(1)).all())
     fallen = SAMPLES - int(any_.standing(1).sum())
     assert fallen > 10
@@ -197,9 +202,9 @@ def test_a_transferred_attack_is_crafted_on_one_model_and_judged_by_the_other(
 ) -> None:
     torch.manual_seed(5)
     surrogate = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    mark = Mark(name="t", steps=9, restarts=2)
+    mark = AttackBudget(name="t", steps=9, restarts=2)
     attack = {**ATTACK, "eps": 0.1}
-    run = finished(Trajectories(surrogate, split, [mark], **attack, judge=network))
+    run = finished(SharedPGD(surrogate, split, [mark], **attack, judge=network))
     x, y = fetch(split, torch.arange(SAMPLES))
     pgd = PGD(surrogate, steps=9, **attack)
     standing = torch.ones(SAMPLES, dtype=torch.bool)
@@ -207,7 +212,7 @@ def test_a_transferred_attack_is_crafted_on_one_model_and_judged_by_the_other(
         standing &= network(pgd(x, y, restart=restart)).argmax(1) == y
     assert torch.equal(run.standing(0), standing)
     with pytest.raises(ValueError, match="any_iterate"):
-        Trajectories(surrogate, split, [mark], **attack, judge=network, any_iterate=True)
+        SharedPGD(surrogate, split, [mark], **attack, judge=network, any_iterate=True)
 
 
 @pytest.mark.parametrize("any_iterate", [False, True])
@@ -220,7 +225,7 @@ def test_kept_images_are_those_that_the_verdicts_were_given_on(
     def keep(name: str, index: Tensor, x_adv: Tensor) -> None:
         kept[name][index] = x_adv
 
-    run = Trajectories(
+    run = SharedPGD(
         network, split, MARKS, **ATTACK, batch_size=16, any_iterate=any_iterate, keep=keep
     )
     finished(run)
@@ -247,19 +252,16 @@ def test_a_linear_model_is_measured_exactly_in_any_order_and_batch(any_iterate: 
     radius = margin.detach() * (1 - 2 * y) / difference.abs().sum()
     eps = 8 / 255
     assert (radius - eps).abs().min() > 1e-6, "a sample too close to call in float32"
-    marks = [Mark(name="9x2", steps=9, restarts=2), Mark(name="30x1", steps=30, restarts=1)]
+    marks = [
+        AttackBudget(name="9x2", steps=9, restarts=2),
+        AttackBudget(name="30x1", steps=30, restarts=1),
+    ]
     attack: dict[str, Any] = {"eps": eps, "alpha": 2 / 255, "any_iterate": any_iterate}
     model = nn.Sequential(nn.Flatten(), linear)
     order = torch.randperm(300, generator=generator)
     for rows, batch_size in ((torch.arange(300), 256), (order, 64), (order, 11)):
         split = Split(images[rows], labels[rows])
-        run = finished(Trajectories(model, split, marks, **attack, batch_size=batch_size))
+        run = finished(SharedPGD(model, split, marks, **attack, batch_size=batch_size))
         for number in (0, 1):
             assert torch.equal(run.standing(number), radius[rows] > eps)
     assert 0.1 < float((radius > eps).double().mean()) < 0.5
-
-
-def test_shares_sum_to_the_whole_and_are_exact_where_they_can_be() -> None:
-    assert shares(30, [1, 2, 0]) == [10, 20, 0]
-    assert sum(shares(31, [3, 1, 7])) == 31
-    assert shares(7, [0, 5]) == [0, 7]

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from iaat_fast.attacks.model_state import attacked, logits_of
 from iaat_fast.data import fetch
-from iaat_fast.evaluate.subject import Subject
-from iaat_fast.evaluate.trajectories import correct
+from iaat_fast.evaluate.eval_target import EvalTarget
+from iaat_fast.evaluate.parts.part import Context
+from iaat_fast.evaluate.record import rounded
+from iaat_fast.evaluate.shared_pgd import correct
 from iaat_fast.files import naming, replacing
 
 
@@ -36,17 +39,19 @@ class AdversarialFiles:
     Args:
         folder: where they go; made where it does not exist.
         keys: of the measurements.
-        subject: whose samples are attacked.
-        anew: what hidden files hold is of another attack.
+        target: whose samples are attacked.
+        fresh: what hidden files hold is of another attack.
 
     Raises:
         OSError: there is no room for the images of all samples, or a file cannot be written; it is named.
     """
 
-    def __init__(self, folder: Path, keys: Sequence[str], subject: Subject, *, anew: bool) -> None:
-        self._folder, self._labels = folder, subject.split.labels.cpu().numpy()
-        first, _ = fetch(subject.split, torch.zeros(1, dtype=torch.int64))
-        shape = (len(subject.split), *first.shape[1:])
+    def __init__(
+        self, folder: Path, keys: Sequence[str], target: EvalTarget, *, fresh: bool
+    ) -> None:
+        self._folder, self._labels = folder, target.split.labels.cpu().numpy()
+        first, _ = fetch(target.split, torch.zeros(1, dtype=torch.int64))
+        shape = (len(target.split), *first.shape[1:])
         described = {"descr": "<f4", "fortran_order": False, "shape": shape}
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, described)
@@ -56,7 +61,7 @@ class AdversarialFiles:
         for key in keys:
             file = self._partial(key)
             with naming(file):
-                self._open[key] = FileIO(file, "w+" if anew or not file.exists() else "r+")
+                self._open[key] = FileIO(file, "w+" if fresh or not file.exists() else "r+")
                 try:
                     _write_at(self._open[key], head.getbuffer(), 0)
                     _allocate(self._open[key], self._offset + 4 * math.prod(shape))
@@ -140,16 +145,16 @@ def load_adversarial(file: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return x_adv, y, about
 
 
-def check_adversarial(subject: Subject, file: Path) -> None:
-    """Raise ValueError unless the saved examples are of the subject's samples."""
+def check_adversarial(target: EvalTarget, file: Path) -> None:
+    """Raise ValueError unless the saved examples are of the target's samples."""
     x_adv, y, _ = load_adversarial(file)
-    labels = subject.split.labels.cpu()
+    labels = target.split.labels.cpu()
     if len(y) != len(labels) or not torch.equal(y, labels):
         raise ValueError(
             f"--adversarial {file}: {len(y)} samples whose classes are not those of the {len(labels)} measured here; "
             "expected examples of the same data set and --limit"
         )
-    first, _ = fetch(subject.split, torch.zeros(1, dtype=torch.int64))
+    first, _ = fetch(target.split, torch.zeros(1, dtype=torch.int64))
     if x_adv.shape[1:] != first.shape[1:]:
         raise ValueError(
             f"--adversarial {file}: images {list(x_adv.shape[1:])}, those measured here are "
@@ -157,13 +162,37 @@ def check_adversarial(subject: Subject, file: Path) -> None:
         )
 
 
-def score(subject: Subject, file: Path, *, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
-    """Which saved examples the subject's model classifies correctly, bool [N], and what is known about them."""
+def score(target: EvalTarget, file: Path, *, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+    """Which saved examples the target's model classifies correctly, bool [N], and what is known about them."""
     x_adv, y, about = load_adversarial(file)
-    device = subject.split.labels.device
+    device = target.split.labels.device
     right = []
-    with attacked(subject.model, "eval"), torch.no_grad():
+    with attacked(target.model, "eval"), torch.no_grad():
         for rows in torch.arange(len(y)).split(batch_size):
-            logits = logits_of(subject.model, x_adv[rows].to(device))
+            logits = logits_of(target.model, x_adv[rows].to(device))
             right.append(correct(logits, y[rows].to(device)).cpu())
     return torch.cat(right), about
+
+
+def adversarial_key(file: Path) -> str:
+    """Key of the row of a file of saved examples."""
+    return f"adversarial-{file.stem}"
+
+
+def adversarial(context: Context) -> None:
+    """Saved examples, made on whatever model, scored on this one."""
+    for file in context.adversarial:
+        key = adversarial_key(file)
+        if context.record.has(key):
+            continue
+        started = time.perf_counter()
+        verdicts, about = score(context.target, file, batch_size=context.batch_size)
+        row = {
+            "key": key,
+            "kind": "adversarial",
+            "part": "adversarial",
+            "file": str(file),
+            "crafted_on": about,
+            "seconds": rounded(time.perf_counter() - started),
+        }
+        context.record.add(row, {key: verdicts.numpy()})

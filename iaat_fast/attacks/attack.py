@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.call import Call, StepSize, prepare_call
-from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.model_state import BN_MODES
+from iaat_fast.attacks.findings import Findings, Stale
+from iaat_fast.attacks.model.mode import BN_MODES
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.attacks.survivors import WorstCase
 from iaat_fast.attacks.targets import random_targets, target_draws
-from iaat_fast.attacks.unshadowable import Stale
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
+from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.graph import capturing
 from iaat_fast.ops import checks
 
 StepSize = float | Tensor | Callable[[Tensor], Tensor]

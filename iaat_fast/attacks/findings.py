@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.graph import capturing
-from iaat_fast.attacks.model_state import modules_of, parameters_of
-from iaat_fast.attacks.unshadowable import Stale
+from iaat_fast.attacks.cudagraph import capturing
+from iaat_fast.attacks.model.modules import modules_of, parameters_of
 from iaat_fast.ops import checks
 
 _T = TypeVar("_T")
@@ -34,6 +33,10 @@ _LOWEST = ("x", "y", "eps", "alpha", "weights", "index", "dlr")
 _HIGHEST = ("x", "y", "index", "eps", "copy")
 
 _STATISTICS = ("running_mean", "running_var")
+
+
+class Stale(ValueError):
+    """A copy has been found not to give what the live model gives; the message says by how much."""
 
 
 def checked_late(device: torch.device) -> bool:

@@ -12,30 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs, options
-from iaat_fast.attacks.copying import (
-    CopyMaker,
-    Forward,
-    FrozenForward,
-    Taken,
-    how_far,
-    refuse_random,
-)
+from iaat_fast.attacks.cudagraph import GraphRunner, capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.graph import GraphRunner, capturing
-from iaat_fast.attacks.live import Attributes, State
-from iaat_fast.attacks.model_state import (
-    attacked,
-    checked_modules,
-    couples_samples,
-    logits_of,
-    modules_of,
-)
-from iaat_fast.attacks.modules_behind import roots_of
+from iaat_fast.attacks.gradients.copying import CopyMaker, Taken
+from iaat_fast.attacks.gradients.program import Program
+from iaat_fast.attacks.gradients.shadow import Unshadowable
+from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
+from iaat_fast.attacks.gradients.verify import FrozenForward, how_far, refuse_random
+from iaat_fast.attacks.model.distributed import bare
+from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
+from iaat_fast.attacks.model.modules import modules_of, roots_of
+from iaat_fast.attacks.model.snapshot import Attributes, State
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.program import Program
-from iaat_fast.attacks.sources import ByAutograd, Source
-from iaat_fast.attacks.unshadowable import Unshadowable
-from iaat_fast.attacks.wrappers import bare
 from iaat_fast.heap import kept_heap
 
 logger = logging.getLogger("iaat_fast")

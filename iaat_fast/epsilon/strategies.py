@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.graph import capturing
 from iaat_fast.attacks.survivors import column, compacted
 
 logger = logging.getLogger("iaat_fast")

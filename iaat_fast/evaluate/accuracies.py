@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.model_state import attacked, logits_of
+from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct

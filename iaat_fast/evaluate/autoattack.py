@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT, FABT, Square, inputs
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.model_state import attacked, logits_of
-from iaat_fast.attacks.wrappers import bare
+from iaat_fast.attacks.model import attacked, bare, logits_of
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.shared_pgd import correct as is_correct

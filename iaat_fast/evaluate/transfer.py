@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from iaat_fast.attacks.model_state import attacked, logits_of
+from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.eval_target import EvalTarget, load_target, run_source, weights_sha256
 from iaat_fast.run_folder import RunFolder

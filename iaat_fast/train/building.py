@@ -9,7 +9,7 @@ from torch import nn
 
 from iaat_fast import data as datasets
 from iaat_fast import models
-from iaat_fast.attacks.model_state import attacked
+from iaat_fast.attacks.model import attacked
 from iaat_fast.data import FolderSplit, ImageData
 from iaat_fast.evaluate import check_model
 from iaat_fast.train.averaging import make_average

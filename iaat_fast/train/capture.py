@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from iaat_fast.attacks.graph import capture_cuda
+from iaat_fast.attacks.cudagraph import capture_cuda
 
 Work = Callable[[], None]
 

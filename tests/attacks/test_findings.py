@@ -27,7 +27,7 @@ from iaat_fast.attacks import (
 from iaat_fast.attacks import call as calls
 from iaat_fast.attacks import findings as found
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.graph import GraphRunner
+from iaat_fast.attacks.cudagraph import GraphRunner
 from tests.attacks.like_a_gpu import Recorder, check_late
 
 Change = Callable[[Tensor], Tensor]

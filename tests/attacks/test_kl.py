@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iaat_fast.attacks import APGD, APGDT, MIFGSM, PGD, losses
-from iaat_fast.attacks.graph import GraphRunner
+from iaat_fast.attacks.cudagraph import GraphRunner
 
 EPS, ALPHA = 8 / 255, 2 / 255
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT, FABT, FGSM, MIFGSM, PGD, DeepFool, Square, losses
-from iaat_fast.attacks.graph import GraphRunner
+from iaat_fast.attacks.cudagraph import GraphRunner
 from iaat_fast.attacks.targets import likely_targets, random_targets, target_draws
 
 EPS = 0.02

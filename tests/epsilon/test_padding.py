@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks import PGD
 from iaat_fast.attacks.survivors import bucket
 from iaat_fast.epsilon import EpsilonMemory, Selection, strategies
-from tests.attacks.test_graph import played
+from tests.attacks.test_cudagraph import played
 
 N, GAMMA, BETA, STEPS = 64, 0.02, 0.1, 5
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from iaat_fast import models
 from iaat_fast.attacks import PGD, EngineOptions
+from iaat_fast.attacks.gradients.program import Program
+from iaat_fast.attacks.gradients.shadow import Shadow
+from iaat_fast.attacks.gradients.source import ByAutograd
 from iaat_fast.attacks.losses import cotangent
-from iaat_fast.attacks.program import Program
-from iaat_fast.attacks.shadow import Shadow
-from iaat_fast.attacks.sources import ByAutograd
 from tests.attacks.networks import WHOLE, with_statistics
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from iaat_fast.attacks.model_state import attacked, logits_of
+from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.corruptions.base import (
     ALEXNET_ERRORS,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.model_state import attacked, logits_of
+from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import fetch
 from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.parts.part import Context

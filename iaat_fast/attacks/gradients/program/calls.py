@@ -1,0 +1,82 @@
+"""What a rule is told of a call in a graph: its arguments, its shape, and which of them depend on the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from iaat_fast.attacks.gradients.program.operations import Operation
+
+aten = torch.ops.aten
+
+Arguments = dict[str, Any]
+Lowered = tuple[Operation, list[Node]]
+"""An operation and the nodes that it reads."""
+Rule = Callable[["Dependence", Node, Arguments], Lowered | None]
+"""The operation of a call; None for a form of the call that the rule does not do."""
+
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+
+
+class Dependence:
+    """Which nodes of a graph depend on the model's tensors alone; the others depend on the images, or their number.
+
+    Args:
+        static: those nodes; it may grow.
+    """
+
+    def __init__(self, static: set[Node]) -> None:
+        self.static = static
+
+    def changes(self, value: Any) -> bool:
+        """Whether an argument depends on the images, or on their number."""
+        return isinstance(value, Node) and value not in self.static
+
+    def varies(self, value: Any) -> bool:
+        """Whether an argument is a floating-point tensor that depends on the images."""
+        return (
+            self.changes(value)
+            and isinstance(value.meta.get("val"), Tensor)
+            and value.meta["val"].is_floating_point()
+        )
+
+    def constant(self, value: Any) -> bool:
+        """Whether an argument is a number, or depends on the model's tensors alone."""
+        return value in self.static if isinstance(value, Node) else value is not None
+
+
+class Same(Operation):
+    """Nothing is done: the value is its input's."""
+
+
+def shape_of(node: Node) -> tuple[int | None, ...]:
+    """The shape of a node's tensor, None for a size that depends on the number of images; () for no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ()
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def arguments_of(node: Node) -> Arguments:
+    """The arguments of a call by name, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: Arguments = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = (
+            node.args[position]
+            if position < len(node.args)
+            else node.kwargs.get(argument.name, default)
+        )
+    return found
+
+
+def as_list(value: Any, length: int) -> list[int]:
+    """An argument that may be one number for all dimensions."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * length if len(values) == 1 else values

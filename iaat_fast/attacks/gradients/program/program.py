@@ -1,0 +1,151 @@
+"""A program: made of a model once, refreshed from its weights, run for logits and gradients of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iaat_fast.attacks.cudagraph import Replayed, capture_cuda
+from iaat_fast.attacks.gradients.program.exported import ExportedForward
+from iaat_fast.attacks.gradients.program.layers import Stem
+from iaat_fast.attacks.gradients.program.lowering import Lowering
+from iaat_fast.attacks.gradients.program.parameters import Parameters
+from iaat_fast.attacks.gradients.program.segment import Segment
+from iaat_fast.attacks.gradients.program.steps import fuse, take_stem
+from iaat_fast.attacks.gradients.program.straight_line import Slots, StraightLine
+
+
+class Program:
+    """Logits and input gradients of a frozen copy of a model.
+
+    Args:
+        model: the live model, in the mode in which it is attacked; nothing in it is changed.
+        images: an example: the shape but for the number of images, the dtype and the device count.
+        dtype: precision of the program, None for that of the live weights. BatchNorm that is not folded computes in
+            float32.
+        fold: fold BatchNorm in eval mode into the layer before it.
+        channels_last: lay images out channels last.
+        stem: take the first convolution in one kernel from float32 images, and its gradient with the step, where it is
+            of 3x3 places over few channels. None: on CUDA, in half precision.
+
+    Attributes:
+        refresh: called, takes over the live weights.
+        folded: number of BatchNorm layers that are gone.
+        by_autograd: names of the calls that autograd differentiates.
+
+    Raises:
+        Unshadowable: no program can be made of the model; the message says why.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        dtype: torch.dtype | None,
+        fold: bool = True,
+        channels_last: bool = True,
+        stem: bool | None = None,
+    ) -> None:
+        exported = ExportedForward(model, images)
+        lowering = Lowering(exported, dtype, channels_last=channels_last)
+        steps = lowering.steps
+        self.folded = fuse(
+            steps,
+            images=lowering.images,
+            fold=fold,
+            add_without_relu=images.device.type == "cpu",
+        )
+        if stem is None:
+            stem = images.is_cuda and dtype in (torch.bfloat16, torch.float16)
+        taken = None
+        if stem and images.dtype == torch.float32:
+            taken = take_stem(steps, lowering.images)
+        self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
+        for step in steps.all:
+            step.operation.bind(self._parameters)
+        # A launch for every folded layer, and a handful for the rest: on CUDA one graph.
+        self.refresh = Replayed(
+            self._parameters.refresh, images.device, capture_cuda if images.is_cuda else None
+        )
+        self.refresh()
+        self._exported = exported
+        self._images = lowering.images.operation
+        self._line = StraightLine(steps, lowering.images)
+        self._stem = None if taken is None else taken.operation
+        self.operations = [step.operation for step in steps.all]
+        self.by_autograd = tuple(
+            str(node.target)
+            for operation in self.operations
+            if isinstance(operation, Segment)
+            for node in operation.nodes
+        )
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of images [N, ...], in the program's precision."""
+        line = self._line
+        slots = line.empty()
+        slots[line.images] = self._images.forward(x)
+        line.run(line.predict, slots)
+        logits: Tensor = slots[line.logits]
+        return logits
+
+    def traced(self, x: Tensor) -> Tensor:
+        """Logits by the forward as it was exported, on the live tensors in their precision; nothing is fused."""
+        return self._exported.run(x)
+
+    @torch.no_grad()
+    def input_vjp(
+        self, x: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [N, C], and the gradient of the images for `cotangent(logits)`, in the program's precision.
+
+        The gradient is None where nothing of the logits depends on the images' values.
+        """
+        slots = self.run_forward(x)
+        logits = self.logits(slots)
+        return logits, self.run_backward(slots, cotangent(logits))
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether `step_` is there, which does not write the gradient of the images."""
+        return isinstance(self._stem, Stem) and self._line.first_layer is not None
+
+    @torch.no_grad()
+    def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
+        """One PGD step, in place: `ops.pgd_step_linf_` with this gradient; `rest` are its arguments from x on."""
+        assert isinstance(self._stem, Stem)
+        assert self._line.first_layer is not None
+        slots = self.run_forward(x_adv)
+        slots[self._line.cotangent] = cotangent(self.logits(slots)).to(self.logits(slots).dtype)
+        self._line.run(self._line.backward[:-1], slots)
+        self._stem.step_(slots[self._line.first_layer], x_adv, *rest)
+
+    def run_forward(self, x: Tensor) -> Slots:
+        """The first half of `input_vjp`: what it keeps for the second, logits included."""
+        line = self._line
+        slots = line.empty()
+        slots[line.images] = self._images.forward(x)
+        line.run(line.forward, slots)
+        return slots
+
+    def logits(self, slots: Slots) -> Tensor:
+        """Those of `run_forward`."""
+        logits: Tensor = slots[self._line.logits]
+        return logits
+
+    def run_backward(self, slots: Slots, cotangent: Tensor) -> Tensor | None:
+        """The second half: the gradient of the images. Uses up what it is given."""
+        line = self._line
+        slots[line.cotangent] = cotangent.to(self.logits(slots).dtype)
+        line.run(line.backward, slots)
+        return None if line.gradient is None else slots[line.gradient]
+
+    def tensors(self) -> list[Tensor]:
+        """The twins of the live tensors."""
+        return self._parameters.tensors()

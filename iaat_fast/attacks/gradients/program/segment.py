@@ -1,0 +1,144 @@
+"""Parts of a forward that a program does not know: run as they stand, and differentiated by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_aggregate, map_arg
+
+from iaat_fast.attacks.gradients.program.operations import Gradients, Operation
+from iaat_fast.attacks.gradients.program.parameters import Parameters
+
+# The graph was traced with contiguous images: of memory that is channels last a view may have to be a copy.
+_ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
+    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default),
+    torch.ops.aten.reshape.default,
+)
+
+
+class Segment(Operation):
+    """A run of nodes as one operation with several outputs.
+
+    Args:
+        nodes: in order.
+        inputs: the nodes outside whose values they read, in the order of the operation's inputs.
+        outputs: those whose values are read outside.
+        keep_dtype: static nodes whose twins keep their dtype.
+        dtypes: the dtype of the images in the graph, and the one of the program.
+    """
+
+    name = "autograd"
+    owns_output = False
+    has_extra = True
+
+    def __init__(
+        self,
+        nodes: list[Node],
+        inputs: list[Node],
+        outputs: list[Node],
+        *,
+        static: set[Node],
+        keep_dtype: set[Node],
+        dtypes: tuple[torch.dtype, torch.dtype],
+    ) -> None:
+        super().__init__()
+        self.nodes, self._inputs, self.outputs = nodes, inputs, outputs
+        self._static, self._keep_dtype, self._dtypes = static, keep_dtype, dtypes
+
+    def bind(self, parameters: Parameters) -> None:
+        read = {n for node in self.nodes for n in node.all_input_nodes if n in self._static}
+        self._twins = {
+            node: parameters.plain(node, keep_dtype=node in self._keep_dtype) for node in read
+        }
+        traced, own = self._dtypes
+
+        def lowered(value: Any) -> Any:
+            return own if isinstance(value, torch.dtype) and value == traced else value
+
+        self._calls = [
+            (
+                node,
+                _ANY_LAYOUT.get(node.target, node.target),
+                map_aggregate(node.args, lowered),
+                map_aggregate(node.kwargs, lowered),
+            )
+            for node in self.nodes
+        ]
+
+    def forward(self, *inputs: Any) -> tuple[Any, Any]:
+        leaves = [
+            value.detach().requires_grad_()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for value in inputs
+        ]
+        with torch.enable_grad():
+            values: dict[Node, Any] = {
+                **self._twins,
+                **dict(zip(self._inputs, leaves, strict=True)),
+            }
+            for node, target, arguments, keywords in self._calls:
+                assert callable(target)
+                values[node] = target(
+                    *map_arg(arguments, values.__getitem__), **map_arg(keywords, values.__getitem__)
+                )
+        results = [values[node] for node in self.outputs]
+        detached = [r.detach() if isinstance(r, Tensor) else r for r in results]
+        return detached, (leaves, results)
+
+    def backward_all(self, grads: Sequence[Tensor | None], extra: Any) -> Gradients:
+        """The gradients of the inputs from those of the outputs; None where nothing reaches an output."""
+        leaves, results = extra
+        reached = [
+            (result, grad)
+            for result, grad in zip(results, grads, strict=True)
+            if grad is not None and result.requires_grad
+        ]
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not reached or not wanted:
+            return [None] * len(leaves)
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in reached],
+                wanted,
+                [grad.to(result.dtype) for result, grad in reached],
+                allow_unused=True,
+            )
+        )
+        return [
+            next(found) if isinstance(leaf, Tensor) and leaf.requires_grad else None
+            for leaf in leaves
+        ]
+
+
+class Pick(Operation):
+    """One of a segment's outputs."""
+
+    name = "pick"
+    fresh = False
+    owns_output = False
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, results: Sequence[Any]) -> Any:
+        return results[self.position]
+
+
+class OnSizes(Operation):
+    """Arithmetic on numbers of images; nothing flows back."""
+
+    name = "sizes"
+    owns_output = False
+
+    def __init__(self, target: Any, arguments: tuple[Any, ...], places: dict[Node, int]) -> None:
+        super().__init__()
+        self._target, self._arguments, self._places = target, arguments, places
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._target(*map_arg(self._arguments, lambda node: inputs[self._places[node]]))

@@ -1,0 +1,269 @@
+"""The steps of a program before they are put in a straight line, and the fusions among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from iaat_fast.attacks.gradients.program.layers import Convolution, Linear, Stem
+from iaat_fast.attacks.gradients.program.operations import (
+    Add,
+    Cat,
+    Clamp,
+    Images,
+    Operation,
+    ScaleShift,
+    WithConstant,
+)
+from iaat_fast.attacks.gradients.program.parameters import Normalisation
+from iaat_fast.attacks.gradients.program.segment import OnSizes
+from iaat_fast.attacks.gradients.program.views import FlattenImages, Reshape
+from iaat_fast.ops.stem import CHANNELS, MULTIPLE
+
+
+class Step:
+    """An operation and the steps whose values it reads.
+
+    shape: of its value; None stands for the number of images, or what is computed from it.
+    """
+
+    def __init__(
+        self, operation: Operation, inputs: list[Step], shape: tuple[int | None, ...]
+    ) -> None:
+        self.operation, self.inputs, self.shape = operation, inputs, shape
+        self.users: list[Step] = []
+        for step in inputs:
+            step.users.append(self)
+
+    @property
+    def only_user(self) -> Step | None:
+        return self.users[0] if len(self.users) == 1 else None
+
+
+class Steps:
+    """All steps, in an order in which they can be run."""
+
+    def __init__(self) -> None:
+        self.all: list[Step] = []
+        self.result: Step | None = None
+
+    def add(self, operation: Operation, inputs: list[Step], shape: tuple[int | None, ...]) -> Step:
+        step = Step(operation, inputs, shape)
+        self.all.append(step)
+        return step
+
+    def absorb(self, step: Step, into: Step) -> None:
+        """Remove a step whose work `into` does: `into` now gives its value, at its place in the order."""
+        for user in list(step.users):
+            user.inputs = [into if s is step else s for s in user.inputs]
+        into.users = [user for user in into.users if user is not step] + step.users
+        if self.result is step:
+            self.result = into
+        for other in step.inputs:
+            if other is not into:
+                other.users.remove(step)
+        self.all.remove(into)
+        self.all[self.all.index(step)] = into
+
+    def drop_unused(self) -> None:
+        """Remove what nothing reads."""
+        for step in reversed(list(self.all)):
+            if not step.users and step is not self.result:
+                for other in step.inputs:
+                    other.users.remove(step)
+                self.all.remove(step)
+
+
+def fuse(steps: Steps, *, images: Step, fold: bool, add_without_relu: bool) -> int:
+    """Every fusion, in place; returns the number of BatchNorm layers folded.
+
+    Args:
+        images: the step of the images.
+        fold: BatchNorm into the layer before it.
+        add_without_relu: convolutions take in a sum also where no ReLU follows.
+    """
+    folded = sum(1 for _ in _fold_norms(steps)) if fold else 0
+    _normalise_in_first_layer(steps, images)
+    _flatten_channels_last(steps)
+    _clamp_at_the_end(steps)
+    _sum_in_convolutions(steps, add_without_relu=add_without_relu)
+    _sum_in_norms(steps)
+    return folded
+
+
+def take_stem(steps: Steps, images: Step) -> Step | None:
+    """Make the first convolution a `Stem`, where it is one that the op serves; None where it is not.
+
+    Call it after `fuse`, for float32 images and a program in half precision.
+    """
+    step = images.only_user
+    if step is None or not isinstance(step.operation, Convolution) or len(step.inputs) != 1:
+        return None
+    layer, channels, outputs = step.operation, images.shape[1], step.shape[1]
+    shape = (layer.kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if shape != ([3, 3], [1, 1], [1, 1], [1, 1], 1) or layer.transposed:
+        return None
+    if channels is None or channels > CHANNELS or outputs is None or outputs % MULTIPLE:
+        return None
+    assert isinstance(images.operation, Images)
+    step.operation = Stem(layer, images.operation.normalisation)
+    images.operation.raw = True
+    return step
+
+
+def _fold_norms(steps: Steps) -> Iterator[Step]:
+    """BatchNorm that alone reads a convolution or a linear layer goes into its weights."""
+    for step in list(steps.all):
+        if not isinstance(step.operation, ScaleShift):
+            continue
+        before = step.inputs[0]
+        layer = before.operation
+        if not isinstance(layer, (Convolution, Linear)) or before.only_user is not step:
+            continue
+        if layer.affine.norm is not None or before is steps.result:
+            continue
+        if isinstance(layer, Convolution) and layer.transposed and layer.groups > 1:
+            continue  # its output channels lie over two dimensions of the weight
+        if isinstance(layer, Linear) and len(before.shape) != 2:
+            continue  # BatchNorm normalises dimension 1, the layer the last
+        layer.affine.norm = step.operation.norm
+        steps.absorb(step, before)
+        yield before
+
+
+def _normalise_in_first_layer(steps: Steps, images: Step) -> None:
+    """Constants per channel between the images and a convolution: the shift at the images, the scale in the weight."""
+    if len(images.shape) != 4 or images.shape[1] is None:
+        return
+    chain: list[Step] = []
+    # Who asks for their number reads no pixel.
+    readers = [step for step in images.users if not isinstance(step.operation, OnSizes)]
+    step = readers[0] if len(readers) == 1 else None
+    normalisation = Normalisation(images.shape[1])
+    while step is not None and isinstance(step.operation, WithConstant):
+        constant = step.operation.per_channel(normalisation.channels)
+        if constant is None or step.operation.name == "rsub" or step is steps.result:
+            return
+        normalisation.steps.append((step.operation.name, constant))
+        chain.append(step)
+        step = step.only_user
+    if not chain or step is None or not isinstance(step.operation, Convolution):
+        return
+    layer = step.operation
+    if layer.transposed or layer.groups != 1:
+        return
+    assert isinstance(images.operation, Images)
+    layer.affine.normalisation = images.operation.normalisation = normalisation
+    for between in chain:
+        steps.absorb(between, images)
+        steps.all.remove(images)
+        steps.all.insert(0, images)
+
+
+def _flatten_channels_last(steps: Steps) -> None:
+    """Flattened images that one linear layer reads: its columns change places instead of the images' entries."""
+    for step in steps.all:
+        if not isinstance(step.operation, Reshape) or len(step.shape) != 2:
+            continue
+        before, layer = step.inputs[0], step.only_user
+        if len(before.shape) != 4 or layer is None or not isinstance(layer.operation, Linear):
+            continue
+        _, channels, height, width = before.shape
+        if channels is None or height is None or width is None or step is steps.result:
+            continue
+        if step.shape[1] != channels * height * width or height * width == 1:
+            continue
+        for size in step.inputs[1:]:
+            size.users.remove(step)
+        step.inputs = [before]
+        step.operation = FlattenImages()
+        layer.operation.affine.image = (channels, height * width)
+
+
+def _clamp_at_the_end(steps: Steps) -> None:
+    """ReLU and ReLU6 at the end of what alone they read, where that makes a tensor of its own."""
+    for step in list(steps.all):
+        before = step.inputs[0] if step.inputs else None
+        if not isinstance(step.operation, Clamp) or before is None:
+            continue
+        if not before.operation.owns_output or before.operation.clamps:
+            continue
+        if before.only_user is not step or before is steps.result:
+            continue
+        if not isinstance(before.operation, (Convolution, Linear, ScaleShift, Add, Cat)):
+            continue
+        before.operation.floor = step.operation.floor
+        before.operation.ceiling = step.operation.ceiling
+        steps.absorb(step, before)
+
+
+def _sum_in_convolutions(steps: Steps, *, add_without_relu: bool) -> None:
+    """The sum with a shortcut, and what follows it, at the end of the convolution of the main path."""
+    for step in list(steps.all):
+        add = step.operation
+        if not isinstance(add, Add) or len(step.inputs) != 2 or step.inputs[0] is step.inputs[1]:
+            continue
+        if step.inputs[0].shape != step.inputs[1].shape:
+            continue
+        relu = add.floor == 0 and add.ceiling == math.inf
+        if not relu and not add_without_relu:
+            continue
+        for main, shortcut in (step.inputs, reversed(step.inputs)):
+            if _takes_in(main, step) and main.inputs[0] is not shortcut:
+                break
+        else:
+            continue
+        assert isinstance(main.operation, Convolution)
+        main.operation.floor, main.operation.ceiling = add.floor, add.ceiling
+        if _takes_in(shortcut, step):
+            # The bias of a shortcut that nothing else reads: one addition less.
+            assert isinstance(shortcut.operation, Convolution)
+            main.operation.affine.added = shortcut.operation.affine
+            shortcut.operation.gives_bias_away = True
+        steps.absorb(step, main)
+        main.inputs.append(shortcut)
+        shortcut.users.append(main)
+
+
+def _takes_in(step: Step, sum_step: Step) -> bool:
+    """Whether a convolution can end in a sum: nothing else reads it, and it ends in nothing yet."""
+    operation = step.operation
+    return (
+        isinstance(operation, Convolution)
+        and not operation.transposed
+        and not operation.clamps
+        and len(step.inputs) == 1
+        and step.only_user is sum_step
+    )
+
+
+def _sum_in_norms(steps: Steps) -> None:
+    """A sum before BatchNorm that is not folded, made in its pass, in place of the convolution's output."""
+    for step in list(steps.all):
+        if not isinstance(step.operation, ScaleShift) or len(step.inputs) != 1:
+            continue
+        summed = step.inputs[0]
+        add = summed.operation
+        if not isinstance(add, Add) or add.clamps or summed is steps.result:
+            continue
+        if summed.inputs[0].shape != summed.inputs[1].shape:
+            continue
+        # The first reader makes the sum that later ones read.
+        if min(summed.users, key=steps.all.index) is not step:
+            continue
+        for main, shortcut in (summed.inputs, reversed(summed.inputs)):
+            if main is not shortcut and main.only_user is summed and _overwritable(main):
+                break
+        else:
+            continue
+        steps.absorb(summed, main)
+        step.inputs = [main, shortcut]
+        shortcut.users.append(step)
+
+
+def _overwritable(step: Step) -> bool:
+    """Whether nothing needs what a step gave once it has been read: not even its own gradient."""
+    operation = step.operation
+    if isinstance(operation, ScaleShift):
+        return False  # its pass overwrites the gradient that the shortcut is to get, too
+    return operation.owns_output and not operation.keeps_output and not operation.clamps

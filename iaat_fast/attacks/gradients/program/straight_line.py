@@ -1,0 +1,282 @@
+"""Steps in a straight line: forward, and in reverse to the gradient of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from iaat_fast.attacks.gradients.program.operations import Operation, ScaleShift
+from iaat_fast.attacks.gradients.program.segment import OnSizes, Pick, Segment
+from iaat_fast.attacks.gradients.program.steps import Step, Steps
+
+_relu_backward_ = torch.ops.iaat_fast.relu_backward_.default
+
+Slots = list[Any]
+
+
+@dataclasses.dataclass
+class Instruction:
+    """Reads slots, writes slots; `frees` are read nowhere later."""
+
+    run: Callable[[Slots], None]
+    reads: Sequence[int]
+    writes: Sequence[int]
+    frees: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass
+class _Gradient:
+    """What one reader sends back to a value. `fresh`: nothing else refers to it, so it may be overwritten."""
+
+    slot: int
+    fresh: bool
+
+
+class StraightLine:
+    """The instructions of a program.
+
+    Attributes:
+        forward: up to the logits, with what the reverse needs.
+        backward: from the gradient of the logits to that of the images.
+        logits, cotangent, gradient: slots; `gradient` is None where nothing reaches the images.
+    """
+
+    def __init__(self, steps: Steps, images: Step) -> None:
+        self._count = 0
+        self._values = {step: self._slot() for step in steps.all}
+        self._extras = {s: self._slot() for s in steps.all if s.operation.has_extra}
+        self._sums = _sums_made_in_norms(steps)
+        assert steps.result is not None
+        self.logits, self.cotangent = self._values[steps.result], self._slot()
+        self.images = self._values[images]
+        self.forward = [self._forward(step) for step in steps.all if step is not images]
+        self.backward: list[Instruction] = []
+        self._gradients: dict[Step, list[_Gradient]] = {step: [] for step in steps.all}
+        self._parts: dict[Step, dict[int, int]] = {}
+        self._gradients[steps.result] = [_Gradient(self.cotangent, False)]
+        self._leads_to_images = _leading_from(steps, images)
+        self.gradient: int | None = None
+        for step in reversed(steps.all):
+            if step in self._leads_to_images:
+                self._reverse(step, images)
+        # The gradient that reaches the first layer, and the instructions up to it: what is left is that layer's own.
+        self.first_layer: int | None = None
+        if self.backward and len(self._gradients[images]) == 1:
+            self.first_layer = self.backward[-1].reads[0]
+        if self._gradients[images]:
+            self.gradient = self._combined(images)
+        kept = {self.cotangent, self.logits, *([] if self.gradient is None else [self.gradient])}
+        _free_after_last_use([*self.forward, *self.backward], kept)
+        self.predict = [dataclasses.replace(i, frees=()) for i in self.forward]
+        _free_after_last_use(self.predict, {self.logits})
+
+    def run(self, instructions: list[Instruction], slots: Slots) -> None:
+        for instruction in instructions:
+            instruction.run(slots)
+            for slot in instruction.frees:
+                slots[slot] = None
+
+    def empty(self) -> Slots:
+        return [None] * self._count
+
+    def _slot(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def _forward(self, step: Step) -> Instruction:
+        function, out = step.operation.forward, self._values[step]
+        inputs = tuple(self._values[s] for s in step.inputs)
+        extra = self._extras.get(step)
+
+        def plain(slots: Slots) -> None:
+            slots[out] = function(*[slots[i] for i in inputs])
+
+        if extra is None:
+            return Instruction(plain, inputs, (out,))
+
+        def with_extra(slots: Slots) -> None:
+            slots[out], slots[extra] = function(*[slots[i] for i in inputs])
+
+        return Instruction(with_extra, inputs, (out, extra))
+
+    def _reverse(self, step: Step, images: Step) -> None:
+        """The instructions that take the gradient of a step's value to its inputs."""
+        operation = step.operation
+        if isinstance(operation, OnSizes) or step is images:
+            return
+        if isinstance(operation, Segment):
+            if self._parts.get(step):
+                self._through_segment(step, operation)
+            return
+        if not self._gradients[step]:
+            return
+        if isinstance(operation, ScaleShift):
+            self._through_norm(step, operation)
+            return
+        grad = self._combined(step)
+        if isinstance(operation, Pick):
+            self._parts.setdefault(step.inputs[0], {})[operation.position] = grad
+            return
+        shortcut = self._sums.get(step)
+        if shortcut is not None:
+            self._gradients[shortcut].append(_Gradient(grad, False))
+        self._through(step, operation, grad)
+
+    def _through(self, step: Step, operation: Operation, grad: int) -> None:
+        wanted = [s in self._leads_to_images for s in step.inputs]
+        if not any(wanted):
+            return
+        kept = [
+            self._values[s] if i in operation.keeps else None for i, s in enumerate(step.inputs)
+        ]
+        output = self._values[step] if operation.keeps_output else None
+        extra = self._extras.get(step)
+        results = [self._slot() if want else None for want in wanted]
+        function = operation.backward
+
+        def run(slots: Slots) -> None:
+            found = function(
+                slots[grad],
+                [None if i is None else slots[i] for i in kept],
+                None if output is None else slots[output],
+                None if extra is None else slots[extra],
+            )
+            for slot, value in zip(results, found, strict=False):
+                if slot is not None:
+                    slots[slot] = value
+
+        reads = [grad, *(i for i in (*kept, output, extra) if i is not None)]
+        self._emit(run, reads, [slot for slot in results if slot is not None])
+        for position, (source, slot) in enumerate(zip(step.inputs, results, strict=True)):
+            if slot is not None:
+                # A convolution hands its own gradient on to what was added to it.
+                fresh = operation.fresh and not (operation.name == "convolution" and position)
+                self._gradients[source].append(_Gradient(slot, fresh))
+
+    def _through_norm(self, step: Step, operation: ScaleShift) -> None:
+        """BatchNorm's pass takes along one gradient that reaches the same sum on another way."""
+        source, output = step.inputs[0], self._values[step]
+        grad = self._owned(self._summed(step), step)
+        others = self._gradients[source]
+        residual = others.pop().slot if others and not source.operation.clamps else None
+        result, function = self._slot(), operation.backward_
+
+        def run(slots: Slots) -> None:
+            slots[result] = function(
+                slots[grad], slots[output], None if residual is None else slots[residual]
+            )
+
+        reads = [grad, output] if residual is None else [grad, output, residual]
+        self._emit(run, reads, [result])
+        others.append(_Gradient(result, True))
+
+    def _through_segment(self, step: Step, operation: Segment) -> None:
+        extra, parts = self._extras[step], self._parts[step]
+        grads = [parts.get(position) for position in range(len(operation.outputs))]
+        results = [self._slot() if s in self._leads_to_images else None for s in step.inputs]
+
+        def run(slots: Slots) -> None:
+            found = operation.backward_all(
+                [None if i is None else slots[i] for i in grads], slots[extra]
+            )
+            for slot, value, leaf in zip(results, found, slots[extra][0], strict=True):
+                if slot is not None:
+                    slots[slot] = torch.zeros_like(leaf) if value is None else value
+
+        reads = [extra, *(i for i in grads if i is not None)]
+        self._emit(run, reads, [slot for slot in results if slot is not None])
+        for source, slot in zip(step.inputs, results, strict=True):
+            if slot is not None:
+                self._gradients[source].append(_Gradient(slot, False))
+
+    def _combined(self, step: Step) -> int:
+        """The slot of the gradient of a step's value before its clamp: what its readers send back, masked."""
+        operation = step.operation
+        if not operation.clamps:
+            return self._summed(step).slot
+        gradients = self._gradients[step]
+        other = None
+        if len(gradients) > 1:
+            # The sum of the last two, and the mask, in one pass.
+            fresh = [g for g in gradients if g.fresh]
+            target = fresh[0] if fresh else gradients[0]
+            rest = [g for g in gradients if g is not target]
+            other = rest.pop().slot
+            self._gradients[step] = [target, *rest]
+        grad = self._owned(self._summed(step), step)
+        output, result = self._values[step], self._slot()
+        floor, ceiling = operation.floor, operation.ceiling
+
+        def run(slots: Slots) -> None:
+            target = slots[grad]
+            added = None if other is None else slots[other]
+            _relu_backward_(target, slots[output], added, floor, ceiling)
+            slots[result] = target
+
+        reads = [grad, output] if other is None else [grad, output, other]
+        self._emit(run, reads, [result])
+        return result
+
+    def _summed(self, step: Step) -> _Gradient:
+        """The sum of all gradients of a value, in place where one of them is fresh."""
+        gradients = self._gradients[step]
+        total = next((g for g in gradients if g.fresh), gradients[0])
+        for gradient in [g for g in gradients if g is not total]:
+            total = self._add(total, gradient)
+        self._gradients[step] = [total]
+        return total
+
+    def _add(self, total: _Gradient, more: _Gradient) -> _Gradient:
+        a, b, result, in_place = total.slot, more.slot, self._slot(), total.fresh
+
+        def run(slots: Slots) -> None:
+            slots[result] = slots[a].add_(slots[b]) if in_place else slots[a] + slots[b]
+
+        self._emit(run, [a, b], [result])
+        return _Gradient(result, True)
+
+    def _owned(self, gradient: _Gradient, step: Step) -> int:
+        """A slot whose tensor may be overwritten and lies in memory like the value it belongs to."""
+        if gradient.fresh:
+            return gradient.slot
+        source, like, result = gradient.slot, self._values[step], self._slot()
+
+        def run(slots: Slots) -> None:
+            slots[result] = torch.empty_like(slots[like]).copy_(slots[source])
+
+        self._emit(run, [source, like], [result])
+        return result
+
+    def _emit(
+        self, run: Callable[[Slots], None], reads: Sequence[int], writes: Sequence[int]
+    ) -> None:
+        self.backward.append(Instruction(run, tuple(reads), tuple(writes)))
+
+
+def _sums_made_in_norms(steps: Steps) -> dict[Step, Step]:
+    """The steps whose values BatchNorm's pass turns into sums, and what is added to them."""
+    return {
+        step.inputs[0]: step.inputs[1]
+        for step in steps.all
+        if isinstance(step.operation, ScaleShift) and len(step.inputs) == 2
+    }
+
+
+def _leading_from(steps: Steps, images: Step) -> set[Step]:
+    """The steps whose values depend on the images other than by their number."""
+    found = {images}
+    for step in steps.all:
+        if not isinstance(step.operation, OnSizes) and any(s in found for s in step.inputs):
+            found.add(step)
+    return found
+
+
+def _free_after_last_use(instructions: list[Instruction], kept: set[int]) -> None:
+    seen = set(kept)
+    for instruction in reversed(instructions):
+        touched = dict.fromkeys((*instruction.reads, *instruction.writes))
+        instruction.frees = tuple(slot for slot in touched if slot not in seen)
+        seen.update(touched)

@@ -1,0 +1,81 @@
+"""What gradients of images come from: the live model, a copy of it, or a program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks.model.mode import own
+
+Forward = Callable[[Tensor], Tensor]
+Cotangent = Callable[[Tensor], Tensor]
+
+_MADE_IN_INFERENCE_MODE = (
+    "model: weights made in torch.inference_mode, expected others: autograd cannot go through them; make the model "
+    "outside, or clone them"
+)
+
+
+class Source(Protocol):
+    """Logits and gradients of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of images [N, ...]."""
+
+    def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the gradient of the images for `cotangent(logits)`; None where there is none."""
+
+    @property
+    def refresh(self) -> Callable[[], None]:
+        """Called, takes over the live weights."""
+
+
+class ByAutograd:
+    """A model, or a copy of it, differentiated by autograd.
+
+    Args:
+        model: maps images to logits.
+        dtype: what images are cast to, None for their own.
+        autocast: half precision to run under.
+        refresh: takes over the live weights.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        *,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        refresh: Callable[[], None] | None = None,
+    ) -> None:
+        self._model, self._dtype, self._autocast = model, dtype, autocast
+        self.refresh = refresh or _nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        half: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self._autocast is not None:
+            half = torch.autocast(x.device.type, self._autocast)
+        with half:
+            return self._model(own(x, self._dtype))
+
+    def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
+        leaf = x.detach().requires_grad_()
+        try:
+            logits = self.forward(leaf)
+        except RuntimeError as error:
+            if "Inference tensors cannot be saved for backward" not in str(error):
+                raise
+            raise ValueError(_MADE_IN_INFERENCE_MODE) from error
+        given = cotangent(logits.detach() if isinstance(logits, Tensor) else logits)
+        if not logits.requires_grad:
+            return logits.detach(), None
+        (grad,) = torch.autograd.grad(logits, leaf, given.to(logits.dtype), allow_unused=True)
+        return logits.detach(), grad
+
+
+def _nothing() -> None:
+    """A live model is always fresh."""

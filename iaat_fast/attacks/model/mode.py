@@ -1,0 +1,185 @@
+"""The model as an attack needs it: in a chosen mode, to one attack at a time, and afterwards as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import batchnorm, dropout
+
+from iaat_fast.attacks import inputs
+from iaat_fast.attacks.model import distributed, fixed_mode
+from iaat_fast.attacks.model.modules import buffers_of, modules_of
+
+BN_MODES = ("eval", "train", "train_update")
+
+
+def couples_samples(model: Callable[[Tensor], Tensor], bn: str) -> bool:
+    """Whether a sample's logits depend on who else is in the batch: BatchNorm on the batch's own statistics."""
+    modules = modules_of(model)
+    return any(
+        bn != "eval" or getattr(layer, "running_mean", None) is None
+        for layer in _batch_norms(modules)
+    ) or any(layer.batch_norm and layer.training for layer in fixed_mode.fixed_layers(modules))
+
+
+def checked_modules(model: Callable[[Tensor], Tensor], bn: str) -> list[nn.Module]:
+    """`modules_of` a model; ValueError for one that cannot be attacked in this mode.
+
+    Its layers are fixed in another mode, it is a function without a module, or it is spread over ranks.
+    """
+    modules = modules_of(model)
+    if bn != "eval" and not modules:
+        raise ValueError(
+            f"bn: {bn!r} for a function in which no module is found, expected 'eval', or the module as the model"
+        )
+    fixed_mode.check(modules, bn)
+    distributed.refuse_sharded(modules)
+    return modules
+
+
+@contextlib.contextmanager
+def attacked(
+    model: Callable[[Tensor], Tensor], bn: str, *, exclusively: bool = False
+) -> Iterator[None]:
+    """Put the model in evaluation mode, its BatchNorm layers in the mode `bn`, and restore it on the way out.
+
+    Other threads wait to enter with any module of it. Of a function, the modules found behind it are switched; where
+    none is found, one in training mode that the function turns out to run is refused. A DistributedDataParallel wrapper
+    is passed by.
+
+    Args:
+        bn: "eval", running statistics; "train", the batch's own statistics, buffers restored afterwards;
+            "train_update", the batch's own statistics, which also update the running ones.
+        exclusively: other threads wait whatever their model is.
+
+    Autocast that the caller has switched on is off inside: verdicts and gradients are those of the model as it is.
+
+    Raises:
+        ValueError: the model cannot be attacked in this mode, see `checked_modules`.
+    """
+    modules = checked_modules(model, bn)
+    with (
+        _claimed([model, *modules], everything=exclusively),
+        distributed.passed_by(modules),
+        _without_autocast(),
+        _in_mode(modules, bn),
+        contextlib.nullcontext() if modules else _no_training_behind(),
+    ):
+        yield
+
+
+def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Images for a forward to do as it likes with: one may normalise them in place, where the attack still needs them.
+
+    A copy takes 10 us of a step's host time; what was written by `x.data` or numpy could not be told afterwards.
+    """
+    return x.to(x.dtype if dtype is None else dtype, copy=True)
+
+
+def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
+    logits = model(own(x))
+    inputs.logits(logits, len(x))
+    return logits
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _in_mode(modules: list[nn.Module], bn: str) -> Iterator[None]:
+    switched = fixed_mode.with_mode(modules)
+    trained = set(map(id, _batch_norms(modules))) if bn != "eval" else ()
+    modes = [(module, module.training) for module in switched]
+    # Into buffers made in inference mode nothing can write outside it.
+    buffers = [b for b in buffers_of(modules) if not b.is_inference()] if bn == "train" else []
+    saved = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        for module in switched:
+            _set_mode(module, id(module) in trained)
+        yield
+    finally:
+        for module, training in modes:
+            _set_mode(module, training)
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def _batch_norms(modules: list[nn.Module]) -> list[Any]:
+    layers = [module for module in modules if isinstance(module, batchnorm._BatchNorm)]
+    return [*layers, *fixed_mode.scripted_batch_norms(modules)]
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    if module.training == training:
+        return
+    if type(module).__setattr__ is nn.Module.__setattr__:
+        # Past its search among parameters, buffers and modules, for every module of a network in training mode.
+        object.__setattr__(module, "training", training)
+    else:
+        module.training = training
+
+
+@contextlib.contextmanager
+def _no_training_behind() -> Iterator[None]:
+    """Refuse, before it runs, a module in training mode in a function in which no module was found."""
+    thread = threading.get_ident()
+
+    def look(module: nn.Module, images: object) -> None:
+        if threading.get_ident() != thread:
+            return
+        distributed.refuse_sharded([module])
+        if module.training and isinstance(module, (batchnorm._NormBase, dropout._DropoutNd)):
+            raise ValueError(
+                f"model: a function that runs a {type(module).__name__} in training mode, expected eval mode, or the "
+                "module itself as the model"
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Which thread holds which objects, by number; None is everything.
+_claims: list[tuple[int, set[int] | None]] = []
+_released = threading.Condition()
+
+
+@contextlib.contextmanager
+def _claimed(objects: list[object], *, everything: bool) -> Iterator[None]:
+    """Wait until no other thread holds any of the objects, and hold them; a thread may hold what it holds already.
+
+    By module, not by model: two models may share a network. All at once, so no two threads wait for each other's.
+    """
+    thread, numbers = threading.get_ident(), None if everything else set(map(id, objects))
+    mine = (thread, numbers)
+
+    def free() -> bool:
+        return all(
+            holder == thread
+            or not (held is None or numbers is None or not held.isdisjoint(numbers))
+            for holder, held in _claims
+        )
+
+    with _released:
+        _released.wait_for(free)
+        _claims.append(mine)
+    try:
+        yield
+    finally:
+        with _released:
+            _claims[:] = [claim for claim in _claims if claim is not mine]
+            _released.notify_all()

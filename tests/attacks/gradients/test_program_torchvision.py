@@ -1,0 +1,143 @@
+"""torchvision's networks as programs: served whole, every BatchNorm behind a layer folded, autograd's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from iaat_fast.attacks.gradients.program import Program
+from iaat_fast.data._torchvision import torchvision
+from tests.attacks.gradients.program_checks import InFloat32
+from tests.attacks.networks import BatchNorm, with_statistics
+
+pytestmark = pytest.mark.slow
+
+CLASSES = 10
+
+
+@dataclass
+class Network:
+    """How a network is made, how many of its BatchNorm layers stand alone behind a layer, how large images are."""
+
+    make: Callable[[], nn.Module]
+    folded: int
+    side: int = 32
+
+
+def _named(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(torchvision("models"), name)(num_classes=CLASSES, **options)
+
+
+def _resnet(block: str, layers: list[int], **options: Any) -> nn.Module:
+    models = torchvision("models.resnet")
+    made: nn.Module = models.ResNet(getattr(models, block), layers, num_classes=CLASSES, **options)
+    return made
+
+
+def _vgg() -> nn.Module:
+    """With a classifier that has not 120 million weights."""
+    models = torchvision("models.vgg")
+    made: nn.Module = models.VGG(models.make_layers(models.cfgs["A"], batch_norm=True))
+    made.classifier = nn.Sequential(
+        nn.Linear(512 * 7 * 7, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, CLASSES)
+    )
+    return made
+
+
+def _convnext() -> nn.Module:
+    """Its blocks weigh in: 1e-6 of them is what a training starts with."""
+    models = torchvision("models.convnext")
+    stages = [models.CNBlockConfig(16, 32, 1), models.CNBlockConfig(32, None, 1)]
+    made: nn.Module = models.ConvNeXt(stages, num_classes=CLASSES)
+    for name, parameter in made.named_parameters():
+        if name.endswith("layer_scale"):
+            parameter.data.fill_(0.5)
+    return made
+
+
+def _vit() -> nn.Module:
+    """Its head, which starts with zeros, gives logits."""
+    models = torchvision("models.vision_transformer")
+    made: nn.Module = models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES)
+    nn.init.normal_(made.heads.head.weight)
+    return made
+
+
+def _densenet() -> nn.Module:
+    made: nn.Module = torchvision("models.densenet").DenseNet(
+        growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=16, num_classes=CLASSES
+    )
+    return made
+
+
+WHOLE = {
+    "resnet18": Network(_named("resnet18"), 20),
+    "resnet50": Network(_named("resnet50"), 53),
+    "resnext50": Network(
+        partial(_resnet, "Bottleneck", [1, 2, 1, 1], groups=32, width_per_group=4), 20
+    ),
+    "wide_resnet50_2": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1], width_per_group=128), 20),
+    "vgg11_bn": Network(_vgg, 8),
+    "mobilenet_v2": Network(_named("mobilenet_v2", width_mult=0.25), 52),
+    "mobilenet_v3_small": Network(_named("mobilenet_v3_small", width_mult=0.5), 34),
+    "efficientnet_b0": Network(_named("efficientnet_b0"), 49),
+    "densenet121": Network(_densenet, 9),
+    "regnet_x_400mf": Network(_named("regnet_x_400mf"), 71),
+    "regnet_y_400mf": Network(_named("regnet_y_400mf"), 53),
+    "shufflenet_v2_x0_5": Network(_named("shufflenet_v2_x0_5"), 56),
+    "squeezenet1_1": Network(_named("squeezenet1_1"), 0),
+    "mnasnet0_5": Network(_named("mnasnet0_5"), 52),
+    "googlenet": Network(_named("googlenet", aux_logits=False, init_weights=False), 57),
+    "inception_v3": Network(
+        _named("inception_v3", aux_logits=False, init_weights=False), 94, side=75
+    ),
+}  # fmt: skip
+MIXED = {"convnext": Network(_convnext, 0), "vit": Network(_vit, 0)}
+NETWORKS = WHOLE | MIXED
+
+
+@dataclass
+class Served:
+    name: str
+    norms: int
+    net: InFloat32
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def served(request: pytest.FixtureRequest) -> Served:
+    torch.manual_seed(0)
+    network = NETWORKS[request.param]
+    model = with_statistics(network.make())
+    x = torch.rand(4, 3, network.side, network.side)
+    norms = sum(isinstance(layer, BatchNorm) for layer in model.modules())
+    return Served(request.param, norms, InFloat32.of(model, x))
+
+
+def assert_served(served: Served, program: Program) -> None:
+    """Whole, or layer norm and attention by autograd, and no BatchNorm left that stands alone behind a layer."""
+    folded = NETWORKS[served.name].folded
+    left = [step for step in program.operations if step.name == "batch_norm"]
+    assert (program.folded, len(left)) == (folded, served.norms - folded)
+    assert bool(program.by_autograd) == (served.name in MIXED)
+    assert not any("conv" in call or "linear" in call for call in program.by_autograd)
+
+
+def test_in_float32_it_is_as_near_to_the_truth_as_autograd(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = served.net.program(monkeypatch)
+    assert_served(served, program)
+    served.net.assert_as_near_to_the_truth_as_autograd(program, flips=1)
+
+
+def test_in_bfloat16_as_many_signs_are_right_as_in_a_copy_of_the_modules(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = served.net.program(monkeypatch, torch.bfloat16)
+    served.net.assert_as_many_signs_are_right_as_in_a_copy_of_the_modules(program, times=1.5)

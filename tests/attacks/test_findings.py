@@ -22,7 +22,7 @@ from iaat_fast.attacks import (
     EngineOptions,
     Findings,
     Square,
-    graph,
+    cudagraph,
 )
 from iaat_fast.attacks import call as calls
 from iaat_fast.attacks import findings as found
@@ -504,7 +504,7 @@ def test_seeds_that_are_none(
 @pytest.fixture
 def capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the caller is capturing a CUDA graph."""
-    for module in (graph, calls, found):
+    for module in (cudagraph, calls, found):
         monkeypatch.setattr(module, "capturing", lambda device: True)
 
 
@@ -520,7 +520,7 @@ def test_inside_a_capture_steps_are_launched_into_it(
     pgd.network._capturable = ("cpu",)
     expected = pgd(x, y, seed=3)
     with monkeypatch.context() as patches:
-        for module in (graph, calls, found):
+        for module in (cudagraph, calls, found):
             patches.setattr(module, "capturing", lambda device: True)
         for _ in range(3):
             assert torch.equal(pgd(x, y, seed=torch.tensor(3), findings=findings), expected)

@@ -32,7 +32,7 @@ from iaat_fast import models
 from iaat_fast.data import ImageData, Split
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import fit, override, preset
-from iaat_fast.train.checkpointing import Checkpointer
+from iaat_fast.train.checkpoint import Checkpointer
 from iaat_fast.train.config import RunConfig, TrainConfig
 from iaat_fast.train.distributed import joined
 from iaat_fast.train.step import TrainingStep, make_memory
@@ -142,7 +142,7 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
             times = []
             for _ in range(EXCHANGES):
                 # Both start together: waiting for the other is no cost of the exchange.
-                ranks.largest(0)
+                ranks.all_max(0)
                 start = time.perf_counter()
                 step.exchange(whole, torch.zeros_like(step.totals))
                 times.append(time.perf_counter() - start)

@@ -13,10 +13,9 @@ from benchmarks.attacks.providers import Setting, start, step
 from iaat_fast import ops
 from iaat_fast.data import ImageData
 from iaat_fast.train import TrainConfig
-from iaat_fast.train.building import make_state
-from iaat_fast.train.capture import capture_for
-from iaat_fast.train.feed import Feed
-from iaat_fast.train.graphed import GraphedStep
+from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
+from iaat_fast.train.dataloader import TrainLoader
+from iaat_fast.train.setup import make_state
 
 ATTACKS = 3
 """PGD attacks of a step of the released code, one after the other: at prev + gamma, at prev, at the new radius."""
@@ -39,10 +38,10 @@ class Trainer:
             self.state.memory.values.fill_(config.epsilon.eps_w)
         self._epoch = config.epsilon.warmup_epochs
         self._numbers = itertools.count()
-        self._feed = Feed(data.train, augment=config.data.augment)
+        self._feed = TrainLoader(data.train, augment=config.data.augment)
         size = config.optim.batch_size
         self._batches = torch.arange(len(data.train), device=device).split(size)
-        self._step = GraphedStep(
+        self._step = CudaGraphStep(
             self.state.training_step,
             self._feed,
             size=size,

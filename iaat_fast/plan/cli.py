@@ -31,10 +31,10 @@ from iaat_fast.plan.hardware import (
 )
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import override
 from iaat_fast.train.config import Method, Protocol, TrainConfig
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.hardware import strategy_for
+from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import PRESETS, preset
 
 PROG = "python -m iaat_fast.plan"

@@ -19,9 +19,9 @@ from iaat_fast.files import read_json
 from iaat_fast.messages import nearest
 from iaat_fast.plan.cost import Pass, build, images_of
 from iaat_fast.plan.passes import Kind
-from iaat_fast.train.amp import MixedPrecision
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
+from iaat_fast.train.optim import MixedPrecision
 
 ARITHMETIC, TRAFFIC, LAUNCHES, MEASURED = "arithmetic", "memory traffic", "launches", "measured"
 BUCKET = 25 * 2**20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iaat_fast.entry import start
-from iaat_fast.train.stopping import raise_on_sigterm
+from iaat_fast.train.signals import raise_on_sigterm
 
 if __name__ == "__main__":
     raise_on_sigterm()

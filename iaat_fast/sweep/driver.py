@@ -12,7 +12,7 @@ from iaat_fast.sweep.display import Display
 from iaat_fast.sweep.jobs import Job
 from iaat_fast.sweep.launchers import Launcher, Started
 from iaat_fast.sweep.logs import Log
-from iaat_fast.train.stopping import StopSignals
+from iaat_fast.train.signals import StopSignals
 
 POLL_S = 0.2
 

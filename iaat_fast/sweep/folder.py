@@ -19,9 +19,9 @@ from typing import Any
 from iaat_fast.files import is_temporary, read_json, write_json
 from iaat_fast.run_folder import SWEEP_FILES, RunFolder
 from iaat_fast.sweep.grid import Run
-from iaat_fast.train.changes import adopt, differences, override
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.opening import recorded_config
+from iaat_fast.train.overrides import adopt, differences, override
+from iaat_fast.train.setup import recorded_config
 
 SCHEMA = 1
 AXES = ("method", "attack.eps", "epsilon.warmup_epochs", "run.seed")

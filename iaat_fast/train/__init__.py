@@ -14,12 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iaat_fast.train.changes import override
     from iaat_fast.train.config import TrainConfig
+    from iaat_fast.train.distributed import LostRank
     from iaat_fast.train.loop import FitResult, fit
+    from iaat_fast.train.overrides import override
     from iaat_fast.train.presets import PRESETS, preset
-    from iaat_fast.train.ranks import LostRank
-    from iaat_fast.train.stopping import Interrupted
+    from iaat_fast.train.signals import Interrupted
 
 __all__ = [
     "PRESETS",
@@ -35,11 +35,11 @@ __all__ = [
 _HOME = {
     "PRESETS": "presets",
     "FitResult": "loop",
-    "Interrupted": "stopping",
-    "LostRank": "ranks",
+    "Interrupted": "signals",
+    "LostRank": "distributed",
     "TrainConfig": "config",
     "fit": "loop",
-    "override": "changes",
+    "override": "overrides",
     "preset": "presets",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from iaat_fast.entry import start
-from iaat_fast.train.stopping import raise_on_sigterm
+from iaat_fast.train.signals import raise_on_sigterm
 
 if __name__ == "__main__":
     raise_on_sigterm()

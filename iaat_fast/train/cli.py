@@ -19,16 +19,15 @@ from iaat_fast.command_line import UsageError
 from iaat_fast.messages import choice, one_line
 from iaat_fast.method_fields import reads
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import override, refuse_unread
-from iaat_fast.train.closing import close_run
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
-from iaat_fast.train.distributed import joined
+from iaat_fast.train.distributed import Ranks, is_lost_connection, joined
+from iaat_fast.train.finish import close_run
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.loop import FitResult, fit
-from iaat_fast.train.opening import recorded_config
+from iaat_fast.train.overrides import override, refuse_unread
 from iaat_fast.train.presets import PRESETS, preset
-from iaat_fast.train.ranks import Ranks, is_lost_connection
-from iaat_fast.train.stopping import Interrupted
+from iaat_fast.train.setup import recorded_config
+from iaat_fast.train.signals import Interrupted
 
 PROG = "python -m iaat_fast.train"
 DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
@@ -183,7 +182,7 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
     result = None
 
     def end(status: int, text: str) -> int:
-        ranks.say_once(partial(print, text, file=sys.stderr, flush=True))
+        ranks.print_once(partial(print, text, file=sys.stderr, flush=True))
         return status
 
     try:
@@ -197,7 +196,7 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
         status = stop.status if isinstance(stop, Interrupted) else 130
         return end(status, _where(stop, result))
     except command_line.REFUSALS as error:
-        ranks.say_once(partial(command_line.refuse, PROG, error, FLAGS))
+        ranks.print_once(partial(command_line.refuse, PROG, error, FLAGS))
         return 2
     except RuntimeError as error:
         if not is_lost_connection(error):

@@ -1,17 +1,194 @@
-"""Joining the other processes that torchrun started, as its environment variables say."""
+"""The processes of a run that torchrun started: joining them, what each has of a batch, and what they exchange.
+
+A run without torchrun has one rank, for which nothing here does anything or costs anything.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from iaat_fast.train.ranks import ALONE, Ranks
+T = TypeVar("T")
+
+
+class LostRank(RuntimeError):
+    """Another rank of the run has ended, or does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among those of the run.
+
+    `rank` counts from 0 over all machines, `local` on this one; `count` is how many there are.
+    `restarts` counts how often torchrun has started the run anew.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+    restarts: int = 0
+    store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def shard(self, index: Tensor) -> Tensor:
+        """This rank's slice of a global batch: equal parts, the first ranks taking one more."""
+        return index if self.count == 1 else index.tensor_split(self.count)[self.rank]
+
+    def start(self, size: int) -> int:
+        """Where in a global batch of `size` this rank's slice starts."""
+        return self.rank * (size // self.count) + min(self.rank, size % self.count)
+
+    def describe(self, batch_size: int, size: int) -> str:
+        """How `size` images in global batches of `batch_size` fall to the ranks, for people."""
+        whole, last = batch_size, size % batch_size or batch_size
+        text = f"{self.count} ranks: of a batch of {whole} {self._parts(whole)}"
+        return text + (f"; of the last, of {last}, {self._parts(last)}" if last != whole else "")
+
+    def _parts(self, size: int) -> str:
+        small, more = divmod(size, self.count)
+        if not more:
+            return f"each takes {small} images"
+        first = "the first takes" if more == 1 else f"the first {more} take"
+        return f"{first} {small + 1} images, the others {small}"
+
+    def device(self, name: str) -> str:
+        """The device called `name` for this rank: one GPU each, in the order of LOCAL_RANK.
+
+        Raises:
+            ValueError: a certain GPU is asked for, which the ranks of a machine would share.
+        """
+        if self.count == 1 or name == "cpu":
+            return name
+        if name == "auto":
+            return f"cuda:{self.local}" if torch.cuda.is_available() else "cpu"
+        if name == "cuda":
+            return f"cuda:{self.local}"
+        raise ValueError(
+            f"device is {name!r}: expected auto, cpu or cuda with {self.count} ranks, each of which takes the GPU of "
+            "its LOCAL_RANK"
+        )
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with _losing():
+            dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """The value that the first rank has."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with _losing():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def all_max(self, value: int) -> int:
+        """The largest of the ranks' values; over the CPU, so that no GPU is waited for."""
+        if self.count == 1:
+            return value
+        highest = torch.tensor([value])
+        self.reduce(highest, dist.ReduceOp.MAX)
+        return int(highest)
+
+    def sum(self, value: int) -> int:
+        """The sum of the ranks' values."""
+        if self.count == 1:
+            return value
+        total = torch.tensor([value])
+        self.reduce(total)
+        return int(total)
+
+    def reduce(self, values: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
+        """Replace `values`, in place, by their sum (or what `how` says) over the ranks."""
+        if self.count > 1:
+            with _losing():
+                dist.all_reduce(values, how)
+
+    def copy_from_first(self, tensors: list[Tensor]) -> None:
+        """Give every rank the first one's tensors, in place, in one message per dtype."""
+        if self.count == 1:
+            return
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            group = [tensor for tensor in tensors if tensor.dtype is dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            with _losing():
+                dist.broadcast(flat, src=0)
+            parts = flat.split([tensor.numel() for tensor in group])
+            for tensor, part in zip(group, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def run_on_all(self, work: Callable[[], T]) -> T:
+        """`work()`, which either succeeds on every rank or raises the same error on all of them.
+
+        Raises:
+            ValueError or OSError: of the first rank where `work` did, which it names.
+        """
+        if self.count == 1:
+            return work()
+        value, error = None, None
+        try:
+            value = work()
+        except (ValueError, OSError) as raised:
+            error = raised
+        errors = self.gather(error)
+        for rank, found in enumerate(errors):
+            if found is None:
+                continue
+            if rank == 0 or all(str(other) == str(found) for other in errors):
+                raise found
+            kind = OSError if isinstance(found, OSError) else ValueError
+            raise kind(f"rank {rank}: {' '.join(str(found).split())}") from error
+        return value  # type: ignore[return-value]
+
+    def print_once(self, say: Callable[[], object]) -> None:
+        """Call `say` on the first of the ranks that gets here; on the others wait until it has."""
+        try:
+            if self.store is not None and self.store.add("iaat_fast/speakers", 1) > 1:
+                self.store.wait(["iaat_fast/said"], timedelta(seconds=10))
+                return
+        except RuntimeError:  # Whoever kept the store has gone.
+            pass
+        say()
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):
+                self.store.set("iaat_fast/said", "")
+
+
+SINGLE = Ranks()
+"""The only rank of a run without torchrun."""
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another rank has gone; one of a backward is torch's own."""
+    return isinstance(error, (LostRank, dist.DistError)) or "gloo" in str(error)
+
+
+@contextlib.contextmanager
+def _losing() -> Iterator[None]:
+    """Turn the error of a collective whose peer has gone into LostRank."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise LostRank(f"lost another rank: {' '.join(str(error).split())}") from error
+
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets in the environment of every process it starts."""
@@ -72,7 +249,7 @@ def from_environment() -> Ranks:
     """
     # MASTER_* alone says nothing: a cluster's shells may carry them.
     if not any(name in os.environ for name in VARIABLES[:3]):
-        return ALONE
+        return SINGLE
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing:
         given = [name for name in VARIABLES if name not in missing]

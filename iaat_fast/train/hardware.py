@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from iaat_fast.attacks.options import resolve_precision
-from iaat_fast.train.changes import override
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.overrides import override
 
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:

@@ -20,27 +20,27 @@ from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
 from iaat_fast.heap import kept_heap
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.agreement import check_configurations, check_start
-from iaat_fast.train.board import Board
-from iaat_fast.train.building import make_parts, make_state
-from iaat_fast.train.capture import capture_for
-from iaat_fast.train.changes import adopt, override
-from iaat_fast.train.checkpointing import Checkpointer
+from iaat_fast.train.checkpoint import Checkpointer, TrainState
 from iaat_fast.train.config import CUSTOM, TrainConfig
-from iaat_fast.train.distributed import joined
-from iaat_fast.train.divergence import FiniteLoss
-from iaat_fast.train.feed import Fed, Feed
-from iaat_fast.train.graphed import GraphedStep
+from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
+from iaat_fast.train.dataloader import GlobalBatch, TrainLoader
+from iaat_fast.train.distributed import Ranks, joined
 from iaat_fast.train.hardware import in_words, resolved
-from iaat_fast.train.opening import go_on, open_on_first, recorded_config
-from iaat_fast.train.optimizer import set_rate
-from iaat_fast.train.progress import Progress
-from iaat_fast.train.ranks import Ranks
-from iaat_fast.train.schedule import learning_rate, never_reached
+from iaat_fast.train.metrics import NonFiniteGuard, Progress, TensorBoardLogger
+from iaat_fast.train.optim import learning_rate, never_reached, set_rate
+from iaat_fast.train.overrides import adopt, override
 from iaat_fast.train.seeds import Stream, step_seed
-from iaat_fast.train.shards import shared_accuracy
-from iaat_fast.train.state import TrainState
-from iaat_fast.train.stopping import Interrupted, StopSignals
+from iaat_fast.train.setup import (
+    check_configurations,
+    check_start,
+    go_on,
+    make_parts,
+    make_state,
+    open_on_first,
+    recorded_config,
+)
+from iaat_fast.train.signals import Interrupted, StopSignals
+from iaat_fast.train.validation import shared_accuracy
 
 logger = logging.getLogger("iaat_fast")
 
@@ -110,25 +110,25 @@ def fit(
         config = override(config, {"data": {"name": CUSTOM, "path": None, "limit": None}})
     with joined() as ranks, ExitStack() as held:
         check_configurations(ranks, config)
-        device = ranks.together(lambda: resolve_device(ranks.device(config.run.device)))
+        device = ranks.run_on_all(lambda: resolve_device(ranks.device(config.run.device)))
         folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
         config = override(config, {"run": {"out": str(folder.path)}})
-        settled = ranks.together(partial(_settled, config, folder, going_on, device, ranks))
+        settled = ranks.run_on_all(partial(_settled, config, folder, going_on, device, ranks))
         config = adopt(config, ranks.broadcast(settled))
         cuda = [device.index] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(config.run.seed)
             if cuda and ranks.count > 1:
                 torch.cuda.set_device(device)
-            data, model = ranks.together(partial(make_parts, config, data, model, device))
+            data, model = ranks.run_on_all(partial(make_parts, config, data, model, device))
             check_start(ranks, data, model, device)
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
-            ranks.together(partial(_hold, held, folder, ranks))
+            ranks.run_on_all(partial(_hold, held, folder, ranks))
             if going_on:
                 go_on(config, folder, state, env, ranks)
             else:
-                ranks.together(partial(_create, folder, config, env, ranks))
+                ranks.run_on_all(partial(_create, folder, config, env, ranks))
             _warn(config, ranks)
             _Run(config, folder, state, data, on_epoch, quiet, ranks).train()
         return FitResult(
@@ -193,20 +193,20 @@ class _Run:
         self.adaptive = state.training_step.method.radii == "adaptive"
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
-        self.finite = FiniteLoss(ranks, after=state.step)
-        self.feed = Feed(data.train, augment=config.data.augment, ranks=ranks)
+        self.finite = NonFiniteGuard(ranks, after=state.step)
+        self.loader = TrainLoader(data.train, augment=config.data.augment, ranks=ranks)
         # Several ranks capture no steps: the first one says so.
         captures = config.optim.graph and ranks.first
-        self.steps = GraphedStep(
+        self.steps = CudaGraphStep(
             state.training_step,
-            self.feed,
+            self.loader,
             size=min(config.optim.batch_size, len(data.train)),
             capture=capture_for(state.device) if captures else None,
         )
 
     def train(self) -> None:
         state, config, first = self.state, self.config, self.ranks.first
-        self.board = Board(
+        self.board = TensorBoardLogger(
             self.folder.tensorboard_dir,
             enabled=config.run.tensorboard and first,
             after=state.step,
@@ -250,17 +250,17 @@ class _Run:
             step_seed(config.run.seed, state.step + ahead, Stream.AUGMENT)
             for ahead in range(len(batches) - first)
         ]
-        with closing(self.feed(batches[first:], seeds)) as feed:
+        with closing(self.loader(batches[first:], seeds)) as loaded:
             for position in range(first, len(batches)):
                 self.rate = learning_rate(config.optim, epoch, position / len(batches))
                 set_rate(state.optimizer, self.rate)
-                self._train_step(self._next(feed), epoch)
+                self._train_step(self._next(loaded), epoch)
                 state.seconds = time.perf_counter() - started
                 over = position == len(batches) - 1
                 if over:
                     self._end_epoch(epoch)
                 # A signal that one rank receives stops all of them, after the same step.
-                stop = self.ranks.largest(signals.received or 0)
+                stop = self.ranks.all_max(signals.received or 0)
                 if not over and (self.checkpoints.due(state.step) or stop):
                     self._save()
                 if stop:
@@ -269,7 +269,7 @@ class _Run:
     def _settle(self) -> None:
         """Wait for the checkpoint: no rank leaves before the first has written."""
         self.checkpoints.wait()
-        self.ranks.largest(0)
+        self.ranks.all_max(0)
 
     def _stop(self, signum: int) -> None:
         self._settle()
@@ -279,10 +279,10 @@ class _Run:
             signum,
         )
 
-    def _next(self, feed: Iterator[Fed]) -> Fed:
+    def _next(self, loaded: Iterator[GlobalBatch]) -> GlobalBatch:
         """The next batch; where an image of it stops the run, after a checkpoint was saved."""
         try:
-            return next(feed)
+            return next(loaded)
         except datasets.UnreadableImage as error:
             self._save()
             self._settle()
@@ -291,15 +291,15 @@ class _Run:
                 f"--on-bad-image skip, and go on with --resume --out {self.folder.path}"
             ) from error
 
-    def _train_step(self, fed: Fed, epoch: int) -> None:
+    def _train_step(self, batch: GlobalBatch, epoch: int) -> None:
         state, ranks, seed = self.state, self.ranks, self.config.run.seed
         if ranks.count > 1:
             # What a model draws (dropout) differs between ranks, and needs no state in a checkpoint.
             torch.manual_seed(step_seed(seed, state.step, Stream.MODEL, ranks.rank))
-        if fed.present:
+        if batch.present:
             attack_seed = step_seed(seed, state.step, Stream.ATTACK)
             try:
-                self.steps(fed, epoch=epoch, seed=attack_seed)
+                self.steps(batch, epoch=epoch, seed=attack_seed)
             except ValueError as error:
                 raise ValueError(f"{error} (step {state.step + 1}, epoch {epoch + 1})") from error
         state.step += 1

@@ -1,10 +1,13 @@
-"""Seeds as pure functions of the run's seed and the step, so that a resumed run draws the same."""
+"""What a step draws: seeds as pure functions of the run's seed and the step, and their one copy to the device."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class Stream(IntEnum):
@@ -27,3 +30,46 @@ def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> 
 def stream_seed(seed: int, stream: Stream) -> int:
     """The seed of a further stream of the step whose own seed is `seed`."""
     return step_seed(seed, 0, stream)
+
+
+class Packed:
+    """Groups of named tensors on the CPU, int64 or float64, as one vector of 8-byte words.
+
+    Args:
+        groups: the tensors, of any shapes.
+
+    Attributes:
+        words: int64, all of them.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
+        self._groups = groups
+        parts = [tensor.reshape(-1) for group in groups for tensor in group.values()]
+        self.words = torch.cat(
+            [part.view(torch.int64) for part in parts] or [torch.empty(0).long()]
+        )
+
+    def to(self, device: torch.device) -> Tensor:
+        """The words on `device`; the host waits for nothing."""
+        return self._staged(device).to(device, non_blocking=True)
+
+    def copy_to(self, words: Tensor) -> None:
+        """Write the words over those of another packing of the same shapes; the host waits for nothing."""
+        words.copy_(self._staged(words.device), non_blocking=True)
+
+    def unpacked(self, words: Tensor) -> list[dict[str, Tensor]]:
+        """The groups as views of `words`, wherever those lie."""
+        groups: list[dict[str, Tensor]] = []
+        start = 0
+        for group in self._groups:
+            views = {}
+            for name, like in group.items():
+                part = words[start : start + like.numel()]
+                views[name] = part.view(like.dtype).view(like.shape)
+                start += like.numel()
+            groups.append(views)
+        return groups
+
+    def _staged(self, device: torch.device) -> Tensor:
+        """Pinned, so that the copy is none of the host's business; torch keeps the memory until it is done."""
+        return self.words.pin_memory() if device.type == "cuda" else self.words

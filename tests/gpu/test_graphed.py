@@ -135,15 +135,15 @@ def test_runs_in_graphs_end_with_the_bits_of_eager_ones(
 def test_resumed_a_run_in_graphs_ends_with_the_same_bits(
     train: Train, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from iaat_fast.train.graphed import GraphedStep
+    from iaat_fast.train.cudagraph_step import CudaGraphStep
     from tests.train.same_run import assert_same_checkpoints
 
     class Killed(BaseException):
         pass
 
-    launch, how = GraphedStep.__call__, {"run": {"checkpoint_steps": 1}}
+    launch, how = CudaGraphStep.__call__, {"run": {"checkpoint_steps": 1}}
 
-    def killed(self: GraphedStep, *args: Any, **kwargs: Any) -> None:
+    def killed(self: CudaGraphStep, *args: Any, **kwargs: Any) -> None:
         nonlocal step
         step -= 1
         if step < 0:
@@ -152,7 +152,7 @@ def test_resumed_a_run_in_graphs_ends_with_the_same_bits(
 
     reference = train("reference", graph=True, **how)
     with monkeypatch.context() as patch:
-        patch.setattr(GraphedStep, "__call__", killed)
+        patch.setattr(CudaGraphStep, "__call__", killed)
         with pytest.raises(Killed):
             train("killed", graph=True, **how)
     assert_same_checkpoints(train("killed", graph=True, resume=True, **how), reference)
@@ -198,10 +198,9 @@ def test_what_cannot_be_captured_trains_eagerly_and_says_so_once(
 @pytest.mark.parametrize("method", ["adv", "iaat"])
 def test_a_replay_waits_for_nothing(images: ImageData, device: torch.device, method: Any) -> None:
     from iaat_fast.train import override, preset
-    from iaat_fast.train.building import make_state
-    from iaat_fast.train.capture import capture_for
-    from iaat_fast.train.feed import Feed
-    from iaat_fast.train.graphed import GraphedStep
+    from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
+    from iaat_fast.train.dataloader import TrainLoader
+    from iaat_fast.train.setup import make_state
 
     changes = {
         "data": {"augment": True},
@@ -212,8 +211,8 @@ def test_a_replay_waits_for_nothing(images: ImageData, device: torch.device, met
     config = override(preset("digits", method=method), changes)
     data = images.to(device)
     state = make_state(config, Network().to(device), data, device)
-    feed = Feed(data.train, augment=True)
-    steps = GraphedStep(state.training_step, feed, size=BATCH, capture=capture_for(device))
+    feed = TrainLoader(data.train, augment=True)
+    steps = CudaGraphStep(state.training_step, feed, size=BATCH, capture=capture_for(device))
     batches = torch.randperm(SIZE, device=device).split(BATCH)[:6]
     epoch = config.epsilon.warmup_epochs
     for seed, fed in enumerate(feed(batches, list(range(6)))):

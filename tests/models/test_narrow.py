@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from iaat_fast import models
 from iaat_fast.models.narrow import NarrowConv2d
-from iaat_fast.train.amp import MixedPrecision
-from iaat_fast.train.ranks import ALONE
-from iaat_fast.train.update import Update
+from iaat_fast.train.distributed import SINGLE
+from iaat_fast.train.optim import MixedPrecision
+from iaat_fast.train.step import Update
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def test_any_model_trains_and_its_gradients_are_those_of_contiguous_tensors(scri
         model = layout(Functional())
         trained = torch.jit.script(model) if scripted else model
         optimizer = torch.optim.SGD(trained.parameters(), lr=0.0)
-        update = Update(trained, optimizer, ranks=ALONE, amp=MixedPrecision("off", CPU))
+        update = Update(trained, optimizer, ranks=SINGLE, amp=MixedPrecision("off", CPU))
         with Recorder() as recorder:
             update.backward(update.forward(layout(images(8))).square().mean(), share=1.0)
         assert recorder.seen == [False]

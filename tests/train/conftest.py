@@ -12,8 +12,8 @@ from torch import nn
 
 from iaat_fast.data import ImageData, Split
 from iaat_fast.train import FitResult, fit
-from iaat_fast.train.changes import override
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import preset
 from tests.train.same_run import Fit
 

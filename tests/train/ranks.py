@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from iaat_fast.data import ImageData, Split, epoch_order, load
 from iaat_fast.train import FitResult, Interrupted, fit
-from iaat_fast.train.changes import override
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.distributed import joined
+from iaat_fast.train.distributed import Ranks, joined
+from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import preset
-from iaat_fast.train.ranks import Ranks
 from iaat_fast.train.step import TrainingStep
 
 TRAIN, BATCH, EPOCHS = 26, 5, 3
@@ -191,7 +190,7 @@ def accumulated(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def closing(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    from iaat_fast.train.closing import evaluate_run
+    from iaat_fast.train.finish import evaluate_run
 
     result = fit(
         config(folder / "run", optim={"epochs": 1}), model=Double(), data=images(), quiet=True

@@ -12,7 +12,7 @@ from torch import nn
 
 from iaat_fast.data import ImageData
 from iaat_fast.train import TrainConfig, fit
-from iaat_fast.train.amp import MixedPrecision
+from iaat_fast.train.optim import MixedPrecision
 from iaat_fast.train.step import TrainingStep
 
 CPU = torch.device("cpu")

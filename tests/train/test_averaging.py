@@ -16,9 +16,9 @@ from iaat_fast.evaluate import accuracy
 from iaat_fast.evaluate.cli import main as evaluate
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import fit, preset
-from iaat_fast.train.averaging import count, make_average, update
-from iaat_fast.train.closing import evaluate_run
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.finish import evaluate_run
+from iaat_fast.train.optim import count_update, make_average, update_average
 
 
 def test_weights_and_statistics_are_averaged_and_counters_copied(
@@ -33,8 +33,8 @@ def test_weights_and_statistics_are_averaged_and_counters_copied(
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.add_(step + 1)
-        update(average, model)
-        count(average, model)
+        update_average(average, model)
+        count_update(average, model)
         for name, live in model.state_dict().items():
             if step == 0 or not live.is_floating_point():
                 expected[name] = live.clone()

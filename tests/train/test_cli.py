@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.changes import FREE, override
 from iaat_fast.train.cli import Command, main, parse
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.overrides import FREE, override
 from iaat_fast.train.presets import PRESETS, preset
 
 
@@ -232,7 +232,7 @@ def test_resume_without_flags_takes_everything_from_the_folder(recorded: Path) -
     ],
 )
 def test_resume_accepts_flags_that_agree_or_do_not_matter(recorded: Path, flags: str) -> None:
-    from iaat_fast.train.opening import open_folder
+    from iaat_fast.train.setup import open_folder
 
     command = resumed(recorded, *words(flags))
     folder, going_on = open_folder(command.config, resume=True, overwrite=False)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from iaat_fast.train.changes import FREE, differences, override
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.overrides import FREE, differences, override
 from iaat_fast.train.presets import PRESETS, preset
 
 BAD_VALUES: list[tuple[str, str, Any]] = [

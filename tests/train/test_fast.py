@@ -16,11 +16,11 @@ from iaat_fast.attacks import options
 from iaat_fast.data import ImageData
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import hardware
-from iaat_fast.train.changes import override
 from iaat_fast.train.cli import main, parse
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.hardware import in_words, resolved
 from iaat_fast.train.loop import fit
+from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import preset
 from iaat_fast.train.step import TrainingStep, make_memory
 from tests.train.same_run import Fit

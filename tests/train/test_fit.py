@@ -18,8 +18,8 @@ from iaat_fast.evaluate import read_record, robust_accuracy
 from iaat_fast.evaluate.eval_target import weights_sha256
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import FitResult, TrainConfig, fit
-from iaat_fast.train.closing import evaluate_run
-from iaat_fast.train.schedule import learning_rate
+from iaat_fast.train.finish import evaluate_run
+from iaat_fast.train.optim import learning_rate
 from iaat_fast.train.seeds import Stream, step_seed
 from tests.train.same_run import Fit, assert_same_run, bits
 

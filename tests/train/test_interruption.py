@@ -116,7 +116,7 @@ def test_a_signal_finishes_the_step_saves_and_the_run_can_go_on(
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from iaat_fast.train.stopping import StopSignals
+    from iaat_fast.train.signals import StopSignals
 
     statuses: list[int] = []
     monkeypatch.setattr(os, "_exit", statuses.append)
@@ -131,7 +131,7 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
 def test_with_several_ranks_a_second_signal_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from iaat_fast.train.stopping import StopSignals
+    from iaat_fast.train.signals import StopSignals
 
     statuses: list[int] = []
     monkeypatch.setattr(os, "_exit", statuses.append)
@@ -144,7 +144,7 @@ def test_with_several_ranks_a_second_signal_changes_nothing(
 
 def test_sigint_stays_ignored_where_it_was_and_sigterm_is_heeded() -> None:
     """As in a background job of a shell, whose Ctrl-C is not meant for it."""
-    from iaat_fast.train.stopping import StopSignals
+    from iaat_fast.train.signals import StopSignals
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -219,11 +219,11 @@ def test_checkpoints_come_by_the_clock_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from iaat_fast.train import checkpointing
+    from iaat_fast.train import checkpoint
 
     # Each look at the clock is a minute later.
     minutes = iter(range(10_000))
-    monkeypatch.setattr(checkpointing.time, "monotonic", lambda: 60.0 * next(minutes))
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 60.0 * next(minutes))
     steps: list[int] = []
     save = RunFolder.save_checkpoint
     monkeypatch.setattr(

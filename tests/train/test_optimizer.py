@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from iaat_fast.train.config import OptimConfig
-from iaat_fast.train.optimizer import (
-    load_checkpoint,
+from iaat_fast.train.optim import (
+    load_optimizer_state,
     make_optimizer,
+    optimizer_state,
     rate_on_device,
     set_rate,
-    to_checkpoint,
 )
 
 CONFIG = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -71,12 +71,12 @@ def test_the_first_step_is_that_of_momentum_begun_with_the_gradient(pair: Pair) 
 def test_a_checkpoint_of_one_is_one_of_the_other(pair: Pair, way: tuple[int, int]) -> None:
     first, second = pair[way[0]], pair[way[1]]
     steps(*first, [0.1, 0.05])
-    saved = copy.deepcopy(to_checkpoint(first[1]))  # as from a file
+    saved = copy.deepcopy(optimizer_state(first[1]))  # as from a file
     (group,) = saved["param_groups"]
     assert isinstance(group["lr"], float)
     assert group["fused"] is None
     before = rate_on_device(second[1])
-    load_checkpoint(second[1], saved)
+    load_optimizer_state(second[1], saved)
     second[0].load_state_dict(first[0].state_dict())
     assert rate_on_device(second[1]) == before
     assert float(second[1].param_groups[0]["lr"]) == pytest.approx(0.05)
@@ -92,7 +92,7 @@ def test_a_weight_may_get_its_first_gradient_late(pair: Pair) -> None:
         late = nn.Parameter(torch.ones(3))
         optimizer.param_groups[0]["params"].append(late)
         if rate_on_device(optimizer):
-            load_checkpoint(optimizer, to_checkpoint(optimizer))
+            load_optimizer_state(optimizer, optimizer_state(optimizer))
         late.grad = torch.ones(3)
         optimizer.step()
         torch.testing.assert_close(late.detach(), torch.full((3,), 1 - 0.1 * 1.01))

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from iaat_fast.train.config import OptimConfig
+from iaat_fast.train.optim import learning_rate
 from iaat_fast.train.presets import preset
-from iaat_fast.train.schedule import learning_rate
 
 
 def test_table_8_rises_from_0_1_to_the_scaled_rate_and_decays() -> None:

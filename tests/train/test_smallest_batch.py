@@ -12,8 +12,8 @@ from torch import nn
 
 from iaat_fast.data import ImageData, Split
 from iaat_fast.train import fit
-from iaat_fast.train.building import _check_smallest_batch
-from iaat_fast.train.ranks import Ranks
+from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.setup import _check_smallest_batch
 
 
 def images(size: int) -> ImageData:

@@ -14,11 +14,11 @@ import torch
 from iaat_fast.data import ImageData
 from iaat_fast.method_fields import NO_WARMUP, READS, reads
 from iaat_fast.train import fit, override, preset
-from iaat_fast.train.changes import PARTS, differences, refuse_unread
 from iaat_fast.train.cli import _given, main
 from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.flags import FLAGS
-from iaat_fast.train.schedule import never_reached
+from iaat_fast.train.optim import never_reached
+from iaat_fast.train.overrides import PARTS, differences, refuse_unread
 from iaat_fast.train.step import TrainingStep
 from tests.train.same_run import Fit
 
@@ -131,7 +131,7 @@ def test_what_a_method_does_not_read_changes_no_bit(
     tiny_model: Callable[[], torch.nn.Module],
 ) -> None:
     """The table is true: all that it leaves out is changed at once."""
-    from iaat_fast.train.optimizer import make_optimizer
+    from iaat_fast.train.optim import make_optimizer
     from iaat_fast.train.step import make_memory
 
     method, parts = method_of(key)
@@ -221,7 +221,7 @@ def test_radii_are_shown_where_samples_have_their_own(
 ) -> None:
     from rich.console import Console
 
-    from iaat_fast.train.closing import close_run
+    from iaat_fast.train.finish import close_run
 
     parts = {"optim": {"epochs": 1}, "evaluation": {"steps": 1, "restarts": 1}}
     config = tiny_config(tmp_path / "run", method=method, **parts)

@@ -11,7 +11,7 @@ from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples
 from iaat_fast.evaluate import RobustResult, natural_verdicts, robust_accuracy
 from iaat_fast.train.config import EvaluationConfig
-from iaat_fast.train.ranks import Ranks
+from iaat_fast.train.distributed import Ranks
 
 
 def shared_accuracy(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> float:
@@ -25,7 +25,7 @@ def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_siz
 
     The batches are those of one process, so the verdicts are the same.
     """
-    samples = _mine(ranks, split, batch_size)
+    samples = _shard(ranks, split, batch_size)
     if samples is None:
         return natural_verdicts(model, split, batch_size=batch_size)
     right = torch.zeros(len(split), dtype=torch.bool)
@@ -33,7 +33,7 @@ def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_siz
         right[samples.cpu()] = natural_verdicts(
             model, split, batch_size=batch_size, samples=samples
         )
-    return _together(ranks, right)
+    return _merged(ranks, right)
 
 
 def shared_robust_accuracy(
@@ -44,7 +44,7 @@ def shared_robust_accuracy(
     Noise follows the sample. Only those still standing after a restart share batches otherwise than
     in one process, which may change how a network's layers round.
     """
-    samples = _mine(ranks, split, how.batch_size)
+    samples = _shard(ranks, split, how.batch_size)
     right, gradients = torch.zeros(len(split), dtype=torch.bool), AttackStats()
     if samples is None or len(samples):
         result = robust_accuracy(
@@ -60,21 +60,21 @@ def shared_robust_accuracy(
             samples=samples,
         )
         right, gradients = result.correct, result.gradients
-    right = _together(ranks, right)
+    right = _merged(ranks, right)
     counts = {name: ranks.sum(count) for name, count in dataclasses.asdict(gradients).items()}
     return RobustResult(
         accuracy=int(right.sum()) / len(split), correct=right, gradients=AttackStats(**counts)
     )
 
 
-def _together(ranks: Ranks, verdicts: Tensor) -> Tensor:
+def _merged(ranks: Ranks, verdicts: Tensor) -> Tensor:
     """The verdicts of all ranks, bool [N]: a sample is True on the rank that has it, if on any."""
     found = verdicts.to(torch.uint8)
     ranks.reduce(found)
     return found.bool()
 
 
-def _mine(ranks: Ranks, split: Samples, batch_size: int) -> Tensor | None:
+def _shard(ranks: Ranks, split: Samples, batch_size: int) -> Tensor | None:
     """The numbers of the samples of this rank's batches; None where it has all of them."""
     if ranks.count == 1:
         return None

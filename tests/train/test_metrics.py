@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from iaat_fast.train import TrainConfig, closing
-from iaat_fast.train.divergence import FiniteLoss
-from iaat_fast.train.ranks import ALONE
+from iaat_fast.train import TrainConfig, finish
+from iaat_fast.train.distributed import SINGLE
+from iaat_fast.train.metrics import NonFiniteGuard
 from tests.train.same_run import Fit
 
 NAN, INF = float("nan"), float("inf")
@@ -23,7 +23,7 @@ LAST = [
 
 
 def test_looked_at_after_each_step_it_names_the_samples() -> None:
-    watch = FiniteLoss(ALONE, after=6)
+    watch = NonFiniteGuard(SINGLE, after=6)
     watch.look(1.5, 7, 0, LAST)
     with pytest.raises(FloatingPointError, match=r"at step 8 \(epoch 1\), .* 2 of the 5 .*: 3, 5$"):
         watch.look(NAN, 8, 0, LAST)
@@ -33,11 +33,11 @@ def test_only_the_first_few_are_named() -> None:
     many = [(torch.arange(100), torch.full((100,), NAN))]
     message = r"that of 100 of the 100 samples of its batch: 0, 1, 2, 3, 4, \.\.\.$"
     with pytest.raises(FloatingPointError, match=message):
-        FiniteLoss(ALONE, after=0).look(NAN, 1, 0, many)
+        NonFiniteGuard(SINGLE, after=0).look(NAN, 1, 0, many)
 
 
 def test_looked_at_less_often_it_gives_the_range_of_steps_and_names_nobody() -> None:
-    watch = FiniteLoss(ALONE, after=0)
+    watch = NonFiniteGuard(SINGLE, after=0)
     watch.look(1.5, 25, 0, LAST)
     message = (
         r"is inf at step 50 \(epoch 2\); it was finite at step 25, and not looked at in between$"
@@ -58,9 +58,9 @@ def test_so_does_the_closing_evaluation(monkeypatch: pytest.MonkeyPatch) -> None
     def meets_nan(*_: Any) -> None:
         raise ValueError("logits: nan")
 
-    monkeypatch.setattr(closing, "evaluate_run", meets_nan)
+    monkeypatch.setattr(finish, "evaluate_run", meets_nan)
     result: Any = SimpleNamespace(metrics=[{"step": 7, "epoch": 2}])
     with pytest.raises(
         ValueError, match=r"^logits: nan \(closing evaluation, after step 7, epoch 2"
     ):
-        closing.close_run(result, Any)
+        finish.close_run(result, Any)

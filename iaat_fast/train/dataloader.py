@@ -11,12 +11,12 @@ from torch import Tensor
 
 from iaat_fast import ops
 from iaat_fast.data import FolderSplit, Samples, Split, UnreadableImage
-from iaat_fast.train.ranks import ALONE, Ranks
+from iaat_fast.train.distributed import SINGLE, Ranks
 
 
 @dataclass(frozen=True)
-class Fed:
-    """This rank's slice of a batch, and what all ranks know of the whole. `Feed.images` has its images.
+class GlobalBatch:
+    """This rank's slice of a batch, and what all ranks know of the whole. `TrainLoader.images` has its images.
 
     index: sample numbers, int64 [B]. Files that could not be decoded and are to be skipped are missing, so B may be
         smaller than the slice, and 0.
@@ -33,7 +33,7 @@ class Fed:
     decoded: tuple[Tensor, Tensor] | None = None
 
 
-class Feed:
+class TrainLoader:
     """Batches of a split.
 
     Args:
@@ -42,13 +42,13 @@ class Feed:
         ranks: those that each batch is spread over.
     """
 
-    def __init__(self, split: Samples, *, augment: bool, ranks: Ranks = ALONE) -> None:
+    def __init__(self, split: Samples, *, augment: bool, ranks: Ranks = SINGLE) -> None:
         self.split, self.augment, self.ranks = split, augment, ranks
         self._images: Tensor | None = None
         if augment and isinstance(split, Split):
             self._images = split.images.contiguous()  # as the op that augments wants them
 
-    def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Generator[Fed]:
+    def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Generator[GlobalBatch]:
         """Batches, one after the other, decoded ahead where they are files; close it when done.
 
         Args:
@@ -59,20 +59,20 @@ class Feed:
             UnreadableImage: a file that cannot be decoded, named, where it is not to be skipped; on every rank.
             OSError: a process that decodes has died; on every rank.
         """
-        slices = [self.ranks.mine(whole) for whole in batches]
+        slices = [self.ranks.shard(whole) for whole in batches]
         if isinstance(self.split, FolderSplit):
             # Closed, which ends the processes that decode: an error would keep them until the end of this one.
             with closing(self.split.batches(slices, seeds, augment=self.augment)) as decoded:
                 for whole, seed in zip(batches, seeds, strict=True):
-                    x, y, index = self._together(decoded)
-                    yield Fed(index, seed, whole, self.ranks.sum(len(index)), (x, y))
+                    x, y, index = self._next_decoded(decoded)
+                    yield GlobalBatch(index, seed, whole, self.ranks.sum(len(index)), (x, y))
             return
         for whole, index, seed in zip(batches, slices, seeds, strict=True):
-            yield Fed(index, seed, whole, len(whole))
+            yield GlobalBatch(index, seed, whole, len(whole))
 
-    def images(self, fed: Fed) -> tuple[Tensor, Tensor]:
+    def images(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
         """The images of a batch, float32 [B, C, H, W] in [0, 1], and their labels, int64 [B]."""
-        return self.gathered(fed.index, fed.seed) if fed.decoded is None else fed.decoded
+        return self.gathered(batch.index, batch.seed) if batch.decoded is None else batch.decoded
 
     def gathered(self, index: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of samples in memory, by their numbers int64 [B], augmented by a seed, see `images`.
@@ -84,10 +84,10 @@ class Feed:
             return self.split.gather(index), labels
         return ops.random_crop_flip(self._images, index, seed), labels
 
-    def _together(
+    def _next_decoded(
         self, decoded: Iterator[tuple[Tensor, Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         try:
-            return self.ranks.together(partial(next, decoded))
+            return self.ranks.run_on_all(partial(next, decoded))
         except ValueError as error:  # The others have it from the rank that found it.
             raise UnreadableImage(str(error)) from error

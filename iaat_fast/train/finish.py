@@ -15,15 +15,15 @@ from iaat_fast.evaluate.eval_target import describe_target
 from iaat_fast.evaluate.evaluation import record_header
 from iaat_fast.evaluate.record import natural_row, open_record, pgd_row
 from iaat_fast.evaluate.suites import CLOSING, single
+from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
-from iaat_fast.train.ranks import ALONE, Ranks
-from iaat_fast.train.shards import shared_robust_accuracy, shared_verdicts
+from iaat_fast.train.validation import shared_robust_accuracy, shared_verdicts
 
 
-def evaluate_run(result: FitResult, ranks: Ranks = ALONE) -> dict[str, Any]:
+def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
     The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
@@ -121,7 +121,7 @@ def _fast(result: FitResult, ranks: Ranks) -> str | None:
     return in_words(result.config, next(result.model.parameters()).device, ranks.count)
 
 
-def close_run(result: FitResult, console: Console, ranks: Ranks = ALONE) -> None:
+def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> None:
     """Evaluate, draw the plots, and print the table, where everything is and what comes next.
 
     All ranks evaluate; the rest is the first one's.

@@ -5,20 +5,20 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks.findings import Findings
+from iaat_fast.attacks.cudagraph import capture_cuda
 from iaat_fast.attacks.stats import AttackStats
-from iaat_fast.train.capture import Capture, Work
-from iaat_fast.train.feed import Fed, Feed
+from iaat_fast.train.dataloader import GlobalBatch, TrainLoader
 from iaat_fast.train.methods import Drawn
-from iaat_fast.train.optimizer import rate_on_device
-from iaat_fast.train.packing import Packed
+from iaat_fast.train.optim import rate_on_device
+from iaat_fast.train.seeds import Packed
 from iaat_fast.train.step import TrainingStep
 
 logger = logging.getLogger("iaat_fast")
@@ -44,8 +44,8 @@ class _Graph(NamedTuple):
     entries: int
 
 
-class GraphedStep:
-    """Runs `TrainingStep` on the batches of a feed.
+class CudaGraphStep:
+    """Runs `TrainingStep` on the batches of a `TrainLoader`.
 
     The first full batch of a phase of the training (see `Method.phase`) runs eagerly, on the stream of the capture: it
     is the warm-up that capturing needs, and a real step. The second is captured and replayed, the later ones are
@@ -60,15 +60,15 @@ class GraphedStep:
 
     Args:
         step: on one rank; its optimizer reads the learning rate on the device, see `make_optimizer`.
-        feed: of the batches.
+        loader: of the batches.
         size: of a full batch.
         capture: None runs everything eagerly.
     """
 
     def __init__(
-        self, step: TrainingStep, feed: Feed, *, size: int, capture: Capture | None
+        self, step: TrainingStep, loader: TrainLoader, *, size: int, capture: Capture | None
     ) -> None:
-        self._step, self._feed, self._size = step, feed, size
+        self._step, self._loader, self._size = step, loader, size
         self._capture = capture
         self._findings = Findings(step.totals.device)
         self._noted = False
@@ -77,19 +77,23 @@ class GraphedStep:
         if capture is not None and (reason := _obstacle(step)):
             self._give_up(reason)
 
-    def __call__(self, fed: Fed, *, epoch: int, seed: int) -> None:
+    def __call__(self, batch: GlobalBatch, *, epoch: int, seed: int) -> None:
         """Train on a batch; see `TrainingStep`."""
         method, capture = self._step.method, self._capture
-        if capture is not None and len(fed.index) == self._size and (reason := method.reads(epoch)):
+        if (
+            capture is not None
+            and len(batch.index) == self._size
+            and (reason := method.reads(epoch))
+        ):
             self._give_up(reason)
             capture = None
-        if capture is None or len(fed.index) != self._size:
-            self._run_eagerly(fed, epoch, seed)
+        if capture is None or len(batch.index) != self._size:
+            self._run_eagerly(batch, epoch, seed)
         elif method.phase(epoch) != self._phase:
             self._phase, self._graph = method.phase(epoch), None
-            self._warm_up(capture, fed, epoch, seed)
+            self._warm_up(capture, batch, epoch, seed)
         else:
-            self._replay(capture, fed, epoch, seed)
+            self._replay(capture, batch, epoch, seed)
 
     def settle(self) -> None:
         """Raise or warn of what the steps since the last time have found out; waits for the device.
@@ -104,30 +108,32 @@ class GraphedStep:
         zero, nan = self._findings.settle()
         AttackStats(total=entries, zero=zero, nan=nan).warn()
 
-    def _run_eagerly(self, fed: Fed, epoch: int, seed: int) -> None:
-        x, y = self._feed.images(fed)
-        self._step(x, y, fed.index, epoch=epoch, seed=seed, whole=fed.whole, present=fed.present)
+    def _run_eagerly(self, batch: GlobalBatch, epoch: int, seed: int) -> None:
+        x, y = self._loader.images(batch)
+        self._step(
+            x, y, batch.index, epoch=epoch, seed=seed, whole=batch.whole, present=batch.present
+        )
 
-    def _warm_up(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> None:
+    def _warm_up(self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int) -> None:
         """A step as it will be captured, but run."""
-        inputs, self._noted = self._inputs(fed, seed), True
+        inputs, self._noted = self._inputs(batch, seed), True
         before = _host_draws(inputs.words.device)
         capture.warm_up(lambda: self._launch(inputs, epoch))
         self._step.count()
         if _host_draws(inputs.words.device) != before:
             self._give_up("the model draws random numbers on the host")
 
-    def _replay(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> None:
+    def _replay(self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int) -> None:
         """A step by the graph, which is captured first if there is none."""
         if self._graph is None:
-            self._graph = self._captured(capture, fed, epoch, seed)
+            self._graph = self._captured(capture, batch, epoch, seed)
             if self._graph is None:
                 gc.collect()  # memory that the error's frames may hold, which the eager step needs
-                self._run_eagerly(fed, epoch, seed)
+                self._run_eagerly(batch, epoch, seed)
                 return
         else:
-            self._pack(fed, seed).copy_to(self._graph.inputs.words)
-            for there, new in zip(self._graph.inputs.copied, _copied(fed), strict=True):
+            self._pack(batch, seed).copy_to(self._graph.inputs.words)
+            for there, new in zip(self._graph.inputs.copied, _copied(batch), strict=True):
                 there.copy_(new)
         self._graph.replay()
         self._noted = True
@@ -135,9 +141,11 @@ class GraphedStep:
         self._step.last = self._graph.last
         self._findings.entries += self._graph.entries
 
-    def _captured(self, capture: Capture, fed: Fed, epoch: int, seed: int) -> _Graph | None:
+    def _captured(
+        self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int
+    ) -> _Graph | None:
         """A graph of the step, with the inputs of this batch in place; None where there can be none."""
-        inputs = self._inputs(fed, seed)
+        inputs = self._inputs(batch, seed)
         entries = self._findings.entries
         try:
             replay = capture(lambda: self._launch(inputs, epoch))
@@ -161,26 +169,26 @@ class GraphedStep:
             "training: whole steps cannot be captured in a CUDA graph (%s); running eagerly", reason
         )
 
-    def _inputs(self, fed: Fed, seed: int) -> _Inputs:
-        packed = self._pack(fed, seed)
+    def _inputs(self, batch: GlobalBatch, seed: int) -> _Inputs:
+        packed = self._pack(batch, seed)
         words = packed.to(self._step.totals.device)
         augment, *draws = packed.unpacked(words)
-        copied = [tensor.clone() for tensor in _copied(fed)]
+        copied = [tensor.clone() for tensor in _copied(batch)]
         return _Inputs(words, augment["seed"], draws, copied)
 
-    def _pack(self, fed: Fed, seed: int) -> Packed:
-        augment = {"seed": torch.tensor([fed.seed])}
-        return Packed([augment, *self._step.draws(seed, len(fed.index))])
+    def _pack(self, batch: GlobalBatch, seed: int) -> Packed:
+        augment = {"seed": torch.tensor([batch.seed])}
+        return Packed([augment, *self._step.draws(seed, len(batch.index))])
 
     def _launch(self, inputs: _Inputs, epoch: int) -> None:
         """The device's part of a step."""
         index, *decoded = inputs.copied
-        x, y = decoded if decoded else self._feed.gathered(index, inputs.augment)
+        x, y = decoded if decoded else self._loader.gathered(index, inputs.augment)
         self._step.launch(x, y, index, inputs.draws, epoch=epoch, findings=self._findings)
 
 
-def _copied(fed: Fed) -> list[Tensor]:
-    return [fed.index, *(fed.decoded or ())]
+def _copied(batch: GlobalBatch) -> list[Tensor]:
+    return [batch.index, *(batch.decoded or ())]
 
 
 def _obstacle(step: TrainingStep) -> str | None:
@@ -217,3 +225,39 @@ def _host_draws(device: torch.device) -> tuple[object, ...]:
     numpy = np.random.get_state(legacy=False)["state"]
     own = b"" if device.type == "cpu" else torch.get_rng_state().numpy().tobytes()
     return random.getstate(), numpy["key"].tobytes(), numpy["pos"], own
+
+
+Work = Callable[[], None]
+
+
+class Capture(Protocol):
+    """What `CudaGraphStep` asks of a device whose launches can be captured."""
+
+    def warm_up(self, work: Work) -> None:
+        """Run `work` as it will be captured."""
+
+    def __call__(self, work: Work) -> Work:
+        """Capture what `work` launches, and return what replays it; nothing is run meanwhile."""
+        ...
+
+
+class CudaCapture:
+    """Captures on a stream of its own, where the warm-up has made what libraries keep for each stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+
+    def warm_up(self, work: Work) -> None:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()
+        current.wait_stream(self._stream)
+
+    def __call__(self, work: Work) -> Work:
+        return capture_cuda(work, None, self._stream)
+
+
+def capture_for(device: torch.device) -> Capture | None:
+    """What captures steps on `device`, or None where nothing can."""
+    return CudaCapture(device) if device.type == "cuda" else None

@@ -17,14 +17,14 @@ from iaat_fast.attacks import findings
 from iaat_fast.data import ImageData
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train import building, fit, loop
-from iaat_fast.train.changes import override
+from iaat_fast.train import fit, loop, setup
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.feed import Feed
-from iaat_fast.train.graphed import GraphedStep
-from iaat_fast.train.opening import recorded_config
+from iaat_fast.train.cudagraph_step import CudaGraphStep
+from iaat_fast.train.dataloader import TrainLoader
+from iaat_fast.train.distributed import Ranks
+from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import preset
-from iaat_fast.train.ranks import Ranks
+from iaat_fast.train.setup import recorded_config
 from iaat_fast.train.step import TrainingStep, make_memory
 from tests.train.same_run import Fit, assert_same_checkpoints
 from tests.train.tape import Tape
@@ -43,7 +43,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tape], Tape]:
     """Makes a tape what steps are captured by."""
 
     def use(tape: Tape) -> Tape:
-        for module in (building, loop):
+        for module in (setup, loop):
             monkeypatch.setattr(module, "capture_for", lambda device: tape)
         return tape
 
@@ -183,9 +183,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     }
     reference = tiny_fit(tiny_config(tmp_path / "reference", **parts)).folder
     config = tiny_config(tmp_path / "killed", **parts)
-    launched = GraphedStep.__call__
+    launched = CudaGraphStep.__call__
 
-    def killed(self: GraphedStep, *args: Any, **kwargs: Any) -> None:
+    def killed(self: CudaGraphStep, *args: Any, **kwargs: Any) -> None:
         nonlocal step
         if step == 0:
             raise Killed
@@ -193,7 +193,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
         launched(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GraphedStep, "__call__", killed)
+        patch.setattr(CudaGraphStep, "__call__", killed)
         with pytest.raises(Killed):
             tiny_fit(config)
     assert_same_checkpoints(tiny_fit(config, resume=True).folder, reference)
@@ -323,7 +323,7 @@ def test_a_step_put_together_by_hand_is_not_captured_wrongly(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = TrainingStep(config, model, make_memory(config, 24, cpu), optimizer, cpu)
     step.ranks = Ranks(count=ranks)
-    GraphedStep(step, Feed(tiny_data.train, augment=False), size=5, capture=Tape())
+    CudaGraphStep(step, TrainLoader(tiny_data.train, augment=False), size=5, capture=Tape())
     assert reason in said(caplog)[0]
 
 

@@ -1,0 +1,198 @@
+"""What a run shows and writes of itself, on the terminal and to TensorBoard, and the loss that has to be finite."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from iaat_fast.files import naming
+from iaat_fast.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Progress:
+    """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go.
+
+    Args:
+        steps, done: of the run, and of them those done already.
+        epochs: of the run.
+        adaptive: whether each sample has a radius of its own, whose mean is shown.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self, *, steps: int, done: int, epochs: int, adaptive: bool, quiet: bool = False
+    ) -> None:
+        self.epochs = epochs
+        self.adaptive = adaptive
+        self.quiet = quiet
+        self.live = not quiet and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.live,
+        )
+
+    def start(self, text: str) -> None:
+        """Say once what is being trained and where it goes."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def step(self, epoch: int) -> None:
+        """One step of the epoch with this index (from 0) is done."""
+        self._bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self._bar.update()
+
+    def values(self, *, loss: float, eps: float | None) -> None:
+        """Show the mean loss of the epoch so far and the mean radius of the memory, if there is one to show."""
+        radius = "" if eps is None else f", mean eps {eps * 255:.2f}/255"
+        self._bar.set_postfix_str(f"loss {loss:.3f}{radius}", refresh=False)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is over; `row` is its row of metrics.jsonl."""
+        if not self.quiet and not self.live:
+            radius = f"mean eps {row['eps_mean'] * 255:.2f}/255, " if self.adaptive else ""
+            print(
+                f"epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.4f}, "
+                f"test accuracy {row['test_accuracy']:.2%}, "
+                f"{radius}{row['seconds']:.1f} s",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal to whoever prints next."""
+        self._bar.close()
+
+
+class TensorBoardLogger:
+    """Writes to `folder`, against the number of steps done; does nothing if not `enabled`.
+
+    Args:
+        after: steps done when the run is resumed: TensorBoard then hides what a killed run wrote
+            beyond them.
+    """
+
+    def __init__(self, folder: Path, *, enabled: bool, after: int = 0) -> None:
+        self._writer: SummaryWriter | None = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "run.tensorboard is on and tensorboard is not installed: "
+                "pip install tensorboard, or pass --no-tensorboard"
+            ) from error
+        self._folder = folder
+        _silence_worker()
+        with naming(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+    def epoch(self, row: dict[str, Any], eps: Tensor) -> None:
+        """Write one epoch: its row of metrics.jsonl, and the radii in units of 1/255."""
+        if self._writer is None:
+            return
+        with naming(self._folder):
+            self._add(self._writer, row, eps)
+            self._writer.flush()
+
+    @staticmethod
+    def _add(writer: SummaryWriter, row: dict[str, Any], eps: Tensor) -> None:
+        step = row["step"]
+        for name, value in row.items():
+            if name in ("epoch", "step") or value is None:
+                continue
+            if name.startswith("eps_"):
+                writer.add_scalar(f"eps/{name.removeprefix('eps_')}", value * 255, step)
+            else:
+                group, _, rest = name.partition("_")
+                writer.add_scalar(f"{group}/{rest}" if rest else f"run/{name}", value, step)
+        writer.add_histogram("eps/histogram", eps * 255, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self._writer is not None:
+            with naming(self._folder):
+                self._writer.close()
+
+
+def _silence_worker() -> None:
+    """Keep tensorboard's writer thread from printing a traceback when the disk is full.
+
+    The thread hands its exception to the next call of the writer, which raises it; the default hook
+    would print it as well.
+    """
+    previous = threading.excepthook
+    if getattr(previous, "silences_tensorboard", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            previous(args)
+
+    hook.silences_tensorboard = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+_NAMED = 5
+
+
+class NonFiniteGuard:
+    """Watches the mean loss of an epoch, which it is given after any number of steps.
+
+    Args:
+        after: steps done already.
+    """
+
+    def __init__(self, ranks: Ranks, *, after: int) -> None:
+        self._ranks = ranks
+        self._looked = after
+
+    def look(self, loss: float, step: int, epoch: int, last: list[tuple[Tensor, Tensor]]) -> None:
+        """Raise FloatingPointError, on every rank, unless `loss` is finite.
+
+        Args:
+            loss: of the epoch so far, the same on all ranks.
+            step: steps done.
+            epoch: epochs finished.
+            last: numbers and losses of this rank's samples of the last step.
+        """
+        looked, self._looked = self._looked, step
+        if math.isfinite(loss):
+            return
+        where = f"the loss is {loss} at step {step} (epoch {epoch + 1})"
+        if step - looked == 1:
+            where += _named(self._ranks.gather(_not_finite(last)))
+        elif step > looked:
+            where += f"; it was finite at step {looked}, and not looked at in between"
+        raise FloatingPointError(where)
+
+
+def _not_finite(last: list[tuple[Tensor, Tensor]]) -> tuple[int, list[int]]:
+    """How many samples a rank had, and the numbers of those whose loss is not finite."""
+    bad = [number for index, loss in last for number in index[~torch.isfinite(loss)].tolist()]
+    return sum(len(index) for index, _ in last), bad
+
+
+def _named(found: list[tuple[int, list[int]]]) -> str:
+    """The first few samples of each rank that has any."""
+    size, count = sum(n for n, _ in found), sum(len(bad) for _, bad in found)
+    if not count:
+        return ""
+    texts = []
+    for rank, (_, bad) in enumerate(found):
+        if bad:
+            names = ", ".join(map(str, bad[:_NAMED])) + (", ..." if len(bad) > _NAMED else "")
+            texts.append(names if len(found) == 1 else f"{names} on rank {rank}")
+    return f", that of {count} of the {size} samples of its batch: {'; '.join(texts)}"

@@ -1,0 +1,349 @@
+"""A run before its first step: its folder, new or resumed, its images and network, and its first state."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import iaat_fast
+from iaat_fast import data as datasets
+from iaat_fast import models
+from iaat_fast.attacks.model import attacked
+from iaat_fast.data import FolderSplit, ImageData, Samples
+from iaat_fast.digest import digest
+from iaat_fast.evaluate import check_model
+from iaat_fast.files import check_folder
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.train.checkpoint import TrainState
+from iaat_fast.train.config import CUSTOM, TrainConfig
+from iaat_fast.train.cudagraph_step import capture_for
+from iaat_fast.train.distributed import SINGLE, Ranks
+from iaat_fast.train.optim import make_average, make_optimizer
+from iaat_fast.train.overrides import adopt, differences, override
+from iaat_fast.train.step import TrainingStep, make_memory, spread_batch_norm
+
+logger = logging.getLogger("iaat_fast")
+
+_BYTES = 2**30
+"""Of larger ones every k-th image is compared: hashing takes about a second a GiB."""
+
+
+def make_parts(
+    config: TrainConfig, data: ImageData | None, model: nn.Module | None, device: torch.device
+) -> tuple[ImageData, nn.Module]:
+    """Images and network on their device: those given, else those of the configuration.
+
+    Raises:
+        ValueError: they cannot be made, or do not fit each other.
+    """
+    data = (_load_data(config) if data is None else data).to(device)
+    model = (_build_model(config, data) if model is None else model).to(device)
+    check_model(model, data.train, data.test)
+    return data, model
+
+
+def _load_data(config: TrainConfig) -> ImageData:
+    if config.data.name == CUSTOM:
+        raise ValueError("the images of this run came from Python: pass them again, fit(data=...)")
+    part = config.data
+    return datasets.load(
+        part.name,
+        part.path,
+        limit=part.limit,
+        workers=part.workers,
+        on_bad_image=part.on_bad_image,
+    )
+
+
+def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
+    part = config.model
+    if part.name == CUSTOM:
+        raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
+    return models.build_for(
+        data.name,
+        part.name,
+        num_classes=data.num_classes,
+        in_channels=data.train.channels,
+        width=part.width,
+        depth=part.depth,
+    )
+
+
+def make_state(
+    config: TrainConfig,
+    model: nn.Module,
+    data: ImageData,
+    device: torch.device,
+    ranks: Ranks = SINGLE,
+) -> TrainState:
+    """The state before the first step, of a model and data on their device.
+
+    Raises:
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, which the model's
+            BatchNorm has no statistics of.
+    """
+    optim = config.optim
+    _check_smallest_batch(config, model, data, ranks)
+    if optim.sync_batchnorm and ranks.count > 1:
+        _check_synchronised(config, len(data.train), device, ranks)
+        model = spread_batch_norm(model)
+    # The switch (optim.graph) is not asked: it changes how a step is launched, and no rounding.
+    on_device = capture_for(device) is not None and optim.amp != "fp16"
+    optimizer = make_optimizer(model, optim, on_device=on_device)
+    memory = make_memory(config, len(data.train), device)
+    average = make_average(model, optim.ema_decay)
+    return TrainState(
+        model=model,
+        memory=memory,
+        optimizer=optimizer,
+        average=average,
+        training_step=TrainingStep(
+            config, model, memory, optimizer, device, average=average, ranks=ranks
+        ),
+        device=device,
+        steps_per_epoch=math.ceil(len(data.train) / optim.batch_size),
+    )
+
+
+def _check_smallest_batch(
+    config: TrainConfig, model: nn.Module, data: ImageData, ranks: Ranks
+) -> None:
+    """Where a step may be left one image, the model must train on one: BatchNorm over features has no statistics of it.
+
+    Convolutions leave several positions of an image, which do have them, so that the model is asked.
+    """
+    optim, size = config.optim, len(data.train)
+    whole = [min(size, optim.batch_size), size % optim.batch_size]
+    slices = [max(1, images // ranks.count) for images in whole if images]
+    smallest = min(max(1, images // optim.accumulate) for images in slices)
+    skips = isinstance(data.train, FolderSplit) and config.data.on_bad_image == "skip"
+    if smallest > 1 and not skips:
+        return
+    x, _ = datasets.fetch(
+        data.train, torch.zeros(1, dtype=torch.int64, device=data.train.labels.device)
+    )
+    try:
+        with attacked(model, "train"), torch.no_grad():
+            model(x)
+    except (RuntimeError, ValueError) as error:
+        named = [f"optim.batch_size is {optim.batch_size}"]
+        named += [f"optim.accumulate {optim.accumulate}"] * (optim.accumulate > 1)
+        named += [f"ranks {ranks.count}"] * (ranks.count > 1)
+        named += ["data.on_bad_image 'skip'"] * skips
+        raise ValueError(
+            f"{', '.join(named)}: expected at least 2 images in every batch, but {size} training images may leave 1, "
+            f"on which this model does not train ({error})"
+        ) from error
+
+
+def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
+    """Every forward of every rank waits for the others': none may have fewer of them."""
+    optim = config.optim
+    last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
+    if last < least:
+        raise ValueError(
+            f"optim.sync_batchnorm is on: expected at least {least} images in the last batch of an epoch, one for each "
+            f"micro-batch ({optim.accumulate}) of each rank ({ranks.count}), not {last}; change optim.batch_size, "
+            f"{optim.batch_size}"
+        )
+    if config.data.on_bad_image == "skip":
+        raise ValueError(
+            "optim.sync_batchnorm is on: expected data.on_bad_image 'stop', not 'skip', which may leave a rank too few "
+            "images"
+        )
+    if device.type == "cpu":
+        raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")
+
+
+def recorded_config(folder: RunFolder) -> TrainConfig:
+    """The configuration in a run folder, with the folder itself as `run.out`.
+
+    Raises:
+        ValueError: config.json is damaged or holds fields this version does not know.
+    """
+    try:
+        config = override(TrainConfig(), folder.config())
+        return override(config, {"run": {"out": str(folder.path)}})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder.config_path}: {error}") from error
+
+
+def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
+    """The run folder of `config`, and whether the run goes on there (True) or starts (False).
+
+    Nothing is written or removed yet.
+
+    Raises:
+        FileExistsError: the folder holds a run and neither `resume` nor `overwrite` is set, or it
+            holds something that is no run.
+        ValueError: both are set; `resume` without a folder; or the run there has another
+            configuration, with the fields and both values. (More epochs are no other one: they extend the run.)
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if config.run.out is None:
+        if resume:
+            raise ValueError("--resume needs the run folder: --out DIR")
+        return RunFolder(_fresh(config)), False
+    folder = RunFolder(config.run.out)
+    if folder.is_free:
+        return folder, False
+    if not folder.is_run:
+        raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
+    if resume:
+        recorded = recorded_config(folder)
+        changed = differences(recorded, _as_short(adopt(config, recorded), recorded))
+        if changed:
+            raise ValueError(
+                f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"
+            )
+        return folder, True
+    if overwrite:
+        return folder, False
+    raise FileExistsError(
+        f"{folder.path}: holds a run already; --resume goes on with it, --overwrite replaces it"
+    )
+
+
+def open_on_first(
+    config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> tuple[RunFolder, bool]:
+    """`open_folder` by the first rank, for all of them.
+
+    A run that torchrun has started before goes on without being asked to.
+    """
+
+    def opened() -> tuple[RunFolder, bool] | None:
+        if not ranks.first:
+            return None
+        if _restarted(config, ranks):
+            return open_folder(config, resume=True, overwrite=False)
+        folder, going_on = open_folder(config, resume=resume, overwrite=overwrite)
+        check_folder("run.out", folder.path)
+        return folder, going_on
+
+    found = ranks.broadcast(ranks.run_on_all(opened))
+    assert found is not None
+    return found
+
+
+def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether torchrun has started this run before, which then goes on without being asked to.
+
+    Raises:
+        ValueError: torchrun may do so, and the configuration names no folder to find the run in.
+    """
+    if config.run.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError("torchrun --max-restarts needs the run folder, to go on there: --out DIR")
+    return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
+
+
+def go_on(
+    config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
+) -> None:
+    """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
+
+    With more epochs than before, the files become those of a run that has not ended. Only the first rank reads and
+    writes.
+
+    Raises:
+        ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
+    """
+    found = ranks.run_on_all(lambda: folder.last_good_checkpoint() if ranks.first else None)
+    found = ranks.broadcast(found)
+    if found is not None:
+        checkpoint, path, damage = found
+        _check_same_run(checkpoint, path, config)
+        state.load_checkpoint(checkpoint, path)
+        if damage is not None and ranks.first:
+            logger.warning("%s; going on from %s, step %d", damage, path.name, state.step)
+
+    def bring() -> None:
+        if ranks.first:
+            folder.remove_temporary()
+            if config.optim.epochs > recorded_config(folder).optim.epochs:
+                folder.extend(config.optim.epochs)
+            folder.cut_metrics(state.step)
+            folder.add_resumption(env, step=state.step)
+
+    ranks.run_on_all(bring)
+
+
+def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
+    try:
+        saved = override(TrainConfig(), checkpoint["config"])
+        changed = differences(saved, _as_short(config, saved))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
+    if changed:
+        raise ValueError(f"{path}: a checkpoint of another configuration: {', '.join(changed)}")
+
+
+def _as_short(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
+    """`config` with no more epochs than recorded: rate and warm-up follow the epoch, not how many there are."""
+    epochs = min(config.optim.epochs, recorded.optim.epochs)
+    return override(config, {"optim": {"epochs": epochs}})
+
+
+def _fresh(config: TrainConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.preset}-{config.method}-{stamp}"
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
+    """Raise ValueError, on every rank, where a rank's configuration is not the first one's.
+
+    What may change when a run is resumed may differ, the run folder included.
+    """
+    if ranks.count == 1:
+        return
+    first, *others = (override(TrainConfig(), plain) for plain in ranks.gather(config.to_dict()))
+    for rank, other in enumerate(others, start=1):
+        changed = differences(first, other, there=" on rank 0", given=f" on rank {rank}")
+        if changed:
+            raise ValueError(f"the ranks have different configurations: {', '.join(changed)}")
+    batch, accumulate = config.optim.batch_size, config.optim.accumulate
+    if batch < ranks.count * accumulate:
+        raise ValueError(
+            f"optim.batch_size is {batch}: expected at least {ranks.count * accumulate}, an image for each micro-batch "
+            f"({accumulate}) of each rank ({ranks.count})"
+        )
+
+
+def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.device) -> None:
+    """Raise ValueError, on every rank, naming the ranks that would not start as the first one does."""
+    if ranks.count == 1:
+        return
+    mine = {
+        "data": digest([_samples(data.train), _samples(data.test), data.num_classes]),
+        "weights": digest(model.state_dict()),
+        "device": device.type,
+        "version": f"iaat_fast {iaat_fast.__version__} with torch {torch.__version__}",
+    }
+    first, *others = ranks.gather(mine)
+    for what, expected in first.items():
+        differing = [rank for rank, found in enumerate(others, 1) if found[what] != expected]
+        if differing:
+            names = ", ".join(map(str, differing))
+            values = "" if what in ("data", "weights") else f" ({expected} there)"
+            raise ValueError(
+                f"rank{'s' * (len(differing) > 1)} {names}: not the same {what} as on rank 0{values}"
+            )
+
+
+def _samples(split: Samples) -> list[Any]:
+    return [
+        [name, list(values.shape), values[:: -(-values.numel() // _BYTES)]]
+        for name, values in split.identity()
+    ]

@@ -17,6 +17,7 @@ from benchmarks.record import Record, Row
 from iaat_fast import models, ops
 from iaat_fast.data import Split
 from iaat_fast.train import preset
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.step import TrainingStep, make_memory
 
 SHAPES = [(128, 3, 32, 32), (32, 3, 224, 224)]
@@ -210,7 +211,7 @@ def training_row(quick: bool) -> Row:
         for number, index in enumerate(torch.arange(STEPS * batch).split(batch)):
             network.seconds, start = 0.0, time.perf_counter()
             x = ops.random_crop_flip(split.images, index, seed=number)
-            step(x, split.labels[index], index, epoch=0, seed=number)
+            step(GlobalBatch.of(x, split.labels[index], index), epoch=0, seed=number)
             shares.append(1 - network.seconds / (time.perf_counter() - start))
     case = f"training step of cifar10-resnet18, batch {batch}"
     return Row(

@@ -34,6 +34,7 @@ from iaat_fast.plan.hardware import measure as measure_passes
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.train import preset
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.step import TrainingStep, make_memory
 
 PARTS = ("steps", "all-reduce", "table9")
@@ -101,7 +102,7 @@ def check_step(name: str, config: TrainConfig, steps: int) -> Row:
     seconds = []
     for number in range(steps + 1):
         start = time.perf_counter()
-        step(x, y, index, epoch=0, seed=number)
+        step(GlobalBatch.of(x, y, index), epoch=0, seed=number)
         seconds.append(time.perf_counter() - start)
     seconds, fooled = seconds[1:], fooled[1:]  # the first is a warm-up
     share = statistics.mean(fooled)

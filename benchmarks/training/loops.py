@@ -38,12 +38,11 @@ class Trainer:
             self.state.memory.values.fill_(config.epsilon.eps_w)
         self._epoch = config.epsilon.warmup_epochs
         self._numbers = itertools.count()
-        self._feed = TrainLoader(data.train, augment=config.data.augment)
+        self._loader = TrainLoader(data.train, augment=config.data.augment)
         size = config.optim.batch_size
         self._batches = torch.arange(len(data.train), device=device).split(size)
         self._step = CudaGraphStep(
             self.state.training_step,
-            self._feed,
             size=size,
             capture=capture_for(device) if config.optim.graph else None,
         )
@@ -52,8 +51,8 @@ class Trainer:
         """One step, on the next batch."""
         number = next(self._numbers)
         batch = self._batches[number % len(self._batches)]
-        (fed,) = self._feed([batch], [number])
-        self._step(fed, epoch=self._epoch, seed=number)
+        (loaded,) = self._loader([batch], [number])
+        self._step(loaded, epoch=self._epoch, seed=number)
 
     def shares(self) -> tuple[float | None, float | None]:
         """Of the images of all steps so far, those classified correctly before and after the attack; None where the

@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.cudagraph import capture_cuda
 from iaat_fast.attacks.stats import AttackStats
-from iaat_fast.train.dataloader import GlobalBatch, TrainLoader
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import Drawn
 from iaat_fast.train.optim import rate_on_device
 from iaat_fast.train.seeds import Packed
@@ -27,14 +28,14 @@ logger = logging.getLogger("iaat_fast")
 class _Inputs(NamedTuple):
     """What changes from step to step, on the device: a graph reads it where it was when it was captured.
 
-    words: all that the host draws, packed; the seed of the augmentation and the draws of each micro-batch are views.
-    copied: the samples' numbers, and of decoded files their images and labels.
+    words: all that the host draws, packed; `draws` and the batch's seed are views of it.
+    draws: of each micro-batch.
+    batch: with tensors of its own: the samples' numbers, and of decoded files their images and labels.
     """
 
     words: Tensor
-    augment: Tensor
     draws: Sequence[Drawn]
-    copied: list[Tensor]
+    batch: GlobalBatch
 
 
 class _Graph(NamedTuple):
@@ -60,15 +61,12 @@ class CudaGraphStep:
 
     Args:
         step: on one rank; its optimizer reads the learning rate on the device, see `make_optimizer`.
-        loader: of the batches.
         size: of a full batch.
         capture: None runs everything eagerly.
     """
 
-    def __init__(
-        self, step: TrainingStep, loader: TrainLoader, *, size: int, capture: Capture | None
-    ) -> None:
-        self._step, self._loader, self._size = step, loader, size
+    def __init__(self, step: TrainingStep, *, size: int, capture: Capture | None) -> None:
+        self._step, self._size = step, size
         self._capture = capture
         self._findings = Findings(step.totals.device)
         self._noted = False
@@ -88,7 +86,7 @@ class CudaGraphStep:
             self._give_up(reason)
             capture = None
         if capture is None or len(batch.index) != self._size:
-            self._run_eagerly(batch, epoch, seed)
+            self._step(batch, epoch=epoch, seed=seed)
         elif method.phase(epoch) != self._phase:
             self._phase, self._graph = method.phase(epoch), None
             self._warm_up(capture, batch, epoch, seed)
@@ -108,12 +106,6 @@ class CudaGraphStep:
         zero, nan = self._findings.settle()
         AttackStats(total=entries, zero=zero, nan=nan).warn()
 
-    def _run_eagerly(self, batch: GlobalBatch, epoch: int, seed: int) -> None:
-        x, y = self._loader.images(batch)
-        self._step(
-            x, y, batch.index, epoch=epoch, seed=seed, whole=batch.whole, present=batch.present
-        )
-
     def _warm_up(self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int) -> None:
         """A step as it will be captured, but run."""
         inputs, self._noted = self._inputs(batch, seed), True
@@ -129,11 +121,11 @@ class CudaGraphStep:
             self._graph = self._captured(capture, batch, epoch, seed)
             if self._graph is None:
                 gc.collect()  # memory that the error's frames may hold, which the eager step needs
-                self._run_eagerly(batch, epoch, seed)
+                self._step(batch, epoch=epoch, seed=seed)
                 return
         else:
             self._pack(batch, seed).copy_to(self._graph.inputs.words)
-            for there, new in zip(self._graph.inputs.copied, _copied(batch), strict=True):
+            for there, new in zip(_tensors(self._graph.inputs.batch), _tensors(batch), strict=True):
                 there.copy_(new)
         self._graph.replay()
         self._noted = True
@@ -173,21 +165,25 @@ class CudaGraphStep:
         packed = self._pack(batch, seed)
         words = packed.to(self._step.totals.device)
         augment, *draws = packed.unpacked(words)
-        copied = [tensor.clone() for tensor in _copied(batch)]
-        return _Inputs(words, augment["seed"], draws, copied)
+        index, *decoded = (tensor.clone() for tensor in _tensors(batch))
+        fixed = replace(
+            batch,
+            index=index,
+            whole=index,
+            seed=augment["seed"],
+            decoded=(decoded[0], decoded[1]) if decoded else None,
+        )
+        return _Inputs(words, draws, fixed)
 
     def _pack(self, batch: GlobalBatch, seed: int) -> Packed:
         augment = {"seed": torch.tensor([batch.seed])}
         return Packed([augment, *self._step.draws(seed, len(batch.index))])
 
     def _launch(self, inputs: _Inputs, epoch: int) -> None:
-        """The device's part of a step."""
-        index, *decoded = inputs.copied
-        x, y = decoded if decoded else self._loader.gathered(index, inputs.augment)
-        self._step.launch(x, y, index, inputs.draws, epoch=epoch, findings=self._findings)
+        self._step.train_step(inputs.batch, inputs.draws, epoch=epoch, findings=self._findings)
 
 
-def _copied(batch: GlobalBatch) -> list[Tensor]:
+def _tensors(batch: GlobalBatch) -> list[Tensor]:
     return [batch.index, *(batch.decoded or ())]
 
 

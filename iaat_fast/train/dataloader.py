@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from torch import Tensor
 
@@ -14,23 +15,42 @@ from iaat_fast.data import FolderSplit, Samples, Split, UnreadableImage
 from iaat_fast.train.distributed import SINGLE, Ranks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """This rank's slice of a batch, and what all ranks know of the whole. `TrainLoader.images` has its images.
+    """A rank's shard of a global batch, and what all ranks know of the whole.
 
-    index: sample numbers, int64 [B]. Files that could not be decoded and are to be skipped are missing, so B may be
-        smaller than the slice, and 0.
-    seed: of the augmentation.
-    whole: sample numbers of the global batch, with those of the files that are missing.
-    present: images of the global batch, without them.
-    decoded: of image files, the images float32 [B, C, H, W] in [0, 1] and their labels int64 [B].
+    Attributes:
+        index: int64 [B], sample numbers of the shard. Files that could not be decoded and are to be skipped are
+            missing, so B may be smaller than the shard, and 0.
+        whole: int64, sample numbers of the global batch, with those of the files that are missing.
+        present: images of the global batch, without them.
+        decoded: the images float32 [B, C, H, W] in [0, 1] and their labels int64 [B], of image files; None where
+            `loader` gathers them from memory.
+        seed: of the augmentation of images in memory; on the device, int64 [1], in a captured step.
+        loader: of images in memory.
     """
 
     index: Tensor
-    seed: int
     whole: Tensor
     present: int
     decoded: tuple[Tensor, Tensor] | None = None
+    seed: int | Tensor = 0
+    loader: TrainLoader | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, index: Tensor) -> Self:
+        """A global batch of images at hand, on one rank."""
+        return cls(index=index, whole=index, present=len(index), decoded=(x, y))
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """The shard's images, augmented, float32 [B, C, H, W] in [0, 1], and their labels, int64 [B].
+
+        With a seed on the device nothing is read on the host of a GPU.
+        """
+        if self.decoded is not None:
+            return self.decoded
+        assert self.loader is not None
+        return self.loader.gathered(self.index, self.seed)
 
 
 class TrainLoader:
@@ -63,22 +83,16 @@ class TrainLoader:
         if isinstance(self.split, FolderSplit):
             # Closed, which ends the processes that decode: an error would keep them until the end of this one.
             with closing(self.split.batches(slices, seeds, augment=self.augment)) as decoded:
-                for whole, seed in zip(batches, seeds, strict=True):
+                for whole in batches:
                     x, y, index = self._next_decoded(decoded)
-                    yield GlobalBatch(index, seed, whole, self.ranks.sum(len(index)), (x, y))
+                    present = self.ranks.sum(len(index))
+                    yield GlobalBatch(index=index, whole=whole, present=present, decoded=(x, y))
             return
         for whole, index, seed in zip(batches, slices, seeds, strict=True):
-            yield GlobalBatch(index, seed, whole, len(whole))
-
-    def images(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
-        """The images of a batch, float32 [B, C, H, W] in [0, 1], and their labels, int64 [B]."""
-        return self.gathered(batch.index, batch.seed) if batch.decoded is None else batch.decoded
+            yield GlobalBatch(index=index, whole=whole, present=len(whole), seed=seed, loader=self)
 
     def gathered(self, index: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of samples in memory, by their numbers int64 [B], augmented by a seed, see `images`.
-
-        With a seed on the device, int64 [1], nothing is read on the host of a GPU.
-        """
+        """Images and labels of samples in memory, by their numbers int64 [B], augmented by a seed."""
         labels = self.split.labels.index_select(0, index)
         if self._images is None:
             return self.split.gather(index), labels

@@ -156,6 +156,15 @@ class Ranks:
             raise kind(f"rank {rank}: {' '.join(str(found).split())}") from error
         return value  # type: ignore[return-value]
 
+    def run_on_first(self, work: Callable[[], T]) -> T:
+        """What `work()` returns on the first rank, which alone calls it; what it raises there, every rank raises.
+
+        Raises:
+            ValueError or OSError: of `work`.
+        """
+        found = self.run_on_all(lambda: work() if self.first else None)
+        return self.broadcast(found)  # type: ignore[return-value]
+
     def print_once(self, say: Callable[[], object]) -> None:
         """Call `say` on the first of the ranks that gets here; on the others wait until it has."""
         try:

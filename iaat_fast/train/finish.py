@@ -20,6 +20,7 @@ from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
 from iaat_fast.train.methods import METHODS
+from iaat_fast.train.metrics import radius_statistics
 from iaat_fast.train.validation import shared_robust_accuracy, shared_verdicts
 
 
@@ -104,14 +105,7 @@ def _subject(result: FitResult) -> EvalTarget:
 
 def _radii(result: FitResult) -> dict[str, float | None]:
     """Mean, spread and range of the radii; None for a method without."""
-    # In float64: a float32 mean of equal radii may lie above the largest of them.
-    eps = result.epsilon.double()
-    values: dict[str, float | None] = {
-        "eps_mean": eps.mean().item(),
-        "eps_std": eps.std(correction=0).item(),
-        "eps_min": eps.min().item(),
-        "eps_max": eps.max().item(),
-    }
+    values: dict[str, float | None] = {**radius_statistics(result.epsilon)}
     return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
 
 

@@ -26,7 +26,7 @@ from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
 from iaat_fast.train.dataloader import GlobalBatch, TrainLoader
 from iaat_fast.train.distributed import Ranks, joined
 from iaat_fast.train.hardware import in_words, resolved
-from iaat_fast.train.metrics import NonFiniteGuard, Progress, TensorBoardLogger
+from iaat_fast.train.metrics import NonFiniteGuard, Progress, TensorBoardLogger, radius_statistics
 from iaat_fast.train.optim import learning_rate, never_reached, set_rate
 from iaat_fast.train.overrides import adopt, override
 from iaat_fast.train.seeds import Stream, step_seed
@@ -113,8 +113,11 @@ def fit(
         device = ranks.run_on_all(lambda: resolve_device(ranks.device(config.run.device)))
         folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
         config = override(config, {"run": {"out": str(folder.path)}})
-        settled = ranks.run_on_all(partial(_settled, config, folder, going_on, device, ranks))
-        config = adopt(config, ranks.broadcast(settled))
+        # What "auto" means: as the run that is resumed has it, or for this device.
+        settled = (
+            partial(recorded_config, folder) if going_on else partial(resolved, config, device)
+        )
+        config = adopt(config, ranks.run_on_first(settled))
         cuda = [device.index] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(config.run.seed)
@@ -124,12 +127,13 @@ def fit(
             check_start(ranks, data, model, device)
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
-            ranks.run_on_all(partial(_hold, held, folder, ranks))
+            ranks.run_on_first(lambda: held.enter_context(alone_in(folder.path)))
             if going_on:
                 go_on(config, folder, state, env, ranks)
             else:
-                ranks.run_on_all(partial(_create, folder, config, env, ranks))
-            _warn(config, ranks)
+                ranks.run_on_first(partial(folder.create, config.to_dict(), env))
+            for line in never_reached(config) if ranks.first else ():
+                logger.warning(line)
             _Run(config, folder, state, data, on_epoch, quiet, ranks).train()
         return FitResult(
             folder=folder,
@@ -140,31 +144,6 @@ def fit(
             epsilon=state.memory.values.detach().cpu(),
             metrics=ranks.broadcast(folder.metrics() if ranks.first else []),
         )
-
-
-def _warn(config: TrainConfig, ranks: Ranks) -> None:
-    if ranks.first:
-        for line in never_reached(config):
-            logger.warning(line)
-
-
-def _hold(held: ExitStack, folder: RunFolder, ranks: Ranks) -> None:
-    if ranks.first:
-        held.enter_context(alone_in(folder.path))
-
-
-def _settled(
-    config: TrainConfig, folder: RunFolder, going_on: bool, device: torch.device, ranks: Ranks
-) -> TrainConfig:
-    """On the first rank, the configuration that says what "auto" means: of the run that goes on, or for the device."""
-    if not ranks.first:
-        return config
-    return recorded_config(folder) if going_on else resolved(config, device)
-
-
-def _create(folder: RunFolder, config: TrainConfig, env: dict[str, Any], ranks: Ranks) -> None:
-    if ranks.first:
-        folder.create(config.to_dict(), env)
 
 
 class _Run:
@@ -199,7 +178,6 @@ class _Run:
         captures = config.optim.graph and ranks.first
         self.steps = CudaGraphStep(
             state.training_step,
-            self.loader,
             size=min(config.optim.batch_size, len(data.train)),
             capture=capture_for(state.device) if captures else None,
         )
@@ -355,8 +333,6 @@ class _Run:
         loss = self._mean_loss()
         _, clean, robust, seen = state.training_step.totals.tolist()
         size = max(seen, 1)
-        # In float64: a float32 mean of equal radii may lie above the largest of them.
-        eps = state.memory.values.double()
         return {
             "epoch": epoch + 1,
             "step": state.step,
@@ -364,10 +340,7 @@ class _Run:
             "train_loss": loss,
             "train_clean_accuracy": clean / size if method.counts_clean else None,
             "train_robust_accuracy": robust / size if method.counts_robust else None,
-            "eps_mean": eps.mean().item(),
-            "eps_std": eps.std(correction=0).item(),
-            "eps_min": eps.min().item(),
-            "eps_max": eps.max().item(),
+            **radius_statistics(state.memory.values),
             "test_accuracy": shared_accuracy(
                 self.ranks,
                 state.evaluated,

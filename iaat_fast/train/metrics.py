@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+def radius_statistics(eps: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and range of radii, as metrics.jsonl and results.json name them."""
+    # In float64: a float32 mean of equal radii may lie above the largest of them.
+    eps = eps.double()
+    return {
+        "eps_mean": eps.mean().item(),
+        "eps_std": eps.std(correction=0).item(),
+        "eps_min": eps.min().item(),
+        "eps_max": eps.max().item(),
+    }
+
+
 class Progress:
     """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go.
 

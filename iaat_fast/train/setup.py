@@ -220,18 +220,14 @@ def open_on_first(
     A run that torchrun has started before goes on without being asked to.
     """
 
-    def opened() -> tuple[RunFolder, bool] | None:
-        if not ranks.first:
-            return None
+    def opened() -> tuple[RunFolder, bool]:
         if _restarted(config, ranks):
             return open_folder(config, resume=True, overwrite=False)
         folder, going_on = open_folder(config, resume=resume, overwrite=overwrite)
         check_folder("run.out", folder.path)
         return folder, going_on
 
-    found = ranks.broadcast(ranks.run_on_all(opened))
-    assert found is not None
-    return found
+    return ranks.run_on_first(opened)
 
 
 def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
@@ -256,8 +252,7 @@ def go_on(
     Raises:
         ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
     """
-    found = ranks.run_on_all(lambda: folder.last_good_checkpoint() if ranks.first else None)
-    found = ranks.broadcast(found)
+    found = ranks.run_on_first(folder.last_good_checkpoint)
     if found is not None:
         checkpoint, path, damage = found
         _check_same_run(checkpoint, path, config)
@@ -266,14 +261,13 @@ def go_on(
             logger.warning("%s; going on from %s, step %d", damage, path.name, state.step)
 
     def bring() -> None:
-        if ranks.first:
-            folder.remove_temporary()
-            if config.optim.epochs > recorded_config(folder).optim.epochs:
-                folder.extend(config.optim.epochs)
-            folder.cut_metrics(state.step)
-            folder.add_resumption(env, step=state.step)
+        folder.remove_temporary()
+        if config.optim.epochs > recorded_config(folder).optim.epochs:
+            folder.extend(config.optim.epochs)
+        folder.cut_metrics(state.step)
+        folder.add_resumption(env, step=state.step)
 
-    ranks.run_on_all(bring)
+    ranks.run_on_first(bring)
 
 
 def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:

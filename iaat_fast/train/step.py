@@ -1,4 +1,4 @@
-"""One step of training: what the method makes of a batch, and the update of the weights from it."""
+"""One step of training: `TrainingStep.train_step` is all that a step does, in the order of Algorithm 1."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.models.narrow import ContiguousNarrow, is_narrow
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.hardware import resolved
 from iaat_fast.train.methods import METHODS, Drawn, Outcome
@@ -23,39 +24,26 @@ from iaat_fast.train.optim import MixedPrecision, count_update, update_average
 from iaat_fast.train.seeds import Packed
 
 
-def make_memory(config: TrainConfig, size: int, device: torch.device) -> EpsilonMemory:
-    """The radii of `size` samples before the first step."""
-    config = resolved(config, device)
-    eps = config.epsilon
-    return EpsilonMemory(
-        size,
-        eps.gamma,
-        eps.beta,
-        init=METHODS[config.method].first_radius(config),
-        eps_min=eps.eps_min,
-        eps_min_bounds=eps.eps_min_bounds,
-        strategy=eps.strategy,
-        final=eps.final,
-        clamp=eps.clamp,
-        misclassified=eps.misclassified,
-        device=device,
-    )
-
-
 class TrainingStep:
     """One update of the weights (and, for adaptive methods, of the radii) from a batch.
 
-    On several ranks each takes its slice of the batch; radii and totals are those of the whole one
-    on all of them afterwards. `last` holds, for each micro-batch of the last step, the samples'
-    numbers and losses. `totals` [4] float64 on the device sums, over the steps since it was last
-    zeroed, the loss of each sample, the samples classified correctly before the attack, those still
-    classified correctly, in the training forward, on their adversarial sample, and all samples. They
-    stay on the device:
-    reading them each step would make the host wait for a GPU.
+    On several ranks each takes its shard of the batch; afterwards all of them have the radii and the totals of the
+    whole batch.
 
     Args:
+        config: of the run; an "auto" in it is resolved for the device.
+        model: the bare module, on the device.
+        memory: the radius of each training sample, on the device.
+        optimizer: of the model's parameters.
+        device: of all of them.
         average: takes an average of the weights after each update, None for none.
         ranks: those that batches are spread over.
+
+    Attributes:
+        last: sample numbers and losses of the last step, a pair for each micro-batch.
+        totals: float64 [4] on the device, sums over the steps since it was last zeroed: the samples' losses, the
+            samples classified correctly before the attack, those classified correctly on their adversarial image in
+            the training forward, and all samples. Reading them each step would make the host wait for a GPU.
     """
 
     def __init__(
@@ -86,82 +74,55 @@ class TrainingStep:
         self.last: list[tuple[Tensor, Tensor]] = []
 
     def __call__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor,
-        *,
-        epoch: int,
-        seed: int,
-        whole: Tensor | None = None,
-        present: int | None = None,
-        findings: Findings | None = None,
+        self, batch: GlobalBatch, *, epoch: int, seed: int, findings: Findings | None = None
     ) -> Tensor:
-        """Train on one batch.
+        """Train on one batch, eagerly.
 
         Args:
-            x: images [N, C, H, W] float32 on [0, 1].
-            y: labels [N] int64.
-            index: positions [N] int64 of the samples in the training set.
+            batch: this rank's shard.
             epoch: epoch index from 0; the warm-up lasts while it is below warmup_epochs.
             seed: of all that this step draws.
-            whole: positions of the global batch, of which `index` is this rank's slice, or what
-                could be decoded of it.
-            present: images of the global batch that could be decoded, on all ranks; all by default.
             findings: where what is wrong with values is noted, to be raised later; None: raised here.
 
         Returns:
-            The mean loss of the batch (of a slice, its part in it), a scalar on the device.
+            The mean loss of the batch (of a shard, its part in it), a scalar on the device.
         """
-        packed = Packed(self.draws(seed, len(index)))
-        mean = self.launch(
-            x,
-            y,
-            index,
-            packed.unpacked(packed.to(self.totals.device)),
-            epoch=epoch,
-            whole=whole,
-            present=present,
-            findings=findings,
-        )
+        packed = Packed(self.draws(seed, len(batch.index)))
+        draws = packed.unpacked(packed.to(self.totals.device))
+        mean = self.train_step(batch, draws, epoch=epoch, findings=findings)
         self.count()
         return mean
 
-    def draws(self, seed: int, rows: int) -> list[Drawn]:
-        """What the step with this seed draws for each micro-batch of `rows` images, on the CPU."""
-        return [self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)]
-
-    def count(self) -> None:
-        """What the host notes of a step that was launched."""
-        if self.average is not None:
-            count_update(self.average, self.model)
-
-    def launch(
+    def train_step(
         self,
-        x: Tensor,
-        y: Tensor,
-        index: Tensor,
+        batch: GlobalBatch,
         draws: Sequence[Drawn],
         *,
         epoch: int,
-        whole: Tensor | None = None,
-        present: int | None = None,
         findings: Findings | None = None,
     ) -> Tensor:
-        """The device's part of a step, as `__call__`, with what it draws on the device."""
-        whole = index if whole is None else whole
-        present = len(whole) if present is None else present
-        counts = torch.zeros_like(self.totals)
-        mean = torch.zeros((), device=self.totals.device)
+        """Lines 2 to 11 of Algorithm 1 (Balaji et al. 2019), for every method: all that the device does in a step.
+
+        Eager steps run it, and captured ones (`CudaGraphStep`) are a graph of it. So it reads nothing on the host, but
+        for what `Method.reads` tells, and what the host draws for it comes in as `draws`, of each micro-batch.
+        """
+        # Line 2: the batch, augmented.
+        x, y = batch.images()
+        index = batch.index
+        mean, counts = torch.zeros((), device=self.totals.device), torch.zeros_like(self.totals)
         self.last = []
         self.update.begin()
         for rows, drawn in zip(self.update.micro_batches(len(index)), draws, strict=True):
-            batch = self.method.prepare(
+            # Lines 3 to 10, with the weights standing still. Each sample's radius is read from the memory, chosen by
+            # Algorithm 2 (6) or that of the warm-up (4), and written back; the attack runs at this radius (8); images
+            # that are misclassified before it (9, 10) take the place of their adversarial ones.
+            prepared = self.method.prepare(
                 x[rows], y[rows], index[rows], epoch=epoch, seed=drawn, findings=findings
             )
+            # Line 11: the losses, and the gradient of their mean over the global batch.
             self.model.train()
-            outcome = self.method.outcome(self.update.forward, batch)
-            loss, share = outcome.loss.mean(), len(index[rows]) / present
+            outcome = self.method.outcome(self.update.forward, prepared)
+            loss, share = outcome.loss.mean(), len(index[rows]) / batch.present
             self.update.backward(loss, share=share)
             mean += loss.detach() * share
             counts += self._counts(outcome)
@@ -169,12 +130,23 @@ class TrainingStep:
         if not len(index):
             self.model.train()
             self.update.join(x)
+        # Line 11: the weights.
         self.update.step()
         if self.average is not None:
             update_average(self.average, self.model)
-        self.exchange(whole, counts)
+        # The radii that the other ranks have written.
+        self.exchange(batch.whole, counts)
         self.totals += counts
         return mean
+
+    def draws(self, seed: int, rows: int) -> list[Drawn]:
+        """What the step with this seed draws for each micro-batch of `rows` images, on the CPU."""
+        return [self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)]
+
+    def count(self) -> None:
+        """What the host notes of a step, eager or replayed."""
+        if self.average is not None:
+            count_update(self.average, self.model)
 
     def exchange(self, whole: Tensor, counts: Tensor) -> None:
         """Give every rank the radii of the whole batch and the sum of the counts.
@@ -318,3 +290,22 @@ def _replicated(model: nn.Module) -> DistributedDataParallel:
 def spread_batch_norm(model: nn.Module) -> nn.Module:
     """`model` with every BatchNorm layer as a SyncBatchNorm, in place, but for a model that is one."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def make_memory(config: TrainConfig, size: int, device: torch.device) -> EpsilonMemory:
+    """The radii of `size` samples before the first step."""
+    config = resolved(config, device)
+    eps = config.epsilon
+    return EpsilonMemory(
+        size,
+        eps.gamma,
+        eps.beta,
+        init=METHODS[config.method].first_radius(config),
+        eps_min=eps.eps_min,
+        eps_min_bounds=eps.eps_min_bounds,
+        strategy=eps.strategy,
+        final=eps.final,
+        clamp=eps.clamp,
+        misclassified=eps.misclassified,
+        device=device,
+    )

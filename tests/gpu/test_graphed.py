@@ -211,16 +211,16 @@ def test_a_replay_waits_for_nothing(images: ImageData, device: torch.device, met
     config = override(preset("digits", method=method), changes)
     data = images.to(device)
     state = make_state(config, Network().to(device), data, device)
-    feed = TrainLoader(data.train, augment=True)
-    steps = CudaGraphStep(state.training_step, feed, size=BATCH, capture=capture_for(device))
+    loader = TrainLoader(data.train, augment=True)
+    steps = CudaGraphStep(state.training_step, size=BATCH, capture=capture_for(device))
     batches = torch.randperm(SIZE, device=device).split(BATCH)[:6]
     epoch = config.epsilon.warmup_epochs
-    for seed, fed in enumerate(feed(batches, list(range(6)))):
+    for seed, batch in enumerate(loader(batches, list(range(6)))):
         if seed == 2:  # after the warm-up and the capture
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
         try:
-            steps(fed, epoch=epoch, seed=seed)
+            steps(batch, epoch=epoch, seed=seed)
         except BaseException:
             torch.cuda.set_sync_debug_mode("default")
             raise

@@ -19,6 +19,7 @@ from iaat_fast.epsilon.memory import Selection
 from iaat_fast.plan.passes import Fooled, Phase, phases, stages
 from iaat_fast.train import override, preset
 from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.step import TrainingStep, make_memory
 
 N = 24
@@ -68,7 +69,7 @@ def real_step(
     monkeypatch.setattr(EpsilonMemory, "select", watched)
     seen = images_through(model)
     epoch = config.epsilon.warmup_epochs if phase == "adaptive" else 0
-    step(x, y, torch.arange(N), epoch=epoch, seed=3)
+    step(GlobalBatch.of(x, y, torch.arange(N)), epoch=epoch, seed=3)
     if not choices:
         return seen, Fooled()
     return seen, Fooled(

@@ -20,7 +20,6 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.train import fit, loop, setup
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.cudagraph_step import CudaGraphStep
-from iaat_fast.train.dataloader import TrainLoader
 from iaat_fast.train.distributed import Ranks
 from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import preset
@@ -313,7 +312,6 @@ def test_lazy_candidates_are_captured_in_the_warm_up_alone(
 def test_a_step_put_together_by_hand_is_not_captured_wrongly(
     tiny_config: Callable[..., TrainConfig],
     tiny_model: Callable[[], nn.Module],
-    tiny_data: ImageData,
     caplog: pytest.LogCaptureFixture,
     ranks: int,
     reason: str,
@@ -323,7 +321,7 @@ def test_a_step_put_together_by_hand_is_not_captured_wrongly(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     step = TrainingStep(config, model, make_memory(config, 24, cpu), optimizer, cpu)
     step.ranks = Ranks(count=ranks)
-    CudaGraphStep(step, TrainLoader(tiny_data.train, augment=False), size=5, capture=Tape())
+    CudaGraphStep(step, size=5, capture=Tape())
     assert reason in said(caplog)[0]
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import METHODS, Batch, Method
 from iaat_fast.train.methods.attack import gaussian_start
 from iaat_fast.train.methods.mixup import Pairs
@@ -377,7 +378,7 @@ def test_a_step_moves_the_weights_and_sums_the_loss(
     )
     x, y = fetch(tiny_data.train, INDEX)
     before = net[-1].weight.detach().clone()
-    loss = step(x, y, INDEX, epoch=0, seed=0)
+    loss = step(GlobalBatch.of(x, y, INDEX), epoch=0, seed=0)
     assert math.isfinite(loss.item())
     assert not torch.equal(before, net[-1].weight)
     assert step.totals[0].item() == pytest.approx(12 * loss.item())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods.attack import make_attack
 from iaat_fast.train.step import TrainingStep, make_memory
 
@@ -43,7 +44,7 @@ class Case:
             return logits[-1]
 
         self.step.method.attack.logits = recording
-        self.step(self.x, self.y, INDEX, epoch=epoch, seed=11)
+        self.step(GlobalBatch.of(self.x, self.y, INDEX), epoch=epoch, seed=11)
         # In the paper's protocol the clean images are the last ones of the candidates' forward.
         batch_statistics = self.step.method.attack.bn != "eval"
         correct = torch.ones(12, dtype=torch.bool)
@@ -229,7 +230,7 @@ def test_the_same_seed_gives_the_same_step_and_another_does_not(
     def weights(seed: int) -> Tensor:
         it = case(method="adv")
         torch.manual_seed(3)
-        it.step(it.x, it.y, INDEX, epoch=0, seed=seed)
+        it.step(GlobalBatch.of(it.x, it.y, INDEX), epoch=0, seed=seed)
         return it.model[-1].weight.detach()
 
     assert torch.equal(weights(1), weights(1))
@@ -242,7 +243,7 @@ def test_the_weights_move_and_the_loss_is_the_mean_cross_entropy(
 ) -> None:
     it = case(method=method)
     before = it.model[-1].weight.detach().clone()
-    loss = it.step(it.x, it.y, INDEX, epoch=1, seed=0)
+    loss = it.step(GlobalBatch.of(it.x, it.y, INDEX), epoch=1, seed=0)
     assert not torch.equal(before, it.model[-1].weight)
     assert loss.shape == ()
     assert torch.isfinite(loss)

@@ -16,6 +16,7 @@ from iaat_fast.method_fields import NO_WARMUP, READS, reads
 from iaat_fast.train import fit, override, preset
 from iaat_fast.train.cli import _given, main
 from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.optim import never_reached
 from iaat_fast.train.overrides import PARTS, differences, refuse_unread
@@ -157,7 +158,7 @@ def test_what_a_method_does_not_read_changes_no_bit(
         index = torch.arange(8)
         x, y = tiny_data.train.gather(index), tiny_data.train.labels[index]
         for epoch in range(2):
-            step(x, y, index, epoch=epoch, seed=epoch)
+            step(GlobalBatch.of(x, y, index), epoch=epoch, seed=epoch)
         ends.append([*model.state_dict().values(), memory.values, step.totals])
     assert all(map(torch.equal, *ends))
 

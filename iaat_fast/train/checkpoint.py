@@ -109,7 +109,7 @@ def _load(model: nn.Module, state: dict[str, Any]) -> None:
 
 
 class Checkpointer:
-    """Saves checkpoints into a run folder while training goes on.
+    """Saves checkpoints into a run folder while training continues.
 
     The state is copied to the CPU when `save` is called; serialising, hashing and writing it is a
     thread's work. One is written at a time: a `save` waits for the one before. What went wrong in

@@ -51,11 +51,11 @@ class CudaGraphStep:
     The first full batch of a phase of the training (see `Method.phase`) runs eagerly, on the stream of the capture: it
     is the warm-up that capturing needs, and a real step. The second is captured and replayed, the later ones are
     replayed. Capturing runs nothing, so one that fails has changed nothing: the step is taken eagerly then, as are all
-    later ones, and one message says why. Batches of another size, such as the last of an epoch, run eagerly beside the
-    graph. One graph is kept at a time: phases do not come back.
+    later ones, and one message says why. Batches of another size, such as the last of an epoch, run eagerly in
+    between. One graph is kept at a time: phases do not come back.
 
-    A graph holds the arithmetic of its step, which the host does not go through again. What the host must know of a
-    step it does beside the replay: the count of the average, and `last` and the entries of gradients.
+    A graph holds the arithmetic of its step and nothing of the host's part, which is done next to each replay: the
+    count of the average, `TrainingStep.last`, and how many entries of gradients there were.
 
     What is wrong with values, which a captured step cannot read, is noted on the device and raised by `settle`.
 
@@ -217,7 +217,7 @@ def _reads_its_count(norm: nn.modules.batchnorm._BatchNorm) -> bool:
 
 
 def _host_draws(device: torch.device) -> tuple[object, ...]:
-    """The states of the host's random generators, but for the one that belongs to `device`."""
+    """The states of the host's random generators, except the one that belongs to `device`."""
     numpy = np.random.get_state(legacy=False)["state"]
     own = b"" if device.type == "cpu" else torch.get_rng_state().numpy().tobytes()
     return random.getstate(), numpy["key"].tobytes(), numpy["pos"], own

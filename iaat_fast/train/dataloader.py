@@ -79,16 +79,16 @@ class TrainLoader:
             UnreadableImage: a file that cannot be decoded, named, where it is not to be skipped; on every rank.
             OSError: a process that decodes has died; on every rank.
         """
-        slices = [self.ranks.shard(whole) for whole in batches]
+        shards = [self.ranks.shard(whole) for whole in batches]
         if isinstance(self.split, FolderSplit):
             # Closed, which ends the processes that decode: an error would keep them until the end of this one.
-            with closing(self.split.batches(slices, seeds, augment=self.augment)) as decoded:
+            with closing(self.split.batches(shards, seeds, augment=self.augment)) as decoded:
                 for whole in batches:
                     x, y, index = self._next_decoded(decoded)
                     present = self.ranks.sum(len(index))
                     yield GlobalBatch(index=index, whole=whole, present=present, decoded=(x, y))
             return
-        for whole, index, seed in zip(batches, slices, seeds, strict=True):
+        for whole, index, seed in zip(batches, shards, seeds, strict=True):
             yield GlobalBatch(index=index, whole=whole, present=len(whole), seed=seed, loader=self)
 
     def gathered(self, index: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:

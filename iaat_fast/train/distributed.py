@@ -28,7 +28,7 @@ class Ranks:
     """This process among those of the run.
 
     `rank` counts from 0 over all machines, `local` on this one; `count` is how many there are.
-    `restarts` counts how often torchrun has started the run anew.
+    `restarts` counts how often torchrun has restarted the run.
     """
 
     rank: int = 0
@@ -43,11 +43,11 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, index: Tensor) -> Tensor:
-        """This rank's slice of a global batch: equal parts, the first ranks taking one more."""
+        """This rank's shard of a global batch: equal parts, the first ranks taking one more."""
         return index if self.count == 1 else index.tensor_split(self.count)[self.rank]
 
     def start(self, size: int) -> int:
-        """Where in a global batch of `size` this rank's slice starts."""
+        """Where in a global batch of `size` this rank's shard starts."""
         return self.rank * (size // self.count) + min(self.rank, size % self.count)
 
     def describe(self, batch_size: int, size: int) -> str:
@@ -171,7 +171,7 @@ class Ranks:
             if self.store is not None and self.store.add("iaat_fast/speakers", 1) > 1:
                 self.store.wait(["iaat_fast/said"], timedelta(seconds=10))
                 return
-        except RuntimeError:  # Whoever kept the store has gone.
+        except RuntimeError:  # The process that kept the store has ended.
             pass
         say()
         if self.store is not None:

@@ -33,11 +33,11 @@ from iaat_fast.train.seeds import Stream, step_seed
 from iaat_fast.train.setup import (
     check_configurations,
     check_start,
-    go_on,
     make_parts,
     make_state,
-    open_on_first,
+    open_run,
     recorded_config,
+    restore,
 )
 from iaat_fast.train.signals import Interrupted, StopSignals
 from iaat_fast.train.validation import shared_accuracy
@@ -80,16 +80,16 @@ def fit(
     was killed and resumed ends with the same bits as one that never was. torch's random state is
     the caller's own again afterwards.
 
-    In processes that torchrun started, each trains on its slice of every batch; all return the same
-    result, and the first one alone writes and shows anything. One that torchrun starts anew goes on
-    with the run in `config.run.out`, whatever `resume` and `overwrite` say.
+    Of the processes that torchrun started, each trains on its shard of every batch; all return the same
+    result, and only the first one writes and shows anything. A run that torchrun restarts continues in
+    `config.run.out`, whatever `resume` and `overwrite` say.
 
     Args:
         config: from `preset`, for instance `preset("digits", method="iaat")`.
         model: any module from images [N, C, H, W] float32 on [0, 1] to logits [N, classes], in
             place of the configuration's; it is moved to the device and trained in place.
         data: images in place of the configuration's; `config.data.augment` still applies.
-        resume: go on with the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
+        resume: continue the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
         overwrite: replace the run in `config.run.out`.
         on_epoch: called with each epoch's row of metrics.jsonl, on every rank.
         quiet: show nothing.
@@ -97,7 +97,7 @@ def fit(
     Raises:
         FileExistsError: the run folder exists and neither `resume` nor `overwrite` is set.
         ValueError: bad configuration, device, data or checkpoint; the message names it. On several
-            ranks also: they do not start alike.
+            ranks also: they would not start from the same state.
         FloatingPointError: the loss is not finite; the last good checkpoint is still there.
         LostRank: another rank has ended.
         OSError: a file could not be written; the last good checkpoint is still there.
@@ -111,11 +111,11 @@ def fit(
     with joined() as ranks, ExitStack() as held:
         check_configurations(ranks, config)
         device = ranks.run_on_all(lambda: resolve_device(ranks.device(config.run.device)))
-        folder, going_on = open_on_first(config, ranks, resume=resume, overwrite=overwrite)
+        folder, resuming = open_run(config, ranks, resume=resume, overwrite=overwrite)
         config = override(config, {"run": {"out": str(folder.path)}})
         # What "auto" means: as the run that is resumed has it, or for this device.
         settled = (
-            partial(recorded_config, folder) if going_on else partial(resolved, config, device)
+            partial(recorded_config, folder) if resuming else partial(resolved, config, device)
         )
         config = adopt(config, ranks.run_on_first(settled))
         cuda = [device.index] if device.type == "cuda" else []
@@ -128,8 +128,8 @@ def fit(
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
             ranks.run_on_first(lambda: held.enter_context(alone_in(folder.path)))
-            if going_on:
-                go_on(config, folder, state, env, ranks)
+            if resuming:
+                restore(config, folder, state, env, ranks)
             else:
                 ranks.run_on_first(partial(folder.create, config.to_dict(), env))
             for line in never_reached(config) if ranks.first else ():
@@ -147,7 +147,7 @@ def fit(
 
 
 class _Run:
-    """The loop over epochs and steps, and what surrounds a step."""
+    """The loop over epochs and steps, and what surrounds a step: learning rate, signals, checkpoints, metrics."""
 
     # How often a GPU is asked for the loss: each time the host waits for it. A CPU never waits.
     READ_EVERY_ON_GPU = 25
@@ -172,7 +172,7 @@ class _Run:
         self.adaptive = state.training_step.method.radii == "adaptive"
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
-        self.finite = NonFiniteGuard(ranks, after=state.step)
+        self.guard = NonFiniteGuard(ranks, after=state.step)
         self.loader = TrainLoader(data.train, augment=config.data.augment, ranks=ranks)
         # Several ranks capture no steps: the first one says so.
         captures = config.optim.graph and ranks.first
@@ -184,7 +184,7 @@ class _Run:
 
     def train(self) -> None:
         state, config, first = self.state, self.config, self.ranks.first
-        self.board = TensorBoardLogger(
+        self.tensorboard = TensorBoardLogger(
             self.folder.tensorboard_dir,
             enabled=config.run.tensorboard and first,
             after=state.step,
@@ -215,7 +215,7 @@ class _Run:
                     self._train_epoch(signals)
         finally:
             self.progress.close()
-            self.board.close()
+            self.tensorboard.close()
 
     def _train_epoch(self, signals: StopSignals) -> None:
         state, config = self.state, self.config
@@ -258,7 +258,7 @@ class _Run:
         )
 
     def _next(self, loaded: Iterator[GlobalBatch]) -> GlobalBatch:
-        """The next batch; where an image of it stops the run, after a checkpoint was saved."""
+        """The next batch. Where one of its images cannot be decoded, and stops the run, a checkpoint is saved first."""
         try:
             return next(loaded)
         except datasets.UnreadableImage as error:
@@ -287,12 +287,12 @@ class _Run:
             self.progress.values(loss=self._mean_loss(), eps=eps)
 
     def _mean_loss(self) -> float:
-        """The mean loss of the epoch so far, which must be finite; what else its steps have found is raised, too."""
+        """The mean loss of the epoch so far, which must be finite; raises what else its steps have found wrong."""
         step = self.state.training_step
         loss, _, _, seen = step.totals.tolist()
         loss /= max(seen, 1)
         try:
-            self.finite.look(loss, self.state.step, self.state.epoch, step.last)
+            self.guard.look(loss, self.state.step, self.state.epoch, step.last)
         except FloatingPointError as error:
             self.checkpoints.wait()
             path = self.folder.checkpoint_path
@@ -326,7 +326,7 @@ class _Run:
         if self.adaptive and (last or row["epoch"] % config.run.snapshot_epochs == 0):
             self.folder.save_epsilon(row["epoch"], eps)
         self.folder.append_metrics(row)
-        self.board.epoch(row, eps)
+        self.tensorboard.epoch(row, eps)
 
     def _row(self, epoch: int) -> dict[str, Any]:
         state, config, method = self.state, self.config, self.state.training_step.method

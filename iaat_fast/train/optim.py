@@ -118,11 +118,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     """Take over such a state dict, wherever it was saved; where the learning rate lies stays as it is here."""
     kept = [{name: group.get(name) for name in ("lr", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, mine in zip(optimizer.param_groups, kept, strict=True):
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
         rate = group["lr"]
-        group.update(mine)
-        if isinstance(mine["lr"], Tensor):
-            mine["lr"].fill_(rate)
+        group.update(own)
+        if isinstance(own["lr"], Tensor):
+            own["lr"].fill_(rate)
         else:
             group["lr"] = rate
     _start_momentum(optimizer)
@@ -150,12 +150,12 @@ def update_average(average: AveragedModel, model: nn.Module) -> None:
     own, live = _tensors(average.module), _tensors(model)
     assert average.multi_avg_fn is not None
     for dtype in {tensor.dtype for tensor in own}:
-        mine = [tensor for tensor in own if tensor.dtype is dtype]
+        averaged = [tensor for tensor in own if tensor.dtype is dtype]
         theirs = [tensor for tensor in live if tensor.dtype is dtype]
         if dtype.is_floating_point:
-            average.multi_avg_fn(mine, theirs, average.n_averaged)
+            average.multi_avg_fn(averaged, theirs, average.n_averaged)
         else:
-            torch._foreach_copy_(mine, theirs)
+            torch._foreach_copy_(averaged, theirs)
 
 
 @torch.no_grad()

@@ -121,8 +121,8 @@ def _check_smallest_batch(
     """
     optim, size = config.optim, len(data.train)
     whole = [min(size, optim.batch_size), size % optim.batch_size]
-    slices = [max(1, images // ranks.count) for images in whole if images]
-    smallest = min(max(1, images // optim.accumulate) for images in slices)
+    shards = [max(1, images // ranks.count) for images in whole if images]
+    smallest = min(max(1, images // optim.accumulate) for images in shards)
     skips = isinstance(data.train, FolderSplit) and config.data.on_bad_image == "skip"
     if smallest > 1 and not skips:
         return
@@ -176,7 +176,7 @@ def recorded_config(folder: RunFolder) -> TrainConfig:
 
 
 def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
-    """The run folder of `config`, and whether the run goes on there (True) or starts (False).
+    """The run folder of `config`, and whether the run there is resumed (True) or a new one starts (False).
 
     Nothing is written or removed yet.
 
@@ -212,26 +212,26 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
     )
 
 
-def open_on_first(
+def open_run(
     config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
 ) -> tuple[RunFolder, bool]:
     """`open_folder` by the first rank, for all of them.
 
-    A run that torchrun has started before goes on without being asked to.
+    A run that torchrun restarts is resumed whether or not that is asked for.
     """
 
     def opened() -> tuple[RunFolder, bool]:
         if _restarted(config, ranks):
             return open_folder(config, resume=True, overwrite=False)
-        folder, going_on = open_folder(config, resume=resume, overwrite=overwrite)
+        folder, resuming = open_folder(config, resume=resume, overwrite=overwrite)
         check_folder("run.out", folder.path)
-        return folder, going_on
+        return folder, resuming
 
     return ranks.run_on_first(opened)
 
 
 def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether torchrun has started this run before, which then goes on without being asked to.
+    """Whether torchrun has restarted this run, which is then resumed whether or not that is asked for.
 
     Raises:
         ValueError: torchrun may do so, and the configuration names no folder to find the run in.
@@ -241,7 +241,7 @@ def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
     return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
 
 
-def go_on(
+def restore(
     config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
 ) -> None:
     """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
@@ -319,13 +319,13 @@ def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.d
     """Raise ValueError, on every rank, naming the ranks that would not start as the first one does."""
     if ranks.count == 1:
         return
-    mine = {
+    own = {
         "data": digest([_samples(data.train), _samples(data.test), data.num_classes]),
         "weights": digest(model.state_dict()),
         "device": device.type,
         "version": f"iaat_fast {iaat_fast.__version__} with torch {torch.__version__}",
     }
-    first, *others = ranks.gather(mine)
+    first, *others = ranks.gather(own)
     for what, expected in first.items():
         differing = [rank for rank, found in enumerate(others, 1) if found[what] != expected]
         if differing:

@@ -157,8 +157,8 @@ class TrainingStep:
         if self.ranks.count == 1:
             return
         message = torch.zeros(len(whole) + len(counts), dtype=torch.float64, device=counts.device)
-        start, mine = self.ranks.start(len(whole)), self.ranks.shard(whole)
-        message[start : start + len(mine)] = self.memory.values[mine].double()
+        start, own = self.ranks.start(len(whole)), self.ranks.shard(whole)
+        message[start : start + len(own)] = self.memory.values[own].double()
         message[len(whole) :] = counts
         self.ranks.reduce(message)
         self.memory.values[whole] = message[: len(whole)].float()
@@ -179,7 +179,7 @@ class _WithUnusedParameter(nn.Module):
     """The model and a parameter that no forward uses.
 
     DistributedDataParallel regroups its buckets after the first step, and then sums over three or
-    more ranks in another order: a run started anew from a checkpoint would round differently. It
+    more ranks in another order: a run resumed from a checkpoint would round differently. It
     does not where it looks for unused parameters, and complains where it finds none.
     """
 
@@ -209,7 +209,7 @@ class Update:
         model: the bare module.
         optimizer: of its parameters.
         ranks: those the batch is spread over.
-        accumulate: micro-batches a rank takes its slice in.
+        accumulate: micro-batches a rank takes its shard in.
         amp: precision of forward and backward.
     """
 
@@ -266,7 +266,7 @@ class Update:
         """Take part in the exchange of gradients from a rank that has no image in this batch.
 
         Args:
-            x: [0, C, H, W], the rank's empty slice.
+            x: [0, C, H, W], the rank's empty shard.
         """
         # One black image that counts nothing: BatchNorm has no statistics of an empty batch.
         self.backward(self.forward(x.new_zeros(1, *x.shape[1:])).sum(), share=0.0)
@@ -288,7 +288,7 @@ def _replicated(model: nn.Module) -> DistributedDataParallel:
 
 
 def spread_batch_norm(model: nn.Module) -> nn.Module:
-    """`model` with every BatchNorm layer as a SyncBatchNorm, in place, but for a model that is one."""
+    """`model` with every BatchNorm layer as a SyncBatchNorm, in place, except a model that is one."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 

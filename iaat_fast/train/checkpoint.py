@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.evaluate.weights import fitted_names, plain_state_dict
+from iaat_fast.messages import one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import RunConfig
 from iaat_fast.train.optim import load_optimizer_state, optimizer_state
@@ -99,8 +100,9 @@ class TrainState:
             if self.device.type == "cuda" and rng["cuda"] is not None:
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            detail = " ".join(str(error).split())
-            raise ValueError(f"{path}: does not fit this run's model and data: {detail}") from error
+            raise ValueError(
+                f"{path}: does not fit this run's model and data: {one_line(error)}"
+            ) from error
 
 
 def _load(model: nn.Module, state: dict[str, Any]) -> None:

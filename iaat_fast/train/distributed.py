@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from iaat_fast.messages import one_line
+
 T = TypeVar("T")
 
 
@@ -196,7 +198,7 @@ def _losing() -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        raise LostRank(f"lost another rank: {' '.join(str(error).split())}") from error
+        raise LostRank(f"lost another rank: {one_line(error)}") from error
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -303,7 +305,7 @@ def _initialise(ranks: Ranks) -> Ranks:
             timeout=_TIMEOUT,
         )
     except RuntimeError as error:  # among them torch's DistError
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "EADDRINUSE" in text or "address already in use" in text:
             raise OSError(
                 f"MASTER_PORT {os.environ['MASTER_PORT']} is in use on {os.environ['MASTER_ADDR']}: choose another one "

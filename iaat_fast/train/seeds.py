@@ -71,5 +71,5 @@ class Packed:
         return groups
 
     def _staged(self, device: torch.device) -> Tensor:
-        """Pinned, so that the copy is none of the host's business; torch keeps the memory until it is done."""
+        """Pinned, so that the host does not wait for the copy; torch keeps the memory until it is done."""
         return self.words.pin_memory() if device.type == "cuda" else self.words

@@ -43,9 +43,10 @@ class InstanceAdaptive(Method):
         return f"strategy {strategy!r} with final {final!r} {why}"
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
-        """Lines 3 to 10."""
+        """Lines 3 to 10 of Algorithm 1."""
         config = self.config.epsilon
         if at.epoch < config.warmup_epochs:
+            # Lines 9 and 10, then 4 and 8.
             correct = right(self.attack.logits(x), y)
             eps = self.memory.warm_up(
                 index,
@@ -58,6 +59,7 @@ class InstanceAdaptive(Method):
                 x, y, eps=eps, index=index, seed=at.drawn["noise"], findings=at.findings
             )
         else:
+            # Line 6, which is Algorithm 2, and 8; the clean images (9, 10) are judged together with the candidates.
             x_adv = self.memory.select(
                 self.selector,
                 x,

@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thin", type=int, metavar="N", help="run at most N cases of each test, at equal distances"
     )
+    parser.addoption(
+        "--renew-surface",
+        action="store_true",
+        help="tests/test_surface.py: take over what it finds",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

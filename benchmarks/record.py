@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from benchmarks import machine
-from iaat_fast.files import replace
+from iaat_fast.storage import replace
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -16,7 +16,7 @@ import tyro
 
 from iaat_fast import units
 from iaat_fast.entry import output_is_gone
-from iaat_fast.messages import nearest, one_line
+from iaat_fast.validate import nearest, one_line
 
 T = TypeVar("T")
 

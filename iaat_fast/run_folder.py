@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iaat_fast.digest import digest
-from iaat_fast.files import (
+from iaat_fast.storage import (
+    content_hash,
     is_temporary,
     load_tensors,
     naming,
@@ -52,7 +52,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: not a checkpoint of a run, it lacks {', '.join(missing)}")
     recorded = state.pop("sha256", None)  # checkpoints of earlier versions have none
-    if recorded is not None and recorded != digest(state):
+    if recorded is not None and recorded != content_hash(state):
         raise ValueError(f"{path}: damaged, its content is not what was saved (sha256 differs)")
     return dict(state)
 
@@ -163,7 +163,7 @@ class RunFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint atomically; the one it replaces becomes the previous one.
 
-        What is written holds its own `digest` under "sha256".
+        What is written holds its own `content_hash` under "sha256".
 
         Args:
             state: tensors and plain values only; at least the keys of `CHECKPOINT_KEYS`: "model"
@@ -181,7 +181,7 @@ class RunFolder:
             raise ValueError(f"state has no {missing}: expected at least {list(CHECKPOINT_KEYS)}")
         # Serialised in memory first: torch's own writer does not report a full disk as OSError.
         buffer = io.BytesIO()
-        torch.save({**state, "sha256": digest(state)}, buffer)
+        torch.save({**state, "sha256": content_hash(state)}, buffer)
         replace(self.checkpoint_path, buffer.getbuffer(), keep=self.previous_path)
 
     def checkpoint(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 # Below these, in units of 1/255, a number was more likely meant on the [0, 1] scale: the smallest radius that
 # experiments use is 0.5, and their steps go down to a tenth of a radius.
@@ -52,3 +53,8 @@ def likely(value: float, width: float) -> str:
     """The commonest cause of a distance beyond `width`, in words, where the value looks like one typed in 1/255."""
     typed = math.isfinite(value) and value == round(value, 2)
     return f"; {value:g}/255?" if typed and width < value <= 255 * width else ""
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number to so many significant digits, never with an exponent: `13,870`, `0.5`, `0.00001234`."""
+    return f"{Decimal(f'{value:.{digits}g}'):,f}"

@@ -12,11 +12,8 @@ import pytest
 
 from iaat_fast import entry
 from iaat_fast.command_line import refuse, with_flags
-from iaat_fast.files import check_folder, check_writable
 from iaat_fast.train.cli import parse
 from iaat_fast.train.flags import FLAGS, own_flags
-
-NOWHERE = Path("/proc/nowhere")
 
 
 def closed_pipe() -> int:
@@ -136,22 +133,3 @@ def test_the_flags_of_fast_runs_leave_to_the_hardware_what_it_chose() -> None:
     config = parse(["digits", "--fast", "--engine", "fast"]).config
     assert own_flags(config, "adv") == ["--engine", "fast", "--fast"]
     assert own_flags(parse([]).config, "adv") == []
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_work(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"^--out /proc/nowhere: cannot be made \(No such file"):
-        check_folder("--out", NOWHERE)
-    with pytest.raises(OSError, match=r"^--json /proc/nowhere: /proc is not writable"):
-        check_writable("--json", NOWHERE)
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match=r"^--out .*file: is a file, expected a folder"):
-        check_folder("--out", tmp_path / "file")
-
-
-def test_the_trial_of_an_output_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old/kept").touch()
-    check_folder("--out", tmp_path / "new/run")
-    check_folder("--out", tmp_path / "old")
-    check_writable("--json", tmp_path / "out.json")
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"old", "old/kept"}

@@ -26,8 +26,8 @@ import torch
 from iaat_fast import data, ops  # noqa: F401 (registers the ops)
 from iaat_fast.evaluate import EvalTarget, evaluate_suite
 from iaat_fast.evaluate.cli import main as evaluate
-from iaat_fast.files import load_tensors, read_json
 from iaat_fast.models import build
+from iaat_fast.storage import load_tensors, read_json
 from iaat_fast.train.cli import main as train
 from iaat_fast.train.cli import parse
 

@@ -57,3 +57,14 @@ def test_a_distance_is_at_most_the_width_of_the_box(
     value: float, lo: float, hi: float, expected: str | None
 ) -> None:
     assert units.beyond(value, lo, hi) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((13867.3, "13,870"), (1.2345e7, "12,340,000"), (999.96, "1,000"), (1234.5, "1,234")),
+        *((0.5, "0.5"), (0.0, "0"), (64.0, "64"), (-3.14159, "-3.142"), (1.2345e-6, "0.000001234")),
+    ],
+)
+def test_a_number_is_written_to_four_digits_without_an_exponent(value: float, text: str) -> None:
+    assert units.significant(value) == text

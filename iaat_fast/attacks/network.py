@@ -24,7 +24,7 @@ from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samp
 from iaat_fast.attacks.model.modules import modules_of, roots_of
 from iaat_fast.attacks.model.snapshot import Attributes, State
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.heap import kept_heap
+from iaat_fast.malloc import no_malloc_trim
 
 logger = logging.getLogger("iaat_fast")
 
@@ -112,7 +112,7 @@ class Network:
         """
         resolved, levers = options.resolve(self.precision, self.engine, x.device, self.model)
         with (
-            kept_heap(x.device),
+            no_malloc_trim(x.device),
             # The switch of TF32 is the process's.
             attacked(self.model, self.bn, exclusively=resolved == "tf32"),
             _tf32(resolved == "tf32"),

@@ -14,7 +14,7 @@ from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct
-from iaat_fast.heap import kept_heap
+from iaat_fast.malloc import no_malloc_trim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def robust_accuracy(
         samples=samples,
     )
     size = len(split) if samples is None else len(samples)
-    with kept_heap(split.labels.device):
+    with no_malloc_trim(split.labels.device):
         while not run.finished:
             run.advance()
             if progress is not None:

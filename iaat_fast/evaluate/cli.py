@@ -23,8 +23,8 @@ from iaat_fast.evaluate.progress import Progress
 from iaat_fast.evaluate.suites import Suite, single, suite_named
 from iaat_fast.evaluate.table import suite_table
 from iaat_fast.evaluate.transfer import Surrogate, load_surrogate
-from iaat_fast.files import check_folder, check_writable, write_json
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import check_folder, check_writable, write_json
 
 PROG = "python -m iaat_fast.evaluate"
 DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, on the test images.

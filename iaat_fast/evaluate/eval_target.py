@@ -17,9 +17,9 @@ from iaat_fast import models
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model
 from iaat_fast.evaluate.weights import fit_weights, plain_state_dict
-from iaat_fast.files import load_tensors
-from iaat_fast.messages import choice
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import load_tensors
+from iaat_fast.validate import choice
 
 logger = logging.getLogger("iaat_fast")
 

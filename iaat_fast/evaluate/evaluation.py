@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from iaat_fast import units
-from iaat_fast.alone import alone_in
 from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
 from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
@@ -19,7 +18,8 @@ from iaat_fast.evaluate.parts.part import Context, Tell
 from iaat_fast.evaluate.record import Record, open_record
 from iaat_fast.evaluate.suites import SINGLE, Suite, suite_named
 from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
-from iaat_fast.heap import kept_heap
+from iaat_fast.malloc import no_malloc_trim
+from iaat_fast.storage import exclusive_lock
 
 
 def folder_name(
@@ -159,7 +159,7 @@ def evaluate_suite(
         any_iterate=any_iterate,
         surrogate=surrogate,
     )
-    with contextlib.nullcontext() if folder is None else alone_in(Path(folder)):
+    with contextlib.nullcontext() if folder is None else exclusive_lock(Path(folder)):
         record = open_record(
             None if folder is None else Path(folder),
             header,
@@ -190,7 +190,7 @@ def evaluate_suite(
             save_every=save_every,
             tell=tell,
         )
-        with kept_heap(subject.split.labels.device):
+        with no_malloc_trim(subject.split.labels.device):
             for measure in dict.fromkeys(PARTS[name] for name in names):
                 measure(context)
                 for name in names:

@@ -31,7 +31,7 @@ from iaat_fast.evaluate.results import (
     share,
 )
 from iaat_fast.evaluate.suites import PGDMeasurement
-from iaat_fast.files import is_temporary, load_tensors, replace, write_json
+from iaat_fast.storage import is_temporary, load_tensors, replace, write_json
 
 
 class Record:

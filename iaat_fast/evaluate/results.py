@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
-from iaat_fast.files import read_json
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import read_json
 
 SCHEMA = 1
 """Version of results.json."""

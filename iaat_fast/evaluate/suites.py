@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from iaat_fast.messages import choice
+from iaat_fast.validate import choice
 
 SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
 """Where the sweep over the steps is read, one restart: Figure 9 goes to 2,000."""

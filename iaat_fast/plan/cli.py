@@ -14,7 +14,6 @@ from iaat_fast import command_line
 from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
-from iaat_fast.files import check_writable, write_json
 from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.display import remarks, table
 from iaat_fast.plan.estimate import Plan, make_plan
@@ -31,6 +30,7 @@ from iaat_fast.plan.hardware import (
 )
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import check_writable, write_json
 from iaat_fast.train.config import Method, Protocol, TrainConfig
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.hardware import strategy_for

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
-from iaat_fast.messages import significant
 from iaat_fast.plan.estimate import COMMUNICATION, Plan
 from iaat_fast.plan.hardware import ARITHMETIC, LAUNCHES, TRAFFIC
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.units import significant
 
 # Below so many images per GPU, BatchNorm's statistics are those of few images.
 _FEW = 8

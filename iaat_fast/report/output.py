@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.files import is_temporary, naming, read_json, replace
+from iaat_fast.storage import is_temporary, naming, read_json, replace
 
 MANIFEST = "report.json"
 PAGE = "index.html"

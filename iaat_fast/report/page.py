@@ -13,7 +13,6 @@ from typing import Any
 import iaat_fast
 from iaat_fast.evaluate.results import Evaluation
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
-from iaat_fast.messages import significant
 from iaat_fast.report import naming
 from iaat_fast.report.figures import Drawing
 from iaat_fast.report.formats import FORMATS, MISSING, legend, source, spread
@@ -21,6 +20,7 @@ from iaat_fast.report.groups import Group, Variant
 from iaat_fast.report.notes import measured_on, unlike_paper
 from iaat_fast.report.records import RunRecord
 from iaat_fast.report.tables import Table
+from iaat_fast.units import significant
 
 TEMPLATES = Path(__file__).parent / "templates"
 FORMAT_NAMES = {"md": "Markdown", "csv": "CSV", "tex": "LaTeX"}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iaat_fast.files import replace
 from iaat_fast.report import naming
 from iaat_fast.report.figures.radii import histograms
 from iaat_fast.report.figures.style import BLUE, GREEN, ORANGE, blank, legend, line, not_below_zero
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import replace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

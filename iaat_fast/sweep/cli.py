@@ -18,8 +18,8 @@ from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, UsageError, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
-from iaat_fast.files import check_folder
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import check_folder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
 from iaat_fast.sweep.driver import Outcome, drive
 from iaat_fast.sweep.folder import SweepFolder

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from iaat_fast.messages import one_line
 from iaat_fast.sweep.display import Display
 from iaat_fast.sweep.jobs import Job
 from iaat_fast.sweep.launchers import Launcher, Started
 from iaat_fast.sweep.logs import Log
 from iaat_fast.train.signals import StopSignals
+from iaat_fast.validate import one_line
 
 POLL_S = 0.2
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.files import is_temporary, read_json, write_json
 from iaat_fast.run_folder import SWEEP_FILES, RunFolder
+from iaat_fast.storage import is_temporary, read_json, write_json
 from iaat_fast.sweep.grid import Run
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.overrides import adopt, differences, override

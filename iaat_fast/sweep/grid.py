@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 
 from iaat_fast import units
 from iaat_fast.command_line import UsageError
-from iaat_fast.messages import choice
 from iaat_fast.method_fields import NO_WARMUP, reads
 from iaat_fast.train.cli import flags_for, parse
 from iaat_fast.train.config import METHODS, TrainConfig
 from iaat_fast.train.presets import PRESETS
+from iaat_fast.validate import choice
 
 Warmup = Literal["on", "off", "both"]
 WITHOUT_RADIUS = tuple(method for method in METHODS if not reads(method, "attack.eps"))

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from iaat_fast.command_line import UsageError, interpreter
 from iaat_fast.evaluate import SUITES
-from iaat_fast.files import read_json
-from iaat_fast.messages import choice
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import read_json
 from iaat_fast.sweep.grid import Run, surrogate
+from iaat_fast.validate import choice
 
 Stage = Literal["train", "evaluate"]
 State = Literal["done", "resumes", "new"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from iaat_fast.files import naming
+from iaat_fast.storage import naming
 
 
 class Log:

@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import Any
 
 from iaat_fast.command_line import UsageError
-from iaat_fast.files import read_json, write_json
-from iaat_fast.messages import one_line
+from iaat_fast.storage import read_json, write_json
 from iaat_fast.sweep.launchers import Started
+from iaat_fast.validate import one_line
 
 TIMEOUT_MIN = 24 * 60
 """The time limit of a job where --slurm gives none. A job that reaches it is queued again."""

@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.evaluate.weights import fitted_names, plain_state_dict
-from iaat_fast.messages import one_line
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import RunConfig
 from iaat_fast.train.optim import load_optimizer_state, optimizer_state
 from iaat_fast.train.step import TrainingStep
+from iaat_fast.validate import one_line
 
 
 @dataclass(kw_only=True)

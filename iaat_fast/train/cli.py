@@ -16,7 +16,6 @@ from rich.console import Console
 
 from iaat_fast import command_line, units
 from iaat_fast.command_line import UsageError
-from iaat_fast.messages import choice, one_line
 from iaat_fast.method_fields import reads
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
@@ -28,6 +27,7 @@ from iaat_fast.train.overrides import override, refuse_unread
 from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.setup import recorded_config
 from iaat_fast.train.signals import Interrupted
+from iaat_fast.validate import choice, one_line
 
 PROG = "python -m iaat_fast.train"
 DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \

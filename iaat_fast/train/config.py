@@ -20,7 +20,7 @@ from tyro.conf import arg
 from iaat_fast import data as datasets
 from iaat_fast import models, units
 from iaat_fast.command_line import Pixels
-from iaat_fast.messages import choice
+from iaat_fast.validate import choice
 
 Method = Literal["clean", "adv", "iaat", "mixup", "trades", "mart", "mma"]
 Protocol = Literal["paper", "released"]

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from iaat_fast.messages import one_line
+from iaat_fast.validate import one_line
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
-from iaat_fast.alone import alone_in
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
-from iaat_fast.heap import kept_heap
+from iaat_fast.malloc import no_malloc_trim
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import exclusive_lock
 from iaat_fast.train.checkpoint import Checkpointer, TrainState
 from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
@@ -127,7 +127,7 @@ def fit(
             check_start(ranks, data, model, device)
             state = make_state(config, model, data, device, ranks)
             env = {**describe(device), "ranks": ranks.count}
-            ranks.run_on_first(lambda: held.enter_context(alone_in(folder.path)))
+            ranks.run_on_first(lambda: held.enter_context(exclusive_lock(folder.path)))
             if resuming:
                 restore(config, folder, state, env, ranks)
             else:
@@ -207,7 +207,7 @@ class _Run:
             self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
         try:
             with (
-                kept_heap(state.device),
+                no_malloc_trim(state.device),
                 StopSignals(patient=self.ranks.count > 1) as signals,
                 Checkpointer(self.folder, config.run, enabled=first) as self.checkpoints,
             ):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from iaat_fast.files import naming
+from iaat_fast.storage import naming
 from iaat_fast.train.distributed import Ranks
 
 if TYPE_CHECKING:

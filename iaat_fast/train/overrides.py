@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.messages import choice
 from iaat_fast.method_fields import READS, meant, method_key, reads
 from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.validate import choice
 
 PARTS: dict[str, type] = {
     f.name: f.default_factory  # type: ignore[misc]

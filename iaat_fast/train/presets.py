@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from iaat_fast.messages import choice
 from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig
 from iaat_fast.train.overrides import override, refuse_unread
+from iaat_fast.validate import choice
 
 Changes = Mapping[str, Mapping[str, Any]]
 

@@ -17,10 +17,9 @@ from iaat_fast import data as datasets
 from iaat_fast import models
 from iaat_fast.attacks.model import attacked
 from iaat_fast.data import FolderSplit, ImageData, Samples
-from iaat_fast.digest import digest
 from iaat_fast.evaluate import check_model
-from iaat_fast.files import check_folder
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import check_folder, content_hash
 from iaat_fast.train.checkpoint import TrainState
 from iaat_fast.train.config import CUSTOM, TrainConfig
 from iaat_fast.train.cudagraph_step import capture_for
@@ -320,8 +319,8 @@ def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.d
     if ranks.count == 1:
         return
     own = {
-        "data": digest([_samples(data.train), _samples(data.test), data.num_classes]),
-        "weights": digest(model.state_dict()),
+        "data": content_hash([_samples(data.train), _samples(data.test), data.num_classes]),
+        "weights": content_hash(model.state_dict()),
         "device": device.type,
         "version": f"iaat_fast {iaat_fast.__version__} with torch {torch.__version__}",
     }

@@ -21,8 +21,8 @@ from iaat_fast.evaluate import accuracy, read_record, robust_accuracy
 from iaat_fast.evaluate.cli import main
 from iaat_fast.evaluate.record import rounded
 from iaat_fast.evaluate.results import wilson
-from iaat_fast.files import load_tensors
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import load_tensors
 
 
 def evaluate(*words: object) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from iaat_fast.files import write_json
 from iaat_fast.run_folder import RunFolder
+from iaat_fast.storage import write_json
 from iaat_fast.sweep.grid import Run
 
 RESULTS = {"natural_accuracy": 0.9, "robust_accuracy": 0.5, "eps_mean": 0.3, "samples": 360}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.corruptions.base import ALL, SEVERITIES, ImageSequence, image_shape
-from iaat_fast.messages import one_line
+from iaat_fast.validate import one_line
 
 LABELS = "labels.npy"
 

@@ -25,7 +25,7 @@ from iaat_fast.evaluate.corruptions.base import (
 from iaat_fast.evaluate.record import rounded
 from iaat_fast.evaluate.results import wilson
 from iaat_fast.evaluate.shared_pgd import correct as classified_correctly
-from iaat_fast.messages import one_line
+from iaat_fast.validate import one_line
 
 Progress = Callable[[int, int], None]
 

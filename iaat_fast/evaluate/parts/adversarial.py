@@ -28,7 +28,7 @@ from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.parts.part import Context
 from iaat_fast.evaluate.record import rounded
 from iaat_fast.evaluate.shared_pgd import correct
-from iaat_fast.files import naming, replacing
+from iaat_fast.storage import naming, replacing
 
 
 class AdversarialFiles:

@@ -1,4 +1,4 @@
-"""The C library's heap, kept from returning memory while something big runs on the CPU."""
+"""glibc's malloc, kept from returning memory to the kernel while something big runs on the CPU."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ _holders = 0
 
 
 @contextlib.contextmanager
-def kept_heap(device: torch.device) -> Iterator[None]:
+def no_malloc_trim(device: torch.device) -> Iterator[None]:
     """Within it, freed memory of this process stays with it, if `device` is a CPU.
 
-    By default glibc hands large blocks back to the kernel as soon as they are free, and every step of an attack
-    or of training gets its activations anew, page by page: some 40,000 page faults per step of a ResNet-18 at batch 64,
-    9,000 with this. Afterwards what is free goes back, and the thresholds are those at
-    which glibc's own adjustment ends (32 MiB and 64 MiB). Does nothing with another C library, or where the
-    environment sets one of glibc's own (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_, ...). May be nested, and held by
-    several threads.
+    By default glibc returns large blocks to the kernel as soon as they are free, and every step of an attack or of
+    training gets new pages for its activations: some 40,000 page faults per step of a ResNet-18 at batch 64, 9,000
+    with this. Afterwards what is free is returned, and the thresholds are those at which glibc's own adjustment ends
+    (32 MiB and 64 MiB). Does nothing with another C library, or where the environment sets one of glibc's own
+    (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_, ...). May be nested, and held by several threads.
     """
     if device.type != "cpu" or _glibc is None:
         yield

@@ -1,10 +1,9 @@
-"""What commands say: the known name nearest to an unknown one, an error in one line, numbers without exponents."""
+"""Argument checks: each rule once, its error one line, `name: value, expected ...`."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from decimal import Decimal
 
 
 def nearest(name: object, known: Collection[str]) -> str:
@@ -24,8 +23,3 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
-
-
-def significant(value: float, digits: int = 4) -> str:
-    """A number to so many significant digits, never with an exponent: `13,870`, `0.5`, `0.00001234`."""
-    return f"{Decimal(f'{value:.{digits}g}'):,f}"

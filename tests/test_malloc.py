@@ -9,14 +9,16 @@ import sys
 import pytest
 import torch
 
-from iaat_fast import heap
-from iaat_fast.heap import kept_heap
+from iaat_fast import malloc
+from iaat_fast.malloc import no_malloc_trim
 
-pytestmark = pytest.mark.skipif(heap._glibc is None, reason="not glibc, or set by the environment")
+pytestmark = pytest.mark.skipif(
+    malloc._glibc is None, reason="not glibc, or set by the environment"
+)
 
 FAULTS = """
 import resource, sys, torch
-from iaat_fast.heap import kept_heap
+from iaat_fast.malloc import no_malloc_trim
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
@@ -31,8 +33,8 @@ def faults():
 torch.set_num_threads(1)
 faults()
 start, plain = resident(), faults()
-with kept_heap(torch.device("cpu")):
-    with kept_heap(torch.device("cpu")):
+with no_malloc_trim(torch.device("cpu")):
+    with no_malloc_trim(torch.device("cpu")):
         faults()
     kept, within = faults(), resident()
 print(plain, kept, start, within, resident())
@@ -50,7 +52,7 @@ def test_the_same_blocks_fault_once_and_go_back_afterwards() -> None:
 
 
 class Spy:
-    """glibc, as far as `heap` knows it."""
+    """glibc, as far as `malloc` knows it."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
@@ -64,11 +66,11 @@ class Spy:
 
 def test_only_the_outermost_sets_and_resets(monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy()
-    monkeypatch.setattr(heap, "_glibc", spy)
+    monkeypatch.setattr(malloc, "_glibc", spy)
     cpu = torch.device("cpu")
-    with kept_heap(cpu):
+    with no_malloc_trim(cpu):
         held = list(spy.calls)
-        with contextlib.suppress(RuntimeError), kept_heap(cpu):
+        with contextlib.suppress(RuntimeError), no_malloc_trim(cpu):
             raise RuntimeError
         assert spy.calls == held
     assert held == [(-4, 0), (-1, 2**31 - 1)]
@@ -77,12 +79,12 @@ def test_only_the_outermost_sets_and_resets(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_gpu_needs_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy()
-    monkeypatch.setattr(heap, "_glibc", spy)
-    with kept_heap(torch.device("cuda")):
+    monkeypatch.setattr(malloc, "_glibc", spy)
+    with no_malloc_trim(torch.device("cuda")):
         pass
     assert not spy.calls
 
 
 def test_a_process_with_settings_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
-    assert heap._find() is None
+    assert malloc._find() is None

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a second one is refused, a dead one lets go, workers do not hold on."""
+"""A lock that a dead process frees; a hash of dtype, shape, content and order; folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from iaat_fast.alone import alone_in
 from iaat_fast.data import Split
 from iaat_fast.evaluate import evaluate_suite
 from iaat_fast.evaluate.eval_target import EvalTarget
+from iaat_fast.storage import check_folder, check_writable, content_hash, exclusive_lock
 from iaat_fast.train import fit, preset
+
+NOWHERE = Path("/proc/nowhere")
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from iaat_fast.alone import alone_in
-with alone_in(Path(sys.argv[1])):
+from iaat_fast.storage import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
     worker = os.fork() if sys.argv[2] == "worker" else None
     if not worker:
         # A worker speaks for itself: until it runs it has not let go.
@@ -59,17 +62,17 @@ def holder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Holder]:
 def test_a_killed_process_lets_go_though_its_worker_lives(holder: Holder, tmp_path: Path) -> None:
     with (
         pytest.raises(BlockingIOError, match="another process is at work there"),
-        alone_in(tmp_path),
+        exclusive_lock(tmp_path),
     ):
         pass
     holder.kill()
-    with alone_in(tmp_path):
+    with exclusive_lock(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
-        with alone_in(tmp_path / "new"):
+        with exclusive_lock(tmp_path / "new"):
             pass
     holder = Holder(tmp_path / "new", "alone")
     holder.kill()
@@ -95,3 +98,57 @@ def test_evaluate_suite_is_refused(holder: Holder, tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError, match="at work there"):
         evaluate_suite(subject, "quick", folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_and_how_a_tensor_is_stored_does_not_matter() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    assert content_hash(x) == content_hash(x.T.contiguous().T)
+    assert content_hash(x) == content_hash(x.clone().requires_grad_())
+
+
+def test_the_kind_of_a_mapping_or_sequence_does_not_matter() -> None:
+    assert content_hash({"a": (1, None)}) == content_hash(OrderedDict(a=[1, None]))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(2), torch.zeros(3)),
+        (torch.zeros(4), torch.zeros(2, 2)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
+        (torch.zeros(2), torch.tensor([0.0, 1e-45])),
+        ([1, 2], [2, 1]),
+        ([1, [2]], [[1], 2]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        (1, 1.0),
+        (1, True),
+        ("1", 1),
+        (None, "None"),
+    ],
+)
+def test_everything_else_does(one: object, other: object) -> None:
+    assert content_hash(one) != content_hash(other)
+
+
+def test_scalars_empty_tensors_and_half_types_have_one() -> None:
+    values = [torch.zeros(()), torch.zeros(0), torch.zeros(1, dtype=torch.bfloat16)]
+    assert len({content_hash(value) for value in values}) == 3
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^--out /proc/nowhere: cannot be made \(No such file"):
+        check_folder("--out", NOWHERE)
+    with pytest.raises(OSError, match=r"^--json /proc/nowhere: /proc is not writable"):
+        check_writable("--json", NOWHERE)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^--out .*file: is a file, expected a folder"):
+        check_folder("--out", tmp_path / "file")
+
+
+def test_the_trial_of_an_output_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/kept").touch()
+    check_folder("--out", tmp_path / "new/run")
+    check_folder("--out", tmp_path / "old")
+    check_writable("--json", tmp_path / "out.json")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"old", "old/kept"}

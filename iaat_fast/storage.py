@@ -1,14 +1,16 @@
-"""Files that are whole or absent: atomic replacement, JSON, and tensors read without running code."""
+"""What is on disk: files that are whole or absent, JSON, tensors read without running code, a content hash, a lock."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import io
 import json
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,3 +159,79 @@ def load_tensors(path: Path) -> Any:
     # Damaged bytes end in whatever torch's reader trips over; the disk itself has been read.
     except Exception as error:
         raise ValueError(f"{path}: not a readable checkpoint, probably cut short") from error
+
+
+def content_hash(value: Any) -> str:
+    """The SHA-256, in hexadecimal, of tensors, numbers, strings and None in dicts, lists and tuples.
+
+    Order counts, the kind of mapping or sequence does not; of a tensor its dtype, shape and elements
+    do, its device and strides do not.
+    """
+    hasher = hashlib.sha256()
+    _add(hasher, value)
+    return hasher.hexdigest()
+
+
+def _add(hasher: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        plain = value.detach().cpu().contiguous().reshape(-1)
+        hasher.update(plain.view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        hasher.update(f"mapping {len(value)};".encode())
+        for key, inner in value.items():
+            _add(hasher, key)
+            _add(hasher, inner)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        values = list(value)
+        hasher.update(f"sequence {len(values)};".encode())
+        for inner in values:
+            _add(hasher, inner)
+    else:
+        hasher.update(f"{type(value).__name__} {value!r};".encode())
+
+
+_held: set[int] = set()
+
+
+@contextlib.contextmanager
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is made if need be, for this process alone.
+
+    The folder itself is locked (flock), so nothing is left in it, and the lock of a process that is killed is free.
+    Where the file system has no such lock (some network ones), no one is kept out.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be made or opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"{folder}: another process is at work there; wait for it, or take another folder"
+        ) from None
+    except OSError:
+        return
+
+
+def _release_in_child() -> None:
+    """A forked worker would still hold the folder after its parent was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

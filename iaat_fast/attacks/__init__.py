@@ -1,18 +1,15 @@
 """L-infinity attacks on image classifiers, with a radius and a step size of its own for every sample."""
 
-from iaat_fast.attacks.apgd import APGD
-from iaat_fast.attacks.apgdt import APGDT
+from iaat_fast.attacks.apgd import APGD, APGDT
+from iaat_fast.attacks.call import AttackStats
 from iaat_fast.attacks.deepfool import DeepFool
-from iaat_fast.attacks.fabt import FABT
-from iaat_fast.attacks.fgsm import FGSM
+from iaat_fast.attacks.fab import FABT
+from iaat_fast.attacks.fgsm import FGSM, MIFGSM
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.masking import MaskingReport, masking_report
-from iaat_fast.attacks.mifgsm import MIFGSM
-from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.options import EngineOptions, scaled_step
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.attacks.square import Square
-from iaat_fast.attacks.stats import AttackStats
-from iaat_fast.attacks.step_size import scaled_step
 
 __all__ = [
     "APGD",

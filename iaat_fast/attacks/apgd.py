@@ -1,4 +1,4 @@
-"""APGD: PGD with momentum that finds its own step sizes."""
+"""APGD, PGD with momentum that finds its own step sizes, and APGDT, the same towards each of the likely classes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.active_set import WorstCase, active_rows, as_column, should_compact
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.attacks.targets import likely_targets
 
 # The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
@@ -95,7 +96,7 @@ class APGD(Attack):
     def _reads(self) -> bool:
         return super()._reads() or self.network.is_shadowed
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         state = self._begin(call, x_adv, rows)
@@ -112,13 +113,13 @@ class APGD(Attack):
             if self.early_stop:
                 fooled &= ~found[place]
             fooled = self._confirmed(state.x_adv, state.y, fooled)
-            kept[place] = torch.where(column(fooled, kept), state.x_adv, kept[place])
+            kept[place] = torch.where(as_column(fooled, kept), state.x_adv, kept[place])
             found[place] |= fooled
             self._compare(call, state, logits, first=step == 0)
             if step in periods:
                 self._halve(state, periods[step])
-            if self.early_stop and not call.coupled and looks(step, kept.device):
-                some = compacted(found[place])
+            if self.early_stop and not call.coupled and should_compact(step, kept.device):
+                some = active_rows(found[place])
                 if some is not None:
                     self._keep_best(kept, found, place, state)
                     state, place = state.only(some), place[some]
@@ -193,7 +194,7 @@ class APGD(Attack):
         )
         loss = (-loss if targeted else loss).to(state.best_loss.dtype)
         better = (loss > state.best_loss) | first
-        images = column(better, state.x_adv)
+        images = as_column(better, state.x_adv)
         state.best = torch.where(images, state.x_adv, state.best)
         state.best_grad = torch.where(images, state.grad, state.best_grad)
         state.best_loss = torch.where(better, loss, state.best_loss)
@@ -210,18 +211,96 @@ class APGD(Attack):
         stalled = ~state.halved & (state.best_loss <= state.checked_loss)
         halve = (state.raised <= self.rho * period) | stalled
         state.step = torch.where(halve, state.step / 2, state.step)
-        images = column(halve, state.x_adv)
+        images = as_column(halve, state.x_adv)
         state.x_adv = torch.where(images, state.best, state.x_adv)
         state.grad = torch.where(images, state.best_grad, state.grad)
         state.halved, state.checked_loss = halve, state.best_loss
         state.raised = torch.zeros_like(state.raised)
 
     def _keep_best(self, kept: Tensor, found: Tensor, place: Tensor, state: _State) -> None:
-        kept[place] = torch.where(column(found[place], kept), kept[place], state.best)
+        kept[place] = torch.where(as_column(found[place], kept), kept[place], state.best)
 
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
         """The true classes beside the targets, where the loss is to know them."""
         return None
+
+
+class APGDT(APGD):
+    """Targeted Auto-PGD: `APGD` towards each of the most likely wrong classes in turn.
+
+    A sample is fooled when it gets any wrong class, and later targets leave it out. With its defaults it is the
+    "apgd-t" of AutoAttack.
+
+    Args:
+        model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed: as `APGD`'s.
+        loss: "dlr", which needs at least 4 classes; "ce" or "cw".
+        n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
+            model has fewer, or masks some of them.
+        restarts, random_start: per target.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
+
+    Source: Croce and Hein 2020, Equation 7 and Section 5.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor = 8 / 255,
+        steps: int = 100,
+        *,
+        loss: str = "dlr",
+        n_target_classes: int = 9,
+        rho: float = 0.75,
+        restarts: int = 1,
+        random_start: bool = True,
+        lo: float = 0.0,
+        hi: float = 1.0,
+        bn: str = "eval",
+        precision: str = "fp32",
+        engine: str | EngineOptions = "auto",
+        early_stop: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
+        super().__init__(
+            model,
+            eps,
+            steps,
+            loss=loss,
+            rho=rho,
+            restarts=restarts,
+            random_start=random_start,
+            targeted="random",  # y is the true class and the goal another one; below, which
+            lo=lo,
+            hi=hi,
+            bn=bn,
+            precision=precision,
+            engine=engine,
+            early_stop=early_stop,
+            seed=seed,
+        )
+        self.n_target_classes = n_target_classes
+
+    def _reads(self) -> bool:
+        return True
+
+    def _attack(self, call: Call) -> Tensor:
+        with torch.no_grad():
+            logits = self.network.logits(call.x)
+        call.y = call.indexing(call.y, logits.shape[1])
+        self._look_at_masks(call, logits)
+        targets = likely_targets(logits, call.y, self.n_target_classes)
+        call.planned *= targets.shape[1]
+        worst = WorstCase(call)
+        for k, target in enumerate(targets.unbind(1)):
+            call.goal = target
+            self._run(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
+        return worst.images
+
+    def _source(self, call: Call, rows: Tensor) -> Tensor | None:
+        return call.y[rows % len(call.y)]
 
 
 @dataclasses.dataclass

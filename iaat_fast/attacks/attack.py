@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iaat_fast.attacks import inputs, losses
-from iaat_fast.attacks.call import Call, StepSize, prepare_call
+from iaat_fast.attacks.active_set import WorstCase
+from iaat_fast.attacks.call import AttackStats, Call, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
 from iaat_fast.attacks.model.mode import BN_MODES
 from iaat_fast.attacks.network import Network
-from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.stats import AttackStats
-from iaat_fast.attacks.survivors import WorstCase
+from iaat_fast.attacks.options import EngineOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
@@ -28,7 +27,7 @@ _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
 
 class Attack:
-    """Base of the L-infinity attacks. A subclass implements `_descend`, one run from given starts.
+    """Base of the L-infinity attacks. A subclass implements `_run_once`, one run from given starts.
 
     Args: as `PGD`'s; alpha is None for an attack that finds its own step sizes.
 
@@ -240,7 +239,7 @@ class Attack:
     def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""
         if self.restarts == 1 and not self.early_stop:
-            return self._descend(call, self._start(call, restart=0), None)[0]
+            return self._run_once(call, self._start(call, restart=0), None)[0]
         worst = WorstCase(call)
         self._run(call, worst, range(self.restarts))
         return worst.images
@@ -252,13 +251,13 @@ class Attack:
             if not len(rows):
                 break
             start = self._start(call, restart)[rows]
-            worst.take(rows, *self._descend(call, start, rows))
+            worst.take(rows, *self._run_once(call, start, rows))
 
     def _reads(self) -> bool:
         """Whether a call waits for the device on its way: then it may as well hear of bad values before it begins."""
         return self.restarts > 1 or self.early_stop
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One run from the images x_adv, which may be overwritten, on some rows of the call.
@@ -272,10 +271,10 @@ class Attack:
     def _start(self, call: Call, restart: int) -> Tensor:
         if call.start is not None:
             start = call.start.detach()
-            start = start if len(start) == call.rows else call.per_row(start)
+            start = start if len(start) == call.rows else call.per_candidate(start)
             return start.clone(memory_format=memory_format(call.x))
         if not self.random_start:
-            return call.per_row(call.x).clone(memory_format=memory_format(call.x))
+            return call.per_candidate(call.x).clone(memory_format=memory_format(call.x))
         lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
         call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)

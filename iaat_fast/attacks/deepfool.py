@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
+from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import column, compacted, looks
 from iaat_fast.attacks.targets import likely_targets
 from iaat_fast.ops import checks
 
@@ -81,7 +81,7 @@ class DeepFool(Attack):
     def _reads(self) -> bool:
         return True
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of all rows: there are no restarts to leave any out."""
@@ -94,8 +94,8 @@ class DeepFool(Attack):
             logits, grad = self._pull_back(call, state, 0)
             fooled = self._fooled(logits, state.y) & ~found[place]
             found[place] |= self._confirmed(state.x_adv, state.y, fooled)
-            if not call.coupled and looks(step, kept.device):
-                some = compacted(found[place])
+            if not call.coupled and should_compact(step, kept.device):
+                some = active_rows(found[place])
                 if some is not None:
                     kept[place] = state.x_adv
                     state, place = state.only(some), place[some]
@@ -108,10 +108,10 @@ class DeepFool(Attack):
 
     def _begin(self, call: Call, x_adv: Tensor) -> _State:
         with torch.no_grad():
-            logits = self.network.logits(call.per_row(call.x))
+            logits = self.network.logits(call.per_candidate(call.x))
         classes = logits.shape[1]
         call.y = call.indexing(call.y, classes)
-        x, y = call.per_row(call.x), call.per_row(call.y)
+        x, y = call.per_candidate(call.x), call.per_candidate(call.y)
         others = likely_targets(logits, y, self.candidates - 1)
         call.planned *= others.shape[1]
         return _State(
@@ -146,7 +146,7 @@ class DeepFool(Attack):
             distance = self._distance(state, logits, candidate, k)
             nearer = distance < nearest
             nearest = torch.where(nearer, distance, nearest)
-            grad = torch.where(column(nearer, grad), candidate, grad)
+            grad = torch.where(as_column(nearer, grad), candidate, grad)
         return nearest, grad
 
     def _distance(self, state: _State, logits: Tensor, grad: Tensor, k: int) -> Tensor:
@@ -157,11 +157,11 @@ class DeepFool(Attack):
 
     def _move(self, state: _State, found: Tensor, distance: Tensor, grad: Tensor) -> None:
         """Lines 10 and 11, with the overshoot in every iterate as in the authors' code; found rows stay."""
-        length = column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
-        radius = column(state.eps, grad).to(grad.dtype)
+        length = as_column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
+        radius = as_column(state.eps, grad).to(grad.dtype)
         delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
         moved = _project_linf(state.x + delta, state.x, state.eps, self.lo, self.hi)
-        stays = column(found, grad)
+        stays = as_column(found, grad)
         state.delta = torch.where(stays, state.delta, delta)
         state.x_adv = torch.where(stays, state.x_adv, moved)
 

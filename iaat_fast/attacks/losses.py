@@ -59,11 +59,11 @@ def value(
         ValueError: the loss needs more classes than the logits have.
     """
     if loss == "kl":
-        log_p = _per_row(goal, logits)
+        log_p = _per_candidate(goal, logits)
         terms = log_p.exp() * (log_p - logits.log_softmax(1))
         return terms.masked_fill(log_p == -torch.inf, 0.0).sum(1)  # lim p log p, not 0 * inf
     _check_classes(loss, logits, targeted)
-    goal = _per_candidate(goal, logits)
+    goal = _per_candidate(goal, logits).view(-1, 1)
     if loss == "ce":
         others = logits.scatter(1, goal, -torch.inf)
         return others.logsumexp(1) - logits.gather(1, goal)[:, 0]
@@ -113,11 +113,13 @@ def cotangent(
     # The op above widens what it reads.
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if loss == "kl":
-        return _kl_cotangent(logits, _per_row(goal, logits), saturation_proof=saturation_proof)
+        return _kl_cotangent(
+            logits, _per_candidate(goal, logits), saturation_proof=saturation_proof
+        )
     _check_classes(loss, logits, targeted)
     if loss == "ce":
         return softmax_minus_onehot(logits, goal)
-    goal = _per_candidate(goal, logits)
+    goal = _per_candidate(goal, logits).view(-1, 1)
     rival = _rival(loss, logits, goal, source)
     one, result = logits.new_ones(len(logits), 1), torch.zeros_like(logits)
     if loss == "cw":
@@ -162,7 +164,7 @@ def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> T
 def _rival(loss: str, logits: Tensor, goal: Tensor, source: Tensor | None) -> Tensor:
     """[K*N, 1], the class that the goal is compared with: the source of a DLR, else the strongest other one."""
     if source is not None and loss == "dlr":
-        return _per_candidate(source, logits)
+        return _per_candidate(source, logits).view(-1, 1)
     return logits.scatter(1, goal, -torch.inf).argmax(1, keepdim=True)
 
 
@@ -178,12 +180,9 @@ def _is_infinite(margin: Tensor, spread: Tensor) -> Tensor:
     return margin.isinf() | spread.isinf()
 
 
-def _per_candidate(classes: Tensor, logits: Tensor) -> Tensor:
-    return classes.repeat(len(logits) // max(len(classes), 1)).view(-1, 1)
-
-
-def _per_row(log_p: Tensor, logits: Tensor) -> Tensor:
-    return log_p.repeat(len(logits) // max(len(log_p), 1), 1)
+def _per_candidate(goal: Tensor, logits: Tensor) -> Tensor:
+    """Classes [N] or log-probabilities [N, C], repeated for the logits [K*N, C] of K candidates."""
+    return goal.repeat(len(logits) // max(len(goal), 1), *[1] * (goal.dim() - 1))
 
 
 def _check_classes(loss: str, logits: Tensor, targeted: bool) -> None:

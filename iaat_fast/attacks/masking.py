@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
-from iaat_fast.attacks.call import StepSize
 from iaat_fast.attacks.fgsm import FGSM
+from iaat_fast.attacks.options import StepSize
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.ops import checks, primitives
 

@@ -1,17 +1,18 @@
-"""How an attack computes: its precision and its engine, resolved for a device."""
+"""What an attack is given: its step size, and its precision and engine, resolved for a device."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
-Engine = Literal["auto", "exact", "fast"] | "EngineOptions"
+StepSize = float | Tensor | Callable[[Tensor], Tensor]
+"""A step size, one per sample, or a function of the radii [N], such as `scaled_step(steps)`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,3 +104,19 @@ def resolve_engine(engine: str | EngineOptions, precision: str) -> EngineOptions
     if engine == "exact":
         return EXACT
     return PLAIN if engine == "auto" and precision == "fp32" else FAST
+
+
+def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor]:
+    """The step size max(eps / (steps / 2), floor): the whole ball can be crossed in `steps` steps.
+
+    Pass it as `PGD(alpha=scaled_step(10))`. Source: the authors' released code for IAAT.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: {steps}, expected at least 1")
+    if not floor > 0:
+        raise ValueError(f"floor: {floor}, expected a number > 0")
+
+    def alpha(eps: Tensor) -> Tensor:
+        return (eps / (0.5 * steps)).clamp(min=floor)
+
+    return alpha

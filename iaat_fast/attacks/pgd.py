@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.call import Call, StepSize
-from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import column, compacted, looks
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.options import EngineOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -107,12 +107,12 @@ class PGD(Attack):
             loss=loss,
         )
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         run = self._begin(call, x_adv, rows)
         if self.early_stop:
-            return self._descend_to_first(call, run)
+            return self._run_to_first(call, run)
         if self.network.captures(x_adv) and self.network.classes is not None:
             self._replay(call, run, self.network.classes)
         else:
@@ -122,14 +122,14 @@ class PGD(Attack):
             return x_adv, run.y, run.eps
         return x_adv, *self._verdict(call, x_adv, run.y)
 
-    def _descend_to_first(self, call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    def _run_to_first(self, call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Keep every row's first iterate that fools the model; rows that have one leave the batch."""
         kept, y = run.x_adv.clone(), run.y
         found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
         place = torch.arange(len(kept), device=kept.device)  # of the run's rows in `kept`
         for step in range(self.steps):
-            if not call.coupled and looks(step, kept.device):
-                rows = compacted(found[place])
+            if not call.coupled and should_compact(step, kept.device):
+                rows = active_rows(found[place])
                 if rows is not None:
                     run, place = run.only(rows), place[rows]
                     if not len(rows):
@@ -138,10 +138,10 @@ class PGD(Attack):
             logits = self._step(call, run)
             fooled = self._fooled(logits, run.y) & ~found[place]
             fooled = self._confirmed(before, run.y, fooled)
-            kept[place] = torch.where(column(fooled, kept), before, kept[place])
+            kept[place] = torch.where(as_column(fooled, kept), before, kept[place])
             found[place] |= fooled
         last = found[place] if len(place) else found[:0]
-        kept[place] = torch.where(column(last, kept), kept[place], run.x_adv)
+        kept[place] = torch.where(as_column(last, kept), kept[place], run.x_adv)
         fooled, loss = self._verdict(call, kept, y)
         return kept, found | fooled, loss
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import column, compacted, looks
 from iaat_fast.ops import checks, primitives
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -129,13 +129,13 @@ class Square(Attack):
 
     def _corners(self, call: Call) -> tuple[Tensor, Tensor]:
         """x + eps and x - eps, within the box: all that a pixel is ever set to."""
-        x = call.per_row(call.x)
+        x = call.per_candidate(call.x)
         return (
             _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi),
             _project_linf(torch.full_like(x, self.lo), call.x, call.eps, self.lo, self.hi),
         )
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert rows is not None
@@ -146,8 +146,8 @@ class Square(Attack):
         for query in range(self.steps + 1):
             tried = self._proposal(call, state, query) if query else state.best
             self._judge(call, state, tried, found, place, first=query == 0)
-            if not call.coupled and looks(query, kept.device):
-                some = compacted(found[place])
+            if not call.coupled and should_compact(query, kept.device):
+                some = active_rows(found[place])
                 if some is not None:
                     kept[place], loss[place] = state.best, state.loss
                     state, place = state.only(some), place[some]
@@ -200,7 +200,7 @@ class Square(Attack):
         searching = ~found[place]
         fooled = self._confirmed(tried, state.y, self._fooled(logits, state.y) & searching)
         better = (loss > state.loss) & searching | fooled
-        state.best = torch.where(column(better, tried), tried, state.best)
+        state.best = torch.where(as_column(better, tried), tried, state.best)
         state.loss = torch.where(better, loss, state.loss)
         found[place] |= fooled
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks.active_set import active_rows, as_column
 from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.survivors import column, compacted
 
 logger = logging.getLogger("iaat_fast")
 
@@ -183,15 +183,15 @@ def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: 
         rows = _rows(attack, is_third)
         third = _attacked_there(attack, batch, rows, is_third, candidates.eps[2], 2, second)
     # Not by a list of rows, whose length the host would have to wait for.
-    chosen = torch.where(column(choice == 0, first), first, second)
-    return torch.where(column(is_third, first), third, chosen)
+    chosen = torch.where(as_column(choice == 0, first), first, second)
+    return torch.where(as_column(is_third, first), third, chosen)
 
 
 def _rows(attack: Attack, wanted: Tensor) -> Tensor:
     """int64, the rows that are wanted; where steps are captured, filled up with others to one of few sizes."""
     if attack.bn != "eval" or wanted.device.type not in _PADDED_ON:
         return wanted.nonzero()[:, 0]
-    rows = compacted(~wanted)
+    rows = active_rows(~wanted)
     return torch.arange(len(wanted), device=wanted.device) if rows is None else rows
 
 
@@ -209,7 +209,7 @@ def _attacked_there(
         return others
     made = others.clone()
     made[rows] = batch.some(rows).attacked(attack, eps[rows], candidate)
-    return torch.where(column(wanted, made), made, others)
+    return torch.where(as_column(wanted, made), made, others)
 
 
 def _with_third(logits: list[Tensor]) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import inputs
+from iaat_fast.attacks import AttackStats, inputs
 from iaat_fast.attacks.model import attacked, logits_of
-from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct
 from iaat_fast.malloc import no_malloc_trim

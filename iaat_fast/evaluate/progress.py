@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.attacks import AttackStats
 
 _COUNTS = ("total", "zero", "nan", "gradients")
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.attacks import AttackStats
 from iaat_fast.evaluate.results import (
     LABELS,
     OVERWRITE,

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import ops
-from iaat_fast.attacks import PGD, inputs
-from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.attacks import PGD, AttackStats, inputs
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.progress import Tally, WorkEstimator, charge, expected_passes
 

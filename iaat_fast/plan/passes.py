@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from iaat_fast.attacks.survivors import bucket
+from iaat_fast.attacks.active_set import bucket
 from iaat_fast.train.config import TrainConfig
 
 Kind = Literal["forward", "gradient", "update"]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iaat_fast.attacks import AttackStats
 from iaat_fast.attacks.cudagraph import capture_cuda
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.stats import AttackStats
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import Drawn
 from iaat_fast.train.optim import rate_on_device

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks.stats import AttackStats
+from iaat_fast.attacks import AttackStats
 from iaat_fast.data import Samples
 from iaat_fast.evaluate import RobustResult, natural_verdicts, robust_accuracy
 from iaat_fast.train.config import EvaluationConfig

@@ -1,4 +1,4 @@
-"""Precision, engine and what the network may not do: options, refusals, and who leaves an attack early."""
+"""Precision, engine and what the network may not do: options, refusals, and which samples leave an attack early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD, EngineOptions, options
-from iaat_fast.attacks.survivors import bucket, compacted
 
 
 @pytest.mark.parametrize(
@@ -100,32 +99,6 @@ def test_tf32_is_restored(net: nn.Module, x: Tensor, y: Tensor) -> None:
     PGD(model, precision="tf32", steps=1)(x, y)
     assert seen == [(True, True)]
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
-
-
-@pytest.mark.parametrize(
-    ("active", "n", "size"),
-    [
-        *[(8, 8, 8), (7, 8, 8), (6, 8, 6), (5, 8, 6), (4, 8, 4), (3, 8, 3), (1, 8, 1), (0, 8, 0)],
-        *[(1, 1, 1), (65, 128, 96), (64, 128, 64), (33, 128, 48), (3, 7, 3), (0, 1, 0)],
-    ],
-)
-def test_buckets_are_few_and_hold_the_active_rows(active: int, n: int, size: int) -> None:
-    assert bucket(active, n) == size
-
-
-def test_the_number_of_bucket_sizes_grows_with_the_logarithm() -> None:
-    sizes = {bucket(active, 1024) for active in range(1025)}
-    assert len(sizes) <= 2 * 10 + 2
-    assert all(bucket(active, 1024) >= active for active in range(1025))
-
-
-def test_compaction_keeps_the_active_rows_first() -> None:
-    found = torch.tensor([True, False, True, True, False, True, True, True])
-    rows = compacted(found)
-    assert rows is not None
-    assert rows.tolist() == [1, 4]
-    assert compacted(torch.zeros(4, dtype=torch.bool)) is None
-    assert compacted(torch.ones(4, dtype=torch.bool)).tolist() == []  # type: ignore[union-attr]
 
 
 def plain_early_stop(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, steps: int) -> Tensor:

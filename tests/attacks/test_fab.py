@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import FABT
-from iaat_fast.attacks.hyperplane import step_to_hyperplane
+from iaat_fast.attacks.fab import step_to_hyperplane
 from tests.attacks.watched import Watched
 
 

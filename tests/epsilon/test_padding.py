@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD
-from iaat_fast.attacks.survivors import bucket
+from iaat_fast.attacks.active_set import bucket
 from iaat_fast.epsilon import EpsilonMemory, Selection, strategies
 from tests.attacks.test_cudagraph import played
 

@@ -91,7 +91,7 @@ def test_the_loop_does_not_wait_for_the_device(
     x, y = batch
     pgd = PGD(net, 0.05, 0.01, 5, seed=0, **options)
     pgd(x, y)  # compiled, loaded
-    descend, guarded = PGD._descend, []
+    descend, guarded = PGD._run_once, []
 
     def without_waiting(*args: Any) -> Any:
         torch.cuda.synchronize()
@@ -102,7 +102,7 @@ def test_the_loop_does_not_wait_for_the_device(
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(PGD, "_descend", without_waiting)
+    monkeypatch.setattr(PGD, "_run_once", without_waiting)
     pgd(x, y)
     pgd(
         x,

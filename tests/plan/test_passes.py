@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import models
-from iaat_fast.attacks.survivors import bucket
+from iaat_fast.attacks.active_set import bucket
 from iaat_fast.epsilon import EpsilonMemory, strategies
 from iaat_fast.epsilon.memory import Selection
 from iaat_fast.plan.passes import Fooled, Phase, phases, stages

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import attacks, ops
-from iaat_fast.attacks.call import StepSize
+from iaat_fast.attacks.options import StepSize
 from iaat_fast.train.config import AttackConfig, TrainConfig
 from iaat_fast.train.seeds import Stream, stream_seed
 

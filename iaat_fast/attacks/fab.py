@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks.active_set import WorstCase, active_rows, as_column, should_compact
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.hyperplane import step_to_hyperplane
 from iaat_fast.attacks.options import EngineOptions
-from iaat_fast.attacks.survivors import WorstCase, column, compacted, looks
 from iaat_fast.attacks.targets import likely_targets
 from iaat_fast.ops import checks
 
@@ -130,14 +129,14 @@ class FABT(Attack):
         if call.start is not None:
             return super()._start(call, restart).clamp(self.lo, self.hi)
         if restart % self.restarts == 0:
-            return call.per_row(call.x).clamp(self.lo, self.hi)
+            return call.per_candidate(call.x).clamp(self.lo, self.hi)
         call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self.lo, self.hi)
 
     def _reads(self) -> bool:
         return True
 
-    def _descend(
+    def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss by which `WorstCase` orders images that do not fool within the radius is minus their distance."""
@@ -145,8 +144,8 @@ class FABT(Attack):
         state = self._begin(call, x_adv, rows)
         whole, place = state, torch.arange(len(rows), device=rows.device)
         for step in range(self.steps):
-            if not call.coupled and looks(step, rows.device):
-                some = compacted(self._done(state))
+            if not call.coupled and should_compact(step, rows.device):
+                some = active_rows(self._done(state))
                 if some is not None:
                     whole.put(place, state)
                     state, place = state.only(some), place[some]
@@ -201,7 +200,7 @@ class FABT(Attack):
         moved = moved.clamp(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
         logits, fooled = self._keep_nearer(state, moved)
         back = state.x + self.beta * (moved - state.x)
-        state.x_adv = torch.where(column(fooled, back), back, moved)
+        state.x_adv = torch.where(as_column(fooled, back), back, moved)
         state.ahead = torch.where(fooled, torch.nan, _ahead(logits, state.target, state.y).to(wide))
 
     def _pull_back(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
@@ -224,7 +223,7 @@ class FABT(Attack):
         wide = state.distance.dtype
         distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
         nearer = fooled & (distance < state.distance) & ~self._done(state)
-        state.best = torch.where(column(nearer, images), images, state.best)
+        state.best = torch.where(as_column(nearer, images), images, state.best)
         state.distance = torch.where(nearer, distance, state.distance)
         return logits, fooled
 
@@ -240,7 +239,7 @@ class FABT(Attack):
         for _ in range(self.search_steps):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
-            tried = (some.x + column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
+            tried = (some.x + as_column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
             logits, fooled = self._keep_nearer(some, tried)
             margin = _margin(logits, some.y)
             inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
@@ -250,7 +249,7 @@ class FABT(Attack):
     def _within_radius(self, state: _State) -> tuple[Tensor, Tensor, Tensor]:
         """The images, clipped to the radius where they lie outside; whether they fool; minus how far they were."""
         near = state.distance <= state.eps
-        best = torch.where(column(state.distance.isfinite(), state.x), state.best, state.x_adv)
+        best = torch.where(as_column(state.distance.isfinite(), state.x), state.best, state.x_adv)
         rows = (~near).nonzero()[:, 0]
         if len(rows):
             clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
@@ -294,3 +293,41 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def _ahead(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
     return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1)))[:, 0]
+
+
+def step_to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, lo: float, hi: float) -> Tensor:
+    """The smallest step d, in the L-infinity norm, with <w, d> = gap and x + d in [lo, hi].
+
+    Where the hyperplane misses the box, d goes as far towards it as the box allows.
+
+    With a step of size t every pixel moves by min(t, its room in the direction of w), so <w, d> is a concave function
+    of t, piecewise linear; Newton's method from t = 0 climbs it from below and meets the solution after as many steps
+    as pieces it crosses, at worst. In practice that is about five passes over the images, where the paper's algorithm
+    sorts them.
+
+    Args:
+        x: points [N, D] in the box, float32 or float64.
+        w: normals [N, D].
+        gap: [N], what is missing: b - <w, x> for the hyperplane <w, .> = b.
+
+    Returns:
+        [N, D]. Entries of w that are 0 give 0.
+
+    Source: the problem: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
+        attack", the projection onto a hyperplane and the box; the algorithm: derived here.
+    """
+    way = torch.where((gap < 0).unsqueeze(1), -w, w)
+    room = torch.where(way > 0, hi - x, x - lo).clamp(min=0)
+    weight, missing = w.abs(), gap.abs()
+    size = torch.zeros_like(gap)
+    moving_before = torch.full_like(gap, -1, dtype=torch.int64)
+    while True:
+        moving = room > size.unsqueeze(1)
+        count = moving.sum(1)
+        if torch.equal(count, moving_before):
+            break  # no more pieces were crossed: the last step was exact
+        reached = (weight * torch.minimum(room, size.unsqueeze(1))).sum(1)
+        step = (missing - reached) / (weight * moving).sum(1)
+        size = torch.where(step > 0, size + step, size)
+        moving_before = count
+    return torch.minimum(room, size.unsqueeze(1)) * way.sign()

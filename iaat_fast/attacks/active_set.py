@@ -24,7 +24,7 @@ class WorstCase:
     """
 
     def __init__(self, call: Call, *, drop: bool = True) -> None:
-        self.images = call.per_row(call.x).clone(memory_format=memory_format(call.x))
+        self.images = call.per_candidate(call.x).clone(memory_format=memory_format(call.x))
         self._loss = call.eps.new_full((call.rows,), -torch.inf)
         self._all = torch.arange(call.rows, device=call.x.device)
         self._fallen = torch.zeros(call.rows, dtype=torch.bool, device=call.x.device)
@@ -45,24 +45,24 @@ class WorstCase:
             worse |= fooled
             worse &= ~self._fallen[rows]
         # Not by a mask as an index, whose entries the host would have to count.
-        self.images[rows] = torch.where(column(worse, x_adv), x_adv, self.images[rows])
+        self.images[rows] = torch.where(as_column(worse, x_adv), x_adv, self.images[rows])
         self._loss[rows] = torch.where(worse, loss, self._loss[rows])
         if self._drop:
             self._fallen[rows] |= fooled
             self._standing = None
 
 
-def column(per_row: Tensor, images: Tensor) -> Tensor:
+def as_column(values: Tensor, images: Tensor) -> Tensor:
     """[n] as [n, 1, ...], to be broadcast over images [n, ...]."""
-    return per_row.view(-1, *[1] * (images.dim() - 1))
+    return values.view(-1, *[1] * (images.dim() - 1))
 
 
-def looks(step: int, device: torch.device) -> bool:
+def should_compact(step: int, device: torch.device) -> bool:
     """Whether an attack that stops early looks, before this step, at who is left."""
     return step % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0
 
 
-def compacted(found: Tensor) -> Tensor | None:
+def active_rows(found: Tensor) -> Tensor | None:
     """The rows to go on with, where that makes a smaller batch: int64, those not found first; None to keep all.
 
     The sizes are those of `bucket`, filled up with rows that have been found, so that kernels are chosen, and graphs

@@ -1,6 +1,11 @@
-"""Who is still worth a step: the worst case over restarts, and the active rows of one run."""
+"""Which rows are still worth a step: the worst case over restarts, and the active rows of one run."""
 
 from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -8,9 +13,9 @@ from torch import Tensor
 from iaat_fast.attacks.call import Call
 from iaat_fast.ops.layout import memory_format
 
-# How often an attack that stops early looks at who is left. On an accelerator a look makes the host wait.
-_LOOK_EVERY = {"cpu": 1}
-_LOOK_EVERY_ELSEWHERE = 5
+# After how many steps an attack that stops early asks who is left. On an accelerator the answer makes the host wait.
+_COMPACT_EVERY = {"cpu": 1}
+_COMPACT_EVERY_ELSEWHERE = 5
 
 
 class WorstCase:
@@ -20,7 +25,7 @@ class WorstCase:
     one that never falls keeps its iterate of largest loss. Batch statistics tie rows together: then all of them run
     each time, and fallen ones keep what they have.
 
-    With drop=False nobody is left out, and each row keeps its images of largest loss, fallen or not.
+    With drop=False no row is left out, and each keeps its images of largest loss, fallen or not.
     """
 
     def __init__(self, call: Call, *, drop: bool = True) -> None:
@@ -52,21 +57,82 @@ class WorstCase:
             self._standing = None
 
 
-def as_column(values: Tensor, images: Tensor) -> Tensor:
-    """[n] as [n, 1, ...], to be broadcast over images [n, ...]."""
-    return values.view(-1, *[1] * (images.dim() - 1))
+@dataclasses.dataclass
+class RunState:
+    """What one run knows of its n rows: each field a tensor [n, ...], or None.
+
+    A step replaces tensors and does not write into them, since several names may share one.
+
+    found: bool [n], rows that need no further step.
+    results: the fields that are still wanted of a row after it has left the batch.
+    """
+
+    results: ClassVar[tuple[str, ...]]
+    found: Tensor
+
+    def only(self, rows: Tensor) -> Self:
+        """The state of some of the rows, by their place."""
+        some = copy.copy(self)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            setattr(some, field.name, None if value is None else value[rows])
+        return some
+
+    def put(self, rows: Tensor, some: Self) -> None:
+        """Take over the results of some of the rows, by their place."""
+        for name in self.results:
+            setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
+
+
+_State = TypeVar("_State", bound=RunState)
+
+
+def run_active(
+    state: _State,
+    step: Callable[[_State, int], None],
+    steps: int,
+    *,
+    shrinks: bool,
+    compact_from: int = 0,
+) -> _State:
+    """Take steps on the rows that are not found yet, in a batch that shrinks as rows are found.
+
+    Args:
+        state: of all rows, before the first step.
+        step: one step, given the state of the rows that are left, which it changes, and its number, counted from 0.
+        steps: how many.
+        shrinks: whether rows may leave; not where batch statistics tie them together.
+        compact_from: number of the first step before which they may.
+
+    Returns:
+        The state of all rows. Of its tensors the `results` are up to date.
+    """
+    whole, place = state, None
+    for number in range(steps):
+        if shrinks and should_compact(number - compact_from, state.found.device):
+            rows = active_rows(state.found)
+            if rows is not None:
+                if place is not None:
+                    whole.put(place, state)
+                state, place = state.only(rows), rows if place is None else place[rows]
+                if not len(rows):
+                    break
+        step(state, number)
+    if place is not None:
+        whole.put(place, state)
+    return whole
 
 
 def should_compact(step: int, device: torch.device) -> bool:
-    """Whether an attack that stops early looks, before this step, at who is left."""
-    return step % _LOOK_EVERY.get(device.type, _LOOK_EVERY_ELSEWHERE) == 0
+    """Whether to ask, before a step of this number, who is left. Below 0 nothing is known yet."""
+    return step >= 0 and step % _COMPACT_EVERY.get(device.type, _COMPACT_EVERY_ELSEWHERE) == 0
 
 
 def active_rows(found: Tensor) -> Tensor | None:
-    """The rows to go on with, where that makes a smaller batch: int64, those not found first; None to keep all.
+    """The rows that stay, where that makes a smaller batch: int64, those not found first; None where all stay.
 
     The sizes are those of `bucket`, filled up with rows that have been found, so that kernels are chosen, and graphs
-    captured, for few shapes.
+    captured, for few shapes. Reads one number from the device.
 
     Args:
         found: bool [n], rows that need no further step.
@@ -81,3 +147,8 @@ def bucket(active: int, n: int) -> int:
         return 0
     sizes = (-(-n * quarters // 2**k) for k in range(2, n.bit_length() + 3) for quarters in (4, 3))
     return min(size for size in sizes if size >= active)
+
+
+def as_column(values: Tensor, images: Tensor) -> Tensor:
+    """Values [n] as [n, 1, ...], which broadcast over images [n, ...]."""
+    return values.view(-1, *[1] * (images.dim() - 1))

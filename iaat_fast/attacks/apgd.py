@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
-from iaat_fast.attacks.active_set import WorstCase, active_rows, as_column, should_compact
+from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
@@ -99,37 +99,25 @@ class APGD(Attack):
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        state = self._begin(call, x_adv, rows)
-        y = state.y
-        kept = x_adv.clone()
-        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
-        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
         periods = checkpoints(self.steps)
-        for step in range(self.steps + 1):
-            if step:
-                self._move(call, state, first=step == 1)
-            logits = self._look(call, state, gradient=step < self.steps)
-            fooled = self._fooled(logits, state.y)
-            if self.early_stop:
-                fooled &= ~found[place]
-            fooled = self._confirmed(state.x_adv, state.y, fooled)
-            kept[place] = torch.where(as_column(fooled, kept), state.x_adv, kept[place])
-            found[place] |= fooled
-            self._compare(call, state, logits, first=step == 0)
-            if step in periods:
-                self._halve(state, periods[step])
-            if self.early_stop and not call.coupled and should_compact(step, kept.device):
-                some = active_rows(found[place])
-                if some is not None:
-                    self._keep_best(kept, found, place, state)
-                    state, place = state.only(some), place[some]
-                    if not len(some):
-                        break
-        self._keep_best(kept, found, place, state)
+
+        def step(state: _State, number: int) -> None:
+            if number:
+                self._move(call, state, first=number == 1)
+            logits = self._look(call, state, gradient=number < self.steps)
+            self._keep_fooling(state, logits)
+            self._compare(call, state, logits, first=number == 0)
+            if number in periods:
+                self._halve(state, periods[number])
+
+        state = self._begin(call, x_adv, rows)
+        shrinks = self.early_stop and not call.coupled
+        state = run_active(state, step, self.steps + 1, shrinks=shrinks, compact_from=1)
+        x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.best)
         if rows is None:
-            return kept, found, state.best_loss
-        fooled, loss = self._verdict(call, kept, y)
-        return kept, found | fooled, loss
+            return x_adv, state.found, state.best_loss
+        fooled, loss = self._verdict(call, x_adv, state.y)
+        return x_adv, state.found | fooled, loss
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> _State:
         if rows is None:
@@ -137,6 +125,8 @@ class APGD(Attack):
         n, eps = len(call.y), call.eps[rows]
         loss = eps.new_full((len(rows),), -torch.inf)
         return _State(
+            found=torch.zeros_like(rows, dtype=torch.bool),
+            kept=x_adv,
             rows=rows,
             x=call.x[rows % n],
             y=call.y[rows % n],
@@ -182,6 +172,15 @@ class APGD(Attack):
         call.count(state.grad)
         return logits
 
+    def _keep_fooling(self, state: _State, logits: Tensor) -> None:
+        """Keep the iterates that fool the model: the first ones with early_stop, else the last ones."""
+        fooled = self._fooled(logits, state.y)
+        if self.early_stop:
+            fooled &= ~state.found
+        fooled = self._confirmed(state.x_adv, state.y, fooled)
+        state.kept = torch.where(as_column(fooled, state.kept), state.x_adv, state.kept)
+        state.found = state.found | fooled
+
     def _compare(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
         """Lines 3 to 5 and 9: the best iterates so far, and the count of steps that have raised the loss."""
         targeted = self.targeted is not False
@@ -216,9 +215,6 @@ class APGD(Attack):
         state.grad = torch.where(images, state.best_grad, state.grad)
         state.halved, state.checked_loss = halve, state.best_loss
         state.raised = torch.zeros_like(state.raised)
-
-    def _keep_best(self, kept: Tensor, found: Tensor, place: Tensor, state: _State) -> None:
-        kept[place] = torch.where(as_column(found[place], kept), kept[place], state.best)
 
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
         """The true classes beside the targets, where the loss is to know them."""
@@ -296,7 +292,7 @@ class APGDT(APGD):
         worst = WorstCase(call)
         for k, target in enumerate(targets.unbind(1)):
             call.goal = target
-            self._run(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
+            self._run_restarts(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
         return worst.images
 
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
@@ -304,9 +300,11 @@ class APGDT(APGD):
 
 
 @dataclasses.dataclass
-class _State:
-    """What one run knows of every row. Tensors are replaced, never written into: several names may share one."""
+class _State(RunState):
+    """kept: the iterates that fool the model, of the rows that are found; best: those of largest loss."""
 
+    results = ("found", "kept", "best")
+    kept: Tensor
     rows: Tensor
     x: Tensor
     y: Tensor
@@ -322,10 +320,6 @@ class _State:
     checked_loss: Tensor
     raised: Tensor
     halved: Tensor
-
-    def only(self, some: Tensor) -> _State:
-        """Some of the rows, by their place."""
-        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
 
 
 def checkpoints(steps: int) -> dict[int, int]:

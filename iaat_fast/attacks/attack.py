@@ -241,10 +241,10 @@ class Attack:
         if self.restarts == 1 and not self.early_stop:
             return self._run_once(call, self._start(call, restart=0), None)[0]
         worst = WorstCase(call)
-        self._run(call, worst, range(self.restarts))
+        self._run_restarts(call, worst, range(self.restarts))
         return worst.images
 
-    def _run(self, call: Call, worst: WorstCase, restarts: range) -> None:
+    def _run_restarts(self, call: Call, worst: WorstCase, restarts: range) -> None:
         """Restarts of these numbers, which their noise follows, on the rows still standing."""
         for restart in restarts:
             rows = worst.rows()
@@ -317,6 +317,21 @@ class Attack:
             # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
             saturation_proof=self.network.saturation_proof,
         )
+
+    def _lead_gradient(
+        self, call: Call, x_adv: Tensor, target: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [n, C] at x_adv, and the gradient of how far the target is ahead of the true class in them."""
+
+        def cotangent(logits: Tensor) -> Tensor:
+            one = logits.new_ones(len(logits), 1)
+            ahead = torch.zeros_like(logits).scatter_(1, target.view(-1, 1), one)
+            return ahead.scatter_(1, y.view(-1, 1), -one)
+
+        logits, grad = self.network.pull_back(x_adv, cotangent)
+        call.count(grad)
+        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
+        return logits, grad
 
     def _verdict(self, call: Call, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """By the live model: whether images fool it, and how much, for choosing among those that do not."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
+from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
@@ -86,25 +86,16 @@ class DeepFool(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of all rows: there are no restarts to leave any out."""
         assert rows is None
+
+        def step(state: _State, number: int) -> None:
+            if number:
+                self._move(state, *self._nearest(call, state))
+            if number < self.steps:
+                self._look(call, state)
+
         state = self._begin(call, x_adv)
-        kept, y = x_adv.clone(), state.y
-        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
-        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
-        for step in range(self.steps):
-            logits, grad = self._pull_back(call, state, 0)
-            fooled = self._fooled(logits, state.y) & ~found[place]
-            found[place] |= self._confirmed(state.x_adv, state.y, fooled)
-            if not call.coupled and should_compact(step, kept.device):
-                some = active_rows(found[place])
-                if some is not None:
-                    kept[place] = state.x_adv
-                    state, place = state.only(some), place[some]
-                    logits, grad = logits[some], grad[some]
-                    if not len(some):
-                        break
-            self._move(state, found[place], *self._nearest(call, state, logits, grad))
-        kept[place] = state.x_adv
-        return kept, found, y
+        state = run_active(state, step, self.steps + 1, shrinks=not call.coupled, compact_from=1)
+        return state.x_adv, state.found, state.y
 
     def _begin(self, call: Call, x_adv: Tensor) -> _State:
         with torch.no_grad():
@@ -115,34 +106,31 @@ class DeepFool(Attack):
         others = likely_targets(logits, y, self.candidates - 1)
         call.planned *= others.shape[1]
         return _State(
+            found=torch.zeros_like(y, dtype=torch.bool),
             x=x,
             y=y,
             eps=call.eps,
             x_adv=x_adv,
             delta=torch.zeros_like(x_adv),
             others=others,
+            logits=logits,
+            grad=torch.zeros_like(x_adv),
         )
 
-    def _pull_back(self, call: Call, state: _State, k: int) -> tuple[Tensor, Tensor]:
-        """The logits, and the gradient of what the k-th other class is ahead of the true one."""
+    def _look(self, call: Call, state: _State) -> None:
+        """The logits at the iterates and the first other class's gradient; who fools the model is found."""
+        state.logits, state.grad = self._lead_gradient(
+            call, state.x_adv, state.others[:, 0], state.y
+        )
+        fooled = self._fooled(state.logits, state.y) & ~state.found
+        state.found = state.found | self._confirmed(state.x_adv, state.y, fooled)
 
-        def cotangent(logits: Tensor) -> Tensor:
-            one = logits.new_ones(len(logits), 1)
-            ahead = torch.zeros_like(logits).scatter_(1, state.others[:, k : k + 1], one)
-            return ahead.scatter_(1, state.y.view(-1, 1), -one)
-
-        logits, grad = self.network.pull_back(state.x_adv, cotangent)
-        call.count(grad)
-        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
-        return logits, grad
-
-    def _nearest(
-        self, call: Call, state: _State, logits: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Lines 5 to 9: the distance to the nearest boundary, and its gradient; those of class 0 are given."""
-        nearest = self._distance(state, logits, grad, 0)
+    def _nearest(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
+        """Lines 5 to 9: the distance to the nearest boundary, and the gradient of its class."""
+        grad = state.grad
+        nearest = self._distance(state, state.logits, grad, 0)
         for k in range(1, state.others.shape[1]):
-            logits, candidate = self._pull_back(call, state, k)
+            logits, candidate = self._lead_gradient(call, state.x_adv, state.others[:, k], state.y)
             distance = self._distance(state, logits, candidate, k)
             nearer = distance < nearest
             nearest = torch.where(nearer, distance, nearest)
@@ -155,28 +143,27 @@ class DeepFool(Attack):
         )
         return behind[:, 0].abs() / (grad.flatten(1).to(logits.dtype).abs().sum(1) + _TINY)
 
-    def _move(self, state: _State, found: Tensor, distance: Tensor, grad: Tensor) -> None:
+    def _move(self, state: _State, distance: Tensor, grad: Tensor) -> None:
         """Lines 10 and 11, with the overshoot in every iterate as in the authors' code; found rows stay."""
         length = as_column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
         radius = as_column(state.eps, grad).to(grad.dtype)
         delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
         moved = _project_linf(state.x + delta, state.x, state.eps, self.lo, self.hi)
-        stays = as_column(found, grad)
+        stays = as_column(state.found, grad)
         state.delta = torch.where(stays, state.delta, delta)
         state.x_adv = torch.where(stays, state.x_adv, moved)
 
 
 @dataclasses.dataclass
-class _State:
-    """What a run knows of every row."""
+class _State(RunState):
+    """others: int64 [n, T], the wrong classes that are tried; logits, grad: those of the last look at x_adv."""
 
+    results = ("found", "x_adv")
     x: Tensor
     y: Tensor
     eps: Tensor
     x_adv: Tensor
     delta: Tensor
     others: Tensor
-
-    def only(self, some: Tensor) -> _State:
-        """Some of the rows, by their place."""
-        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
+    logits: Tensor
+    grad: Tensor

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
-from iaat_fast.attacks.active_set import WorstCase, active_rows, as_column, should_compact
+from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
@@ -121,7 +122,7 @@ class FABT(Attack):
         worst = WorstCase(call, drop=self.early_stop)
         for k, target in enumerate(targets.unbind(1)):
             call.goal = target
-            self._run(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
+            self._run_restarts(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
         return worst.images
 
     def _start(self, call: Call, restart: int) -> Tensor:
@@ -142,19 +143,10 @@ class FABT(Attack):
         """The loss by which `WorstCase` orders images that do not fool within the radius is minus their distance."""
         assert rows is not None
         state = self._begin(call, x_adv, rows)
-        whole, place = state, torch.arange(len(rows), device=rows.device)
-        for step in range(self.steps):
-            if not call.coupled and should_compact(step, rows.device):
-                some = active_rows(self._done(state))
-                if some is not None:
-                    whole.put(place, state)
-                    state, place = state.only(some), place[some]
-                    if not len(some):
-                        break
-            self._move(call, state)
-        whole.put(place, state)
-        self._search(whole)
-        return self._within_radius(whole)
+        move = functools.partial(self._move, call)
+        state = run_active(state, move, self.steps, shrinks=not call.coupled)
+        self._search(state)
+        return self._within_radius(state)
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
         assert call.goal is not None
@@ -162,14 +154,16 @@ class FABT(Attack):
         x, y, eps = call.x[rows % n], call.y[rows % n], call.eps[rows]
         logits = self._look(x)
         wrong = self._fooled(logits, y)
+        distance = torch.where(wrong, 0.0, torch.full_like(eps, torch.inf))
         return _State(
+            found=self._is_near(distance, eps),
             x=x,
             y=y,
             target=call.goal[rows % n],
             eps=eps,
             x_adv=x_adv,
             best=x,
-            distance=torch.where(wrong, 0.0, torch.full_like(eps, torch.inf)),
+            distance=distance,
             margin=_margin(logits, y),
             ahead=torch.full_like(eps, torch.nan),
         )
@@ -180,13 +174,14 @@ class FABT(Attack):
             logits = self.network.logits(images)
         return logits if logits.dtype is torch.float64 else logits.float()
 
-    def _done(self, state: _State) -> Tensor:
-        """Rows that need no further step."""
-        return state.distance <= (state.eps if self.early_stop else 0)
+    def _is_near(self, distance: Tensor, eps: Tensor) -> Tensor:
+        """Whether images that fool, at this distance from x, are near enough to stop."""
+        return distance <= (eps if self.early_stop else 0)
 
-    def _move(self, call: Call, state: _State) -> None:
-        """The loop body of Algorithm 1."""
-        ahead, grad = self._pull_back(call, state)
+    def _move(self, call: Call, state: _State, number: int) -> None:
+        """The loop body of Algorithm 1, the same in every step."""
+        logits, grad = self._lead_gradient(call, state.x_adv, state.target, state.y)
+        ahead = _ahead(logits, state.target, state.y)
         wide = state.distance.dtype
         w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
         x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
@@ -203,33 +198,21 @@ class FABT(Attack):
         state.x_adv = torch.where(as_column(fooled, back), back, moved)
         state.ahead = torch.where(fooled, torch.nan, _ahead(logits, state.target, state.y).to(wide))
 
-    def _pull_back(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
-        """How far the target is ahead of the true class, in logits, and the gradient of that."""
-
-        def cotangent(logits: Tensor) -> Tensor:
-            one = logits.new_ones(len(logits), 1)
-            up = torch.zeros_like(logits).scatter_(1, state.target.view(-1, 1), one)
-            return up.scatter_(1, state.y.view(-1, 1), -one)
-
-        logits, grad = self.network.pull_back(state.x_adv, cotangent)
-        call.count(grad)
-        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
-        return _ahead(logits, state.target, state.y), grad
-
     def _keep_nearer(self, state: _State, images: Tensor) -> tuple[Tensor, Tensor]:
         """Keep images that fool and are nearer to x than the best so far; the logits of all, and who fools."""
         logits = self._look(images)
         fooled = self._fooled(logits, state.y)
         wide = state.distance.dtype
         distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
-        nearer = fooled & (distance < state.distance) & ~self._done(state)
+        nearer = fooled & (distance < state.distance) & ~state.found
         state.best = torch.where(as_column(nearer, images), images, state.best)
         state.distance = torch.where(nearer, distance, state.distance)
+        state.found = self._is_near(state.distance, state.eps)
         return logits, fooled
 
     def _search(self, state: _State) -> None:
         """Where the segment from x to the best image crosses the boundary: secants, with the crossing bracketed."""
-        rows = (state.distance.isfinite() & ~self._done(state)).nonzero()[:, 0]
+        rows = (state.distance.isfinite() & ~state.found).nonzero()[:, 0]
         if not (self.search_steps and len(rows)):
             return
         some = state.only(rows)
@@ -259,14 +242,14 @@ class FABT(Attack):
 
 
 @dataclasses.dataclass
-class _State:
-    """What one run knows of every row. Tensors are replaced, never written into: several names may share one.
-
+class _State(RunState):
+    """best: the nearest image that fools, x where there is none yet.
     distance: of the best image that fools, in the L-infinity norm; infinite where there is none yet.
     margin: by how much the true class is ahead of all others at x.
     ahead: how far the target is ahead of the true class at x_adv; NaN where the live model has not been asked.
     """
 
+    results = ("found", "x_adv", "best", "distance")
     x: Tensor
     y: Tensor
     target: Tensor
@@ -276,15 +259,6 @@ class _State:
     distance: Tensor
     margin: Tensor
     ahead: Tensor
-
-    def only(self, some: Tensor) -> _State:
-        """Some of the rows, by their place."""
-        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
-
-    def put(self, place: Tensor, some: _State) -> None:
-        """Take over what has changed of some of the rows, by their place."""
-        for name in ("x_adv", "best", "distance"):
-            setattr(self, name, getattr(self, name).index_copy(0, place, getattr(some, name)))
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
+from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions, StepSize
@@ -124,26 +124,21 @@ class PGD(Attack):
 
     def _run_to_first(self, call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Keep every row's first iterate that fools the model; rows that have one leave the batch."""
-        kept, y = run.x_adv.clone(), run.y
-        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
-        place = torch.arange(len(kept), device=kept.device)  # of the run's rows in `kept`
-        for step in range(self.steps):
-            if not call.coupled and should_compact(step, kept.device):
-                rows = active_rows(found[place])
-                if rows is not None:
-                    run, place = run.only(rows), place[rows]
-                    if not len(rows):
-                        break
-            before = run.x_adv.clone()
-            logits = self._step(call, run)
-            fooled = self._fooled(logits, run.y) & ~found[place]
-            fooled = self._confirmed(before, run.y, fooled)
-            kept[place] = torch.where(as_column(fooled, kept), before, kept[place])
-            found[place] |= fooled
-        last = found[place] if len(place) else found[:0]
-        kept[place] = torch.where(as_column(last, kept), kept[place], run.x_adv)
-        fooled, loss = self._verdict(call, kept, y)
-        return kept, found | fooled, loss
+
+        def step(state: _Search, number: int) -> None:
+            before = state.x_adv.clone()
+            logits = self._step(call, state)
+            fooled = self._fooled(logits, state.y) & ~state.found
+            fooled = self._confirmed(before, state.y, fooled)
+            state.kept = torch.where(as_column(fooled, before), before, state.kept)
+            state.found = state.found | fooled
+
+        nothing_found = torch.zeros(len(run.y), dtype=torch.bool, device=run.y.device)
+        state = _Search(found=nothing_found, kept=run.x_adv.clone(), **vars(run))
+        state = run_active(state, step, self.steps, shrinks=not call.coupled)
+        x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.x_adv)
+        fooled, loss = self._verdict(call, x_adv, state.y)
+        return x_adv, state.found | fooled, loss
 
     def _replay(self, call: Call, run: Run, classes: int) -> None:
         """All steps, in place, by a graph where one has been captured."""
@@ -219,7 +214,7 @@ class PGD(Attack):
         return self.lo, self.hi, self.targeted is not False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Run:
     """The rows of one run: iterates (changed in place), centres, classes, radii, step sizes; their numbers or None.
 
@@ -243,15 +238,10 @@ class Run:
             x_adv, call.x[rows % n], call.y[rows % n], call.eps[rows], call.alpha[rows], rows
         )
 
-    def only(self, some: Tensor) -> Run:
-        """Some of the rows, by their place."""
-        assert self.rows is not None
-        return Run(
-            self.x_adv[some],
-            self.x[some],
-            self.y[some],
-            self.eps[some],
-            self.alpha[some],
-            self.rows[some],
-            None if self.momentum is None else self.momentum[some],
-        )
+
+@dataclasses.dataclass(kw_only=True)
+class _Search(Run, RunState):
+    """A run that stops early; kept: the first iterates that fool the model, of the rows that are found."""
+
+    results = ("found", "kept", "x_adv")
+    kept: Tensor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs, losses
-from iaat_fast.attacks.active_set import active_rows, as_column, should_compact
+from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import EngineOptions
@@ -139,26 +139,19 @@ class Square(Attack):
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert rows is not None
-        state = self._begin(call, x_adv, rows)
-        kept, loss = x_adv.clone(), state.loss.clone()
-        found = torch.zeros(len(kept), dtype=torch.bool, device=kept.device)
-        place = torch.arange(len(kept), device=kept.device)  # of the state's rows in `kept`
-        for query in range(self.steps + 1):
+
+        def step(state: _State, query: int) -> None:
             tried = self._proposal(call, state, query) if query else state.best
-            self._judge(call, state, tried, found, place, first=query == 0)
-            if not call.coupled and should_compact(query, kept.device):
-                some = active_rows(found[place])
-                if some is not None:
-                    kept[place], loss[place] = state.best, state.loss
-                    state, place = state.only(some), place[some]
-                    if not len(some):
-                        break
-        kept[place], loss[place] = state.best, state.loss
-        return kept, found, loss
+            self._keep_better(call, state, tried, first=query == 0)
+
+        state = self._begin(call, x_adv, rows)
+        state = run_active(state, step, self.steps + 1, shrinks=not call.coupled, compact_from=1)
+        return state.best, state.found, state.loss
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
         high, low = self._corners(call)
         return _State(
+            found=torch.zeros_like(rows, dtype=torch.bool),
             rows=rows,
             y=call.y[rows % len(call.y)],
             high=high[rows],
@@ -186,9 +179,7 @@ class Square(Attack):
         up = _bits(words[:, 2:], channels).view(-1, channels, 1, 1)
         return torch.where(inside.unsqueeze(1), torch.where(up, state.high, state.low), state.best)
 
-    def _judge(
-        self, call: Call, state: _State, tried: Tensor, found: Tensor, place: Tensor, *, first: bool
-    ) -> None:
+    def _keep_better(self, call: Call, state: _State, tried: Tensor, *, first: bool) -> None:
         """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay."""
         logits = self.network.predict(tried)
         if first:
@@ -197,29 +188,26 @@ class Square(Attack):
         targeted = self.targeted is not False
         loss = losses.value(self.loss, logits, goal, targeted=targeted)
         loss = (-loss if targeted else loss).to(state.loss.dtype)
-        searching = ~found[place]
+        searching = ~state.found
         fooled = self._confirmed(tried, state.y, self._fooled(logits, state.y) & searching)
         better = (loss > state.loss) & searching | fooled
         state.best = torch.where(as_column(better, tried), tried, state.best)
         state.loss = torch.where(better, loss, state.loss)
-        found[place] |= fooled
+        state.found = state.found | fooled
 
 
 @dataclasses.dataclass
-class _State:
-    """What one run knows of every row. Tensors are replaced, never written into."""
+class _State(RunState):
+    """high, low: x + eps and x - eps within the box; words: of the queries whose draws have been made ahead."""
 
+    results = ("found", "best", "loss")
     rows: Tensor
     y: Tensor
     high: Tensor
     low: Tensor
     best: Tensor
     loss: Tensor
-    words: Tensor  # of the queries drawn ahead
-
-    def only(self, some: Tensor) -> _State:
-        """Some of the rows, by their place."""
-        return _State(**{f.name: getattr(self, f.name)[some] for f in dataclasses.fields(self)})
+    words: Tensor
 
 
 def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import base, figure, machine, registry
-from benchmarks.record import Record, numbered
+from benchmarks import base, machine, registry
+from benchmarks.record import Record, draw, numbered
 from benchmarks.registry import BENCHMARKS
 
 USAGE = (
@@ -61,7 +61,7 @@ def run(name: str, argv: Sequence[str], options: Namespace, other: base.Base | N
     text = record.markdown()
     if options.record is None:
         path.with_suffix(".md").write_text(text)
-        figure.draw(record.rows, record.machine, path.with_suffix(".png"))
+        draw(record.rows, record.machine, path.with_suffix(".png"))
     print(text)
     for what in record.left_out:
         print(f"left out after {options.time_limit:g} s: {what}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +42,9 @@ def interleave(
             if round_number >= untimed:
                 seconds[name].append((time.perf_counter() - start) / count)
     return Timings({name: np.array(values) for name, values in seconds.items()})
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -77,7 +77,7 @@ def configurations(batch: int) -> dict[str, TrainConfig]:
             name,
             optim={"batch_size": batch},
             epsilon={"strategy": strategy, "warmup_epochs": 0},
-            **({"model": {"width": 16}} if name != "digits" else {}),
+            model={"width": 16} if name != "digits" else {},
         )
         for name in ("digits", "cifar10-resnet18")
         for strategy in ("lazy", "batched")

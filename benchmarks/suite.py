@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -161,12 +162,8 @@ def given_noise(x: Tensor, eps: float, index: Tensor, restart: int) -> Iterator[
     noise = ops.random_start_linf(
         torch.zeros_like(x), eps, SEED, index, -infinity, infinity, restart=restart
     )
-    drawn = torch.Tensor.uniform_
-    torch.Tensor.uniform_ = lambda empty, low, high: empty.copy_(noise)  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Tensor, "uniform_", lambda empty, low, high: empty.copy_(noise)):
         yield
-    finally:
-        torch.Tensor.uniform_ = drawn  # type: ignore[method-assign]
 
 
 def differing_bits(task: Task, samples: int = 64) -> int:
@@ -254,6 +251,7 @@ def load(name: str, n: int, device: torch.device) -> tuple[nn.Module, Split, str
         return net, as_split(x, y), source
     folder = RunFolder(name)
     subject = load_target(run_source(folder, limit=n), device, folder=folder)
+    assert isinstance(subject.split, Split)
     return subject.model.eval(), subject.split, f"{subject.description['data']['name']} test"
 
 

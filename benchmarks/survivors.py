@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import registry
 from benchmarks.attacks.providers import Setting, run_loop
-from benchmarks.attacks.rates import wait
-from benchmarks.interleave import interleave
+from benchmarks.interleave import interleave, wait
 from benchmarks.record import Record, Row, say
 from benchmarks.registry import positive
 from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained

@@ -84,6 +84,7 @@ def load_images(n: int, size: int, source: Path | None = None) -> tuple[Tensor, 
     folder = os.environ.get("IAAT_FAST_DATA")
     if source is not None:
         split = data.load("cifar10", source).test
+        assert isinstance(split, Split)
         pixels, labels, name = split.images.numpy(), split.labels.numpy(), source.name
     elif folder:
         read_pack = runpy.run_path(str(Path(folder) / "unpack.py"))["read_pack"]
@@ -167,8 +168,8 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     for block in net.modules():
         norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
         if len(norms) > 1:
-            norms[-1].weight *= _BRANCH
-            norms[-1].bias *= _BRANCH
+            norms[-1].weight.mul_(_BRANCH)
+            norms[-1].bias.mul_(_BRANCH)
     net.train()
     net(images)
     net.eval()

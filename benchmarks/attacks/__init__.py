@@ -13,9 +13,8 @@ import torch
 from benchmarks import registry, targets
 from benchmarks.attacks import providers
 from benchmarks.attacks.engines import engines
-from benchmarks.attacks.expert import EXPERT
-from benchmarks.attacks.providers import LOOPS, PEERS, Missing, Provider, Setting
-from benchmarks.attacks.race import Race
+from benchmarks.attacks.measuring import Race
+from benchmarks.attacks.providers import EXPERT, LOOPS, PEERS, Missing, Provider, Setting
 from benchmarks.record import Record, Row, say
 from benchmarks.registry import positive
 from benchmarks.targets import NAMES, Spec

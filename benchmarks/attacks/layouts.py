@@ -16,8 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from benchmarks.attacks.providers import Missing, Provider, Setting
-from benchmarks.attacks.rates import wait
-from benchmarks.interleave import interleave
+from benchmarks.interleave import interleave, wait
 from benchmarks.targets import Target
 
 ROUNDS = 3

@@ -1,20 +1,28 @@
-"""One network at one batch size: every provider checked, then timed, interleaved with all others."""
+"""One network at one batch size: every provider checked, timed in turn with all others, and profiled."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
+from benchmarks import targets
 from benchmarks.attacks.agreement import Reference, outside
-from benchmarks.attacks.engines import Ablation
+from benchmarks.attacks.engines import Ablation, ablations
+from benchmarks.attacks.layouts import Choice, Layout, candidates, choose
+from benchmarks.attacks.profiling import flops_per_gradient, matmul_rates
 from benchmarks.attacks.providers import Missing, Provider, Setting
-from benchmarks.attacks.rates import flops_per_gradient, wait
-from benchmarks.interleave import Timings, interleave
-from benchmarks.record import Row, say
-from benchmarks.targets import Target
+from benchmarks.attacks.worker import Worker, WorkerError
+from benchmarks.interleave import Timings, interleave, wait
+from benchmarks.record import Record, Row, say
+from benchmarks.targets import Spec, Target
 
+# Images on which attacks are compared on the CPU; a GPU compares all.
+_CHECKED = 32
 ABLATION = "time, option by option"
 # On an H100, bf16 against the best peer in its best layout; and its share of the rate of bf16 matrix products.
 AIMS = {
@@ -44,7 +52,7 @@ def measure(
     case: str,
     target: Target,
     providers: Sequence[Provider],
-    ablations: Sequence[Ablation],
+    added: Sequence[Ablation],
     setting: Setting,
     *,
     rounds: int,
@@ -58,7 +66,7 @@ def measure(
         case: names the rows.
         target: what is attacked.
         providers: who attacks it.
-        ablations: the engine's options one by one, on top of the loops.
+        added: the engine's options one by one, on top of the loops.
         setting: of the timed attack; checks start at x instead of at random.
         rounds: timed calls of each provider.
         rates: of matrix products by precision, to express speeds as shares.
@@ -102,7 +110,7 @@ def measure(
         figures["flops_per_second"] = speed
         rate = rates.get(figures["precision"])
         figures["share_of_matmul"] = None if rate is None else speed / rate
-    return Measured(flops, list(rows.values()), climb(case, ablations, timings), best)
+    return Measured(flops, list(rows.values()), ablation_rows(case, added, timings), best)
 
 
 def aims(model: str, width: int | None, batch: int, steps: int) -> dict[str, float]:
@@ -110,10 +118,10 @@ def aims(model: str, width: int | None, batch: int, steps: int) -> dict[str, flo
     return AIMS.get((model, batch), {}) if width is None and steps == 10 else {}
 
 
-def climb(case: str, ablations: Sequence[Ablation], timings: Timings) -> list[Row]:
+def ablation_rows(case: str, added: Sequence[Ablation], timings: Timings) -> list[Row]:
     """From the loop that computes gradients of weights to the engine's last option, as far as it was timed."""
     steps = [("start", "authors-loop"), ("no gradients of weights", "plain-loop")]
-    steps += [(step.adds, step.provider.name) for step in ablations]
+    steps += [(step.adds, step.provider.name) for step in added]
     timed = [(adds, name) for adds, name in steps if name in timings.seconds]
     rows = []
     for number, (adds, name) in enumerate(timed):
@@ -174,3 +182,141 @@ def _peak(device: torch.device, before: int) -> int | None:
         return None
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+class Race:
+    """Case after case with the same providers.
+
+    Args:
+        options: the command line, from which worker processes make the same providers.
+        competing: who takes part.
+        setting: of their attack.
+        record: whose facts get what is told of all rows together.
+        workers: ends the processes that are started here.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        competing: Sequence[Provider],
+        setting: Setting,
+        record: Record,
+        workers: contextlib.ExitStack,
+    ) -> None:
+        self.options, self.competing, self.setting, self.record = (
+            options,
+            competing,
+            setting,
+            record,
+        )
+        self.layouts = candidates(
+            options.device, contiguous=options.contiguous, cudnn_benchmark=options.cudnn_benchmark
+        )
+        self.peers = [each for each in competing if each.kind == "peer"]
+        # Before the workers start: two of them importing torch on two cores made the rate of a CPU a third of itself.
+        self.rates = matmul_rates(
+            (each.precision for each in competing), torch.device(options.device)
+        )
+        record.facts["matmul_flops_per_s"] = self.rates
+        record.facts["targets"] = {}
+        choosing = bool(self.peers) and len(self.layouts) > 1
+        searches = {layout.cudnn_benchmark for layout in self.layouts} if choosing else ()
+        argv = record.argv
+        self._trying = {search: workers.enter_context(Worker(argv)) for search in searches}
+        self._profiling = None if options.no_profile else workers.enter_context(Worker(argv))
+
+    def run(self, model: str, size: int) -> Iterator[Row]:
+        """Choose layouts, check, and time."""
+        options, spec = self.options, self._spec(model, size)
+        case = self._title(spec)
+        seconds = self._tried(spec)
+        for name, tried in seconds.items():
+            for layout, samples in tried.items():
+                row = Row(case=case, provider=f"{name}, {layout}", metric="time by layout")
+                yield row.sampled(samples)
+        choices, race = self._chosen(seconds)
+        torch.backends.cudnn.benchmark = race.cudnn_benchmark
+        made, source = spec.build()
+        placed = {str(each): each.of(made) for each in self.layouts}
+        taken = {name: choice.taken for name, choice in choices.items()}
+        target = placed[str(race)]
+        found = measure(
+            case,
+            target,
+            self.competing,
+            ablations(target.x.device, with_compile=options.compile),
+            self.setting,
+            rounds=options.rounds,
+            rates=self.rates,
+            check=_CHECKED if options.device == "cpu" else None,
+            own={name: placed[layout] for name, layout in taken.items()},
+        )
+        self.record.facts["targets"][case] = {
+            "parameters": sum(p.numel() for p in target.model.parameters()),
+            "images": source,
+            "shape": list(target.x.shape),
+            "flops": found.flops,
+            "best_peer": found.best_peer,
+            "layouts": {name: dataclasses.asdict(choice) for name, choice in choices.items()},
+        }
+        for row in found.rows:
+            aim = aims(model, spec.width, size, self.setting.steps)
+            row.figures = {
+                "model": model,
+                "width": spec.width,
+                **row.figures,
+                "layout": taken.get(row.provider, str(race)),
+                **({"aim": aim} if row.provider == "bf16" and aim else {}),
+            }
+        yield from found.rows
+        yield from found.ablations
+
+    def profile(self, model: str, size: int, row: Row) -> Row | None:
+        """Where the time of a row goes; what goes wrong is told."""
+        assert self._profiling is not None
+        (layout,) = (each for each in self.layouts if str(each) == row.figures["layout"])
+        spec = self._spec(model, size)
+        try:
+            found = self._profiling.profile(spec, self.setting, row.provider, layout)
+        except WorkerError as error:
+            say(f"{row.provider}: no profile: {error}")
+            return None
+        spent = Row(case=row.case, provider=row.provider, metric="device time")
+        spent.sampled([found.device_s])
+        spent.figures = {"wall_s": found.wall_s, **found.kinds}
+        return spent
+
+    def _title(self, spec: Spec) -> str:
+        width = "" if spec.width is None else f" of width {spec.width}"
+        return f"{spec.model}{width}, batch {spec.batch}, PGD-{self.setting.steps}"
+
+    def _spec(self, model: str, size: int) -> Spec:
+        own = model in (*targets.CHECKPOINTS, "resnet50")
+        data = None if self.options.data is None else str(self.options.data.resolve())
+        width = None if own else self.options.width
+        return Spec(model=model, batch=size, device=self.options.device, width=width, data=data)
+
+    def _tried(self, spec: Spec) -> dict[str, dict[str, list[float]]]:
+        """Seconds of each peer in each layout."""
+        names = [peer.name for peer in self.peers]
+        seconds: dict[str, dict[str, list[float]]] = {}
+        for search, worker in self._trying.items():
+            mine = [layout for layout in self.layouts if layout.cudnn_benchmark == search]
+            say(f"layouts of {len(names)} peers: {', '.join(map(str, mine))}")
+            try:
+                for name, tried in worker.try_out(spec, self.setting, names, mine).items():
+                    seconds.setdefault(name, {}).update(tried)
+            except WorkerError as error:
+                say(f"layouts not tried: {error}")
+        return seconds
+
+    def _chosen(
+        self, seconds: dict[str, dict[str, list[float]]]
+    ) -> tuple[dict[str, Choice], Layout]:
+        """The layout of each peer, and that of the best of them, in which all others attack the network."""
+        medians = {
+            name: {layout: float(np.median(samples)) for layout, samples in tried.items()}
+            for name, tried in seconds.items()
+        }
+        plain = [peer.name for peer in self.peers if peer.precision == "fp32"]
+        return choose(medians, self.layouts, plain)

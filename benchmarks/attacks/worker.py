@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import torch
 
-from benchmarks.attacks.kinds import DeviceTime, device_time
 from benchmarks.attacks.layouts import Layout, try_out
+from benchmarks.attacks.profiling import DeviceTime, device_time
 from benchmarks.attacks.providers import Provider, Setting
 from benchmarks.record import one_line
 from benchmarks.targets import Spec

@@ -1,16 +1,132 @@
-"""What is measured: an op at a problem, its arguments and the fewest bytes it can move."""
+"""What is measured: an op at a problem, its arguments, the fewest bytes it can move, and the sizes of the problems."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import problems
-from benchmarks.kernels.problems import FLOATS, LayerProblem, Problem
+ROW = 3 * 32 * 32
+"""Elements of a row of the flat sizes: a CIFAR image."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """N rows of images (or of logits, or of uint8 images to augment) and K candidates for each.
+
+    A problem that claims DRAM `bandwidth` rotates among buffers far larger than the L2 cache; the others are small,
+    and what counts is the time of a call.
+    """
+
+    label: str
+    shape: tuple[int, ...]
+    k: int
+    dtype: torch.dtype
+    bandwidth: bool
+    outputs: int = 0
+    """Channels that the stem makes of an image's."""
+
+    @property
+    def numel(self) -> int:
+        return self.k * math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerProblem(Problem):
+    """Values [N, C, H, W] inside a network, and whether a branch joins them there."""
+
+    channels_last: bool = True
+    branch: bool = False
+
+
+def image_problems(dtype: torch.dtype, *, quick: bool, on_gpu: bool) -> list[Problem]:
+    """For the elementwise ops: batches of CIFAR and ImageNet, and flat sizes."""
+    if quick:
+        return [
+            Problem("CIFAR 8", (8, 3, 32, 32), 1, dtype, False),
+            Problem("CIFAR 3x8", (8, 3, 32, 32), 3, dtype, False),
+        ]
+    found = [
+        Problem("CIFAR 128", (128, 3, 32, 32), 1, dtype, False),
+        Problem("CIFAR 3x128", (128, 3, 32, 32), 3, dtype, False),
+        Problem("ImageNet 32", (32, 3, 224, 224), 1, dtype, True),
+        Problem("ImageNet 3x64", (64, 3, 224, 224), 3, dtype, True),
+        # 149,187 elements a row: no row but the first begins at a multiple of 16 bytes.
+        Problem("odd rows 32", (32, 3, 223, 223), 1, dtype, True),
+        _flat("64 MiB", 64 * 2**20, dtype),
+    ]
+    # 1 GiB in every tensor is more than most machines without such a GPU care to give.
+    return [*found, _flat("1 GiB", 2**30, dtype)] if on_gpu else found
+
+
+def logits_problems(dtype: torch.dtype, *, quick: bool, candidates: int | None) -> list[Problem]:
+    """For the ops over logits [K*N, C]; `candidates` fixes K."""
+    found = [
+        Problem("128x10", (128, 10), 1, dtype, False),
+        Problem("384x10", (128, 10), 3, dtype, False),
+        Problem("384x1000", (128, 1000), 3, dtype, False),
+    ]
+    return [p for p in found if candidates in (None, p.k)][: 1 if quick else None]
+
+
+def layer_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
+    """For the passes of a network: ResNet-18's first and last stage at a CIFAR batch of 128.
+
+    A network's own buffers, of 17 MB each in bfloat16, are partly found in the L2 cache; these are read from DRAM.
+    """
+    if quick:
+        return [LayerProblem("8 of 64x8x8", (8, 64, 8, 8), 1, dtype, False)]
+    first, last = (128, 64, 32, 32), (128, 512, 4, 4)
+    found: list[Problem] = [
+        LayerProblem("64x32x32", first, 1, dtype, True),
+        LayerProblem("64x32x32 + branch", first, 1, dtype, True, branch=True),
+        LayerProblem("512x4x4 + branch", last, 1, dtype, False, branch=True),
+        LayerProblem(
+            "contiguous 64x32x32 + branch", first, 1, dtype, True, channels_last=False, branch=True
+        ),
+    ]
+    return found
+
+
+def augment_problems(*, quick: bool) -> list[Problem]:
+    """For the augmentation: images drawn out of a data set of 16 times as many."""
+    if quick:
+        return [Problem("CIFAR 8", (8, 3, 32, 32), 1, torch.uint8, False)]
+    small = Problem("CIFAR 128", (128, 3, 32, 32), 1, torch.uint8, False)
+    large = [
+        Problem("CIFAR 4096", (4096, 3, 32, 32), 1, torch.uint8, True),
+        Problem("ImageNet 64", (64, 3, 224, 224), 1, torch.uint8, True),
+    ]
+    return [small, *large]
+
+
+def stem_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
+    """For the stem, in half precision (a float32 one is torch's own): usual widths, on CIFAR and ImageNet."""
+    if dtype is torch.float32:
+        return []
+    if quick:
+        return [Problem("CIFAR 8 to 16", (8, 3, 32, 32), 1, dtype, False, 16)]
+    found = [
+        Problem("CIFAR 128 to 64", (128, 3, 32, 32), 1, dtype, False, 64),
+        Problem("CIFAR 3x128 to 64", (128, 3, 32, 32), 3, dtype, False, 64),
+        Problem("CIFAR 128 to 160", (128, 3, 32, 32), 1, dtype, False, 160),
+        Problem("CIFAR 128 to 16", (128, 3, 32, 32), 1, dtype, False, 16),
+        Problem("ImageNet 32 to 64", (32, 3, 224, 224), 1, dtype, True, 64),
+    ]
+    return found
+
+
+def _flat(label: str, size: int, dtype: torch.dtype) -> Problem:
+    """Tensors of at least `size` bytes."""
+    rows = -(-size // (ROW * dtype.itemsize))
+    return Problem(label, (rows, ROW), 1, dtype, True)
+
 
 OPS = (
     "pgd_step_linf_",
@@ -51,7 +167,7 @@ class Case:
         dtype = str(self.problem.dtype).removeprefix("torch.")
         return f"{self.op}{'' if self.counted else ' (no stats)'} {self.problem.label} {dtype}"
 
-    def arguments(self, device: torch.device, seed: int) -> tuple[object, ...]:
+    def arguments(self, device: torch.device, seed: int) -> tuple[Any, ...]:
         """The arguments of the op's schema, of random values."""
         generator = torch.Generator(device).manual_seed(seed)
         if self.op == "random_crop_flip":
@@ -64,7 +180,7 @@ class Case:
             return _layer_arguments(self.op, self.problem, generator)
         return _image_arguments(self.op, self.problem, generator, self.counted)
 
-    def moved(self, args: tuple[object, ...]) -> int:
+    def moved(self, args: tuple[Any, ...]) -> int:
         """Bytes read and written, each once: inputs, outputs, the rows of the memory that are visited."""
         read = [a for a in args if isinstance(a, Tensor)]
         size, written = self.problem.numel * self.problem.dtype.itemsize, 0
@@ -92,22 +208,22 @@ def make_cases(
     ops, dtypes = list(ops), list(dtypes)
     cases = []
     for dtype in dtypes:
-        images = problems.image_problems(dtype, quick=quick, on_gpu=on_gpu)
+        images = image_problems(dtype, quick=quick, on_gpu=on_gpu)
         for op in ops:
             if op == "random_crop_flip":
                 if dtype is dtypes[0]:  # uint8 in, float32 out
-                    cases += [Case(op, p) for p in problems.augment_problems(quick=quick)]
+                    cases += [Case(op, p) for p in augment_problems(quick=quick)]
             elif op == "ce_cotangent":
-                found = problems.logits_problems(dtype, quick=quick, candidates=None)
+                found = logits_problems(dtype, quick=quick, candidates=None)
                 cases += [Case(op, p) for p in found]
             elif op == "select_epsilon_":
-                found = problems.logits_problems(dtype, quick=quick, candidates=3)
+                found = logits_problems(dtype, quick=quick, candidates=3)
                 cases += [Case(op, p) for p in found]
             elif op in STEM:
-                cases += [Case(op, p) for p in problems.stem_problems(dtype, quick=quick)]
+                cases += [Case(op, p) for p in stem_problems(dtype, quick=quick)]
             elif op in LAYERS:
                 if dtype is not torch.float16:
-                    cases += [Case(op, p) for p in problems.layer_problems(dtype, quick=quick)]
+                    cases += [Case(op, p) for p in layer_problems(dtype, quick=quick)]
             else:
                 cases += [Case(op, p) for p in images]
         if "pgd_step_linf_" in ops:
@@ -118,7 +234,7 @@ def make_cases(
 
 def _image_arguments(
     op: str, problem: Problem, generator: torch.Generator, counted: bool
-) -> tuple[object, ...]:
+) -> tuple[Any, ...]:
     device, dtype, k, n = generator.device, problem.dtype, problem.k, problem.shape[0]
     rows = (k * n, *problem.shape[1:])
 
@@ -139,7 +255,7 @@ def _image_arguments(
     return x_adv, grad, x, eps, eps / 4, LO, HI, False, stats
 
 
-def _logits_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+def _logits_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[Any, ...]:
     device, (n, classes) = generator.device, problem.shape
     shape = (problem.k * n, classes)
     logits = torch.randn(shape, generator=generator, device=device).to(problem.dtype)
@@ -152,9 +268,7 @@ def _logits_arguments(op: str, problem: Problem, generator: torch.Generator) -> 
     return memory, index, logits, y, 1.9 / 255, 0.1, 0.0, 1.0, False, None
 
 
-def _layer_arguments(
-    op: str, problem: LayerProblem, generator: torch.Generator
-) -> tuple[object, ...]:
+def _layer_arguments(op: str, problem: LayerProblem, generator: torch.Generator) -> tuple[Any, ...]:
     device, channels = generator.device, problem.shape[1]
     layout = torch.channels_last if problem.channels_last else torch.contiguous_format
 
@@ -174,7 +288,7 @@ def _layer_arguments(
     return first, branch, scale, shift, 0.0, math.inf
 
 
-def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[Any, ...]:
     device, (n, channels, height, width) = generator.device, problem.shape
     size = (16 * n, height, width, channels)
     images = torch.randint(256, size, generator=generator, device=device, dtype=torch.uint8)
@@ -182,7 +296,7 @@ def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[ob
     return images, index, torch.tensor([generator.initial_seed(), 0], device=device), 4, True
 
 
-def _stem_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[object, ...]:
+def _stem_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[Any, ...]:
     """Images in float32, everything else in the problem's dtype; of the gradient one image is 0, to be counted."""
     device, (n, channels, height, width) = generator.device, problem.shape
     rows, outputs = problem.k * n, problem.outputs
@@ -201,6 +315,3 @@ def _stem_arguments(op: str, problem: Problem, generator: torch.Generator) -> tu
     eps = torch.rand(rows, generator=generator, device=device) * 16 / 255
     stats = torch.zeros(2, dtype=torch.int64, device=device)
     return x_adv, grad, weight, x_adv[:n].clone(), eps, eps / 4, LO, HI, False, stats
-
-
-__all__ = ["FLOATS", "MUTATED", "OPS", "STEM", "Case", "make_cases"]

@@ -6,12 +6,14 @@ broadcasts, made once outside the timed region, and gradients are not counted: e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def prepared(name: str, args: tuple[object, ...]) -> tuple[object, ...]:
+def prepared(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of an op's schema as its expression wants them."""
     if name == "project_linf":
         x_adv, x, eps, lo, hi = args

@@ -1,19 +1,26 @@
-"""One case, measured: every provider checked, then timed against each other and against a copy."""
+"""One case, measured: every provider checked, then timed in turn with the others and with a copy."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-from collections.abc import Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.interleave import Timings
-from benchmarks.kernels import checking, timing
+from benchmarks.interleave import Timings, interleave, wait
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.expressions import prepared
-from benchmarks.kernels.providers import BASELINES, Call, Missing, provider
+from benchmarks.kernels.providers import BASELINES, Call, Missing, expected, fault, provider
 from benchmarks.record import Row, one_line
 
+GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 CACHES = 4
 """Buffers that claim DRAM bandwidth are together at least this many times the L2 cache."""
 
@@ -39,12 +46,12 @@ def measure(
     rows = {name: _empty(case, name) for name in names}
     sound = _sound(case, rows, device, first)
     calls = {
-        name: timing.rotating(call, eager_sets if name in BASELINES else sets)
+        name: rotating(call, eager_sets if name in BASELINES else sets)
         for name, call in sound.items()
     }
     if calls:
         providers = {"copy": _copy(moved, len(sets), device), **calls}
-        timings, counts = timing.sample(providers, device, seconds=seconds, rounds=rounds)
+        timings, counts = sample(providers, device, seconds=seconds, rounds=rounds)
         copied = moved / timings.median("copy") / 1e9
         for name in calls:
             figures = {"calls": counts[name], "buffer_sets": len(sets), "bytes": moved}
@@ -53,7 +60,7 @@ def measure(
     if device.type == "cuda":
         for name in calls:
             arguments = eager_sets if name in BASELINES else sets
-            _in_graph(rows[name], timing.rotating(sound[name], arguments), len(sets))
+            _in_graph(rows[name], rotating(sound[name], arguments), len(sets))
     return list(rows.values())
 
 
@@ -69,7 +76,7 @@ def count_launches(case: Case, rows: Iterable[Row], device: torch.device) -> Non
         wanted = prepared(case.op, args) if row.provider in BASELINES else args
         try:
             call = provider(row.provider, case, device)
-            row.figures["launches"] = timing.launches(timing.rotating(call, [wanted]))
+            row.figures["launches"] = launches(rotating(call, [wanted]))
         except Exception as error:
             row.detail = f"no profile: {one_line(error)}"
 
@@ -89,12 +96,12 @@ def _empty(case: Case, name: str) -> Row:
 
 
 def _sound(
-    case: Case, rows: dict[str, Row], device: torch.device, args: tuple[object, ...]
+    case: Case, rows: dict[str, Row], device: torch.device, args: tuple[Any, ...]
 ) -> dict[str, Call]:
     """The providers that load, run and are right; the rows of the others say why not."""
     sound: dict[str, Call] = {}
     try:
-        right = checking.expected(case, args)
+        right = expected(case, args)
     except Exception as error:  # without it nothing can be called right
         for row in rows.values():
             row.refused("failed", f"the reference: {one_line(error)}")
@@ -105,7 +112,7 @@ def _sound(
             continue
         try:
             call = provider(name, case, device)
-            wrong = checking.fault(name, case, call, args, right)
+            wrong = fault(name, case, call, args, right)
         except Missing as error:
             row.refused("missing", str(error))
         except Exception as error:  # a provider that breaks is a result, not the end of the run
@@ -134,7 +141,7 @@ def _in_graph(row: Row, call: Call, sets: int) -> None:
     """Time inside a graph; what fails is told, the samples stay."""
     assert row.p50 is not None
     try:
-        row.figures["graph_s"] = timing.graph_seconds(call, sets=sets, once=row.p50)
+        row.figures["graph_s"] = graph_seconds(call, sets=sets, once=row.p50)
     except Exception as error:
         row.detail = f"no graph: {one_line(error)}"
 
@@ -146,10 +153,109 @@ def _buffer_sets(case: Case, moved: int, device: torch.device) -> int:
     return max(2, math.ceil(CACHES * cache / moved))
 
 
-def _copy(moved: int, sets: int, device: torch.device) -> timing.Call:
+def _copy(moved: int, sets: int, device: torch.device) -> Call:
     """A copy that reads and writes as many bytes as the op moves, between random buffers that rotate like its own."""
     half = max(moved // 8, 1)
-    pairs: list[tuple[object, ...]] = [
+    pairs: list[tuple[Any, ...]] = [
         (torch.empty(half, device=device), torch.rand(half, device=device)) for _ in range(sets)
     ]
-    return timing.rotating(torch.Tensor.copy_, pairs)
+    return rotating(torch.Tensor.copy_, pairs)
+
+
+def rotating(call: Callable[..., object], sets: list[tuple[Any, ...]]) -> Call:
+    """A call that takes the next set of arguments each time and keeps its last results.
+
+    Kept results are written to memory of their own, as the inputs are read from: a block that is freed and taken again
+    would stay in the cache.
+    """
+    results: list[object] = [None] * len(sets)
+    turn = itertools.cycle(range(len(sets)))
+
+    def once() -> None:
+        number = next(turn)
+        results[number] = call(*sets[number])
+
+    return once
+
+
+def sample(
+    providers: Mapping[str, Call], device: torch.device, *, seconds: float, rounds: int
+) -> tuple[Timings, dict[str, int]]:
+    """Interleaved samples of every provider, about `seconds` in all, and the calls in a sample of each.
+
+    At least 10 rounds (or `rounds`, if that is less) and at most `rounds`.
+    """
+    once = {name: _estimate(call, device) for name, call in providers.items()}
+    # A sample of a millisecond is long against the resolution of CUDA's events, half a microsecond.
+    calls = {name: int(min(max(1e-3 / each, 1), 200)) for name, each in once.items()}
+    lasting = sum(calls[name] * each for name, each in once.items())
+    rounds = max(min(rounds, int(seconds / lasting)), min(rounds, 10))
+    if device.type == "cpu":
+        return interleave(providers, rounds=rounds, calls=calls), calls
+    return _interleave_on_gpu(providers, rounds, calls), calls
+
+
+def graph_seconds(call: Call, *, sets: int, once: float, rounds: int = 20) -> float:
+    """Seconds per call inside a CUDA graph of many: the median over replays."""
+    calls = sets * max(1, min(64, int(2e-3 / once)) // sets)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # handles and workspaces of this stream come to be outside the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            call()
+    timings = _interleave_on_gpu({"graph": graph.replay}, rounds, {"graph": 1})
+    return timings.median("graph") / calls
+
+
+def launches(call: Call, *, calls: int = 3) -> float:
+    """Kernels, copies and fills that a call puts on the GPU, as torch's profiler records them."""
+    call()
+    torch.cuda.synchronize()
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return sum(event.get("cat") in GPU_WORK for event in events) / calls
+
+
+def _estimate(call: Call, device: torch.device) -> float:
+    """Seconds per call, roughly, after the first calls have compiled and allocated what they need."""
+    call()
+    call()
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(3):
+        call()
+    wait(device)
+    return max((time.perf_counter() - start) / 3, 1e-7)
+
+
+def _interleave_on_gpu(
+    providers: Mapping[str, Call], rounds: int, calls: Mapping[str, int]
+) -> Timings:
+    """As `interleave`, timed by CUDA events: the device's own clock, and the host waits once a round."""
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    first = next(iter(providers.values()))
+    for round_number in range(rounds + 2):
+        first()  # untimed: the device is busy, as before every later provider, when the first event is recorded
+        marks = {}
+        for name, call in providers.items():
+            marks[name] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            marks[name][0].record()
+            for _ in range(calls[name]):
+                call()
+            marks[name][1].record()
+        torch.cuda.synchronize()
+        if round_number >= 2:
+            for name, (start, end) in marks.items():
+                seconds[name].append(start.elapsed_time(end) / 1e3 / calls[name])
+    return Timings({name: np.array(values) for name, values in seconds.items()})

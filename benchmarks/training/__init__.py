@@ -10,8 +10,14 @@ import torch
 from benchmarks import registry
 from benchmarks.record import Record, Row, say
 from benchmarks.registry import positive
-from benchmarks.training.cases import NETWORKS, WANTED, cases
-from benchmarks.training.measuring import Course, best_authors, measure_case
+from benchmarks.training.measuring import (
+    NETWORKS,
+    WANTED,
+    Course,
+    best_authors,
+    cases,
+    measure_case,
+)
 
 # A rehearsal takes one case of each method.
 _QUICK = ("iaat batched exact bf16", "adv bf16", "clean fp32")

@@ -1,31 +1,201 @@
-"""One network: the authors' loop in its best layout, then every case interleaved with it."""
+"""The steps of training that are timed, and the authors' amount of work in plain PyTorch, in turn with each."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import targets
 from benchmarks.attacks.layouts import Layout
-from benchmarks.attacks.providers import Setting
-from benchmarks.attacks.rates import wait
-from benchmarks.interleave import interleave
+from benchmarks.attacks.providers import Setting, start, step
+from benchmarks.interleave import interleave, wait
 from benchmarks.record import Row
-from benchmarks.training.cases import Case
-from benchmarks.training.loops import Trainer, authors_step
+from iaat_fast import ops
 from iaat_fast.data import ImageData, Split
+from iaat_fast.train import TrainConfig, override, preset
+from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
+from iaat_fast.train.dataloader import TrainLoader
+from iaat_fast.train.setup import make_state
 
+NETWORKS = ("resnet18", "wrn32-10")
+FINALS = ("exact", "reuse")
+PRECISIONS = ("bf16", "fp32")
+# Of these figures the others are variations.
+WANTED = (
+    "iaat batched exact bf16",
+    "iaat batched reuse bf16",
+    "adv bf16",
+    "iaat lazy exact fp32",
+    "clean bf16",
+    "iaat lazy exact bf16",
+    "adv fp32",
+    "clean fp32",
+)
+ATTACKS = 3
+"""PGD attacks of a step of the released code, one after the other: at prev + gamma, at prev, at the new radius."""
 EPOCH = 50_000
 """Images of an epoch of CIFAR-10, for the derived seconds."""
 BATCHES = 4
 UNTIMED = 3
 """Rounds before the first that counts: on CUDA a shape is run, then captured, then replayed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A step of training: its name, the method, and what it changes in the configuration of the network's preset."""
+
+    name: str
+    method: Any  # "clean", "adv" or "iaat"
+    changes: Mapping[str, Mapping[str, Any]]
+
+    def config(self, network: str, common: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+        """The configuration on a network, with changes that all cases share."""
+        base = preset(f"cifar10-{network}", method=self.method)
+        return override(override(base, common), self.changes)
+
+
+def cases(config: TrainConfig | None = None) -> list[Case]:
+    """All cases, in the order in which they are timed.
+
+    "fp32" is the arithmetic of the preset, "bf16" attacks in bfloat16 and autocast in the weights' update. Strategies
+    are those that the configuration knows. Where it has `optim.graph` and `run.fast`, the most wanted also come
+    without the graph, and IAAT with what `--fast` chooses.
+
+    Args:
+        config: whose fields are looked at; TrainConfig's by default.
+    """
+    config = TrainConfig() if config is None else config
+    precisions: dict[str, dict[str, dict[str, Any]]] = {
+        "bf16": {"attack": {"precision": "bf16"}, "optim": {"amp": "bf16"}},
+        "fp32": {},
+    }
+    found = [
+        Case(f"{method} {precision}", method, precisions[precision])
+        for method, precision in itertools.product(("clean", "adv"), PRECISIONS)
+    ]
+    for precision, final, strategy in itertools.product(PRECISIONS, FINALS, _strategies(config)):
+        changes = {**precisions[precision], "epsilon": {"strategy": strategy, "final": final}}
+        found.append(Case(f"iaat {strategy} {final} {precision}", "iaat", changes))
+    found.sort(key=lambda case: _place(case.name))
+    if hasattr(config.run, "fast"):
+        found.insert(1, Case("iaat --fast", "iaat", {"run": {"fast": True}}))
+    if hasattr(config.optim, "graph"):
+        some = [case for case in found if case.name in WANTED[:3]]
+        found += [_without_graph(case) for case in some]
+    return found
+
+
+def _strategies(config: TrainConfig) -> Iterable[str]:
+    """Those with a way of their own: "auto" is one of the others."""
+    known = typing.get_args(typing.get_type_hints(type(config.epsilon))["strategy"])
+    return [name for name in known if name != "auto"]
+
+
+def _without_graph(case: Case) -> Case:
+    optim = {**case.changes.get("optim", {}), "graph": False}
+    return Case(f"{case.name}, no graph", case.method, {**case.changes, "optim": optim})
+
+
+def _place(name: str) -> int:
+    return WANTED.index(name) if name in WANTED else len(WANTED)
+
+
+class Trainer:
+    """Steps of `fit` without what lies between them: augmentation, attacks, selection, update, radii.
+
+    Args:
+        config: with `optim.lr` 0 all steps are the same work.
+        model: trained in place, on the device.
+        data: images and labels on the device.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module, data: ImageData) -> None:
+        device = data.train.labels.device
+        self.state = make_state(config, model, data, device)
+        if self.state.training_step.method.radii == "adaptive":
+            # As after the warm-up: radii that start at 0 would stay there.
+            self.state.memory.values.fill_(config.epsilon.eps_w)
+        self._epoch = config.epsilon.warmup_epochs
+        self._numbers = itertools.count()
+        self._loader = TrainLoader(data.train, augment=config.data.augment)
+        size = config.optim.batch_size
+        self._batches = torch.arange(len(data.train), device=device).split(size)
+        self._step = CudaGraphStep(
+            self.state.training_step,
+            size=size,
+            capture=capture_for(device) if config.optim.graph else None,
+        )
+
+    def __call__(self) -> None:
+        """One step, on the next batch."""
+        number = next(self._numbers)
+        batch = self._batches[number % len(self._batches)]
+        (loaded,) = self._loader([batch], [number])
+        self._step(loaded, epoch=self._epoch, seed=number)
+
+    def shares(self) -> tuple[float | None, float | None]:
+        """Of the images of all steps so far, those classified correctly before and after the attack; None where the
+        method does not count them."""
+        self._step.settle()  # raises what they have found wrong
+        training_step = self.state.training_step
+        _, clean, robust, seen = training_step.totals.tolist()
+        method = training_step.method
+        return (
+            clean / seen if method.counts_clean else None,
+            robust / seen if method.counts_robust else None,
+        )
+
+
+def authors_step(
+    model: nn.Module, data: ImageData, batch_size: int, setting: Setting
+) -> Callable[[], None]:
+    """The work of a step of the released code after its warm-up, on images augmented by the same op.
+
+    Three PGD attacks by `loss.backward()`, which adds up gradients of the weights that no one reads, each followed by a
+    forward for its verdicts; a forward of the clean images; the update. Choosing the radii costs nothing here, and the
+    attacks are in eval mode, which is less work than the batch statistics of the released code.
+    """
+    assert isinstance(data.train, Split)
+    images, labels = data.train.images.contiguous(), data.train.labels
+    batches = torch.arange(len(labels), device=labels.device).split(batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=2e-4)
+    numbers = itertools.count()
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        x_adv = start(x, setting)
+        for _ in range(setting.steps):
+            x_adv.requires_grad_()
+            F.cross_entropy(model(x_adv), y).backward()
+            assert x_adv.grad is not None
+            x_adv = step(x_adv, x_adv.grad, x, setting)
+        return x_adv
+
+    def call() -> None:
+        number = next(numbers)
+        index = batches[number % len(batches)]
+        x, y = ops.random_crop_flip(images, index, number), labels[index]
+        model.eval()
+        with torch.no_grad():
+            model(x).argmax(1)
+        for _ in range(ATTACKS):
+            x_adv = attack(x, y)
+            with torch.no_grad():
+                model(x_adv).argmax(1)
+        model.train()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x_adv), y).backward()
+        optimizer.step()
+
+    return call
 
 
 @dataclasses.dataclass(frozen=True)

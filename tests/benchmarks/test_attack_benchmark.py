@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from benchmarks import registry, targets
 from benchmarks.__main__ import main
-from benchmarks.attacks import providers, race
+from benchmarks.attacks import measuring, providers
 from benchmarks.attacks.agreement import Reference
 from benchmarks.attacks.engines import NOT_SPEED, ablations, engines
-from benchmarks.attacks.expert import EXPERT
 from benchmarks.attacks.layouts import Layout
 from benchmarks.attacks.measuring import aims, measure
 from benchmarks.attacks.providers import (
+    EXPERT,
     LOOPS,
     PEERS,
     Attack,
@@ -240,7 +240,7 @@ def test_cases_are_measured_in_the_order_given_and_what_is_left_out_is_named(
 def test_without_peers_or_profiles_no_other_process_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race, "Worker", None)
+    monkeypatch.setattr(measuring, "Worker", None)
     small = ["--models", "resnet18", "--width", "4", "--batch-sizes", "2", "--rounds", "1"]
     argv = ["--device", "cpu", "--steps", "1", *small, "--only", "exact", "--no-profile"]
     assert main(["attacks", *argv, "--record", str(tmp_path / "it.json")]) == 0

@@ -15,9 +15,8 @@ from torch import Tensor
 from benchmarks import kernels
 from benchmarks.__main__ import main
 from benchmarks.kernels import measuring, providers
-from benchmarks.kernels.cases import LAYERS, OPS, STEM, Case, make_cases
+from benchmarks.kernels.cases import LAYERS, OPS, STEM, Case, LayerProblem, Problem, make_cases
 from benchmarks.kernels.measuring import measure as measure_case
-from benchmarks.kernels.problems import LayerProblem, Problem
 from benchmarks.record import Row
 from iaat_fast.ops import reference
 

@@ -14,9 +14,17 @@ from torch import nn
 
 from benchmarks.__main__ import main
 from benchmarks.attacks.providers import Setting
-from benchmarks.training.cases import WANTED, Case, cases
-from benchmarks.training.loops import ATTACKS, Trainer, authors_step
-from benchmarks.training.measuring import Course, best_authors, measure_case
+from benchmarks.training.measuring import (
+    ATTACKS,
+    WANTED,
+    Case,
+    Course,
+    Trainer,
+    authors_step,
+    best_authors,
+    cases,
+    measure_case,
+)
 from iaat_fast.train import TrainConfig
 from iaat_fast.train.config import EpsilonConfig, OptimConfig, RunConfig
 

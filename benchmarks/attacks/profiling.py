@@ -1,4 +1,4 @@
-"""Where the time of an attack goes, by kind of kernel: convolutions, elementwise, copies, reductions, products."""
+"""How much arithmetic an attack is, how fast this machine multiplies matrices, and where an attack's time goes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.attacks.rates import wait
+from benchmarks.interleave import wait
+from benchmarks.targets import Target
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+# Large enough that a product is all arithmetic.
+_SIZE = {"cuda": 8192, "cpu": 1024}
 
 # The first pattern found in a name decides. What a compiler fused bears the names of all that it fused; cuDNN's changes
 # of layout are no convolutions, although they bear its name; and most convolutions are called matrix products.
@@ -43,6 +55,43 @@ PATTERNS = tuple(
 )
 KINDS = ("convolutions", "elementwise", "copies", "reductions", "products")
 OTHER, GAPS = "other", "gaps"
+
+
+def flops_per_gradient(target: Target) -> float:
+    """Floating-point operations of one image's forward pass and gradient, two per multiply-add; elementwise ones are
+    not counted."""
+    leaf, y = target.x[:2].detach().requires_grad_(), target.y[:2]
+    with FlopCounterMode(display=False) as counter:
+        # A copy, because the counter's hooks cannot sit on the leaf that `autograd.grad` asks for.
+        loss = F.cross_entropy(target.model(leaf.clone()), y, reduction="sum")
+        torch.autograd.grad(loss, leaf)
+    return counter.get_total_flops() / len(y)
+
+
+def matmul_rates(precisions: Iterable[str], device: torch.device) -> dict[str, float]:
+    """Floating-point operations per second of a product of square matrices, the median of 20, by precision.
+
+    "fp32" is TF32 where the process allows it, as it then is for every provider in fp32.
+    """
+    return {precision: _matmul_rate(precision, device) for precision in dict.fromkeys(precisions)}
+
+
+def _matmul_rate(precision: str, device: torch.device, calls: int = 20) -> float:
+    size = _SIZE[device.type]
+    matrix = torch.randn(size, size, device=device).to(DTYPES[precision])
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = allowed or precision == "tf32"
+        seconds = []
+        for call in range(calls + 3):
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            wait(device)
+            if call >= 3:
+                seconds.append(time.perf_counter() - start)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    return 2 * size**3 / float(np.median(seconds))
 
 
 @dataclasses.dataclass

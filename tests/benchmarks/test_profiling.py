@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.attacks.kinds import GAPS, KINDS, OTHER, by_kind, device_time, kind_of
+from benchmarks.attacks.profiling import GAPS, KINDS, OTHER, by_kind, device_time, kind_of
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from iaat_fast.data.batches import epoch_order, fetch
 from iaat_fast.data.decoding import UnreadableImage
 from iaat_fast.data.folder import ON_BAD_IMAGE, FolderSplit
 from iaat_fast.data.loading import NAMES, load
-from iaat_fast.data.splits import ImageData, Samples, Split
+from iaat_fast.data.splits import ImageData, Samples, Split, epoch_order, fetch
 
 __all__ = [
     "NAMES",

@@ -6,11 +6,13 @@ import difflib
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from iaat_fast.data.cifar import CIFAR_CLASSES, load_cifar
-from iaat_fast.data.digits import load_digits
 from iaat_fast.data.folder import ON_BAD_IMAGE, load_folder
 from iaat_fast.data.npz import load_npz
-from iaat_fast.data.splits import ImageData
+from iaat_fast.data.splits import ImageData, Split
 
 NAMES: tuple[str, ...] = ("digits", *CIFAR_CLASSES, "imagenet")
 
@@ -73,7 +75,7 @@ def load(
             raise ValueError("imagenet: expected a folder with train/ and val/ (--data), got none")
         return load_folder(source, name, limit=limit, workers=workers, on_bad_image=on_bad_image)
     elif name in CIFAR_CLASSES:
-        data = load_cifar(name, _cache_folder() if source is None else source, download=download)
+        data = load_cifar(name, cache_folder() if source is None else source, download=download)
     elif source is None:
         data = load_digits()
     else:
@@ -86,6 +88,26 @@ def load(
     return ImageData(name, data.train.first(limit), data.test.first(limit), data.num_classes)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     # The XDG specification has an empty variable count as unset.
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iaat_fast"
+
+
+def load_digits() -> ImageData:
+    """The UCI repository's optical digits (Alpaydin and Kaynak, 1998) as scikit-learn embeds them.
+
+    The split is stratified by class and always the same.
+    """
+    from sklearn.datasets import load_digits as embedded_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = embedded_digits()
+    # Values are whole numbers 0..16; rounded to the nearest of 0..255, 16 becomes 255.
+    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8)).unsqueeze(-1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0
+    )
+    return ImageData(
+        "digits", Split(images[train], labels[train]), Split(images[test], labels[test]), 10
+    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from iaat_fast.models.building import NAMES, build, build_for
-from iaat_fast.models.factory import load_factory
-from iaat_fast.models.normalize import STATISTICS, Normalize
+from iaat_fast.models.building import NAMES, build, build_for, load_factory
+from iaat_fast.models.layers import STATISTICS, Normalize
 
 __all__ = ["NAMES", "STATISTICS", "Normalize", "build", "build_for", "load_factory"]

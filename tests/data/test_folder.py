@@ -283,7 +283,7 @@ except ValueError as error:
 
 
 def test_a_worker_that_dies_is_said_so(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iaat_fast.data.loader.decode_augmented", lambda *a, **k: os._exit(9))
+    monkeypatch.setattr("iaat_fast.data.decoding.decode_augmented", lambda *a, **k: os._exit(9))
     split = training_split(image_folder)
     with pytest.raises(ChildProcessError, match="a process that decodes images has died"):
         augmented(FolderSplit(split.root, split.files, split.labels, 1), [[0]], [1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from iaat_fast import ops
-from iaat_fast.models.normalize import Normalize
+from iaat_fast.models.layers import Normalize
 from iaat_fast.ops import reference
 from tests.ops.stem_cases import (
     DTYPES,

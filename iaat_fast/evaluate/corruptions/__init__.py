@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iaat_fast.data import Samples
-from iaat_fast.data.loading import _cache_folder
+from iaat_fast.data.loading import cache_folder
 from iaat_fast.evaluate.corruptions.base import (
     ALEXNET_ERRORS,
     ALL,
@@ -79,7 +79,7 @@ def open_corruptions(
             the extra "corruptions".
     """
     if folder is None:
-        folder = published(dataset, _cache_folder() if data is None else data)
+        folder = published(dataset, cache_folder() if data is None else data)
     if folder is not None:
         return open_published(folder, split)
     natural = dataset == "imagenet"

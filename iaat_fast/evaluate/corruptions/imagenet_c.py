@@ -13,7 +13,7 @@ from torch import Tensor
 
 from iaat_fast.data import Samples
 from iaat_fast.data.decoding import read_rgb
-from iaat_fast.data.listing import list_images
+from iaat_fast.data.folder import list_images
 from iaat_fast.evaluate.corruptions.base import MAIN, SEVERITIES, ImageSequence
 
 

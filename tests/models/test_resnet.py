@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from iaat_fast.models.resnet import BasicBlock
-from iaat_fast.models.wide_resnet import PreActivationBlock
+from iaat_fast.models.resnet import BasicBlock, PreActivationBlock
 
 SHAPES = [(4, 4, 1), (4, 6, 1), (4, 6, 2)]
 

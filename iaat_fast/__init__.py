@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What argv is while `python -m iaat_fast.COMMAND` imports the packages of the command; other programs' hooks stay.
 if sys.argv[:1] == ["-m"] and any(word.startswith("iaat_fast.") for word in sys.orig_argv):

@@ -92,7 +92,7 @@ def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., V
 
 
 def by_pyautoattack(net: nn.Module, eps: float, seed: int) -> Callable[..., Verdicts]:
-    """The same of pyautoattack, whose images are judged by the network here."""
+    """The same of pyautoattack, whose images are classified by the network here."""
     from pyautoattack.autoattack import AutoAttack
 
     def run(x: Tensor, y: Tensor) -> Verdicts:
@@ -117,7 +117,7 @@ def compare(
 ) -> list[Row]:
     """All providers on images [N, 3, H, W] and classes; a sample of the time is a batch.
 
-    Figures: `robust`, share of the images that stand; `seconds` of each batch in order, and their `total_s`;
+    Figures: `robust`, share of the images that are not fooled; `seconds` of each batch in order, and their `total_s`;
     `over_pyautoattack`, how many times faster, all batches together, with the `slowest` and the `fastest` batch;
     images robust by `both`, by this one alone (`only_it`) and by pyautoattack alone (`only_peer`); `edge`, of the
     images whose verdicts differ, the distance of the boundary over the radius; `stages`, what each attack did

@@ -128,7 +128,7 @@ DESCRIBE = (
 
 
 def no_device() -> str:
-    """Why no GPU can be used, or an empty string. Asked of another process: this one shall hold no context."""
+    """Why no GPU can be used, or an empty string. Asked of another process, so that this one holds no context."""
     if importlib.util.find_spec("torch") is None:
         return f"{sys.executable} has no torch to see one with"
     probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)

@@ -108,7 +108,7 @@ class Record:
         return time.perf_counter() - self._started
 
     def out_of_time(self, what: str) -> bool:
-        """Whether the time limit is over; if so, what is not begun is noted as left out."""
+        """Whether the time limit is over; if so, `what` is noted as left out."""
         over = self.seconds > self.options.time_limit
         if over:
             self.left_out.append(what)

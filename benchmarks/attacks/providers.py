@@ -103,7 +103,7 @@ def authors_loop(target: Target, setting: Setting) -> Attack:
 
 
 def start(x: Tensor, setting: Setting) -> Tensor:
-    """Where the attack begins: x, or a random point of the ball."""
+    """Where the attack starts: x, or a random point of the ball."""
     if not setting.random_start:
         return x.clone()
     noise = torch.empty_like(x).uniform_(-setting.eps, setting.eps)

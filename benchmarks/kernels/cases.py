@@ -57,7 +57,7 @@ def image_problems(dtype: torch.dtype, *, quick: bool, on_gpu: bool) -> list[Pro
         Problem("CIFAR 3x128", (128, 3, 32, 32), 3, dtype, False),
         Problem("ImageNet 32", (32, 3, 224, 224), 1, dtype, True),
         Problem("ImageNet 3x64", (64, 3, 224, 224), 3, dtype, True),
-        # 149,187 elements a row: no row but the first begins at a multiple of 16 bytes.
+        # 149,187 elements a row: no row except the first starts at a multiple of 16 bytes.
         Problem("odd rows 32", (32, 3, 223, 223), 1, dtype, True),
         _flat("64 MiB", 64 * 2**20, dtype),
     ]

@@ -66,7 +66,7 @@ def fault(
 ) -> str | None:
     """What is wrong with a provider's result, or None.
 
-    A backend must give the reference's bits, but for the stem, whose sums have no fixed order. A baseline computes
+    A backend must give the reference's bits, except the stem, whose sums have no fixed order. A baseline computes
     something close (other roundings, another generator, no proof against saturation) and is held to what it has in
     common with the op.
     """

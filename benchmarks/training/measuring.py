@@ -223,7 +223,7 @@ class Course:
         return f"{self.network}, batch {self.batch}"
 
     def common(self) -> dict[str, dict[str, Any]]:
-        """What is changed in every case: no warm-up, and weights that stand still, so that all steps are the same
+        """What is changed in every case: no warm-up, and weights that do not move, so that all steps are the same
         work."""
         return {
             "model": {"width": self.width},

@@ -21,7 +21,7 @@ def datasets() -> ModuleType:
 def torchvision(name: str) -> ModuleType:
     """Import and return `torchvision.<name>`, for example "datasets".
 
-    A torchvision wheel built for CUDA beside a torch for CPU cannot load its extension, and then
+    A torchvision wheel built for CUDA next to a torch for CPU cannot load its extension, and then
     its import fails with "operator torchvision::nms does not exist", although reading a data set
     needs no operator. Declaring the missing schemas lets the import through. They are declared only
     after that failure, so a torchvision whose ops load never sees them.

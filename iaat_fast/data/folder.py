@@ -32,7 +32,7 @@ def list_images(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """The class folders of `root`, sorted, and their images as (path below `root`, class number), by class and path.
 
     Files are listed as torchvision's ImageFolder lists them, folders within a class included, but nothing whose name
-    begins with a dot: `.ipynb_checkpoints` is no class, and the copies in it no images. Files that are left out for
+    starts with a dot: `.ipynb_checkpoints` is no class, and the copies in it no images. Files that are left out for
     their endings, or lie outside the class folders, are counted in one logged line.
 
     Raises:

@@ -61,7 +61,7 @@ def build(
         in_channels: channels of the images; None: 1 for "digits-cnn", 3 for the others.
         mean: per-channel mean the model subtracts first; None: that of the digits for one channel,
             of CIFAR-10 (of ImageNet for "imagenet-resnet...") for three. `STATISTICS` has
-            CIFAR-100's. Kept in the state dict, but for "imagenet-resnet...", whose state dict is
+            CIFAR-100's. Kept in the state dict, except for "imagenet-resnet...", whose state dict is
             torchvision's.
         std: per-channel standard deviation it divides by; given if and only if `mean` is.
 

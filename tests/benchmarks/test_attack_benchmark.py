@@ -277,7 +277,7 @@ def test_only_full_networks_have_an_aim() -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["--only", "nobody"], "nobody"),
+        (["--only", "unknown"], "unknown"),
         (["--models", "vgg"], "vgg"),
         (["--cases", "vgg:8"], "vgg:8"),
         (["--cases", "resnet18:0"], "resnet18:0"),

@@ -142,11 +142,11 @@ def test_a_bad_training_image_that_is_skipped_keeps_its_number(
     assert len(split) == len(good)
     batches = [torch.tensor([0, 1, 2]), torch.tensor([1])]
     with caplog.at_level(logging.WARNING, "iaat_fast"):
-        (x, y, index), (none, _, nobody) = split.batches(batches, [1, 2], augment=True)
+        (x, y, index), (none, _, numbers) = split.batches(batches, [1, 2], augment=True)
     assert index.tolist() == [0, 2]
     assert torch.equal(y, split.labels[index])
     assert torch.equal(x, expected)
-    assert len(none) == len(nobody) == 0
+    assert len(none) == len(numbers) == 0
     assert [r.getMessage().count("train/b/0.JPEG") for r in caplog.records] == [1]
 
 

@@ -15,10 +15,12 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units
-from iaat_fast.command_line import PixelList, Pixels, optional, warn
+from iaat_fast.command_line import PixelList, Pixels, interpreter, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
-from iaat_fast.evaluate.evaluation import evaluate_suite, folder_name
+from iaat_fast.evaluate.evaluation import folder_name, measure
+from iaat_fast.evaluate.parts import PARTS, choose
+from iaat_fast.evaluate.parts.part import Settings
 from iaat_fast.evaluate.progress import Progress
 from iaat_fast.evaluate.suites import Suite, single, suite_named
 from iaat_fast.evaluate.table import suite_table
@@ -56,6 +58,11 @@ DEFAULTS: dict[str, Any] = {
 """The single attack, where neither a flag nor the run says otherwise."""
 
 
+_PARTS_HELP = "Parts of the suite: " + "; ".join(
+    f"{part.name}, {part.help}" for part in PARTS.values() if part.name != "adversarial"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """An evaluation; what is not given is the run's own setting."""
@@ -86,8 +93,11 @@ class Command:
     """Write the record's results.json to this file too."""
     suite: Annotated[str | None, optional("SUITE", "none")] = None
     """cifar, imagenet or quick: several measurements in one record, in place of a single attack."""
-    parts: Annotated[tuple[str, ...], optional("PART [PART ...]", "the suite's")] = ()
-    """Parts of the suite: natural, pgd, transfer, corruptions, eps-sweep, steps-sweep, autoattack."""
+    parts: Annotated[
+        tuple[str, ...],
+        optional("PART [PART ...]", "the suite's"),
+        tyro.conf.arg(help=_PARTS_HELP),
+    ] = ()
     against: Annotated[Path | None, optional("RUN2", "none")] = None
     """Surrogate of the part transfer: a run of the same configuration and another seed."""
     corruptions: Annotated[
@@ -153,68 +163,71 @@ def _tyro(argv: Sequence[str]) -> Command:
 
 
 def evaluate(command: Command, console: Console) -> dict[str, Any]:
-    """Measure, going on with what is there, print the table and say where the record is; returns its content."""
-    folder = None if command.run is None else RunFolder(command.run)
-    defaults = {} if folder is None or not folder.is_run else folder.config().get("evaluation", {})
+    """Measure what is not there yet, print the table and say where the record is; returns its content."""
+    run = None if command.run is None else RunFolder(command.run)
+    defaults = {} if run is None or not run.is_run else run.config().get("evaluation", {})
     _check(command)
     suite = _suite(command, defaults)
     if command.json is not None:
         check_writable("--json", command.json)
     if command.out is not None:
         check_folder("--out", command.out)
-    device = resolve_device(command.device)
-    subject = _subject(command, folder, device)
+    target = _target(command, run, resolve_device(command.device))
     _warn_of_units(command, suite)
-    eps, alpha = command.eps or suite.eps, command.alpha or suite.alpha
-    if _asks_for_suite(command) and subject.description["data"]["name"] == "digits":
-        # 8/255 is a radius for photographs: on digits the run's own is meant.
-        eps = command.eps or ((defaults["eps"],) if "eps" in defaults else suite.eps)
-        alpha = command.alpha or defaults.get("alpha", suite.alpha)
+    if _asks_for_suite(command) and target.description["data"]["name"] == "digits":
+        # A suite's 8/255 is a radius for photographs: on digits the run's own is meant.
+        suite = suite.at(
+            command.eps or ((defaults["eps"],) if "eps" in defaults else ()),
+            command.alpha or defaults.get("alpha"),
+        )
     surrogate: Surrogate | None = None
     if command.against is not None:
-        surrogate = load_surrogate(RunFolder(command.against), subject, data=command.data)
-    kept = command.out
-    if kept is None and folder is not None:
-        kept = folder.evaluation_dir / folder_name(
-            subject, suite, seed=command.seed, any_iterate=command.any_iterate
+        surrogate = load_surrogate(RunFolder(command.against), target, data=command.data)
+    folder = command.out
+    if folder is None and run is not None:
+        folder = run.evaluation_dir / folder_name(
+            target, suite, seed=command.seed, any_iterate=command.any_iterate
         )
+    with Progress() as tell:
+        settings = Settings(
+            folder=folder,
+            parts=_parts(command),
+            seed=command.seed,
+            batch_size=command.batch_size or defaults.get("batch_size", 256),
+            any_iterate=command.any_iterate,
+            surrogate=surrogate,
+            corruptions=command.corruptions,
+            adversarial=command.adversarial,
+            save_adversarial=command.save_adversarial,
+            overwrite=command.overwrite,
+            save_every=command.save_every,
+            tell=tell,
+        )
+        content = _measure(target, suite, settings)
+    # Written first: a pipe closed on the table costs nothing.
+    if command.json is not None:
+        write_json(command.json, content)
+    console.print(suite_table(content))
+    for path in (folder, command.json):
+        if path is not None:
+            console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
+    return content
+
+
+def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
+    """`measure`; where it is stopped or runs out of memory, it is said how to continue."""
     try:
-        with Progress() as tell:
-            content = evaluate_suite(
-                subject,
-                suite,
-                folder=kept,
-                parts=_parts(command),
-                eps=eps,
-                alpha=alpha,
-                seed=command.seed,
-                batch_size=command.batch_size or defaults.get("batch_size", 256),
-                any_iterate=command.any_iterate,
-                surrogate=surrogate,
-                corruptions=command.corruptions,
-                adversarial=command.adversarial,
-                save_adversarial=command.save_adversarial,
-                overwrite=command.overwrite,
-                save_every=command.save_every,
-                tell=tell,
-            )
+        return measure(target, suite, settings)
     except (KeyboardInterrupt, SystemExit) as stop:
         words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
-        where = "nothing was kept" if kept is None else f"kept in {kept}"
-        print(f"interrupted, {where}; go on with: {PROG} {words}", file=sys.stderr)
+        kept = "nothing was kept" if settings.folder is None else f"kept in {settings.folder}"
+        command = f"{interpreter()} -m iaat_fast.evaluate {words}"
+        print(f"interrupted, {kept}; go on with: {command}", file=sys.stderr)
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{error}; a smaller --batch-size goes on from here"
         ) from error
-    # Written first: a pipe closed on the table costs nothing.
-    if command.json is not None:
-        write_json(command.json, content)
-    console.print(suite_table(content))
-    for path in (kept, command.json):
-        if path is not None:
-            console.print(f"written to {path}", highlight=False, soft_wrap=True, markup=False)
-    return content
 
 
 def _warn_of_units(command: Command, suite: Suite) -> None:
@@ -257,16 +270,8 @@ def _check(command: Command) -> None:
         if getattr(command, name) is not None and named:
             raise ValueError(f"{FLAGS[name]}: a suite has its own, leave one of them out")
     if named:
-        suite_named(command.suite or "quick").chosen(
-            _parts(command), surrogate=command.against is not None
-        )
-    for eps in command.eps:
-        if not 0 <= eps <= 1:
-            likely = units.likely(eps, 1.0)
-            raise ValueError(f"--eps: {units.to_text(eps)}/255, expected 0 to 255{likely}")
-    if command.alpha is not None and not 0 < command.alpha <= 1:
-        text = units.to_text(command.alpha)
-        raise ValueError(f"--alpha: {text}/255, expected above 0, up to 255")
+        given = () if command.against is None else ("surrogate",)
+        choose(suite_named(command.suite or "quick"), _parts(command), given=given)
     for name, least in (
         ("steps", 1),
         ("restarts", 1),
@@ -288,9 +293,9 @@ def _check(command: Command) -> None:
 
 
 def _suite(command: Command, defaults: dict[str, Any]) -> Suite:
-    """The suite that is named, or the single attack of the flags and the run's own settings."""
+    """The suite that is named, or the single attack, with the flags' radii and step or the run's own."""
     if _asks_for_suite(command):
-        return suite_named(command.suite or "quick")
+        return suite_named(command.suite or "quick").at(command.eps, command.alpha)
     given = {name: getattr(command, name) for name in ("alpha", "steps", "restarts", "targeted")}
     chosen = {**DEFAULTS, **defaults, **{k: v for k, v in given.items() if v is not None}}
     return single(
@@ -302,7 +307,7 @@ def _suite(command: Command, defaults: dict[str, Any]) -> Suite:
     )
 
 
-def _subject(command: Command, folder: RunFolder | None, device: torch.device) -> EvalTarget:
+def _target(command: Command, folder: RunFolder | None, device: torch.device) -> EvalTarget:
     if folder is not None:
         for name in ("weights", "width", "depth"):
             if getattr(command, name) is not None:

@@ -1,21 +1,20 @@
-"""An evaluation by a suite, from the settings to the finished record; killed at any moment, it goes on."""
+"""An evaluation by a suite, from its settings to the finished record; stopped at any moment, it can be continued."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iaat_fast import units
 from iaat_fast.attacks import inputs
 from iaat_fast.environment import describe
-from iaat_fast.evaluate.corruptions import can_be_generated, open_corruptions
 from iaat_fast.evaluate.eval_target import EvalTarget, samples_sha256, weights_sha256
-from iaat_fast.evaluate.parts import PARTS
-from iaat_fast.evaluate.parts.adversarial import adversarial_key, check_adversarial
-from iaat_fast.evaluate.parts.part import Context, Tell
-from iaat_fast.evaluate.record import Record, open_record
+from iaat_fast.evaluate.parts import PARTS, choose
+from iaat_fast.evaluate.parts.adversarial import keeps_examples, refuse_other_files
+from iaat_fast.evaluate.parts.part import Context, Settings, Tell
+from iaat_fast.evaluate.record import open_record
 from iaat_fast.evaluate.suites import SINGLE, Suite, suite_named
 from iaat_fast.evaluate.transfer import Surrogate, check_surrogate
 from iaat_fast.malloc import no_malloc_trim
@@ -23,15 +22,15 @@ from iaat_fast.storage import exclusive_lock
 
 
 def folder_name(
-    subject: EvalTarget, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
+    target: EvalTarget, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
 ) -> str:
     """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate.
 
-    Of a single attack with all its settings, so that no other comes to lie there:
+    Of a single attack with all its settings, so that no other shares the folder:
     `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, before "pgd" "targeted-" where it has random targets.
     """
     suite = suite_named(suite) if isinstance(suite, str) else suite
-    data = subject.description["data"]
+    data = target.description["data"]
     what = f"{data['name']}-{data['samples']}"
     if suite.name == SINGLE:
         ((steps, restarts),) = suite.attacks
@@ -101,154 +100,92 @@ def evaluate_suite(
         OSError: the folder cannot be written, or the one of corruptions holds none.
     """
     chosen = suite_named(suite) if isinstance(suite, str) else suite
-    names = chosen.chosen(
-        parts,
-        surrogate=surrogate is not None,
-        corruptible=corruptions is not None or can_be_generated(subject.split),
-    )
-    if parts is None and corruptions is not None and "corruptions" not in names:
-        names = (*names, "corruptions")
-    radii = tuple(eps) or chosen.eps
-    alpha = chosen.alpha if alpha is None else alpha
-    for radius in radii:
-        if not 0 <= radius <= 1:
-            likely = units.likely(radius, 1.0)
-            raise ValueError(f"eps: {units.to_text(radius)}/255, expected 0 to 255{likely}")
-    if not 0 < alpha <= 1:
-        likely = units.likely(alpha, 1.0)
-        raise ValueError(f"alpha: {units.to_text(alpha)}/255, expected above 0, up to 255{likely}")
-    # As keys name them: two that read the same would share a row.
-    if len(set(map(units.to_text, radii))) < len(radii):
-        raise ValueError("eps: the same radius twice")
-    inputs.whole_number("seed", seed, at_least=0)
-    inputs.whole_number("batch_size", batch_size, at_least=1)
-    if save_adversarial and folder is None:
-        raise ValueError("save_adversarial: expected a folder to keep them in")
-    if surrogate is not None:
-        check_surrogate(subject, surrogate)
-    files = tuple(Path(file) for file in adversarial)
-    for file in files:
-        check_adversarial(subject, file)
-        if overwrite and folder is not None and Path(folder).resolve() in file.resolve().parents:
-            raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
-    if files:
-        names = (*names, "adversarial")
-        keys = [adversarial_key(file) for file in files]
-        for file, key in zip(files, keys, strict=True):
-            if keys.count(key) > 1:
-                raise ValueError(f"--adversarial {file}: another file of that name, rename one")
-    corrupted = None
-    if "corruptions" in names:
-        data = subject.description["data"]
-        corrupted = open_corruptions(
-            subject.split,
-            dataset=data["name"],
-            folder=None if corruptions is None else Path(corruptions),
-            data=None if data["path"] is None else Path(data["path"]).expanduser(),
-            seed=seed,
-        )
-    elif corruptions is not None:
-        raise ValueError(f"corruptions: {corruptions}, but that part is not among those asked for")
-    header = record_header(
-        subject,
-        chosen,
-        eps=radii,
-        alpha=alpha,
+    settings = Settings(
+        folder=None if folder is None else Path(folder),
+        parts=None if parts is None else tuple(parts),
         seed=seed,
         batch_size=batch_size,
         any_iterate=any_iterate,
         surrogate=surrogate,
+        corruptions=None if corruptions is None else Path(corruptions),
+        adversarial=tuple(map(Path, adversarial)),
+        save_adversarial=save_adversarial,
+        overwrite=overwrite,
+        save_every=save_every,
+        tell=tell,
     )
-    with contextlib.nullcontext() if folder is None else exclusive_lock(Path(folder)):
-        record = open_record(
-            None if folder is None else Path(folder),
-            header,
-            subject.split.labels.cpu().numpy(),
-            overwrite=overwrite,
-        )
-        _refuse_other_files(record, files)
-        keeps = _keeps_examples(record, save_adversarial)
-        rows = len(record.rows)
+    return measure(subject, chosen.at(eps, alpha), settings)
+
+
+def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
+    """`evaluate_suite` with settings made before, at the suite's own radii and step size."""
+    names = _parts(target, suite, settings)
+    inputs.whole_number("seed", settings.seed, at_least=0)
+    inputs.whole_number("batch_size", settings.batch_size, at_least=1)
+    if settings.save_adversarial and settings.folder is None:
+        raise ValueError("save_adversarial: expected a folder to keep them in")
+    if settings.surrogate is not None:
+        check_surrogate(target, settings.surrogate)
+    prepared = {name: PARTS[name].prepare(target, settings) for name in names}
+    header = record_header(target, suite, settings)
+    labels = target.split.labels
+    folder = settings.folder
+    lock = contextlib.nullcontext() if folder is None else exclusive_lock(folder)
+    with lock, no_malloc_trim(labels.device):
+        record = open_record(folder, header, labels.cpu().numpy(), overwrite=settings.overwrite)
+        refuse_other_files(record, settings.adversarial)
+        keeps = keeps_examples(record, settings.save_adversarial)
         record.ask(names)
-        if rows and not record.content["complete"]:
+        if record.rows and not record.content["complete"]:
             record.content.setdefault("resumed", []).append(header["environment"])
         record.save()
         context = Context(
-            target=subject,
-            suite=chosen,
-            parts=names,
+            target=target,
+            suite=suite,
+            settings=dataclasses.replace(settings, parts=names, save_adversarial=keeps),
             record=record,
-            eps=radii,
-            alpha=alpha,
-            seed=seed,
-            batch_size=batch_size,
-            any_iterate=any_iterate,
-            surrogate=surrogate,
-            corrupted=corrupted,
-            adversarial=files,
-            save_adversarial=keeps,
-            save_every=save_every,
-            tell=tell,
+            prepared=prepared,
         )
-        with no_malloc_trim(subject.split.labels.device):
-            for measure in dict.fromkeys(PARTS[name] for name in names):
-                measure(context)
-                for name in names:
-                    if PARTS[name] is measure and not record.is_finished(name):
-                        record.finish(name)
+        # Parts of the same function are measured by one call of it.
+        for measure_parts in dict.fromkeys(PARTS[name].measure for name in names):
+            measure_parts(context)
+            for name in names:
+                if PARTS[name].measure is measure_parts and not record.is_finished(name):
+                    record.finish(name)
     return record.content
 
 
-def record_header(
-    subject: EvalTarget,
-    suite: Suite,
-    *,
-    eps: Sequence[float],
-    alpha: float,
-    seed: int,
-    batch_size: int,
-    any_iterate: bool = False,
-    surrogate: Surrogate | None = None,
-) -> dict[str, Any]:
-    """What a record says before its first row; arguments as of `evaluate_suite`."""
-    settings: dict[str, Any] = {
-        "eps": list(eps),
-        "alpha": alpha,
+def _parts(target: EvalTarget, suite: Suite, settings: Settings) -> tuple[str, ...]:
+    """Names of the parts to measure; what files are given for is measured where no parts are named."""
+    optional = ("surrogate", "corruptions", "adversarial")
+    given = {name for name in optional if getattr(settings, name)}
+    names = choose(suite, settings.parts, given=given, split=target.split)
+    if settings.corruptions is not None and "corruptions" not in names:
+        if settings.parts is not None:
+            raise ValueError(
+                f"corruptions: {settings.corruptions}, but that part is not among those asked for"
+            )
+        names = (*names, "corruptions")
+    return (*names, "adversarial") if settings.adversarial else names
+
+
+def record_header(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
+    """What a record says before its first row."""
+    fixed: dict[str, Any] = {
+        "eps": list(suite.eps),
+        "alpha": suite.alpha,
         "targeted": suite.targeted,
-        "weights_sha256": weights_sha256(subject.model),
-        "data_sha256": samples_sha256(subject.split),
+        "weights_sha256": weights_sha256(target.model),
+        "data_sha256": samples_sha256(target.split),
     }
-    if surrogate is not None:
-        settings["surrogate_sha256"] = weights_sha256(surrogate.model)
+    if settings.surrogate is not None:
+        fixed["surrogate_sha256"] = weights_sha256(settings.surrogate.model)
     return {
         "suite": suite.name,
-        "rule": "any" if any_iterate else "last",
-        "seed": seed,
-        **subject.description,
-        "settings": settings,
-        "batch_size": batch_size,
-        "environment": describe(subject.split.labels.device),
+        "rule": "any" if settings.any_iterate else "last",
+        "seed": settings.seed,
+        **target.description,
+        "settings": fixed,
+        "batch_size": settings.batch_size,
+        "environment": describe(target.split.labels.device),
     }
-
-
-def _refuse_other_files(record: Record, files: Sequence[Path]) -> None:
-    """Raise ValueError where a row is of another file of the same name as one that is to be scored."""
-    scored = {row["key"]: row["file"] for row in record.rows if row["kind"] == "adversarial"}
-    for file in files:
-        other = scored.get(adversarial_key(file), file)
-        if Path(other).resolve() != file.resolve():
-            raise ValueError(
-                f"--adversarial {file}: {record.path} has {other}, of the same name; rename one, or give another --out"
-            )
-
-
-def _keeps_examples(record: Record, asked: bool) -> bool:
-    """Whether adversarial examples are kept: from the beginning of a record, or never."""
-    settings = record.content["settings"]
-    if asked and not settings.get("save_adversarial"):
-        if any(row["kind"] in ("pgd", "transfer") for row in record.rows) or record.has_progress:
-            raise ValueError(
-                f"{record.path}: measured without keeping adversarial examples; --overwrite starts anew"
-            )
-        settings["save_adversarial"] = True
-    return bool(settings.get("save_adversarial"))

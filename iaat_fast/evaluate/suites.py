@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from iaat_fast import units
 from iaat_fast.validate import choice
 
 SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -48,12 +50,14 @@ class Suite:
 
     Args:
         name: how it is asked for.
-        parts: measured unless others are asked for; "transfer" where a surrogate is given, "corruptions" where the
-            images can be corrupted.
+        parts: measured unless others are asked for, except those that lack something, a surrogate say.
         on_request: further parts that may be asked for.
-        eps, alpha: radii and step size, on the [0, 1] scale, unless others are asked for.
+        eps, alpha: radii and step size, on the [0, 1] scale.
         attacks: (steps, restarts) of the part "pgd", at each radius.
         targeted: of all its attacks, False or "random".
+
+    Raises:
+        ValueError: a radius or step size beyond the scale, or the same radius twice.
     """
 
     name: str
@@ -64,38 +68,35 @@ class Suite:
     attacks: tuple[tuple[int, int], ...]
     targeted: Literal[False, "random"] = False
 
-    def chosen(
-        self, parts: Collection[str] | None, *, surrogate: bool, corruptible: bool = True
-    ) -> tuple[str, ...]:
-        """The parts to measure, in the suite's order.
+    def __post_init__(self) -> None:
+        for eps in self.eps:
+            if not 0 <= eps <= 1:
+                likely = units.likely(eps, 1.0)
+                raise ValueError(f"eps: {units.to_text(eps)}/255, expected 0 to 255{likely}")
+        if not 0 < self.alpha <= 1:
+            likely = units.likely(self.alpha, 1.0)
+            text = units.to_text(self.alpha)
+            raise ValueError(f"alpha: {text}/255, expected above 0, up to 255{likely}")
+        # As keys name them: two that read the same would share a row.
+        if len(set(map(units.to_text, self.eps))) < len(self.eps):
+            raise ValueError("eps: the same radius twice")
 
-        Raises:
-            ValueError: a part that it does not have, or "transfer" without a surrogate.
-        """
-        known = (*self.parts, *self.on_request)
-        if parts is None:
-            without = {"transfer": not surrogate, "corruptions": not corruptible}
-            return tuple(part for part in self.parts if not without.get(part, False))
-        for part in parts:
-            choice(f"part of suite {self.name}", part, known)
-        if "transfer" in parts and not surrogate:
-            raise ValueError(
-                "transfer: expected a surrogate, a run of the same configuration and another seed (--against)"
-            )
-        return tuple(part for part in known if part in parts)
+    def at(self, eps: Sequence[float] = (), alpha: float | None = None) -> Suite:
+        """The suite at these radii and with this step size; those that are not given are its own."""
+        return dataclasses.replace(
+            self, eps=tuple(eps) or self.eps, alpha=self.alpha if alpha is None else alpha
+        )
 
-    def attacks_of(
-        self, part: str, *, eps: Sequence[float], alpha: float
-    ) -> tuple[PGDMeasurement, ...]:
-        """The PGD attacks of a part at these radii; the sweeps and the transfer are at the largest."""
-        top = max(eps)
+    def attacks_of(self, part: str) -> tuple[PGDMeasurement, ...]:
+        """The PGD attacks of a part; the sweeps and the transfer are at the largest radius."""
+        top = max(self.eps)
         radii: Sequence[float] = (top,)
         if part == "pgd":
-            radii, attacks = eps, self.attacks
+            radii, attacks = self.eps, self.attacks
         elif part == "transfer":
             attacks = self.attacks[-1:]
         elif part == "eps-sweep":
-            # Rounded, so that 3/8 of 8/255 is the 3/255 of everybody.
+            # Rounded, so that 3/8 of 8/255 is exactly 3/255.
             radii = [round(top * 255 * eighths / 8, 9) / 255 for eighths in SWEEP_EIGHTHS]
             attacks = ((SWEEP_EPS_STEPS, 1),)
         elif part == "steps-sweep":
@@ -106,7 +107,7 @@ class Suite:
             PGDMeasurement(
                 part=part,
                 eps=radius,
-                alpha=alpha,
+                alpha=self.alpha,
                 steps=steps,
                 restarts=restarts,
                 targeted=self.targeted,

@@ -13,6 +13,7 @@ from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import EvalTarget
 from iaat_fast.evaluate.eval_target import describe_target
 from iaat_fast.evaluate.evaluation import record_header
+from iaat_fast.evaluate.parts.part import Settings
 from iaat_fast.evaluate.record import natural_row, open_record, pgd_row
 from iaat_fast.evaluate.suites import CLOSING, single
 from iaat_fast.train.distributed import SINGLE, Ranks
@@ -61,15 +62,8 @@ def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
         restarts=how.restarts,
         targeted="random" if how.targeted == "random" else False,
     )
-    (attack,) = suite.attacks_of("pgd", eps=suite.eps, alpha=suite.alpha)
-    header = record_header(
-        _subject(result),
-        suite,
-        eps=suite.eps,
-        alpha=suite.alpha,
-        seed=seed,
-        batch_size=how.batch_size,
-    )
+    (attack,) = suite.attacks_of("pgd")
+    header = record_header(_target(result), suite, Settings(seed=seed, batch_size=how.batch_size))
     record = open_record(None, {**results, **header}, test.labels.cpu().numpy())
     for row, verdicts in (
         (natural_row(between - started), natural),
@@ -85,7 +79,7 @@ def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
     return results
 
 
-def _subject(result: FitResult) -> EvalTarget:
+def _target(result: FitResult) -> EvalTarget:
     config, folder = result.config, result.folder
     model, data = config.model, config.data
     return EvalTarget(

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from iaat_fast import data, models
+from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import EvalTarget, Surrogate, evaluate_suite, recount, robust_accuracy
 from iaat_fast.evaluate.cli import main
 from iaat_fast.evaluate.suites import SUITES
@@ -68,16 +69,16 @@ def test_the_suites_are_the_protocols() -> None:
     cifar, imagenet = SUITES["cifar"], SUITES["imagenet"]
     assert cifar.attacks == ((10, 5), (100, 5), (1000, 2))
     assert (cifar.eps, cifar.alpha) == ((8 / 255,), 2 / 255)
-    sweep = cifar.attacks_of("eps-sweep", eps=cifar.eps, alpha=cifar.alpha)
+    sweep = cifar.attacks_of("eps-sweep")
     assert [one.eps for one in sweep] == [n / 255 for n in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)]
-    (transfer,) = cifar.attacks_of("transfer", eps=cifar.eps, alpha=cifar.alpha)
+    (transfer,) = cifar.attacks_of("transfer")
     assert transfer.key == "transfer-pgd1000x2-eps8"
-    attacks = imagenet.attacks_of("pgd", eps=imagenet.eps, alpha=imagenet.alpha)
+    attacks = imagenet.attacks_of("pgd")
     assert [(one.eps, one.steps, one.targeted) for one in attacks] == [
         (n / 255, 1000, "random") for n in (4, 8, 12, 16)
     ]
     assert {one.restarts for one in attacks} == {1}, "the paper names none for ImageNet"
-    steps = imagenet.attacks_of("steps-sweep", eps=imagenet.eps, alpha=imagenet.alpha)
+    steps = imagenet.attacks_of("steps-sweep")
     assert {one.eps for one in steps} == {16 / 255}
     assert (steps[0].steps, steps[-1].steps, steps[-1].alpha) == (10, 2000, 1 / 255)
 
@@ -294,7 +295,7 @@ def test_killed_in_the_middle_of_an_attack_it_goes_on_with_the_same_bits(
         assert not read(killed / kept)["complete"]
         if signum != signal.SIGKILL:
             assert err.count("\n") == 1
-            assert "go on with: python -m iaat_fast.evaluate" in err
+            assert f"go on with: {interpreter()} -m iaat_fast.evaluate" in err
     words = ("--suite", "cifar", "--parts", "pgd", "--limit", LIMIT, *ATTACK_FLAGS)
     assert evaluate(killed, *words) == evaluate(run, *words) == 0
     assert rows_of(read(killed / kept)) == rows_of(read(run / kept))

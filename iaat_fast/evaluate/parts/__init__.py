@@ -1,27 +1,55 @@
-"""The parts of an evaluation.
+"""The parts that suites are made of, a file per kind of measurement.
 
-A part is a function of a `Context` in the table `PARTS`. It adds a row to `context.record` for each
-measurement that the record does not have yet, may keep its state by `context.save`, and tells how far it is
-by `context.tell`, where that is given. It may be stopped at any moment by an exception, and is then called again,
-with the record as it was left.
+A new one is a `Part` of its own file, a line in `PARTS`, and a name in the suites that have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 
-from iaat_fast.evaluate.parts.adversarial import adversarial
-from iaat_fast.evaluate.parts.autoattack import measure_autoattack
-from iaat_fast.evaluate.parts.corruptions import corruptions
-from iaat_fast.evaluate.parts.part import Context
-from iaat_fast.evaluate.parts.pgd import WHITE_BOX, natural, transfer, white_box
+from iaat_fast.data import Samples
+from iaat_fast.evaluate.parts.adversarial import ADVERSARIAL
+from iaat_fast.evaluate.parts.autoattack import AUTOATTACK
+from iaat_fast.evaluate.parts.corruptions import CORRUPTIONS
+from iaat_fast.evaluate.parts.part import Part
+from iaat_fast.evaluate.parts.pgd import EPS_SWEEP, NATURAL, PGD, STEPS_SWEEP, TRANSFER
+from iaat_fast.evaluate.suites import Suite
+from iaat_fast.validate import choice
 
-PARTS: dict[str, Callable[[Context], None]] = {
-    "natural": natural,
-    **dict.fromkeys(WHITE_BOX, white_box),
-    "transfer": transfer,
-    "autoattack": measure_autoattack,
-    "corruptions": corruptions,
-    "adversarial": adversarial,
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        *(NATURAL, PGD, TRANSFER, CORRUPTIONS, EPS_SWEEP, STEPS_SWEEP, AUTOATTACK),
+        ADVERSARIAL,
+    )
 }
-"""What measures a part. Parts with the same function are measured by one call of it."""
+"""All parts by name; ADVERSARIAL belongs to no suite and is added where files are given."""
+
+
+def choose(
+    suite: Suite,
+    asked: Collection[str] | None,
+    *,
+    given: Collection[str],
+    split: Samples | None = None,
+) -> tuple[str, ...]:
+    """The parts to measure, in the suite's order.
+
+    Args:
+        suite: has them.
+        asked: their names; None: those that the suite measures by default and that lack nothing.
+        given: fields of `Settings` that are given, see `Part.lacks`.
+        split: the samples, where they are known.
+
+    Raises:
+        ValueError: a part that the suite does not have, or that lacks something given with it, a surrogate say.
+    """
+    if asked is None:
+        return tuple(name for name in suite.parts if PARTS[name].lacks(given, split) is None)
+    known = (*suite.parts, *suite.on_request)
+    for name in asked:
+        choice(f"part of suite {suite.name}", name, known)
+        lack = PARTS[name].lacks(given, None)
+        if lack is not None:
+            raise ValueError(f"{name}: expected {lack}")
+    return tuple(name for name in known if name in asked)

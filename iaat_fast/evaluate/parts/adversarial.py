@@ -25,8 +25,8 @@ from torch import Tensor
 from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import fetch
 from iaat_fast.evaluate.eval_target import EvalTarget
-from iaat_fast.evaluate.parts.part import Context
-from iaat_fast.evaluate.record import rounded
+from iaat_fast.evaluate.parts.part import Context, Part, Settings
+from iaat_fast.evaluate.record import Record, rounded
 from iaat_fast.evaluate.shared_pgd import correct
 from iaat_fast.storage import naming, replacing
 
@@ -179,14 +179,14 @@ def adversarial_key(file: Path) -> str:
     return f"adversarial-{file.stem}"
 
 
-def adversarial(context: Context) -> None:
+def measure(context: Context) -> None:
     """Saved examples, made on whatever model, scored on this one."""
-    for file in context.adversarial:
+    for file in context.settings.adversarial:
         key = adversarial_key(file)
         if context.record.has(key):
             continue
         started = time.perf_counter()
-        verdicts, about = score(context.target, file, batch_size=context.batch_size)
+        verdicts, about = score(context.target, file, batch_size=context.settings.batch_size)
         row = {
             "key": key,
             "kind": "adversarial",
@@ -196,3 +196,47 @@ def adversarial(context: Context) -> None:
             "seconds": rounded(time.perf_counter() - started),
         }
         context.record.add(row, {key: verdicts.numpy()})
+
+
+def _check_files(target: EvalTarget, settings: Settings) -> None:
+    """Raise ValueError where a file does not fit the samples, would be removed, or shares its name with another."""
+    files, folder = settings.adversarial, settings.folder
+    for file in files:
+        check_adversarial(target, file)
+        if settings.overwrite and folder is not None and folder.resolve() in file.resolve().parents:
+            raise ValueError(f"--adversarial {file}: lies in what --overwrite removes")
+    keys = [adversarial_key(file) for file in files]
+    for file, key in zip(files, keys, strict=True):
+        if keys.count(key) > 1:
+            raise ValueError(f"--adversarial {file}: another file of that name, rename one")
+
+
+def refuse_other_files(record: Record, files: Sequence[Path]) -> None:
+    """Raise ValueError where a row is of another file of the same name as one that is to be scored."""
+    scored = {row["key"]: row["file"] for row in record.rows if row["kind"] == "adversarial"}
+    for file in files:
+        other = scored.get(adversarial_key(file), file)
+        if Path(other).resolve() != file.resolve():
+            raise ValueError(
+                f"--adversarial {file}: {record.path} has {other}, of the same name; rename one, or give another --out"
+            )
+
+
+def keeps_examples(record: Record, asked: bool) -> bool:
+    """Whether adversarial examples are kept: from the start of a record, or never."""
+    settings = record.content["settings"]
+    if asked and not settings.get("save_adversarial"):
+        if any(row["kind"] in ("pgd", "transfer") for row in record.rows) or record.has_progress:
+            raise ValueError(
+                f"{record.path}: measured without keeping adversarial examples; --overwrite starts anew"
+            )
+        settings["save_adversarial"] = True
+    return bool(settings.get("save_adversarial"))
+
+
+ADVERSARIAL = Part(
+    name="adversarial",
+    help="saved adversarial examples, of whatever model",
+    measure=measure,
+    prepare=_check_files,
+)

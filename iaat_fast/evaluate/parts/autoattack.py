@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
-from iaat_fast.evaluate.parts.part import Context
+from iaat_fast.evaluate.parts.part import Context, Part
 from iaat_fast.evaluate.record import rounded
 
 VERSION = "standard"
@@ -14,9 +14,9 @@ VERSION = "standard"
 _PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
 
 
-def measure_autoattack(context: Context) -> None:
+def measure(context: Context) -> None:
     """A row per radius. Samples fall by AutoAttack's rule, whatever that of the evaluation's own attacks."""
-    for eps in context.eps:
+    for eps in context.suite.eps:
         key = f"autoattack-eps{eps * 255:g}"
         if not context.record.has(key):
             _at_radius(context, key, eps)
@@ -31,9 +31,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
         latest = result
-        if context.tell is not None:
-            done, remaining = passes(result)
-            context.tell(f"AutoAttack, ε = {eps * 255:g}/255", done, remaining)
+        context.tell(f"AutoAttack, ε = {eps * 255:g}/255", *passes(result))
         if context.save_is_due:
             context.save(key, result.state())
 
@@ -42,8 +40,8 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
             target.model,
             target.split,
             eps=eps,
-            batch_size=context.batch_size,
-            seed=context.seed,
+            batch_size=context.settings.batch_size,
+            seed=context.settings.seed,
             version=VERSION,
             resume=resumed,
             save=save,
@@ -80,3 +78,8 @@ def passes(result: AutoAttackResult) -> tuple[float, float]:
         else:
             remaining += standing * _PASSES[attack]
     return done, remaining
+
+
+AUTOATTACK = Part(
+    name="autoattack", help="AutoAttack's standard version, at each radius", measure=measure
+)

@@ -1,50 +1,33 @@
-"""The part "corruptions" of an evaluation: rows into its record as they come, and again where files were missing."""
+"""The part "corruptions": a row as each is measured, and the rest later where files were missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
-from iaat_fast.evaluate.corruptions import CorruptedImages, measure_corruptions, summarise
+from iaat_fast.data import Samples
+from iaat_fast.evaluate.corruptions import (
+    CorruptedImages,
+    can_be_generated,
+    measure_corruptions,
+    open_corruptions,
+    summarise,
+)
 from iaat_fast.evaluate.eval_target import EvalTarget
-from iaat_fast.evaluate.parts.part import Context
+from iaat_fast.evaluate.parts.part import Context, Part, Settings
 from iaat_fast.evaluate.record import Record
 
 SUMMARY = "corruptions"
 """Key of the row over all corruptions."""
 
 
-def corruptions(context: Context) -> None:
-    """Accuracy under each corruption, and their summary."""
-    assert context.corrupted is not None
-    record_corruptions(
-        context.target,
-        context.corrupted,
-        context.record,
-        batch_size=context.batch_size,
-        tell=context.tell,
-    )
-
-
-def record_corruptions(
-    target: EvalTarget,
-    images: CorruptedImages,
-    record: Record,
-    *,
-    batch_size: int = 256,
-    tell: Callable[[str, float, float], None] | None = None,
-) -> None:
+def measure(context: Context) -> None:
     """Add a row and verdicts for each corruption that the record does not have, then the summary.
 
-    What is there already stays: an evaluation that was stopped goes on with the next corruption, and one that lacked
+    What is there already stays: an evaluation that was stopped continues with the next corruption, and one that lacked
     files measures those that have come. Published files take the place of generated images, never the reverse.
-
-    Args:
-        target: whose model is measured.
-        images: what on; of the target's samples.
-        record: where rows go.
-        batch_size: samples per forward.
-        tell: called as tell(name, done, remaining), in images.
     """
+    record, images = context.record, context.prepared["corruptions"]
     if images.origin == "generated" and _has(record, "official"):
         return
     if images.origin == "official" and _has(record, "generated"):
@@ -59,20 +42,19 @@ def record_corruptions(
     def progress(name: str) -> Callable[[int, int], None]:
         def told(images_done: int, of: int) -> None:
             nonlocal behind
-            assert tell is not None
-            tell(f"corruption {name}", behind + images_done, ahead - behind - images_done)
+            context.tell(f"corruption {name}", behind + images_done, ahead - behind - images_done)
             if images_done == of:
                 behind += of
 
         return told
 
     for one in measure_corruptions(
-        target.model,
+        context.target.model,
         images,
-        device=target.split.labels.device,
+        device=context.target.split.labels.device,
         done=done,
-        batch_size=batch_size,
-        progress=None if tell is None else progress,
+        batch_size=context.settings.batch_size,
+        progress=progress,
     ):
         record.add(one.row, {one.row["key"]: one.verdicts})
     if summary is not None:
@@ -89,3 +71,29 @@ def _forget(record: Record) -> None:
     for row in [row for row in record.rows if row["part"] == "corruptions"]:
         record.rows.remove(row)
         record.verdicts.pop(row["key"], None)
+
+
+def _lacks(given: Collection[str], split: Samples | None) -> str | None:
+    if "corruptions" in given or split is None or can_be_generated(split):
+        return None
+    return "published files, or images that corruptions can be generated from"
+
+
+def _open(target: EvalTarget, settings: Settings) -> CorruptedImages:
+    data = target.description["data"]
+    return open_corruptions(
+        target.split,
+        dataset=data["name"],
+        folder=settings.corruptions,
+        data=None if data["path"] is None else Path(data["path"]).expanduser(),
+        seed=settings.seed,
+    )
+
+
+CORRUPTIONS = Part(
+    name="corruptions",
+    help="accuracy under common corruptions, published or generated",
+    measure=measure,
+    lacks=_lacks,
+    prepare=_open,
+)

@@ -1,14 +1,14 @@
-"""What a part of an evaluation works with: the model, what to measure, the record, how to save and to tell."""
+"""What a part of a suite is, the settings of an evaluation, and what a part works with while it measures."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.evaluate.corruptions import CorruptedImages
+from iaat_fast.data import Samples
 from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.record import Record
 from iaat_fast.evaluate.suites import Suite
@@ -17,51 +17,85 @@ from iaat_fast.evaluate.transfer import Surrogate
 Tell = Callable[[str, float, float], None]
 
 
-@dataclass(kw_only=True)
-class Context:
-    """What a part works with.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a suite is measured: the keywords of `evaluate_suite`, which says what each means."""
 
-    Args:
-        target: model and samples.
-        suite: what is measured.
-        parts: the parts that were asked for.
-        record: where rows go.
-        eps, alpha: radii and step size, on the [0, 1] scale.
-        seed: of all randomness.
-        batch_size: samples at once.
-        any_iterate: the rule by which samples fall, see `SharedPGD`.
-        surrogate: the model that transferred attacks are crafted on.
-        corrupted: the images of the part "corruptions".
-        adversarial: files of saved examples to score.
-        save_adversarial: whether to keep the examples.
-        save_every: seconds between two saves of the progress.
-        tell: called as tell(name, done, remaining), in units of the part's own choice: gradient
-            passes of an attack, images of corruptions.
-    """
-
-    target: EvalTarget
-    suite: Suite
-    parts: tuple[str, ...]
-    record: Record
-    eps: tuple[float, ...]
-    alpha: float
+    folder: Path | None = None
+    parts: tuple[str, ...] | None = None
     seed: int = 0
     batch_size: int = 256
     any_iterate: bool = False
     surrogate: Surrogate | None = None
-    corrupted: CorruptedImages | None = None
+    corruptions: Path | None = None
     adversarial: tuple[Path, ...] = ()
     save_adversarial: bool = False
+    overwrite: bool = False
     save_every: float = 30.0
     tell: Tell | None = None
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a part works with while it measures.
+
+    Args:
+        target: model and samples.
+        suite: what is measured, with its radii and step size.
+        settings: how; `settings.parts` are all parts that are measured.
+        record: where rows go.
+        prepared: what each part's `prepare` returned, by name.
+    """
+
+    target: EvalTarget
+    suite: Suite
+    settings: Settings
+    record: Record
+    prepared: dict[str, Any]
     _saved: float = field(default_factory=time.monotonic)
 
     @property
     def save_is_due(self) -> bool:
-        """Whether the last save is `save_every` seconds ago."""
-        return time.monotonic() - self._saved >= self.save_every
+        """Whether the last save is `settings.save_every` seconds ago."""
+        return time.monotonic() - self._saved >= self.settings.save_every
 
     def save(self, name: str, state: Any) -> None:
         """Keep a part's state for resuming."""
         self.record.save_progress(name, state)
         self._saved = time.monotonic()
+
+    def tell(self, name: str, done: float, remaining: float) -> None:
+        """Say how far a part is, in units of its own: gradient passes of an attack, images of corruptions."""
+        if self.settings.tell is not None:
+            self.settings.tell(name, done, remaining)
+
+
+def _lacks_nothing(given: Collection[str], split: Samples | None) -> str | None:
+    return None
+
+
+def _opens_nothing(target: EvalTarget, settings: Settings) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One kind of measurement.
+
+    Args:
+        name: what suites, `--parts` and its rows call it.
+        help: what it measures, in a few words.
+        measure: adds to `context.record` a row for each measurement that it does not have yet. An exception may stop
+            it at any moment; it is then called again, with the record as it was left and what `context.save` kept.
+            Parts that have the same function are measured by one call of it.
+        lacks: called as lacks(given, split) with the fields of `Settings` that are given, and the samples where they
+            are known. Says in words what the part cannot do without; None where there is all it needs.
+        prepare: called before anything is written: opens its files, and raises ValueError or OSError where they do
+            not fit; what it returns is in `context.prepared`.
+    """
+
+    name: str
+    help: str
+    measure: Callable[[Context], None]
+    lacks: Callable[[Collection[str], Samples | None], str | None] = _lacks_nothing
+    prepare: Callable[[EvalTarget, Settings], Any] = _opens_nothing

@@ -14,6 +14,8 @@ from iaat_fast.data import Split
 from iaat_fast.evaluate import EvalTarget, evaluate_suite, read_record, recount
 from iaat_fast.evaluate.corruptions import ALL, footnotes
 from iaat_fast.evaluate.evaluation import folder_name
+from iaat_fast.evaluate.parts import choose
+from iaat_fast.evaluate.suites import suite_named
 
 PARTS = ("natural", "corruptions")
 
@@ -126,12 +128,9 @@ def test_images_too_small_to_corrupt_have_no_such_part_unless_it_is_asked_for(
 ) -> None:
     with pytest.raises(ValueError, match="at least 32x32, got 4x4"):
         evaluate_suite(subject, parts=("corruptions",))
-    from iaat_fast.evaluate.suites import suite_named
-
-    assert "corruptions" in suite_named("cifar").chosen(None, surrogate=False)
-    assert "corruptions" not in suite_named("cifar").chosen(
-        None, surrogate=False, corruptible=False
-    )
+    cifar = suite_named("cifar")
+    assert "corruptions" in choose(cifar, None, given=())
+    assert "corruptions" not in choose(cifar, None, given=(), split=subject.split)
 
 
 class Bright(nn.Module):

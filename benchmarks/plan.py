@@ -29,8 +29,9 @@ from benchmarks.registry import positive
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.plan.cost import Counts, build, images_of
 from iaat_fast.plan.estimate import make_plan
-from iaat_fast.plan.hardware import GPUS, Assumptions, Modelled, Network, ring
+from iaat_fast.plan.hardware import GPUS, Assumptions, Modelled
 from iaat_fast.plan.hardware import measure as measure_passes
+from iaat_fast.plan.interconnect import Network, ring
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.train import preset
 from iaat_fast.train.config import TrainConfig

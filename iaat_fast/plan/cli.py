@@ -22,12 +22,12 @@ from iaat_fast.plan.hardware import (
     Assumptions,
     Gpu,
     Modelled,
-    Network,
     Rates,
     find_gpu,
     measure,
     recorded,
 )
+from iaat_fast.plan.interconnect import Network
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import check_writable, write_json

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iaat_fast.plan.cost import Counts
-from iaat_fast.plan.hardware import Network, Rates, gradients
+from iaat_fast.plan.hardware import Rates
+from iaat_fast.plan.interconnect import Network, gradients
 from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, candidates_at_once, phases, stages
 
 Source = Literal["given", "counted", "measured", "modelled"]
@@ -206,7 +207,7 @@ def make_plan(
 
     Args:
         capacity: bytes of a GPU's memory.
-        overlap: see `hardware.gradients`.
+        overlap: see `interconnect.gradients`.
 
     Raises:
         ValueError: fewer than one GPU, or a batch that they do not divide.

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from iaat_fast.evaluate.results import attack_name
 from iaat_fast.report.build import Report, build_report
-from iaat_fast.report.closing import RunSummary, closing_table
-from iaat_fast.report.comparison import Run, read_run, summary_table
 from iaat_fast.report.plots import plot_run
+from iaat_fast.report.summary import Run, RunSummary, closing_table, read_run, summary_table
 
 __all__ = [
     "Report",

@@ -13,7 +13,7 @@ import tyro
 from iaat_fast import command_line
 from iaat_fast.command_line import optional
 from iaat_fast.report.build import build_report
-from iaat_fast.report.comparison import read_run, summary_table
+from iaat_fast.report.summary import read_run, summary_table
 from iaat_fast.run_folder import SWEEP_FILES, RunFolder
 from iaat_fast.storage import check_folder
 

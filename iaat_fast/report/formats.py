@@ -1,12 +1,76 @@
-"""A table as Markdown, CSV and LaTeX."""
+"""A table, ready to be written, and how it is written: as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from iaat_fast.report.tables import Cell, Row, Table
+from iaat_fast.report.paper import Column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A figure, in the unit of its column.
+
+    Args:
+        value: None where nothing was measured.
+        low, high: 95 % interval of a single run.
+        std: sample standard deviation over several seeds.
+        marks: numbers of the footnotes.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row: the measured figures of a method (`seeds` runs), or the paper's (`seeds` is None)."""
+
+    method: str
+    seeds: int | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The rows of a network."""
+
+    network: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table, ready to be written in any format.
+
+    Args:
+        number: in the paper; None for a data set that the paper does not have.
+        stem: of its files, `table-1`.
+        title: what it shows.
+        caption: what was measured, and how that differs from the paper.
+        heads: of the columns of figures, with the numbers of their footnotes.
+    """
+
+    number: int | None
+    stem: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    heads: tuple[tuple[str, tuple[int, ...]], ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`Table 1`, or `Table` for one that the paper does not have."""
+        return f"Table {self.number}" if self.number is not None else "Table"
+
 
 MISSING = "–"
 FIELDS = (

@@ -15,11 +15,10 @@ from iaat_fast.evaluate.results import Evaluation
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
 from iaat_fast.report import naming
 from iaat_fast.report.figures import Drawing
-from iaat_fast.report.formats import FORMATS, MISSING, legend, source, spread
+from iaat_fast.report.formats import FORMATS, MISSING, Table, legend, source, spread
 from iaat_fast.report.groups import Group, Variant
 from iaat_fast.report.notes import measured_on, unlike_paper
 from iaat_fast.report.records import RunRecord
-from iaat_fast.report.tables import Table
 from iaat_fast.units import significant
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -1,4 +1,4 @@
-"""The figures of the paper's Tables 1 to 6 as data: accuracies in percent, mCE as printed.
+"""The paper's Tables 1 to 6 as data: their columns, and where an evaluation has them; their methods; what they print.
 
 Source: Balaji, Goldstein and Hoffman 2019. The paper contradicts itself in one place: IAAT's natural accuracy with
 WideResNet-32-10 on CIFAR-10 is 91.34 in Table 1, and 90.67 in Tables 4 and 6; each table here has what it prints.
@@ -6,13 +6,186 @@ WideResNet-32-10 on CIFAR-10 is 91.34 in Table 1, and 90.67 in Tables 4 and 6; e
 
 from __future__ import annotations
 
-CIFAR_COLUMNS = ("natural", "pgd10", "pgd100", "pgd1000", "transfer", "corruptions")
-IMAGENET_COLUMNS = ("natural", "eps4", "eps8", "eps12", "eps16", "mce")
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-Rows = dict[str, dict[str, tuple[float, ...]]]
-"""Network, method, figures in the order of the columns (CIFAR-100 and Table 6 have no corruptions)."""
+from iaat_fast.evaluate.results import Evaluation, Measurement, targets
+from iaat_fast.report import naming
 
-TABLES: dict[int, Rows] = {
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        key: its short name, `pgd10`.
+        head: what stands above it; figures in percent unless it says otherwise.
+        pick: finds the measurement in an evaluation.
+        settings: what the paper measures with ("eps", "steps", ...); {} where there is nothing to set.
+    """
+
+    key: str
+    head: str
+    pick: Callable[[Evaluation], Measurement | None]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _natural(evaluation: Evaluation) -> Measurement | None:
+    return next(iter(evaluation.of("natural")), None)
+
+
+def pick_attack(
+    kind: str, *, exactly: dict[str, Any] | None = None, like: dict[str, Any] | None = None
+) -> Callable[[Evaluation], Measurement | None]:
+    """The measurement of a kind (and of the part of that name) that has some settings.
+
+    Args:
+        kind: pgd, transfer or autoattack.
+        exactly: settings that it must have.
+        like: of those that are left the one at the nearest radius is taken, then the one with most of these.
+    """
+
+    def pick(evaluation: Evaluation) -> Measurement | None:
+        found = [
+            m
+            for m in evaluation.of(kind, kind)
+            if all(has(m, name, value) for name, value in (exactly or {}).items())
+        ]
+
+        def distance(m: Measurement) -> tuple[float, int]:
+            others = sum(not has(m, name, value) for name, value in (like or {}).items())
+            return round(abs(m.row["eps"] - (like or {}).get("eps", m.row["eps"])), 6), others
+
+        return min(found, key=distance, default=None)
+
+    return pick
+
+
+ROUNDING = 1e-6
+"""Distances that differ by less are the same."""
+
+
+def has(m: Measurement, name: str, value: Any) -> bool:
+    """Whether a measurement was made with this setting."""
+    if name == "targeted":
+        return targets(m.row) == value
+    if name in ("eps", "alpha"):
+        return abs(float(m.row[name]) - value) <= ROUNDING
+    return bool(m.row[name] == value)
+
+
+def _corruptions(evaluation: Evaluation) -> Measurement | None:
+    """The published files' where there are both."""
+    found = evaluation.of("corruptions")
+    return max(found, key=lambda m: m.row.get("source") == "official", default=None)
+
+
+def _mce(evaluation: Evaluation) -> Measurement | None:
+    found = _corruptions(evaluation)
+    return found if found is not None and found.row.get("mce") is not None else None
+
+
+NATURAL = Column(key="natural", head="Natural", pick=_natural)
+CORRUPTIONS = Column(key="corruptions", head="Corruptions", pick=_corruptions)
+_CIFAR = {"eps": 8 / 255, "alpha": 2 / 255, "targeted": False}
+_TRANSFER = {**_CIFAR, "steps": 1000, "restarts": 2}
+_IMAGENET = {"alpha": 1 / 255, "targeted": "random"}
+
+CIFAR_COLUMNS = (
+    NATURAL,
+    *(
+        Column(
+            key=f"pgd{steps}",
+            head=f"PGD-{steps}",
+            pick=pick_attack(
+                "pgd", exactly={"steps": steps}, like={**_CIFAR, "restarts": restarts}
+            ),
+            settings={**_CIFAR, "restarts": restarts},
+        )
+        for steps, restarts in ((10, 5), (100, 5), (1000, 2))
+    ),
+    Column(
+        key="transfer",
+        head="Transfer PGD-1000",
+        pick=pick_attack("transfer", like=_TRANSFER),
+        settings=_TRANSFER,
+    ),
+)
+IMAGENET_COLUMNS = (
+    NATURAL,
+    *(
+        Column(
+            key=f"eps{radius}",
+            head=f"PGD-1000, ε = {radius}",
+            # The paper names no restarts here: where there are several, those of one are shown.
+            pick=pick_attack(
+                "pgd",
+                exactly={"steps": 1000, "eps": radius / 255},
+                like={**_IMAGENET, "restarts": 1},
+            ),
+            settings=_IMAGENET,
+        )
+        for radius in (4, 8, 12, 16)
+    ),
+    Column(key="mce", head="mCE (↓, not %)", pick=_mce),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a table of the paper holds.
+
+    Args:
+        methods: its methods; () for all that no other table of the data set has to itself.
+        needs: the method that must have been run for the table to say anything.
+    """
+
+    number: int
+    dataset: str
+    title: str
+    columns: tuple[Column, ...]
+    methods: tuple[str, ...] = ()
+    needs: str | None = None
+
+
+WARMUP = (naming.NO_WARMUP, "iaat")
+PLANS = (
+    Plan(
+        number=1,
+        dataset="cifar10",
+        title="Robustness on CIFAR-10",
+        columns=(*CIFAR_COLUMNS, CORRUPTIONS),
+    ),
+    Plan(number=2, dataset="cifar100", title="Robustness on CIFAR-100", columns=CIFAR_COLUMNS),
+    Plan(number=3, dataset="imagenet", title="Robustness on ImageNet", columns=IMAGENET_COLUMNS),
+    Plan(
+        number=4,
+        dataset="cifar10",
+        title="Effect of the warm-up on CIFAR-10",
+        columns=(*CIFAR_COLUMNS, CORRUPTIONS),
+        methods=WARMUP,
+        needs=naming.NO_WARMUP,
+    ),
+    Plan(
+        number=5,
+        dataset="cifar100",
+        title="Effect of the warm-up on CIFAR-100",
+        columns=CIFAR_COLUMNS,
+        methods=WARMUP,
+        needs=naming.NO_WARMUP,
+    ),
+    Plan(
+        number=6,
+        dataset="cifar10",
+        title="Comparison with mixup on CIFAR-10",
+        columns=CIFAR_COLUMNS,
+        methods=("mixup", "iaat"),
+        needs="mixup",
+    ),
+)
+
+TABLES: dict[int, dict[str, dict[str, tuple[float, ...]]]] = {
     1: {
         "resnet18": {
             "clean": (94.21, 0.02, 0.00, 0.00, 3.03, 72.71),
@@ -85,6 +258,8 @@ TABLES: dict[int, Rows] = {
         },
     },
 }
+"""Accuracies in percent, and mCE, by table, network and method, in the order of the columns; CIFAR-100 and Table 6
+have no corruptions."""
 
 _TWICE = "The paper prints 91.34 in Table 1 and 90.67 in Tables 4 and 6 for this same model."
 REMARKS: dict[tuple[int, str, str, str], str] = {
@@ -111,6 +286,7 @@ def figures(table: int, network: str) -> dict[str, dict[str, float]]:
         table: 1 to 6.
         network: "resnet18", "wrn32-10", "imagenet-resnet50", "imagenet-resnet101" or "imagenet-resnet152".
     """
-    columns = IMAGENET_COLUMNS if table == 3 else CIFAR_COLUMNS
+    columns = IMAGENET_COLUMNS if table == 3 else (*CIFAR_COLUMNS, CORRUPTIONS)
+    keys = [column.key for column in columns]
     rows = TABLES[table].get(network, {})
-    return {method: dict(zip(columns, values, strict=False)) for method, values in rows.items()}
+    return {method: dict(zip(keys, values, strict=False)) for method, values in rows.items()}

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iaat_fast.report import naming
+from iaat_fast.report.figures.drawing import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    blank,
+    legend,
+    line,
+    not_below_zero,
+)
 from iaat_fast.report.figures.radii import histograms
-from iaat_fast.report.figures.style import BLUE, GREEN, ORANGE, blank, legend, line, not_below_zero
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import replace
 

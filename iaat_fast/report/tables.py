@@ -1,88 +1,19 @@
-"""The paper's Tables 1 to 6 as data: measured cells beside the paper's, captions and footnotes."""
+"""Tables from groups of runs: measured cells next to the paper's, captions and footnotes."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
+from iaat_fast.report.formats import Cell, Row, Section, Table
 from iaat_fast.report.groups import Group, Variant, refuse, slug
 from iaat_fast.report.notes import caption, evaluation_notes, setting_note
-from iaat_fast.report.plans import (
-    CORRUPTIONS,
-    NATURAL,
-    PLANS,
-    Column,
-    Plan,
-    measured_columns,
-)
+from iaat_fast.report.paper import CORRUPTIONS, NATURAL, PLANS, Column, Plan, pick_attack
 from iaat_fast.report.records import RunRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A figure, in the unit of its column.
-
-    Args:
-        value: None where nothing was measured.
-        low, high: 95 % interval of a single run.
-        std: sample standard deviation over several seeds.
-        marks: numbers of the footnotes.
-    """
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    std: float | None = None
-    marks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row: the measured figures of a method (`seeds` runs), or the paper's (`seeds` is None)."""
-
-    method: str
-    seeds: int | None
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """The rows of a network."""
-
-    network: str
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table, ready to be written in any format.
-
-    Args:
-        number: in the paper; None for a data set that the paper does not have.
-        stem: of its files, `table-1`.
-        title: what it shows.
-        caption: what was measured, and how that differs from the paper.
-        heads: of the columns of figures, with the numbers of their footnotes.
-    """
-
-    number: int | None
-    stem: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    heads: tuple[tuple[str, tuple[int, ...]], ...]
-    sections: tuple[Section, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """`Table 1`, or `Table` for one that the paper does not have."""
-        return f"Table {self.number}" if self.number is not None else "Table"
 
 
 def build_tables(groups: Sequence[Group]) -> list[Table]:
@@ -308,3 +239,45 @@ def _marks(notes: list[str], said: Sequence[str]) -> tuple[int, ...]:
             notes.append(note)
         numbers.append(notes.index(note) + 1)
     return tuple(sorted(numbers))
+
+
+def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) -> tuple[Column, ...]:
+    """A column for every setting in which some evaluation has measured attacks of these kinds."""
+    columns: list[Column] = []
+    for kind in kinds:
+        found = {m.setting: m for e in evaluations for m in e.of(kind, kind)}
+        steps = {naming.pixels(m.row["alpha"]) for m in found.values() if "alpha" in m.row}
+        settings: dict[str, dict[str, Any]] = {}
+        for _, m in sorted(found.items(), key=lambda item: _order(item[1])):
+            names = ("eps",) if kind == "autoattack" else (*SETTINGS, "targeted")
+            setting = {
+                name: targets(m.row) if name == "targeted" else m.row[name] for name in names
+            }
+            settings.setdefault(_head(kind, setting, with_step=len(steps) > 1), setting)
+        columns += [
+            Column(
+                key=kind if kind != "pgd" and len(settings) == 1 else slug(head),
+                head=head,
+                pick=pick_attack(kind, exactly=setting),
+            )
+            for head, setting in settings.items()
+        ]
+    return tuple(columns)
+
+
+SETTINGS = ("eps", "alpha", "steps", "restarts")
+
+
+def _order(m: Measurement) -> tuple[float, ...]:
+    return tuple(m.row[name] for name in ("eps", "steps", "restarts", "alpha") if name in m.row)
+
+
+def _head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
+    """`PGD-10 × 5, ε = 8`."""
+    radius = f"ε = {naming.pixels(setting['eps'])}"
+    if kind == "autoattack":
+        return f"AutoAttack, {radius}"
+    head = f"PGD-{setting['steps']} × {setting['restarts']}, {radius}"
+    head = f"Transfer {head}" if kind == "transfer" else head
+    head += f", step {naming.pixels(setting['alpha'])}" if with_step else ""
+    return f"{head}, random targets" if setting["targeted"] else head

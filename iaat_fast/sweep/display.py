@@ -15,7 +15,7 @@ from rich.text import Text
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.grid import Run
 from iaat_fast.sweep.jobs import Job, as_typed, is_trained
-from iaat_fast.sweep.logs import Log
+from iaat_fast.sweep.launchers import Log
 
 
 class Display:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from iaat_fast.sweep.display import Display
 from iaat_fast.sweep.jobs import Job
-from iaat_fast.sweep.launchers import Launcher, Started
-from iaat_fast.sweep.logs import Log
+from iaat_fast.sweep.launchers import Launcher, Log, Started
 from iaat_fast.train.signals import StopSignals
 from iaat_fast.validate import one_line
 

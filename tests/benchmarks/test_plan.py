@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import plan
 from benchmarks.plan import _solve, check_step, configurations, fit_ring, table9
-from iaat_fast.plan.hardware import ring
+from iaat_fast.plan.interconnect import ring
 from iaat_fast.train import preset
 
 

@@ -19,7 +19,7 @@ from iaat_fast.evaluate.cli import main
 from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.parts.adversarial import AdversarialFiles, load_adversarial
 from iaat_fast.evaluate.record import Record
-from iaat_fast.report.output import publish
+from iaat_fast.report.build import publish
 from iaat_fast.run_folder import RunFolder
 
 

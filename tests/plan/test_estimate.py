@@ -9,7 +9,8 @@ import pytest
 
 from iaat_fast.plan.cost import Counts, Pass
 from iaat_fast.plan.estimate import Plan, make_plan
-from iaat_fast.plan.hardware import MEASURED, Network
+from iaat_fast.plan.hardware import MEASURED
+from iaat_fast.plan.interconnect import Network
 from iaat_fast.plan.passes import Fooled
 from iaat_fast.train import override, preset
 

@@ -12,11 +12,10 @@ import torch
 from iaat_fast import data as datasets
 from iaat_fast.report.figures import Drawing, TrainingImages, draw_figures, perturbed
 from iaat_fast.report.figures.curves import draw_eps_sweep, draw_steps_sweep, draw_tradeoff
-from iaat_fast.report.figures.drawing import svg
+from iaat_fast.report.figures.drawing import dark_colours, series, svg
 from iaat_fast.report.figures.galleries import draw_galleries
 from iaat_fast.report.figures.perturbed import draw_perturbed
 from iaat_fast.report.figures.radii import draw_histograms, draw_progress, undrawn
-from iaat_fast.report.figures.style import dark_colours, series
 from iaat_fast.report.groups import Group, group
 from iaat_fast.report.plots import _accuracies, _radii
 from iaat_fast.report.records import read_records

@@ -11,9 +11,10 @@ import pytest
 
 from iaat_fast.report import read_run, summary_table
 from iaat_fast.report.cli import main
+from iaat_fast.report.formats import Table
 from iaat_fast.report.groups import group
 from iaat_fast.report.records import RunRecord, read_record
-from iaat_fast.report.tables import Table, build_tables
+from iaat_fast.report.tables import build_tables
 from iaat_fast.run_folder import RunFolder
 from tests.evaluate.test_results import EARLIER
 from tests.report.made import cifar_rows, pgd_row, save_record, save_run

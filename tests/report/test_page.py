@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from iaat_fast.report import build_report
+from iaat_fast.report.build import publish
 from iaat_fast.report.cli import main
-from iaat_fast.report.output import publish
 from iaat_fast.run_folder import RunFolder
 from tests.report.browser import CONTRASTS, browser, requested, show
 from tests.report.made import cifar_rows, save_checkpoint, save_record, save_run

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from iaat_fast.report import paper
-from iaat_fast.report.formats import csv_text, latex, markdown
+from iaat_fast.report.formats import Cell, Row, Table, csv_text, latex, markdown
 from iaat_fast.report.groups import group
 from iaat_fast.report.records import read_records
-from iaat_fast.report.tables import Cell, Row, Table, build_tables
+from iaat_fast.report.tables import build_tables
 from iaat_fast.run_folder import RunFolder
 from tests.report.made import cifar_rows, pgd_row, save_record, save_run, share
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from iaat_fast.report.figures.curves import draw_eps_sweep, draw_steps_sweep, draw_tradeoff
 from iaat_fast.report.figures.drawing import Drawing
-from iaat_fast.report.figures.galleries import draw_galleries
+from iaat_fast.report.figures.galleries import TrainingImages, draw_galleries
 from iaat_fast.report.figures.perturbed import draw_perturbed
 from iaat_fast.report.figures.radii import draw_histograms, draw_progress, undrawn
-from iaat_fast.report.figures.samples import TrainingImages
 from iaat_fast.report.groups import Group
 
 __all__ = ["Drawing", "TrainingImages", "draw_figures"]

@@ -8,8 +8,14 @@ from collections.abc import Callable, Sequence
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming
-from iaat_fast.report.figures.drawing import Drawing
-from iaat_fast.report.figures.style import QUIET, blank, legend_above, not_below_zero, series
+from iaat_fast.report.figures.drawing import (
+    QUIET,
+    Drawing,
+    blank,
+    legend_above,
+    not_below_zero,
+    series,
+)
 from iaat_fast.report.groups import Group, Variant
 
 Point = tuple[float, float, float, float]

@@ -1,15 +1,43 @@
-"""A drawing: a figure with what is said of it, and its files: SVG for light and dark pages, PDF, PNG."""
+"""A drawing: a figure with what is said of it, how it looks on light and on dark pages, and its files."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from iaat_fast.report.figures.style import dark_colours
+from iaat_fast.report import naming
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers tell apart.
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+PURPLE, YELLOW, SKY = "#cc79a7", "#e69f00", "#56b4e9"
+
+INK, QUIET, GRID = "#1b1f24", "#5c6570", "#d3d8de"
+"""Text and axes, what stands behind them, and grid lines."""
+
+WRONG = "#b04a00"
+"""Text that names a wrong class: orange, dark enough to be read."""
+
+DARK = {INK: "#e8ebee", QUIET: "#a3adb8", GRID: "#3a424b", BLUE: "#3f9bdc", WRONG: "#ff9d5c"}
+"""What these become where the reader prefers a dark page; the other colours are legible on both."""
+
+METHOD_COLOURS = {
+    "clean": GREEN,
+    "adv": BLUE,
+    "iaat": ORANGE,
+    naming.NO_WARMUP: PURPLE,
+    "mixup": YELLOW,
+}
+MARKERS = "osD^vPX*"
+LINES = ("-", "--", "-.", ":")
+
+SNAPSHOTS = 4
+"""Histograms drawn, as in the paper's Figure 8; more lines hide each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +59,102 @@ class Drawing:
     caption: str
     alt: str
     figure: Figure
+
+
+def blank(
+    title: str | None = None, *, size: tuple[float, float] = (5.6, 3.7)
+) -> tuple[Figure, Axes]:
+    """An empty figure with its axes; the Figure alone, without pyplot: no global state, no display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    if title is not None:
+        axes.set_title(title, loc="left", color=INK)
+    axes.grid(color=GRID, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(QUIET)
+    axes.tick_params(color=QUIET, labelcolor=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """The legend inside the axes, without a frame."""
+    axes.legend(frameon=False, labelcolor=INK, **options)
+
+
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """The legend above the axes, where it hides no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if len(labels) == 4 else min(3, len(labels))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8.5,
+        columnspacing=1.4,
+    )
+
+
+def line(axes: Axes, x: Sequence[float], y: Any, **style: Any) -> None:
+    """A line over whole numbers, such as epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    # A run of one epoch has a point and no line.
+    axes.plot(x, y, lw=1.8, marker="o" if len(x) == 1 else None, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def not_below_zero(axes: Axes) -> None:
+    """Cut the axes at 0, where margins lead beyond: epochs, radii and accuracies end there."""
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+
+
+def series(keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Colour, marker and line of the curves of these methods: no two are alike in marker and line together."""
+    others = [c for c in (SKY, YELLOW, GREEN, PURPLE) if c not in map(METHOD_COLOURS.get, keys)]
+    unnamed = [key for key in dict.fromkeys(keys) if key not in METHOD_COLOURS]
+    colours = METHOD_COLOURS | {
+        key: others[i % len(others)] if others else QUIET for i, key in enumerate(unnamed)
+    }
+    return [
+        {
+            "color": colours[key],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i % len(LINES)],
+            "lw": 1.8,
+            "ms": 6,
+        }
+        for i, key in enumerate(keys)
+    ]
+
+
+def sequence(n: int, *, dark: bool = False) -> list[str]:
+    """Colours of `n` ordered curves: the last stands out most, on a light page or on a dark one.
+
+    One family of hues: order is what the reader follows, and it prints in grey.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    at = [1.0] if n == 1 else [0.25 + 0.75 * i / (n - 1) for i in range(n)]
+    # viridis runs from dark to light: late curves take its dark end on white, its light end on black.
+    return [to_hex(colormaps["viridis"](0.15 + 0.85 * t if dark else 1 - t)) for t in at]
+
+
+def dark_colours() -> dict[str, str]:
+    """Every colour that changes on a dark page, with what it becomes."""
+    changes = dict(DARK)
+    for n in range(1, SNAPSHOTS + 1):
+        changes.update(zip(sequence(n), sequence(n, dark=True), strict=True))
+    return changes
 
 
 def files(figure: Figure) -> dict[str, bytes]:

@@ -12,10 +12,9 @@ from iaat_fast import models
 from iaat_fast.attacks import PGD
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.report import naming
-from iaat_fast.report.figures.drawing import Drawing
+from iaat_fast.report.figures.drawing import INK, WRONG, Drawing
+from iaat_fast.report.figures.galleries import TrainingImages, grid, to_picture
 from iaat_fast.report.figures.radii import adaptive, load_radii
-from iaat_fast.report.figures.samples import TrainingImages, grid, to_picture
-from iaat_fast.report.figures.style import INK, WRONG
 from iaat_fast.report.groups import Group
 from iaat_fast.report.records import RunRecord
 

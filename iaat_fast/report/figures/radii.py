@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iaat_fast.report import naming
-from iaat_fast.report.figures.drawing import Drawing
-from iaat_fast.report.figures.style import (
+from iaat_fast.report.figures.drawing import (
     BLUE,
     GREEN,
     LINES,
     MARKERS,
     ORANGE,
     SNAPSHOTS,
+    Drawing,
     blank,
     legend,
     line,

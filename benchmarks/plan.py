@@ -32,10 +32,10 @@ from iaat_fast.plan.estimate import make_plan
 from iaat_fast.plan.hardware import GPUS, Assumptions, Modelled
 from iaat_fast.plan.hardware import measure as measure_passes
 from iaat_fast.plan.interconnect import Network, ring
-from iaat_fast.plan.passes import Fooled
 from iaat_fast.train import preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
+from iaat_fast.train.methods.passes import Fooled
 from iaat_fast.train.step import TrainingStep, make_memory
 
 PARTS = ("steps", "all-reduce", "table9")

@@ -19,7 +19,7 @@ from benchmarks.attacks.layouts import Layout
 from benchmarks.attacks.providers import Setting, start, step
 from benchmarks.interleave import interleave, wait
 from benchmarks.record import Row
-from iaat_fast import ops
+from iaat_fast import methods, ops
 from iaat_fast.data import ImageData, Split
 from iaat_fast.train import TrainConfig, override, preset
 from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
@@ -121,7 +121,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, model: nn.Module, data: ImageData) -> None:
         device = data.train.labels.device
         self.state = make_state(config, model, data, device)
-        if self.state.training_step.method.radii == "adaptive":
+        if methods.row(config.method).radius == "adaptive":
             # As after the warm-up: radii that start at 0 would stay there.
             self.state.memory.values.fill_(config.epsilon.eps_w)
         self._epoch = config.epsilon.warmup_epochs

@@ -14,6 +14,7 @@ from iaat_fast import command_line
 from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
+from iaat_fast.methods import IAAT
 from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.display import remarks, table
 from iaat_fast.plan.estimate import Plan, make_plan
@@ -28,12 +29,12 @@ from iaat_fast.plan.hardware import (
     recorded,
 )
 from iaat_fast.plan.interconnect import Network
-from iaat_fast.plan.passes import Fooled
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import check_writable, write_json
 from iaat_fast.train.config import Method, Protocol, TrainConfig
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.hardware import strategy_for
+from iaat_fast.train.methods.passes import Fooled
 from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import PRESETS, preset
 
@@ -60,7 +61,7 @@ class Command:
     """GPUs of the run, one number or several to compare."""
     gpu: str = "h100"
     """Kind of GPU."""
-    method: Method = "iaat"
+    method: Method = IAAT
     """Training method."""
     protocol: Protocol = "paper"
     """paper or released."""

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from iaat_fast import models
 from iaat_fast.attacks import options
 from iaat_fast.attacks.gradients.program import Program
-from iaat_fast.plan.passes import Kind
 from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods.passes import Kind
 from iaat_fast.validate import choice
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.table import Table
 
+from iaat_fast import methods
 from iaat_fast.plan.estimate import COMMUNICATION, Plan
 from iaat_fast.plan.hardware import ARITHMETIC, LAUNCHES, TRAFFIC
 from iaat_fast.train.config import TrainConfig
@@ -63,12 +64,12 @@ def _name(plan: Plan) -> str:
 
 def _remedies(what: str, config: TrainConfig) -> Iterator[str]:
     """What lessens that share of the time and is not yet done."""
-    has_attack = config.method != "clean"
+    has_attack = methods.row(config.method).radius != "none"
     in_half = config.attack.precision in ("fp16", "bf16", "auto")
     if what in (ARITHMETIC, TRAFFIC):
         if has_attack and not in_half:
             yield "attack in half precision, from a folded copy (--precision bf16)"
-        if config.method == "iaat" and config.epsilon.strategy != "lazy":
+        if methods.reads(config.method, "epsilon.strategy") and config.epsilon.strategy != "lazy":
             yield "attack the second candidate only where it is needed (--strategy lazy)"
         if config.optim.amp == "off":
             yield "update in half precision (--amp bf16)"

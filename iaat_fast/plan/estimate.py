@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.hardware import Rates
 from iaat_fast.plan.interconnect import Network, gradients
-from iaat_fast.plan.passes import Fooled, Kind, Phase, Stage, candidates_at_once, phases, stages
+from iaat_fast.train.config import TrainConfig
+from iaat_fast.train.methods import METHODS
+from iaat_fast.train.methods.passes import Fooled, Kind, Stage
 
 Source = Literal["given", "counted", "measured", "modelled"]
 COMMUNICATION = "communication"
@@ -47,7 +49,7 @@ class Step:
     is_counted: whether passes, and with them operations and traffic, rest on no assumed share of samples.
     """
 
-    phase: Phase
+    phase: str
     epochs: int
     passes: dict[Kind, float]
     operations: float
@@ -219,10 +221,11 @@ def make_plan(
             f"--batch-size: {batch_size}, expected a multiple of the number of GPUs, {gpus}"
         )
     config, batch = counts.config, batch_size // gpus
-    by_phase = {phase: stages(config, phase, fooled) for phase in phases(config)}
+    epochs, method = phases(config), METHODS[config.method]
+    by_phase = {phase: method.passes(config, phase, fooled) for phase in epochs}
     steps = tuple(
-        _step(counts, rates, phase, by_phase[phase], batch, epochs)
-        for phase, epochs in phases(config).items()
+        _step(counts, rates, phase, stages, batch, epochs[phase])
+        for phase, stages in by_phase.items()
     )
     precisions = {kind: counts.precisions[kind] for kind in steps[-1].passes}
     gradient_bytes = _ITEM * counts.weights
@@ -253,8 +256,14 @@ def make_plan(
     )
 
 
+def phases(config: TrainConfig) -> dict[str, int]:
+    """The epochs of each kind of step."""
+    phase = METHODS[config.method].phase
+    return dict(Counter(phase(config, epoch) for epoch in range(config.optim.epochs)))
+
+
 def _step(
-    counts: Counts, rates: Rates, phase: Phase, parts: tuple[Stage, ...], batch: int, epochs: int
+    counts: Counts, rates: Rates, phase: str, parts: tuple[Stage, ...], batch: int, epochs: int
 ) -> Step:
     passes: dict[Kind, float] = defaultdict(float)
     for stage in parts:
@@ -286,15 +295,16 @@ def _backward(counts: Counts, rates: Rates, batch: int) -> float:
 
 
 def _memory(
-    counts: Counts, by_phase: Mapping[Phase, Sequence[Stage]], batch: int, *, gpus: int
+    counts: Counts, by_phase: Mapping[str, Sequence[Stage]], batch: int, *, gpus: int
 ) -> Iterator[Figure]:
     """GB by what they hold, of one GPU with `batch` images; their sum is a lower bound.
 
     What the allocator leaves unused between blocks, the workspaces of convolutions, and CUDA itself come on top.
     """
     weights = _ITEM * counts.weights
-    has_attack = any(s.kind == "gradient" for parts in by_phase.values() for s in parts)
-    copies = candidates_at_once(counts.config) if "adaptive" in by_phase else 1
+    stages = [stage for parts in by_phase.values() for stage in parts]
+    has_attack = any(stage.kind == "gradient" for stage in stages)
+    copies = max(stage.copies for stage in stages)
     attacked = counts.of("gradient", copies * batch).saved if has_attack else 0
     yield _counted("weights and statistics", weights + counts.statistics)
     # DistributedDataParallel's buckets are a copy of the gradients.
@@ -304,7 +314,7 @@ def _memory(
         item = _HALF if counts.precisions["gradient"] in ("fp16", "bf16") else _ITEM
         yield _counted("the attack's copy of the weights", item * counts.weights)
     # Of a loss on clean and adversarial images, both forwards are kept.
-    losses = max(s.passes for parts in by_phase.values() for s in parts if s.kind == "update")
+    losses = max(stage.passes for stage in stages if stage.kind == "update")
     updated = losses * counts.of("update", batch).saved
     yield _counted("activations", max(updated, attacked))
     image = _ITEM * math.prod(counts.images.shape)

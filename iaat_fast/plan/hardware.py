@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 from iaat_fast.environment import describe
 from iaat_fast.plan.cost import Pass, build, images_of
-from iaat_fast.plan.passes import Kind
 from iaat_fast.storage import read_json
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
+from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.optim import MixedPrecision
 from iaat_fast.validate import nearest
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iaat_fast.method_fields import method_key, reads
+from iaat_fast.methods import method_key, reads
 from iaat_fast.report import naming
 from iaat_fast.report.records import RunRecord
 

@@ -5,25 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from iaat_fast import units
-from iaat_fast.method_fields import NO_WARMUP as NO_WARMUP
-from iaat_fast.method_fields import method_key as method_key
-
-METHODS: dict[str, str] = {
-    "clean": "Clean",
-    "adv": "Adversarial",
-    "mixup": "Mixup",
-    "trades": "TRADES",
-    "mart": "MART",
-    "mma": "MMA",
-    NO_WARMUP: "IAAT (no warm-up)",
-    "iaat": "IAAT",
-}
-"""Names by method, in the order of the tables; a method that is not listed is called by its own name and comes
-before IAAT."""
-
-ADAPTIVE = ("iaat", "mma")
-"""Methods whose samples have radii of their own."""
+from iaat_fast import methods, units
 
 NETWORKS: dict[str, str] = {
     "digits-cnn": "CNN",
@@ -71,14 +53,9 @@ def pixels(value: float) -> str:
 
 
 def method_order(key: str) -> tuple[int, str]:
-    """Where a method stands in a table."""
-    known = list(METHODS)
-    return (known.index(key), "") if key in known else (known.index(NO_WARMUP) - 1, key)
-
-
-def method_name(key: str) -> str:
-    """The method as tables call it."""
-    return METHODS.get(key, key)
+    """Where a method stands in a table: in its row's place, one without a row before IAAT."""
+    known = list(methods.ROWS)
+    return (known.index(key), "") if key in known else (known.index(methods.NO_WARMUP) - 1, key)
 
 
 def network_name(config: dict[str, Any]) -> str:
@@ -108,15 +85,16 @@ def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
 
     Args:
         config: a flat configuration.
-        fields: what to name beside the method; the radius of adversarial training always is.
+        fields: what to name besides the method; the radius of adversarial training always is.
     """
-    key = method_key(config)
+    key = methods.method_key(config)
+    method = methods.row(key)
     named = [
-        field for field in fields if not (key == NO_WARMUP and field.endswith("warmup_epochs"))
+        field for field in fields if not (method.variant_of and field.endswith("warmup_epochs"))
     ]
-    if key == "adv" and "attack.eps" not in named and "attack.eps" in config:
+    if key == methods.ADV and "attack.eps" not in named and "attack.eps" in config:
         named.insert(0, "attack.eps")
-    parts = [method_name(key)]
+    parts = [method.label]
     for field in named:
         value = config.get(field)
         short = "ε" if field == "attack.eps" else field

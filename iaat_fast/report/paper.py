@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
-from iaat_fast.report import naming
+from iaat_fast.methods import IAAT, NO_WARMUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class Plan:
     needs: str | None = None
 
 
-WARMUP = (naming.NO_WARMUP, "iaat")
+WARMUP = (NO_WARMUP, IAAT)
 PLANS = (
     Plan(
         number=1,
@@ -165,7 +165,7 @@ PLANS = (
         title="Effect of the warm-up on CIFAR-10",
         columns=(*CIFAR_COLUMNS, CORRUPTIONS),
         methods=WARMUP,
-        needs=naming.NO_WARMUP,
+        needs=NO_WARMUP,
     ),
     Plan(
         number=5,
@@ -173,7 +173,7 @@ PLANS = (
         title="Effect of the warm-up on CIFAR-100",
         columns=CIFAR_COLUMNS,
         methods=WARMUP,
-        needs=naming.NO_WARMUP,
+        needs=NO_WARMUP,
     ),
     Plan(
         number=6,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iaat_fast.report import naming
+from iaat_fast import methods
 from iaat_fast.report.figures.drawing import (
     BLUE,
     GREEN,
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def plot_run(folder: RunFolder) -> list[Path]:
-    """Draw what the run has into its `plots` folder; a later call draws anew.
+    """Draw what the run has into its `plots` folder; a later call draws them again.
 
     - `accuracy.png`: accuracies over epochs.
     - `epsilon.png`: mean radius over epochs, one standard deviation and the whole range round it
-      (methods iaat and mma).
+      (of methods whose samples have radii of their own).
     - `epsilon-histogram.png`: the radii at up to four epochs (Balaji et al. 2019, Figure 8).
 
     Returns:
@@ -46,7 +46,7 @@ def plot_run(folder: RunFolder) -> list[Path]:
     config = folder.config()
     metrics = folder.metrics()
     snapshots = folder.epsilon_snapshots()
-    adaptive = config.get("method") in naming.ADAPTIVE
+    adaptive = methods.row(str(config.get("method"))).radius == "adaptive"
     figures: dict[str, Figure] = {}
     if metrics:
         figures["accuracy.png"] = _accuracies(metrics)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from iaat_fast import methods
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
@@ -188,7 +189,8 @@ def _rows(
 
 def _paper_name(key: str, number: int | None) -> str:
     radius = 16 if number == 3 else 8
-    return f"{naming.method_name(key)}, ε = {radius}" if key == "adv" else naming.method_name(key)
+    label = methods.row(key).label
+    return f"{label}, ε = {radius}" if key == methods.ADV else label
 
 
 def _measured(

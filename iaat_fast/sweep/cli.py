@@ -18,6 +18,7 @@ from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, UsageError, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
+from iaat_fast.methods import COMPARED
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import check_folder
 from iaat_fast.sweep.display import Display, jobs_table, runs_table
@@ -60,10 +61,10 @@ class Command:
     """Preset of all runs, see python -m iaat_fast.train."""
     out: Path
     """Folder of the sweep."""
-    methods: tuple[str, ...] = ("clean", "adv", "iaat")
+    methods: tuple[str, ...] = COMPARED
     """Training methods."""
     eps: Annotated[PixelList, optional("N/255 [N/255 ...]", "the preset's")] = ()
-    """Radii of the methods that train at a fixed one (all but clean and iaat), a run of each."""
+    """Radii of the methods that train at a fixed one, a run of each."""
     seeds: tuple[int, ...] = (0,)
     """Seeds, a run of each."""
     warmup: Warmup = "on"

@@ -10,15 +10,13 @@ from typing import Any, Literal, get_args
 
 from iaat_fast import units
 from iaat_fast.command_line import UsageError
-from iaat_fast.method_fields import NO_WARMUP, reads
+from iaat_fast.methods import COMPARED, NAMES, row, without_warmup
 from iaat_fast.train.cli import flags_for, parse
-from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import PRESETS
 from iaat_fast.validate import choice
 
 Warmup = Literal["on", "off", "both"]
-WITHOUT_RADIUS = tuple(method for method in METHODS if not reads(method, "attack.eps"))
-"""Methods that train at no fixed radius: they have one run per seed, whatever the radii."""
 _DIGITS = 10  # of a radius in names and commands, which read back as the same radius
 OWN_FLAGS = {
     "--method": "--methods",
@@ -38,7 +36,7 @@ class Grid:
 
     Args:
         preset: a name of `train.presets.PRESETS`.
-        methods: names of `train.config.METHODS`.
+        methods: names of `iaat_fast.methods.NAMES`.
         eps: radii of the methods that train at a fixed one, on the [0, 1] pixel scale; (): that of
             the preset.
         seeds: one run each.
@@ -52,7 +50,7 @@ class Grid:
     """
 
     preset: str = "digits"
-    methods: tuple[str, ...] = ("clean", "adv", "iaat")
+    methods: tuple[str, ...] = COMPARED
     eps: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0,)
     warmup: Warmup = "on"
@@ -63,7 +61,7 @@ class Grid:
         choice("preset", self.preset, PRESETS)
         choice("--warmup", self.warmup, get_args(Warmup))
         for method in self.methods:
-            choice("--methods", method, METHODS)
+            choice("--methods", method, NAMES)
         axes: dict[str, Sequence[object]] = {
             "--methods": self.methods,
             "--seeds": self.seeds,
@@ -75,10 +73,14 @@ class Grid:
                 raise UsageError(f"{name}: {twice[0]} is given twice")
             if not values and name != "--eps":
                 raise UsageError(f"{name}: none given, expected at least one")
-        if self.eps and set(self.methods) <= set(WITHOUT_RADIUS):
+        if self.eps and not any(row(method).radius == "fixed" for method in self.methods):
             raise UsageError(f"--eps: {', '.join(self.methods)} trains at no fixed radius")
-        if self.warmup != "on" and "iaat" not in self.methods:
-            raise UsageError(f"--warmup {self.warmup}: the method iaat is not among --methods")
+        warming = [method for method in NAMES if without_warmup(method)]
+        if self.warmup != "on" and not set(warming) & set(self.methods):
+            expected = " or ".join(warming)
+            raise UsageError(
+                f"--warmup {self.warmup}: the method {expected} is not among --methods"
+            )
         for word in self.flags:
             flag = word.partition("=")[0].replace("_", "-")
             if flag in OWN_FLAGS:
@@ -100,30 +102,29 @@ class Grid:
         ]
 
     def _variants(self, method: str) -> list[dict[str, Any]]:
-        if method == "iaat":
+        if without_warmup(method):
             with_it, without = {"warmup": True}, {"warmup": False}
             return {"on": [with_it], "off": [without], "both": [with_it, without]}[self.warmup]
-        if method in WITHOUT_RADIUS:
-            return [{}]
-        return [{"eps": eps} for eps in self.eps or (None,)]
+        # Without a fixed radius there is one run per seed, whatever the radii.
+        fixed = row(method).radius == "fixed"
+        return [{"eps": eps} for eps in self.eps or (None,)] if fixed else [{}]
 
     def _run(self, out: Path, method: str, variant: dict[str, Any], seed: int) -> Run:
         eps = variant.get("eps")
         words = [self.preset, "--method", method, "--seed", str(seed)]
         words += ["--data", self.data] if self.data is not None else []
-        key = NO_WARMUP if variant.get("warmup") is False else method
+        no_warmup = None if variant.get("warmup", True) else without_warmup(method)
+        key = no_warmup or method
         words += flags_for(key, self.flags, self.methods)
         # After the flags: of a flag given twice, training takes the last.
         words += ["--eps", units.to_text(eps, _DIGITS)] if eps is not None else []
-        words += ["--warmup-epochs", "0"] if variant.get("warmup") is False else []
+        words += ["--warmup-epochs", "0"] if no_warmup else []
         config = parse(words).config
         if config.preset != self.preset:
             raise UsageError(f"{config.preset}: unexpected after the --, expected flags")
-        name = method
+        name = key
         if "eps" in variant:
             name += f"-eps{units.to_text(config.attack.eps, _DIGITS)}"
-        if variant.get("warmup") is False:
-            name += "-no-warmup"
         return Run(
             name=f"{name}-seed{seed}",
             setting=name,

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from iaat_fast import command_line, units
 from iaat_fast.command_line import UsageError
-from iaat_fast.method_fields import reads
+from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
-from iaat_fast.train.config import METHODS, PROTOCOLS, TrainConfig
+from iaat_fast.train.config import PROTOCOLS, TrainConfig
 from iaat_fast.train.distributed import Ranks, is_lost_connection, joined
 from iaat_fast.train.finish import close_run
 from iaat_fast.train.flags import FLAGS
@@ -144,7 +144,7 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     if name is not None:
         choice("preset", name, PRESETS)
     if given.method is not None:
-        choice("--method", given.method, METHODS)
+        choice("--method", given.method, NAMES)
     if given.protocol is not None:
         choice("--protocol", given.protocol, PROTOCOLS)
     if given.resume and given.out is not None:

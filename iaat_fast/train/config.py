@@ -18,13 +18,23 @@ import tyro
 from tyro.conf import arg
 
 from iaat_fast import data as datasets
-from iaat_fast import models, units
+from iaat_fast import methods, models, units
 from iaat_fast.command_line import Pixels
 from iaat_fast.validate import choice
 
-Method = Literal["clean", "adv", "iaat", "mixup", "trades", "mart", "mma"]
+Method = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(methods.NAMES)}}}",
+        choices=methods.NAMES,
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+"""One of `methods.NAMES`."""
 Protocol = Literal["paper", "released"]
-METHODS: tuple[str, ...] = get_args(Method)
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 CUSTOM = "custom"
 """Recorded as the name of a model or a data set that was passed to `fit` from Python."""
@@ -118,7 +128,7 @@ class AttackConfig:
     """The PGD attack that training makes its adversarial samples with."""
 
     eps: Pixels = 8 / 255
-    """Radius of the methods adv, mixup, trades and mart, the same for every sample."""
+    """Radius of the methods that train at a fixed one, adv for instance: the same for every sample."""
     alpha: Pixels = 2 / 255
     """Step size; the smallest step size if alpha-rule is scaled."""
     alpha_rule: Literal["fixed", "scaled"] = "fixed"
@@ -371,9 +381,7 @@ class TrainConfig:
 
     preset: tyro.conf.Positional[Annotated[str, arg(metavar="[PRESET]")]] = "digits"
     """Preset that the defaults below belong to; comes first if given."""
-    method: Method = "iaat"
-    """clean training; adversarial training at a fixed radius (adv) or instance adaptive (iaat);
-    interpolated adversarial training (mixup), TRADES, MART, or max-margin training (mma)."""
+    method: Annotated[Method, arg(help=methods.HELP)] = methods.IAAT
     protocol: Protocol = "paper"
     """Defaults as the paper describes them, or as its authors' code has them (released); the network is
     the standard one under both, see docs/architecture.md."""
@@ -387,10 +395,14 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        choice("method", self.method, METHODS)
+        choice("method", self.method, methods.NAMES)
         choice("protocol", self.protocol, PROTOCOLS)
         bn, strategy = self.attack.bn, self.epsilon.strategy
-        if self.method == "iaat" and bn != "eval" and strategy not in ("auto", "sequential"):
+        if (
+            methods.reads(self.method, "epsilon.strategy")
+            and bn != "eval"
+            and strategy not in ("auto", "sequential")
+        ):
             raise ValueError(
                 f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
                 "whose batch statistics depend on which images share a batch"
@@ -401,7 +413,7 @@ class TrainConfig:
                 "the same number of forwards"
             )
         least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
-        if self.method == "mma" and least > most:
+        if methods.reads(self.method, "baseline.mma_d_min") and least > most:
             raise ValueError(
                 f"baseline.mma_d_min is {least * 255:g}/255: expected at most baseline.mma_d_max, "
                 f"{most * 255:g}/255"

@@ -87,8 +87,8 @@ class CudaGraphStep:
             capture = None
         if capture is None or len(batch.index) != self._size:
             self._step(batch, epoch=epoch, seed=seed)
-        elif method.phase(epoch) != self._phase:
-            self._phase, self._graph = method.phase(epoch), None
+        elif (phase := method.phase(method.config, epoch)) != self._phase:
+            self._phase, self._graph = phase, None
             self._warm_up(capture, batch, epoch, seed)
         else:
             self._replay(capture, batch, epoch, seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from iaat_fast import report
+from iaat_fast import methods, report
 from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import EvalTarget
 from iaat_fast.evaluate.eval_target import describe_target
@@ -20,7 +20,6 @@ from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.flags import own_flags
 from iaat_fast.train.hardware import in_words
 from iaat_fast.train.loop import FitResult
-from iaat_fast.train.methods import METHODS
 from iaat_fast.train.metrics import radius_statistics
 from iaat_fast.train.validation import shared_robust_accuracy, shared_verdicts
 
@@ -100,7 +99,7 @@ def _target(result: FitResult) -> EvalTarget:
 def _radii(result: FitResult) -> dict[str, float | None]:
     """Mean, spread and range of the radii; None for a method without."""
     values: dict[str, float | None] = {**radius_statistics(result.epsilon)}
-    return values if METHODS[result.config.method].radii != "none" else dict.fromkeys(values)
+    return values if methods.row(result.config.method).radius != "none" else dict.fromkeys(values)
 
 
 def _fast(result: FitResult, ranks: Ranks) -> str | None:
@@ -124,7 +123,7 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> Non
         return
     plots = report.plot_run(result.folder)
     config, folder = result.config, result.folder.path
-    own = METHODS[config.method].radii == "adaptive"
+    own = methods.row(config.method).radius == "adaptive"
     summary = report.RunSummary(
         natural=results["natural_accuracy"],
         robust=results["robust_accuracy"],
@@ -133,7 +132,7 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> Non
         fast=_fast(result, ranks),
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
-    others = [method for method in ("iaat", "adv", "clean") if method != config.method]
+    others = [name for name in reversed(methods.COMPARED) if name != config.method]
     python = interpreter()
     device = "" if config.run.device == "auto" else f" --device {config.run.device}"
     lines = [

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, get_args, get_type_hints
 
 from iaat_fast.command_line import Pixels
-from iaat_fast.method_fields import reads
+from iaat_fast.methods import reads
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.overrides import FAST, PARTS
 from iaat_fast.train.presets import preset

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from iaat_fast import methods
 from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.overrides import override
@@ -64,12 +65,12 @@ def _multiplies_bf16(device: torch.device) -> bool:
 def in_words(config: TrainConfig, device: torch.device, ranks: int = 1) -> str:
     """What a resolved configuration takes: "bf16 attacks, bf16 autocast, whole steps in graphs, batched candidates"."""
     attack, words = config.attack, []
-    if config.method != "clean":
+    if methods.row(config.method).radius != "none":
         is_copied = attack.engine == "fast" and attack.precision in ("fp32", "tf32")
         words.append(f"{attack.precision} attacks" + (" on a folded copy" if is_copied else ""))
     words.append("no autocast" if config.optim.amp == "off" else f"{config.optim.amp} autocast")
     if config.optim.graph and device.type == "cuda" and ranks == 1 and config.optim.amp != "fp16":
         words.append("whole steps in graphs")
-    if config.method == "iaat":
+    if methods.reads(config.method, "epsilon.strategy"):
         words.append(f"{config.epsilon.strategy} candidates")
     return ", ".join(words)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
+from iaat_fast import methods
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
@@ -169,7 +170,7 @@ class _Run:
         self.on_epoch = on_epoch
         self.quiet = quiet or not ranks.first
         self.ranks = ranks
-        self.adaptive = state.training_step.method.radii == "adaptive"
+        self.adaptive = methods.row(config.method).radius == "adaptive"
         self.total_steps = config.optim.epochs * state.steps_per_epoch
         self.read_every = 1 if state.device.type == "cpu" else self.READ_EVERY_ON_GPU
         self.guard = NonFiniteGuard(ranks, after=state.step)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from iaat_fast.method_fields import reads
+from iaat_fast.methods import reads
 from iaat_fast.train.config import OptimConfig, TrainConfig
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.method_fields import READS, meant, method_key, reads
-from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.methods import NAMES, ROWS, meant, method_key, reads
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.validate import choice
 
 PARTS: dict[str, type] = {
@@ -136,7 +136,7 @@ def refuse_unread(
         elif reads(config.method, field):
             expected = f"{name('epsilon.warmup_epochs')} of at least 1"
         else:
-            methods = [other for other in READS if other in METHODS and reads(other, field)]
+            methods = [other for other in ROWS if other in NAMES and reads(other, field)]
             expected = f"{name('method')} {' or '.join(methods)}"
         raise ValueError(f"{words}: not read by method {config.method!r}, expected {expected}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from iaat_fast.methods import IAAT
 from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig
 from iaat_fast.train.overrides import override, refuse_unread
 from iaat_fast.validate import choice
@@ -151,7 +152,7 @@ names every field of the protocol table, momentum and lower bound included, whic
 def preset(
     name: str = "digits",
     *,
-    method: Method = "iaat",
+    method: Method = IAAT,
     protocol: Protocol = "paper",
     **parts: Mapping[str, Any],
 ) -> TrainConfig:
@@ -160,8 +161,7 @@ def preset(
     Args:
         name: one of `PRESETS`; the CIFAR ones carry Table 7 of Balaji et al. 2019, the ImageNet
             ones Table 8.
-        method: "clean", "adv" (fixed radius, Madry et al. 2018), "iaat", or a baseline: "mixup", "trades",
-            "mart", "mma" (see `train.methods`).
+        method: one of `iaat_fast.methods.NAMES`, "iaat" or "adv" for instance.
         protocol: "paper" or "released"; sets the fields of `PROTOCOL_FIELDS`.
         parts: further changes by part, e.g. `optim={"epochs": 3}, run={"seed": 1}`.
 

@@ -10,7 +10,8 @@ import pytest
 
 from iaat_fast.plan.cli import main
 from iaat_fast.plan.cost import images_of
-from iaat_fast.plan.passes import Fooled, phases
+from iaat_fast.plan.estimate import phases
+from iaat_fast.train.methods.passes import Fooled
 from iaat_fast.train.presets import PRESETS, preset
 
 

@@ -11,8 +11,8 @@ from iaat_fast.plan.cost import Counts, Pass
 from iaat_fast.plan.estimate import Plan, make_plan
 from iaat_fast.plan.hardware import MEASURED
 from iaat_fast.plan.interconnect import Network
-from iaat_fast.plan.passes import Fooled
 from iaat_fast.train import override, preset
+from iaat_fast.train.methods.passes import Fooled
 
 NETWORK = Network(link=1e9, between=1e8, per_node=2, latency=1e-5, latency_between=1e-4)
 SECONDS = {"forward": 0.001, "gradient": 0.002, "update": 0.004}

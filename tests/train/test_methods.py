@@ -88,12 +88,6 @@ def assert_same_gradients(model: nn.Module, ours: Tensor, formula: Tensor) -> No
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_every_method_of_the_command_line_is_there() -> None:
-    from iaat_fast.train.config import METHODS as NAMES
-
-    assert tuple(METHODS) == NAMES
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_loss_per_sample_and_counts_as_announced(
     name: str, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from iaat_fast.data import ImageData
-from iaat_fast.method_fields import NO_WARMUP, READS, reads
+from iaat_fast.methods import NAMES, NO_WARMUP, ROWS, reads
 from iaat_fast.train import fit, override, preset
 from iaat_fast.train.cli import _given, main
-from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.optim import never_reached
@@ -76,7 +76,7 @@ def method_of(key: str) -> tuple[str, dict[str, Any]]:
     return ("iaat", {"epsilon": {"warmup_epochs": 0}}) if key == NO_WARMUP else (key, {})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_a_field_that_the_method_does_not_read_is_refused_when_given(method: Any) -> None:
     for field in DIVIDED:
         part, _, name = field.partition(".")
@@ -124,7 +124,7 @@ def test_the_message_names_what_is_read_instead(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("key", READS)
+@pytest.mark.parametrize("key", ROWS)
 def test_what_a_method_does_not_read_changes_no_bit(
     key: str,
     tiny_config: Callable[..., TrainConfig],

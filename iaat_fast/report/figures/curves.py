@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from iaat_fast import methods
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming
@@ -31,15 +32,15 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
     points = []
     for variant, evaluations in found:
         natural = [e.of("natural")[:1] for e in evaluations]
-        if variant.key != "clean" and all(natural):
+        if methods.row(variant.key).radius != "none" and all(natural):
             robust = [m for e in evaluations if (m := _find(e, attack)) is not None]
             points.append((variant, _mean([m for (m,) in natural]), _mean(robust)))
-    fixed = [point for point in points if point[0].key == "adv"]
-    others = [point for point in points if point[0].key != "adv"]
+    fixed = [point for point in points if point[0].key == methods.ADV]
+    others = [point for point in points if point[0].key != methods.ADV]
     if len(points) < 2:
         return []
     figure, axes = blank()
-    styles = series(["adv", *(variant.key for variant, _, _ in others)])
+    styles = series([methods.ADV, *(variant.key for variant, _, _ in others)])
     if fixed:
         fixed.sort(key=lambda point: point[0].first.config.get("attack.eps", 0.0))
         styles = [styles[0]] * len(fixed) + styles[1:]
@@ -58,9 +59,9 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
             y[0],
             xerr=[[x[1]], [x[2]]],
             yerr=[[y[1]], [y[2]]],
-            label=None if variant.key == "adv" else variant.name,
+            label=None if variant.key == methods.ADV else variant.name,
             elinewidth=0.8,
-            **{**style, "linestyle": "none", "ms": 6 if variant.key == "adv" else 9},
+            **{**style, "linestyle": "none", "ms": 6 if variant.key == methods.ADV else 9},
         )
     axes.set(xlabel="natural accuracy (%)", ylabel="robust accuracy (%)")
     axes.margins(0.12)
@@ -176,7 +177,9 @@ def _few(variants: Sequence[Variant]) -> list[Variant]:
     """The variants, of adversarial training two where it has more than three: at ε = 2 and 8 as in the paper, or the
     smallest and the largest."""
     radii = [
-        round(255 * v.first.config.get("attack.eps", 0), 3) for v in variants if v.key == "adv"
+        round(255 * v.first.config.get("attack.eps", 0), 3)
+        for v in variants
+        if v.key == methods.ADV
     ]
     if len(radii) <= 3:
         return list(variants)
@@ -184,7 +187,7 @@ def _few(variants: Sequence[Variant]) -> list[Variant]:
     return [
         v
         for v in variants
-        if v.key != "adv" or round(255 * v.first.config.get("attack.eps", 0), 3) in kept
+        if v.key != methods.ADV or round(255 * v.first.config.get("attack.eps", 0), 3) in kept
     ]
 
 

@@ -7,15 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iaat_fast.report import naming
+from iaat_fast.methods import ROWS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers tell apart.
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-PURPLE, YELLOW, SKY = "#cc79a7", "#e69f00", "#56b4e9"
+PALETTE = {
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "yellow": "#e69f00",
+    "sky": "#56b4e9",
+}
+"""Okabe and Ito's colours, which colour-blind readers tell apart."""
+
+BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = PALETTE.values()
 
 INK, QUIET, GRID = "#1b1f24", "#5c6570", "#d3d8de"
 """Text and axes, what stands behind them, and grid lines."""
@@ -26,13 +34,7 @@ WRONG = "#b04a00"
 DARK = {INK: "#e8ebee", QUIET: "#a3adb8", GRID: "#3a424b", BLUE: "#3f9bdc", WRONG: "#ff9d5c"}
 """What these become where the reader prefers a dark page; the other colours are legible on both."""
 
-METHOD_COLOURS = {
-    "clean": GREEN,
-    "adv": BLUE,
-    "iaat": ORANGE,
-    naming.NO_WARMUP: PURPLE,
-    "mixup": YELLOW,
-}
+METHOD_COLOURS = {row.name: PALETTE[row.colour] for row in ROWS.values() if row.colour}
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 
@@ -118,7 +120,7 @@ def not_below_zero(axes: Axes) -> None:
 
 
 def series(keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Colour, marker and line of the curves of these methods: no two are alike in marker and line together."""
+    """Colour, marker and line of the curves of these methods: no two share both marker and line."""
     others = [c for c in (SKY, YELLOW, GREEN, PURPLE) if c not in map(METHOD_COLOURS.get, keys)]
     unnamed = [key for key in dict.fromkeys(keys) if key not in METHOD_COLOURS]
     colours = METHOD_COLOURS | {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iaat_fast.report import naming
+from iaat_fast import methods
 from iaat_fast.report.figures.drawing import (
     BLUE,
     GREEN,
@@ -75,7 +75,7 @@ def undrawn(group: Group) -> list[str]:
     nothing = adaptive(group) is None
     for variant in group.variants:
         run = variant.first
-        if run.config["method"] not in naming.ADAPTIVE or own_radii(variant) is not None:
+        if methods.row(run.config["method"]).radius != "adaptive" or own_radii(variant) is not None:
             continue
         why = f"{run.name} has no snapshot of its radii"
         if run.snapshots:

@@ -1,25 +1,28 @@
-"""The training methods by name: how each makes its samples, and the loss it takes of them."""
+"""The classes of the training methods: how each makes its samples, the loss it takes of them, and its passes.
+
+Each row of `iaat_fast.methods` that `--method` names has a file here of the same name, with its class.
+"""
 
 from __future__ import annotations
 
-from iaat_fast.train.methods.adv import Adversarial
-from iaat_fast.train.methods.clean import Clean
-from iaat_fast.train.methods.iaat import InstanceAdaptive
-from iaat_fast.train.methods.mart import Mart
-from iaat_fast.train.methods.method import Batch, Drawn, Method, Outcome
-from iaat_fast.train.methods.mixup import InterpolatedAdversarial
-from iaat_fast.train.methods.mma import MaxMargin
-from iaat_fast.train.methods.trades import Trades
+from importlib import import_module
 
-METHODS: dict[str, type[Method]] = {
-    "clean": Clean,
-    "adv": Adversarial,
-    "iaat": InstanceAdaptive,
-    "mixup": InterpolatedAdversarial,
-    "trades": Trades,
-    "mart": Mart,
-    "mma": MaxMargin,
-}
+from iaat_fast import methods
+from iaat_fast.train.methods.method import Batch, Drawn, Method, Outcome
+
+
+def _class_of(name: str) -> type[Method]:
+    module = import_module(f"{__name__}.{name}")
+    own = [
+        value
+        for value in vars(module).values()
+        if getattr(value, "__module__", "") == module.__name__
+    ]
+    (found,) = (value for value in own if isinstance(value, type) and issubclass(value, Method))
+    return found
+
+
+METHODS: dict[str, type[Method]] = {name: _class_of(name) for name in methods.NAMES}
 """Of every name that `--method` takes."""
 
 __all__ = ["METHODS", "Batch", "Drawn", "Method", "Outcome"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 
 class Adversarial(Method):
@@ -16,6 +18,10 @@ class Adversarial(Method):
     """
 
     counts_clean = False
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        return training_attack(config), update()
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         return Batch(

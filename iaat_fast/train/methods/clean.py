@@ -7,17 +7,21 @@ from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.passes import Fooled, Stage, update
 
 
 class Clean(Method):
     """Cross-entropy on the clean images."""
 
-    radii = "none"
     counts_robust = False
 
     @classmethod
     def first_radius(cls, config: TrainConfig) -> float:
         return 0.0
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        return (update(),)
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         return Batch(x=x, y=y)

@@ -10,6 +10,16 @@ from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_selector
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.passes import (
+    CLEAN_VERDICTS,
+    Fooled,
+    Kind,
+    Stage,
+    training_attack,
+    update,
+)
+
+_WARMUP = "warm-up"
 
 
 class InstanceAdaptive(Method):
@@ -17,8 +27,6 @@ class InstanceAdaptive(Method):
 
     Source: Balaji et al. 2019, Algorithm 1.
     """
-
-    radii = "adaptive"
 
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:
         super().__init__(config, model, memory)
@@ -28,12 +36,13 @@ class InstanceAdaptive(Method):
     def first_radius(cls, config: TrainConfig) -> float:
         return 0.0  # what a run without warm-up starts from
 
-    def phase(self, epoch: int) -> str:
-        return "warm-up" if epoch < self.config.epsilon.warmup_epochs else "adaptive"
+    @classmethod
+    def phase(cls, config: TrainConfig, epoch: int) -> str:
+        return _WARMUP if epoch < config.epsilon.warmup_epochs else "adaptive"
 
     def reads(self, epoch: int) -> str | None:
         strategy, final = self.memory.strategy, self.memory.final
-        if self.phase(epoch) == "warm-up" or strategy == "batched":
+        if self.phase(self.config, epoch) == _WARMUP or strategy == "batched":
             return None
         if strategy == "sequential" and final == "exact":
             return None
@@ -42,10 +51,16 @@ class InstanceAdaptive(Method):
             why = "asks which samples chose the candidate it has not attacked"
         return f"strategy {strategy!r} with final {final!r} {why}"
 
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        if phase == _WARMUP:
+            return CLEAN_VERDICTS, training_attack(config), update()
+        return *_selection(config, fooled), *_final(config, fooled), update()
+
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         """Lines 3 to 10 of Algorithm 1."""
         config = self.config.epsilon
-        if at.epoch < config.warmup_epochs:
+        if self.phase(self.config, at.epoch) == _WARMUP:
             # Lines 9 and 10, then 4 and 8.
             correct = right(self.attack.logits(x), y)
             eps = self.memory.warm_up(
@@ -83,3 +98,43 @@ class InstanceAdaptive(Method):
         loss = F.cross_entropy(logits, batch.y, reduction="none")
         robust = right(logits, batch.y) & batch.correct
         return Outcome(loss=loss, clean=batch.correct, robust=robust)
+
+
+def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
+    """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
+    strategy = config.epsilon.strategy
+    if strategy == "auto":
+        raise ValueError("epsilon.strategy is 'auto': expected what it is on the hardware planned")
+    # The third candidate is attacked for its images alone.
+    copies = (3 if config.epsilon.final == "reuse" else 2) if strategy == "batched" else 1
+    attacked = {"lazy": 1 + fooled.once, "batched": copies, "sequential": 2}[strategy]
+    parts: tuple[tuple[str, Kind, float], ...] = (
+        ("attacks of the selection", "gradient", attacked * _selection_steps(config)),
+        ("verdicts of the selection", "forward", attacked + 1),
+    )
+    return tuple(
+        Stage(
+            name=name,
+            kind=kind,
+            passes=passes,
+            depends_on_samples=strategy == "lazy",
+            copies=copies,
+        )
+        for name, kind, passes in parts
+    )
+
+
+def _final(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
+    """Algorithm 1, line 8, or what reusing the candidates still attacks."""
+    if config.epsilon.final == "exact":
+        return (training_attack(config),)
+    if config.epsilon.strategy == "batched":
+        return ()
+    passes = fooled.twice * _selection_steps(config)
+    name = "attack at prev - gamma"
+    return (Stage(name=name, kind="gradient", passes=passes, depends_on_samples=True),)
+
+
+def _selection_steps(config: TrainConfig) -> int:
+    steps = config.epsilon.selection_steps
+    return config.attack.steps if steps is None else steps

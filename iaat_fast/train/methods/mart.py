@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, start_seed
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 # The released code's guards against log(0), where the paper has 1 - p and log p.
 _WRONG = 1.0001
@@ -33,6 +35,10 @@ class Mart(Method):
 
     def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
         return {**super().draw(seed, rows), "start": start_seed(seed)}
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        return training_attack(config), update(losses=2)
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         start = gaussian_start(x, index, at.drawn["start"], clamp=self.config.attack.clamp_start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
+from iaat_fast.train.methods.passes import Fooled, Stage
 
 Forward = Callable[[Tensor], Tensor]
 """The network in training mode, images [N, C, H, W] to logits [N, classes]."""
@@ -61,7 +62,7 @@ class Outcome:
 
 
 class Method:
-    """Base of the training methods.
+    """Base of the training methods; see the rows of `iaat_fast.methods` for what is known without their classes.
 
     Args:
         config: of the run.
@@ -72,13 +73,10 @@ class Method:
         ValueError: attack.targeted with a method that cannot aim.
 
     Attributes:
-        radii: whether samples have radii ("none" for clean training), and whether each has its own
-            ("adaptive") or all have the same ("fixed").
         aims: whether its attack may aim at random classes (attack.targeted).
         counts_clean, counts_robust: whether outcomes say which samples are classified correctly.
     """
 
-    radii: ClassVar[Literal["none", "fixed", "adaptive"]] = "fixed"
     aims: ClassVar[bool] = True
     counts_clean: ClassVar[bool] = True
     counts_robust: ClassVar[bool] = True
@@ -105,9 +103,19 @@ class Method:
         """
         return {"noise": torch.tensor([seed])}
 
-    def phase(self, epoch: int) -> str:
+    @classmethod
+    def phase(cls, config: TrainConfig, epoch: int) -> str:
         """The part of the training that an epoch is in: all that `prepare` may make of its index."""
-        return "training"
+        return "every epoch"
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        """What a step of a phase takes of the network, in its order.
+
+        Raises:
+            ValueError: passes that are not counted, or a strategy that is left to the hardware.
+        """
+        raise ValueError(f"method: {config.method!r}, expected one whose passes are counted")
 
     def reads(self, epoch: int) -> str | None:
         """What a step of this epoch reads on the host, so that it cannot be captured; None for nothing."""

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
+from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 from iaat_fast.train.seeds import Stream, stream_seed
 
 
@@ -49,6 +51,10 @@ class InterpolatedAdversarial(Method):
             "weight": torch.tensor(weight, dtype=torch.float64),
             "partner": torch.from_numpy(draws.permutation(rows)),
         }
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        return training_attack(config), update(losses=2)
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         x_adv = self.attack(x, y, index=index, seed=at.drawn["noise"], findings=at.findings)

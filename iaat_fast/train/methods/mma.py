@@ -14,6 +14,7 @@ from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
+from iaat_fast.train.methods.passes import CLEAN_VERDICTS, Fooled, Stage, training_attack, update
 
 # How far beyond d_max margins are searched for, as a multiple of it (released code).
 _BEYOND = 1.05
@@ -48,7 +49,6 @@ class MaxMargin(Method):
         adversarial training" (MMA and AN-PGD there), and the code released with it.
     """
 
-    radii = "adaptive"
     aims = False
     counts_robust = False  # the margin is where the prediction tips over
 
@@ -60,6 +60,12 @@ class MaxMargin(Method):
     @classmethod
     def first_radius(cls, config: TrainConfig) -> float:
         return config.baseline.mma_d_min
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        halvings = config.baseline.mma_bisections
+        bisection = Stage(name="bisection of the margins", kind="forward", passes=halvings)
+        return CLEAN_VERDICTS, training_attack(config), bisection, update(losses=2)
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         config = self.config.baseline

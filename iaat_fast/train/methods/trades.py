@@ -9,6 +9,7 @@ from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, make_attack, start_seed
 from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 
 class Trades(Method):
@@ -33,6 +34,12 @@ class Trades(Method):
 
     def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
         return {**super().draw(seed, rows), "start": start_seed(seed)}
+
+    @classmethod
+    def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
+        # The attack leads away from the clean predictions.
+        clean = Stage(name="clean predictions", kind="forward", passes=1)
+        return clean, training_attack(config), update(losses=2)
 
     def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
         start = gaussian_start(x, index, at.drawn["start"], clamp=self.config.attack.clamp_start)

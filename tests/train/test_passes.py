@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,12 @@ from iaat_fast import models
 from iaat_fast.attacks.active_set import bucket
 from iaat_fast.epsilon import EpsilonMemory, strategies
 from iaat_fast.epsilon.memory import Selection
-from iaat_fast.plan.passes import Fooled, Phase, phases, stages
+from iaat_fast.plan.estimate import phases
 from iaat_fast.train import override, preset
-from iaat_fast.train.config import METHODS, TrainConfig
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
+from iaat_fast.train.methods import METHODS, Method
+from iaat_fast.train.methods.passes import Fooled
 from iaat_fast.train.step import TrainingStep, make_memory
 
 N = 24
@@ -46,7 +47,7 @@ def images_through(model: nn.Module) -> Counter[str]:
 
 
 def real_step(
-    config: TrainConfig, phase: Phase, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Counter[str], Fooled]:
     """Passes of one step of a fresh network, times N, and the shares that its candidates fooled."""
     torch.manual_seed(0)
@@ -83,9 +84,9 @@ def filled_up(fooled: Fooled) -> Fooled:
     return Fooled(once=once, twice=twice)
 
 
-def planned(config: TrainConfig, phase: Phase, fooled: Fooled) -> dict[str, float]:
+def planned(config: TrainConfig, phase: str, fooled: Fooled) -> dict[str, float]:
     total: Counter[str] = Counter()
-    for stage in stages(config, phase, fooled):
+    for stage in METHODS[config.method].passes(config, phase, fooled):
         total[stage.kind] += stage.passes * N  # type: ignore[assignment]
     return {kind: pytest.approx(images) for kind, images in total.items() if images}
 
@@ -158,7 +159,7 @@ def test_phases_add_up_to_the_epochs() -> None:
 
 def test_only_what_rests_on_the_samples_says_so() -> None:
     def depends(**epsilon: str) -> bool:
-        found = stages(tiny(epsilon=epsilon), "adaptive", Fooled())
+        found = METHODS["iaat"].passes(tiny(epsilon=epsilon), "adaptive", Fooled())
         return any(stage.depends_on_samples for stage in found)
 
     assert depends(strategy="lazy")
@@ -169,14 +170,13 @@ def test_only_what_rests_on_the_samples_says_so() -> None:
 
 
 def test_a_method_that_is_not_counted_is_refused() -> None:
-    other: Any = SimpleNamespace(method="free", attack=SimpleNamespace(steps=1))
-    with pytest.raises(ValueError, match="method: 'free', expected one whose passes are counted"):
-        stages(other, "every epoch", Fooled())
+    with pytest.raises(ValueError, match="method: 'adv', expected one whose passes are counted"):
+        Method.passes(tiny(method="adv"), "every epoch", Fooled())
 
 
 def test_a_strategy_left_to_the_hardware_is_refused() -> None:
     with pytest.raises(ValueError, match=r"epsilon\.strategy is 'auto': expected what it is on"):
-        stages(tiny(epsilon={"strategy": "auto"}), "adaptive", Fooled())
+        METHODS["iaat"].passes(tiny(epsilon={"strategy": "auto"}), "adaptive", Fooled())
 
 
 @pytest.mark.parametrize(("once", "twice"), [(1.5, 0.1), (0.5, -0.1), (0.2, 0.3)])

@@ -1,0 +1,195 @@
+"""The training methods, a row each: the one table that training, reports, plans and sweeps read.
+
+A method is a row of `ROWS` and a file, `train/methods/<name>.py`, with its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """What is known of a training method without its class.
+
+    Args:
+        name: as `--method` takes it and `config.json` has it.
+        label: what tables and figures call it.
+        about: what it is, for the help of `--method`.
+        radius: of the training samples: none, "fixed" (`attack.eps`, the same for all), or "adaptive" (each its own).
+        reads: the fields that it looks at, of those that not all methods read (see `DIVIDED`); None: all of them.
+        colour: in figures, one of `report.figures.drawing.PALETTE`; None: whichever is left over.
+        is_baseline: it is compared with IAAT by others than the paper's Tables 1 to 3: a sweep trains it if asked to.
+        variant_of: the method that it is without its warm-up: no name for `--method`, but a row of its own in tables.
+    """
+
+    name: str
+    label: str
+    about: str = ""
+    radius: Literal["none", "fixed", "adaptive"] = "fixed"
+    reads: tuple[str, ...] | None = None
+    colour: str | None = None
+    is_baseline: bool = False
+    variant_of: str | None = None
+
+
+IAAT = "iaat"
+"""Instance adaptive adversarial training, the method where none is named."""
+
+NO_WARMUP = "iaat-no-warmup"
+"""The method iaat without a warm-up, which the paper lists as a method of its own."""
+
+ADV = "adv"
+"""Adversarial training at a fixed radius. The paper trains it at several: the radius is part of its name in tables, and
+joins its runs to a line in figures."""
+
+DIVIDED = ("attack.", "epsilon.", "baseline.", "run.snapshot_epochs")
+"""How the fields begin that not all methods read."""
+
+_PGD = tuple(
+    f"attack.{name}" for name in ("steps", "targeted", "bn", "clamp_start", "precision", "engine")
+)
+_ANY_RADIUS = (*_PGD, "attack.alpha", "attack.alpha_rule")
+_FIXED_RADIUS = (*_ANY_RADIUS, "attack.eps")
+_SELECTION = tuple(
+    f"epsilon.{name}"
+    for name in (
+        "warmup_epochs",
+        "gamma",
+        "beta",
+        "eps_min",
+        "eps_min_bounds",
+        "selection_steps",
+        "strategy",
+        "final",
+        "clamp",
+        "misclassified",
+        "misclassified_input",
+    )
+)
+_WARMUP = ("epsilon.eps_w", "epsilon.warmup_rule")
+_SNAPSHOTS = "run.snapshot_epochs"
+
+_ROWS = (
+    MethodRow(
+        name="clean",
+        label="Clean",
+        about="no attack",
+        radius="none",
+        reads=(),
+        colour="green",
+    ),
+    MethodRow(
+        name=ADV,
+        label="Adversarial",
+        about="adversarial training at a fixed radius (Madry et al. 2018)",
+        reads=_FIXED_RADIUS,
+        colour="blue",
+    ),
+    MethodRow(
+        name="mixup",
+        label="Mixup",
+        about="interpolated adversarial training (Lamb et al. 2019)",
+        reads=(*_FIXED_RADIUS, "baseline.mixup_alpha"),
+        colour="yellow",
+        is_baseline=True,
+    ),
+    MethodRow(
+        name="trades",
+        label="TRADES",
+        about="TRADES (Zhang et al. 2019)",
+        reads=(*_FIXED_RADIUS, "baseline.trades_beta"),
+        is_baseline=True,
+    ),
+    MethodRow(
+        name="mart",
+        label="MART",
+        about="MART (Wang et al. 2020)",
+        reads=(*_FIXED_RADIUS, "baseline.mart_beta"),
+        is_baseline=True,
+    ),
+    MethodRow(
+        name="mma",
+        label="MMA",
+        about="max-margin training (Ding et al. 2020)",
+        radius="adaptive",
+        reads=(
+            *_PGD,
+            *(f"baseline.mma_{n}" for n in ("d_max", "d_min", "step_scale", "bisections")),
+            "baseline.mma_clean_weight",
+            _SNAPSHOTS,
+        ),
+        is_baseline=True,
+    ),
+    MethodRow(
+        name=NO_WARMUP,
+        label="IAAT (no warm-up)",
+        radius="adaptive",
+        reads=(*_ANY_RADIUS, *_SELECTION, _SNAPSHOTS),
+        colour="purple",
+        variant_of=IAAT,
+    ),
+    MethodRow(
+        name=IAAT,
+        label="IAAT",
+        about="instance adaptive adversarial training (Balaji et al. 2019)",
+        radius="adaptive",
+        reads=(*_ANY_RADIUS, *_SELECTION, *_WARMUP, _SNAPSHOTS),
+        colour="orange",
+    ),
+)
+
+ROWS: dict[str, MethodRow] = {row.name: row for row in _ROWS}
+"""By name, in the order of tables and figures."""
+
+_METHODS = sorted((row for row in _ROWS if row.variant_of is None), key=lambda row: row.is_baseline)
+NAMES: tuple[str, ...] = tuple(row.name for row in _METHODS)
+"""What `--method` takes, baselines last."""
+
+COMPARED: tuple[str, ...] = tuple(row.name for row in _METHODS if not row.is_baseline)
+"""The methods of the paper's Tables 1 to 3: those of a sweep that names none."""
+
+HELP = "; ".join(f"{row.name}: {row.about}" for row in _METHODS) + "."
+"""The names in words, for `--method`."""
+
+# What was probably meant, for the methods that read it.
+_RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max")
+_STEPS = ("attack.alpha", "baseline.mma_step_scale")
+_WEIGHTS = ("baseline.trades_beta", "baseline.mart_beta")
+_MEANT = {
+    **dict.fromkeys(_RADII, _RADII),
+    **dict.fromkeys(_STEPS, _STEPS),
+    **dict.fromkeys((*_WEIGHTS, "epsilon.beta"), _WEIGHTS),
+    "epsilon.eps_min": ("baseline.mma_d_min",),
+    "baseline.mma_d_min": ("epsilon.eps_min",),
+}
+
+
+def row(name: str) -> MethodRow:
+    """The row of a method; of an unknown one, from a newer version, one that reads everything under its own name."""
+    return ROWS.get(name) or MethodRow(name=name, label=name)
+
+
+def method_key(config: Mapping[str, Any]) -> str:
+    """The row that a flat configuration belongs to: of its method, or of the method without a warm-up."""
+    method = str(config["method"])
+    no_warmup = config.get("epsilon.warmup_epochs") == 0
+    return (without_warmup(method) or method) if no_warmup else method
+
+
+def without_warmup(method: str) -> str | None:
+    """The row of the method without its warm-up; None for a method that has no warm-up."""
+    return next((each.name for each in _ROWS if each.variant_of == method), None)
+
+
+def reads(name: str, field: str) -> bool:
+    """Whether a method, or a variant of one, looks at a field such as `attack.eps`."""
+    found = row(name).reads
+    return found is None or not field.startswith(DIVIDED) or field in found
+
+
+def meant(name: str, field: str) -> tuple[str, ...]:
+    """The fields that a method reads in place of one that it does not; () where it has none like it."""
+    return tuple(other for other in _MEANT.get(field, ()) if reads(name, other))

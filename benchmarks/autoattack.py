@@ -1,10 +1,10 @@
 """AutoAttack, this project's against pyautoattack, on trained networks.
 
-Both run the standard version on the same images; compared are the verdicts, sample by sample, and the seconds. The
-images are taken in batches, each attacked by all providers before the next one, in an order that turns with every
-batch, so that a machine whose speed drifts is fair to all. The draws differ, so verdicts may, for samples at the very
-edge: for those that do, it is told how far FAB-T finds the boundary to be. Needs pyautoattack and the folder of real
-data that IAAT_FAST_DATA names.
+Both run the standard version on the same images; verdicts are compared sample by sample, and seconds. Each batch of
+images is attacked by all providers before the next one, in an order that rotates from batch to batch, so that a machine
+whose speed drifts is fair to all. The two draw other random numbers, so samples at the very edge of the ball may get
+other verdicts: for these the record has the distance at which FAB-T finds the boundary. Needs pyautoattack and the
+folder of real data that IAAT_FAST_DATA names.
 """
 
 from __future__ import annotations

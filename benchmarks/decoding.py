@@ -1,7 +1,7 @@
 """Images per second from JPEG files to batches, and what training needs.
 
 Each view of the images (decoded alone, for training, for testing) is timed on one core, in this process; then training
-batches by worker processes. The ways take turns. Decoding is PIL's: torchvision's own decoder is not used, because its
+batches by worker processes. They take turns. Decoding is PIL's: torchvision's own decoder is not used, because its
 compiled operators do not load with every torch. NVIDIA's DALI: not measured.
 
 What training needs is the paper's own rate, from its Table 9: 110 epochs of 1,281,167 images in 92 hours on 64 V100s;
@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         assert isinstance(split, FolderSplit)
         record.facts |= {"images": len(split), "mean_size": sizes(split)}
         record.facts |= {"need_per_gpu": options.need, "dali": "not measured"}
-        timings = interleave(ways(split, options.workers), rounds=options.rounds)
+        timings = interleave(providers(split, options.workers), rounds=options.rounds)
         for name, seconds in timings.seconds.items():
             row = Row(case=f"{len(split)} images", provider=name).sampled(seconds)
             rates = sorted((len(split) / seconds).tolist())
@@ -80,7 +80,7 @@ def _on_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def ways(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:
+def providers(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:
     """What is timed, by name: each passes once over all images."""
     paths = [split.path(number) for number in range(len(split))]
     batches = torch.arange(len(split)).split(32)

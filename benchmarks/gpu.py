@@ -3,7 +3,7 @@
 It fetches nothing, installs nothing and needs no git: torch, pytest and the build tools are those of the machine's own
 Python. A stage that fails or runs out of time is reported and the rest still runs.
 
-What an engineer wants to see first comes first, because a GPU may be at hand for minutes only: `--stages` takes some.
+The most wanted stages come first, because a GPU may be at hand for minutes only; `--stages` chooses some.
 Written to --out, each file as it grows: summary.json (stages, machine), logs.txt, and what the stages write there.
 """
 

@@ -1,4 +1,4 @@
-"""Timing several ways of doing one thing: interleaved, so that a machine whose speed drifts is fair to all."""
+"""Timing several providers of one thing in turn, so that a machine whose speed drifts is fair to all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How much memory an attack takes on the CPU, on top of the model and the images.
 
-Each way runs in a process of its own, twice (the first call makes the shadow); the figure is the highest resident size
-during the second call, less that before the first. The engine's promise: the plain loop's peak and one copy of the
+Each provider runs in a process of its own, twice (the first call makes the shadow); the figure is the highest resident
+size during the second call, less that before the first. The engine's promise: the plain loop's peak and one copy of the
 weights. Linux only. On CUDA, the benchmark `attacks` records the allocator's peaks.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.record import Record, Row
 from benchmarks.registry import positive
 from benchmarks.targets import RANDOM, Spec
 
-WAYS = (PLAIN.name, "exact", "fast", "bf16")
+PROVIDERS = (PLAIN.name, "exact", "fast", "bf16")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", choices=RANDOM, default="resnet18")
     add("--width", type=positive, metavar="W", help="of resnet18 and wrn32-10")
     add("--batch-size", type=positive, metavar="N", help="64")
-    add("--repeats", type=positive, metavar="N", help="processes of each way (3)")
+    add("--repeats", type=positive, metavar="N", help="processes of each provider (3)")
 
 
 def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -41,15 +41,15 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         model=options.model, batch=options.batch_size, device="cpu", width=options.width
     ).to_dict()
     plain = None
-    for way in WAYS[:2] if options.quick else WAYS:
-        command = [sys.executable, "-m", "benchmarks.memory", way, json.dumps(spec)]
+    for provider in PROVIDERS[:2] if options.quick else PROVIDERS:
+        command = [sys.executable, "-m", "benchmarks.memory", provider, json.dumps(spec)]
         runs = [
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             for _ in range(options.repeats)
         ]
         row = Row(
             case=f"{options.model}, batch {options.batch_size}",
-            provider=way,
+            provider=provider,
             metric="peak memory",
             unit="B",
         ).sampled(run["peak"] for run in runs)
@@ -63,11 +63,11 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         yield row
 
 
-def one(way: str, spec: Spec) -> dict[str, int]:
+def one(provider: str, spec: Spec) -> dict[str, int]:
     """Peak of an attack of two steps, and the size of the weights, in bytes; meant for a fresh process."""
     target, _ = spec.build()
     known = [PLAIN, *engines(target.x.device, tf32=False, with_compile=False)]
-    attack = next(each for each in known if each.name == way).make(target, Setting(steps=2))
+    attack = next(each for each in known if each.name == provider).make(target, Setting(steps=2))
     before = resident("VmRSS")
     attack(target.x, target.y)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again

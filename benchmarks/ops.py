@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 LO, HI = 0.0, 1.0
 STEPS = 3
 
-Ways = dict[str, Callable[[], object]]
+Providers = dict[str, Callable[[], object]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Nothing was left open."""
+    """No default depends on `--quick`."""
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
@@ -53,12 +53,14 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         yield training_row(quick)
 
 
-def calls() -> dict[str, Ways]:
-    """Everything that is timed here, the training step excepted."""
+def calls() -> dict[str, Providers]:
+    """Everything that is timed here, except the training step."""
     found = {
-        _title(shape, dtype): step_ways(shape, dtype)[0] for shape in SHAPES for dtype in DTYPES
+        _title(shape, dtype): step_providers(shape, dtype)[0]
+        for shape in SHAPES
+        for dtype in DTYPES
     }
-    found["random_crop_flip 128x3x32x32"] = crop_ways()
+    found["random_crop_flip 128x3x32x32"] = crop_providers()
     return found | {
         f"{name} on 96 elements": {"iaat_fast": call} for name, call in tiny_calls().items()
     }
@@ -66,13 +68,13 @@ def calls() -> dict[str, Ways]:
 
 def step_row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
     """One fused pass against eager torch; bytes per second as a share of what a copy moves."""
-    ways, size = step_ways(shape, dtype)
+    providers, size = step_providers(shape, dtype)
     # The eager one, which is slow and thrashes the cache, is no neighbour for the copy.
     against_eager = interleave(
-        {name: ways[name] for name in ("eager", "iaat_fast")}, rounds=-(-rounds // 4), calls=10
+        {name: providers[name] for name in ("eager", "iaat_fast")}, rounds=-(-rounds // 4), calls=10
     )
     times = interleave(
-        {name: ways[name] for name in ("iaat_fast", "copy")}, rounds=rounds, calls=10
+        {name: providers[name] for name in ("iaat_fast", "copy")}, rounds=rounds, calls=10
     )
     moved = 4 * size / times.median("iaat_fast")  # reads x_adv, grad and x, writes x_adv
     copied = 2 * size / times.median("copy")
@@ -88,7 +90,7 @@ def step_row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
 
 def crop_row(rounds: int) -> Row:
     """The op against the gather in eager torch, and against writing the result."""
-    times = interleave(crop_ways(), rounds=rounds, calls=10)
+    times = interleave(crop_providers(), rounds=rounds, calls=10)
     row = Row(case="random_crop_flip 128x3x32x32", provider="iaat_fast")
     row.sampled(times.seconds["iaat_fast"])
     row.figures = {
@@ -98,7 +100,7 @@ def crop_row(rounds: int) -> Row:
     return row
 
 
-def step_ways(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Ways, int]:
+def step_providers(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Providers, int]:
     """A PGD step by eager torch and by the op, and a copy; and the bytes of the images."""
     generator, n = torch.Generator().manual_seed(0), shape[0]
     x = torch.rand(shape, generator=generator).to(dtype)
@@ -108,15 +110,15 @@ def step_ways(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Ways, int]:
     x_adv, copied = ops.random_start_linf(x, eps, seed=0), torch.empty_like(x)
     column = (n, *[1] * (len(shape) - 1))
     radius, step = eps.to(dtype).view(column), alpha.to(dtype).view(column)
-    ways: Ways = {
+    providers: Providers = {
         "eager": lambda: expressions.pgd_step_linf_(x_adv, grad, x, radius, step, LO, HI),
         "iaat_fast": lambda: ops.pgd_step_linf_(x_adv, grad, x, eps, alpha, LO, HI),
         "copy": lambda: copied.copy_(x),
     }
-    return ways, x.numel() * x.element_size()
+    return providers, x.numel() * x.element_size()
 
 
-def crop_ways() -> Ways:
+def crop_providers() -> Providers:
     """A CIFAR batch out of 50,000 images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50_000, 32, 32, 3), generator=generator, dtype=torch.uint8)
@@ -144,7 +146,7 @@ def gathered_crops(images: Tensor, index: Tensor, padding: int = 4) -> Tensor:
     return planes.gather(2, pixels).view(n, channels, height, width).float().div_(255)
 
 
-def tiny_calls() -> Ways:
+def tiny_calls() -> Providers:
     """The public functions on at most 96 elements, where checks and dispatch are what takes the time."""
     x = torch.rand(2, 3, 4, 4)
     x_adv, grad, radii = x.clone(), torch.randn_like(x), torch.full((2,), 0.03)

@@ -22,7 +22,7 @@ from iaat_fast.ops.primitives import softmax_minus_onehot
 
 EPS, ALPHA, SEED = 8 / 255, 2 / 255, 0
 PLAIN = "fp32, plain"
-WAYS: dict[str, tuple[str, str | EngineOptions]] = {
+PROVIDERS: dict[str, tuple[str, str | EngineOptions]] = {
     PLAIN: ("fp32", "auto"),
     "fp32, fast": ("fp32", "fast"),
     "bf16, fast": ("bf16", "fast"),
@@ -49,13 +49,13 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
     for name in options.models:
         net, x, y, record.facts["images"] = load_trained(name, options.images, options.device)
         case = f"{name}, PGD-{options.steps}, {len(x)} images"
-        yield from measure_ways(case, net, x, y, options.steps, options.batch_size)
+        yield from measure_providers(case, net, x, y, options.steps, options.batch_size)
 
 
-def measure_ways(
+def measure_providers(
     case: str, net: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int
 ) -> Iterator[Row]:
-    """All ways to take gradients, on the same images [N, 3, H, W] and classes.
+    """Every engine and precision, on the same images [N, 3, H, W] and classes.
 
     The time is for all images, once and not interleaved, so no more than a hint. Figures: `robust`, share of the
     images that the attack's last iterate does not fool, by the live network in fp32; `points`, that less the plain
@@ -64,7 +64,7 @@ def measure_ways(
     """
     robust: dict[str, Tensor] = {}
     signs: dict[str, Tensor] = {}
-    for name, (precision, engine) in WAYS.items():
+    for name, (precision, engine) in PROVIDERS.items():
         attack = PGD(net, EPS, ALPHA, steps, precision=precision, engine=engine, seed=SEED)
         index = torch.arange(len(x), device=x.device)
         started = time.perf_counter()

@@ -60,7 +60,7 @@ class Row:
         return self
 
     def refused(self, status: str, detail: str) -> Self:
-        """The row of something that must not be timed, and why."""
+        """The row without any times: what it names is wrong, missing or failed, and why."""
         self.status, self.detail = status, detail
         self.n = self.p20 = self.p50 = self.p80 = None
         return self

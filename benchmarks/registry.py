@@ -37,7 +37,7 @@ class Benchmark(Protocol):
         """Add the benchmark's own arguments."""
 
     def complete(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-        """Fill in what was left open, from `options.quick` among others; `parser.error` on what cannot be."""
+        """Fill in the defaults that depend on others, such as `--quick`; `parser.error` where some do not fit."""
 
     def measure(self, options: argparse.Namespace, record: Record) -> Iterator[Row]:
         """The rows, one by one.
@@ -99,7 +99,7 @@ def own(argv: Sequence[str]) -> list[str]:
 
 
 def _driver() -> Parser:
-    """What is measured next to what, and where the record goes."""
+    """The arguments that all benchmarks share: another revision to measure, and where the record is written."""
     parser = Parser(add_help=False)
     add = parser.add_argument
     add("--base", metavar="REV", help="measure this revision of iaat_fast too, in turn")

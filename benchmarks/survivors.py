@@ -126,10 +126,10 @@ def measure_restarts(case: str, restarts: Restarts, *, rounds: int) -> list[Row]
 
     Figures: `gradients`, images that went through the network and back, as a share of samples x steps x restarts;
     `robust`, share of samples that no restart fools; `same_verdicts`, of those with the plain loop's verdict;
-    `missed`, samples that the plain loop fools and this does not. Other verdicts than the plain loop's, of a way that
-    counts last iterates alone as it does, are wrong.
+    `missed`, samples that the plain loop fools and this does not. Where last iterates alone count, as in the
+    plain loop, other verdicts than its own are wrong.
     """
-    ways: dict[str, Callable[[], tuple[Tensor, float]]] = {
+    providers: dict[str, Callable[[], tuple[Tensor, float]]] = {
         PLAIN: restarts.plain,
         "PGD, survivors": lambda: restarts.pgd(early_stop=False),
         "robust_accuracy": restarts.evaluation,
@@ -139,12 +139,12 @@ def measure_restarts(case: str, restarts: Restarts, *, rounds: int) -> list[Row]
 
     def timed(name: str) -> Callable[[], None]:
         def call() -> None:
-            found[name] = ways[name]()
+            found[name] = providers[name]()
             wait(restarts.x.device)
 
         return call
 
-    timings = interleave({name: timed(name) for name in ways}, rounds=rounds)
+    timings = interleave({name: timed(name) for name in providers}, rounds=rounds)
     expected, _ = found[PLAIN]
     rows = []
     for name, (fooled, gradients) in found.items():

@@ -1,4 +1,4 @@
-"""`make bench`: the single calls that benchmarks name, timed by pytest-benchmark, the ways of one thing in a group."""
+"""`make bench`: the single calls that benchmarks name, timed by pytest-benchmark in groups of one thing each."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ class Race:
         yield from found.ablations
 
     def profile(self, model: str, size: int, row: Row) -> Row | None:
-        """Where the time of a row goes; what goes wrong is told."""
+        """What a row's time is spent on, by kind of kernel; None, with a message, where the profile fails."""
         assert self._profiling is not None
         (layout,) = (each for each in self.layouts if str(each) == row.figures["layout"])
         spec = self._spec(model, size)

@@ -73,7 +73,7 @@ class Worker:
         return found
 
     def profile(self, spec: Spec, setting: Setting, name: str, layout: Layout) -> DeviceTime:
-        """Where the time of a provider goes."""
+        """What a provider's time is spent on, by kind of kernel."""
         request = {"names": [name], "layouts": [dataclasses.asdict(layout)]}
         return DeviceTime(**self._ask("profile", spec, setting, request))
 

@@ -13,7 +13,7 @@ from benchmarks.registry import positive
 from benchmarks.training.measuring import (
     NETWORKS,
     WANTED,
-    Course,
+    Workload,
     best_authors,
     cases,
     measure_case,
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         left = [case for case in mine if not record.out_of_time(f"{network}, {case.name}")]
         if not left:
             continue
-        course = Course(
+        workload = Workload(
             network=network,
             device=torch.device(options.device),
             width=4 if options.quick else None,
@@ -77,8 +77,8 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
             steps=2 if options.device == "cuda" else 1,
             pgd=options.steps,
         )
-        net, data, record.facts["images"] = course.build()
-        authors, rows, layout = best_authors(course, net, data)
+        net, data, record.facts["images"] = workload.build()
+        authors, rows, layout = best_authors(workload, net, data)
         if network not in authors_taken:
             yield from rows
         authors_taken.setdefault(network, layout)
@@ -86,6 +86,6 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
             if record.out_of_time(f"{network}, {case.name}"):
                 continue
             say(f"{network}, {case.name}")
-            yield measure_case(course, case, net, data, authors)
+            yield measure_case(workload, case, net, data, authors)
             if options.device == "cuda":
                 torch.cuda.empty_cache()

@@ -95,7 +95,7 @@ def cases(config: TrainConfig | None = None) -> list[Case]:
 
 
 def _strategies(config: TrainConfig) -> Iterable[str]:
-    """Those with a way of their own: "auto" is one of the others."""
+    """All except "auto", which is one of the others."""
     known = typing.get_args(typing.get_type_hints(type(config.epsilon))["strategy"])
     return [name for name in known if name != "auto"]
 
@@ -199,8 +199,8 @@ def authors_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
-    """What all cases of a network are trained on.
+class Workload:
+    """What all cases of a network have in common: images, sizes and numbers of steps.
 
     Args:
         network: "resnet18" or "wrn32-10".
@@ -262,27 +262,27 @@ class Course:
 
 
 def best_authors(
-    course: Course, net: nn.Module, data: ImageData
+    workload: Workload, net: nn.Module, data: ImageData
 ) -> tuple[Callable[[], None], list[Row], str]:
     """The authors' loop in the faster of the two layouts, a row for each, and the layout's name."""
-    setting = Setting(steps=course.pgd)
+    setting = Setting(steps=workload.pgd)
     made = {}
     for layout in (Layout(False), Layout(True)):
         own = copy.deepcopy(net).to(  # type: ignore[call-overload]
             memory_format=torch.channels_last if layout.channels_last else torch.contiguous_format
         )
-        made[str(layout)] = course.repeated(authors_step(own, data, course.batch, setting), 1)
+        made[str(layout)] = workload.repeated(authors_step(own, data, workload.batch, setting), 1)
     timings = interleave(made, rounds=3, untimed=1)
     best = min(made, key=timings.median)
     rows = [
-        Row(case=course.title, provider=f"authors, {name}").sampled(timings.seconds[name])
+        Row(case=workload.title, provider=f"authors, {name}").sampled(timings.seconds[name])
         for name in made
     ]
     return made[best], rows, best
 
 
 def measure_case(
-    course: Course, case: Case, net: nn.Module, data: ImageData, authors: Callable[[], None]
+    workload: Workload, case: Case, net: nn.Module, data: ImageData, authors: Callable[[], None]
 ) -> Row:
     """Seconds of a step of a case, timed in turn with the authors' loop; what it raises is told.
 
@@ -290,24 +290,26 @@ def measure_case(
     round; `clean` and `robust`, shares of the images classified correctly before and after the attack, None where the
     method does not count them (lazy's work depends on them).
     """
-    row = Row(case=course.title, provider=case.name)
+    row = Row(case=workload.title, provider=case.name)
     row.figures["config"] = [f"{section}: {dict(part)}" for section, part in case.changes.items()]
     try:
-        trainer = Trainer(case.config(course.network, course.common()), copy.deepcopy(net), data)
+        trainer = Trainer(
+            case.config(workload.network, workload.common()), copy.deepcopy(net), data
+        )
         calls: Mapping[str, Callable[[], None]] = {
             "authors": authors,
-            "case": course.repeated(trainer, course.steps),
+            "case": workload.repeated(trainer, workload.steps),
         }
-        timings = interleave(calls, rounds=course.rounds, untimed=UNTIMED)
+        timings = interleave(calls, rounds=workload.rounds, untimed=UNTIMED)
         clean, robust = trainer.shares()
     # Whatever it is, running out of memory among it: a result, and not the end of the run.
     except Exception as error:
         return row.failed(error)
-    row.sampled(timings.seconds["case"] / course.steps)
+    row.sampled(timings.seconds["case"] / workload.steps)
     row.figures |= {
-        "epoch_s": course.epoch_seconds(timings.median("case") / course.steps),
+        "epoch_s": workload.epoch_seconds(timings.median("case") / workload.steps),
         "authors_p50_s": timings.median("authors"),
-        "over_authors": timings.ratio("authors", "case") * course.steps,
+        "over_authors": timings.ratio("authors", "case") * workload.steps,
         "clean": clean,
         "robust": robust,
     }

@@ -33,7 +33,7 @@ class Samples(Protocol):
         """The images of `index`, int64 [B], as `data.fetch` returns them."""
 
     def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What tells these samples from others, by name."""
+        """The tensors that tell these samples from others, each with its name; they are hashed."""
 
 
 @dataclass(frozen=True)

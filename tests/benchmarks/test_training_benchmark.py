@@ -18,8 +18,8 @@ from benchmarks.training.measuring import (
     ATTACKS,
     WANTED,
     Case,
-    Course,
     Trainer,
+    Workload,
     authors_step,
     best_authors,
     cases,
@@ -28,7 +28,7 @@ from benchmarks.training.measuring import (
 from iaat_fast.train import TrainConfig
 from iaat_fast.train.config import EpsilonConfig, OptimConfig, RunConfig
 
-COURSE = Course("resnet18", torch.device("cpu"), width=4, batch=4, rounds=1, steps=1, pgd=2)
+WORKLOAD = Workload("resnet18", torch.device("cpu"), width=4, batch=4, rounds=1, steps=1, pgd=2)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_the_cases_are_every_strategy_final_and_precision_the_most_wanted_first(
                 *names
             }
     for case in cases():
-        config = case.config("wrn32-10", COURSE.common())
+        config = case.config("wrn32-10", WORKLOAD.common())
         assert config.method == case.name.split()[0]
         assert config.model.name == "wrn32-10"
         assert config.epsilon.warmup_epochs == config.optim.lr == 0
@@ -104,30 +104,30 @@ class Passes:
 
 
 def test_the_authors_work_is_three_attacks_with_gradients_of_the_weights_and_one_update() -> None:
-    net, data, _ = COURSE.build()
+    net, data, _ = WORKLOAD.build()
     passes = Passes(net)
     before = [parameter.clone() for parameter in net.parameters()]
-    call = authors_step(net, data, COURSE.batch, Setting(steps=COURSE.pgd))
+    call = authors_step(net, data, WORKLOAD.batch, Setting(steps=WORKLOAD.pgd))
     call()
     # Clean, three attacks with their verdicts, the update.
-    assert passes.images == COURSE.batch * (1 + ATTACKS * (COURSE.pgd + 1) + 1)
-    assert passes.weights == ATTACKS * COURSE.pgd + 1
+    assert passes.images == WORKLOAD.batch * (1 + ATTACKS * (WORKLOAD.pgd + 1) + 1)
+    assert passes.weights == ATTACKS * WORKLOAD.pgd + 1
     # The learning rate is 0: every step is the same work.
     for parameter, old in zip(net.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
 
 
 def test_a_step_is_the_trainers_with_adapting_radii_and_weights_at_rest() -> None:
-    net, data, _ = COURSE.build()
+    net, data, _ = WORKLOAD.build()
     (case,) = (case for case in cases() if case.name == "iaat batched exact fp32")
     weights = [parameter.clone() for parameter in net.parameters()]
-    trainer = Trainer(case.config("resnet18", COURSE.common()), net, data)
+    trainer = Trainer(case.config("resnet18", WORKLOAD.common()), net, data)
     radii = trainer.state.memory.values.clone()
     for _ in range(5):
         trainer()
     moved = trainer.state.memory.values != radii
     assert moved.any()
-    assert trainer.state.training_step.totals[3] == 5 * COURSE.batch
+    assert trainer.state.training_step.totals[3] == 5 * WORKLOAD.batch
     for parameter, old in zip(net.parameters(), weights, strict=True):
         assert torch.equal(parameter, old)
     clean, robust = trainer.shares()
@@ -137,13 +137,13 @@ def test_a_step_is_the_trainers_with_adapting_radii_and_weights_at_rest() -> Non
 
 
 def test_a_case_that_raises_is_told() -> None:
-    net, data, _ = COURSE.build()
-    authors, rows, layout = best_authors(COURSE, net, data)
+    net, data, _ = WORKLOAD.build()
+    authors, rows, layout = best_authors(WORKLOAD, net, data)
     seconds = {row.provider: row.p50 for row in rows}
     assert list(seconds) == ["authors, contiguous", "authors, channels last"]
     assert seconds[f"authors, {layout}"] == min(row.p50 for row in rows if row.p50)
     broken = Case("broken", "adv", {"attack": {"steps": 0}})
-    row = measure_case(COURSE, broken, net, data, authors)
+    row = measure_case(WORKLOAD, broken, net, data, authors)
     assert row.status == "failed"
     assert "attack.steps" in row.detail
     assert row.p50 is None
@@ -170,12 +170,12 @@ def test_ratios_are_of_single_steps_however_many_a_call_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ten steps of a case against one of the authors', the latter asleep for as long as the former."""
-    net, data, _ = COURSE.build()
+    net, data, _ = WORKLOAD.build()
     monkeypatch.setattr(Trainer, "__call__", lambda trainer: time.sleep(0.01))
     monkeypatch.setattr(Trainer, "shares", lambda trainer: (None, None))
-    course = dataclasses.replace(COURSE, rounds=3, steps=10)
+    workload = dataclasses.replace(WORKLOAD, rounds=3, steps=10)
     (case,) = (case for case in cases() if case.name == "clean fp32")
-    row = measure_case(course, case, net, data, lambda: time.sleep(0.1))
+    row = measure_case(workload, case, net, data, lambda: time.sleep(0.1))
     assert row.p50 == pytest.approx(0.01, rel=0.5)
     assert row.figures["authors_p50_s"] == pytest.approx(0.1, rel=0.5)
     assert row.figures["over_authors"] == pytest.approx(10, rel=0.5)

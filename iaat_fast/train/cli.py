@@ -96,7 +96,7 @@ def _field(flag: str) -> str:
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
-    """The fields of which a method may read some only that these arguments give, each with its flag and value."""
+    """Of the fields that not all methods read, those that these arguments give, each with the words that give it."""
     found = [(_field(flag), " ".join(words)) for flag, words in _flags(argv)]
     return {field: words for field, words in found if field}
 
@@ -112,7 +112,7 @@ def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def flags_for(method: str, argv: Sequence[str], methods: Sequence[str]) -> tuple[str, ...]:
-    """Arguments meant for runs of several methods, without those flags that this one does not read and another does."""
+    """`argv`, meant for runs of several `methods`, without the flags that others of them read and `method` does not."""
     kept: list[str] = []
     for flag, words in _flags(argv):
         field = _field(flag)
@@ -225,7 +225,7 @@ def _of_units(config: TrainConfig) -> list[str]:
 
 
 def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
-    """What was interrupted, and how to go on."""
+    """What was interrupted, and how to continue it."""
     if result is not None:
         return f"training is complete; {PROG} --resume --out {result.folder.path} evaluates it"
     return str(stop) or "interrupted before the first step of training"

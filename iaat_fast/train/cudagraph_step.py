@@ -39,6 +39,8 @@ class _Inputs(NamedTuple):
 
 
 class _Graph(NamedTuple):
+    """A captured step: its inputs, what replays it, and what the host notes of each replay."""
+
     inputs: _Inputs
     replay: Work
     last: list[tuple[Tensor, Tensor]]
@@ -146,7 +148,7 @@ class CudaGraphStep:
             self._give_up(" ".join(str(error).strip().splitlines()[:1]) or type(error).__name__)
             return None
         finally:
-            self._step.update.begin()  # its gradients lie in the graph's memory, and are no one else's
+            self._step.update.zero_grad()  # its gradients lie in the graph's memory, and are no one else's
             entries, self._findings.entries = self._findings.entries - entries, entries
         logger.info(
             "training: whole steps are captured in a CUDA graph, in batches of %d; others run eagerly",

@@ -168,7 +168,7 @@ class Ranks:
         return self.broadcast(found)  # type: ignore[return-value]
 
     def print_once(self, say: Callable[[], object]) -> None:
-        """Call `say` on the first of the ranks that gets here; on the others wait until it has."""
+        """Call `say` on one rank, the first to get here; the others wait until it has."""
         try:
             if self.store is not None and self.store.add("iaat_fast/speakers", 1) > 1:
                 self.store.wait(["iaat_fast/said"], timedelta(seconds=10))
@@ -204,7 +204,7 @@ def _losing() -> Iterator[None]:
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets in the environment of every process it starts."""
 
-# Nothing but the loading of the data and a step lies between two exchanges.
+# Between two exchanges a rank loads the data or takes a step, and no more.
 _TIMEOUT = timedelta(minutes=10)
 
 
@@ -258,7 +258,7 @@ def from_environment() -> Ranks:
     Raises:
         ValueError: see `joined`.
     """
-    # MASTER_* alone says nothing: a cluster's shells may carry them.
+    # MASTER_* alone says nothing: a cluster may set them in every shell.
     if not any(name in os.environ for name in VARIABLES[:3]):
         return SINGLE
     missing = [name for name in VARIABLES if not os.environ.get(name)]

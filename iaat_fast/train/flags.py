@@ -1,4 +1,4 @@
-"""The fields of a configuration as flags of `python -m iaat_fast.train`: their names, and a run's own as words."""
+"""The flags of `python -m iaat_fast.train`: the name of each field's, and those that give a run again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iaat_fast.train.presets import preset
 
 
 def _flags() -> dict[str, tuple[str, bool]]:
-    """Flag, and whether it is in pixel values, by field, such as "optim.epochs"."""
+    """The flag of each field, such as "optim.epochs", and whether its unit is 1/255."""
     found = {}
     for part, kind in PARTS.items():
         hints = get_type_hints(kind, include_extras=True)
@@ -33,13 +33,14 @@ FLAGS = {
     **{name: f"--{name}" for name in ("method", "protocol", "device", "limit")},
     "path": "--data",
 }
-"""Flags by field of the configuration, and by argument of what is called with them; see `with_flags`."""
+"""The flag of each field, such as "optim.epochs", and of each argument that errors name, such as "path"; see
+`command_line.with_flags`."""
 
 _NOT_REPEATED = ("run.out", "run.snapshot_epochs")
 
 
 def own_flags(config: TrainConfig, method: str) -> list[str]:
-    """The words that tell a run by its configuration from its preset, as far as `method` reads them, too."""
+    """The flags, as words, by which a run differs from its preset, without those that `method` does not read."""
     default = preset(config.preset, method=config.method, protocol=config.protocol)
     words = [] if config.protocol == "paper" else ["--protocol", config.protocol]
     for field, (flag, pixels) in _FLAGS.items():

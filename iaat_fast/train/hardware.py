@@ -13,7 +13,7 @@ from iaat_fast.train.overrides import override
 
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """`config` with what takes the least time on `device` in place of every "auto"; the result of resolving it again.
+    """`config` with what takes the least time on `device` in place of every "auto"; done again, it changes nothing.
 
     Only `attack.engine` stays "auto" where `run.fast` is off: it means the same on every device. With `run.fast` the
     attack takes a folded copy and half precision, but neither through batch statistics, which cannot be folded

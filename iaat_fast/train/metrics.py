@@ -57,7 +57,7 @@ class Progress:
         )
 
     def start(self, text: str) -> None:
-        """Say once what is being trained and where it goes."""
+        """Print a line about the run, before its first step."""
         if not self.quiet:
             print(text, flush=True)
 
@@ -161,7 +161,7 @@ _NAMED = 5
 
 
 class NonFiniteGuard:
-    """Watches the mean loss of an epoch, which it is given after any number of steps.
+    """Ends a run whose loss is not finite. It looks at the mean loss of the epoch, every step or every few.
 
     Args:
         after: steps done already.

@@ -34,7 +34,7 @@ def learning_rate(config: OptimConfig, epoch: int, within: float = 0.0) -> float
 
 
 def never_reached(config: TrainConfig) -> list[str]:
-    """What the schedule of a run plans for epochs that the run has not, one line each."""
+    """What the schedule plans for epochs after the run's last one, a line each."""
     optim, epochs, found = config.optim, config.optim.epochs, []
     warmup = config.epsilon.warmup_epochs
     if reads(config.method, "epsilon.warmup_epochs") and warmup >= epochs:
@@ -59,9 +59,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig, *, on_device: bool) ->
 
     Args:
         on_device: the learning rate is a tensor that the fused update reads on the device, so that a captured step
-            follows it: the other updates of torch read a tensor on the host. Momentum then starts as zeros, of which
-            the first step makes the gradient itself: without it, the fused update would have a flag for its first step,
-            which a graph would keep raised, and would refuse a weight that gets its first gradient later than others.
+            follows it; torch's other updates read it on the host. Momentum then starts as zeros, which give the same
+            first step. Without them the fused update has a flag for its first step, which a graph would repeat in every
+            step, and refuses weights whose first gradients come in different steps.
     """
     lr: float | Tensor = config.lr
     if on_device:
@@ -115,7 +115,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over such a state dict, wherever it was saved; where the learning rate lies stays as it is here."""
+    """Load what `optimizer_state` has saved, on any device; the learning rate stays where it lies here."""
     kept = [{name: group.get(name) for name in ("lr", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, kept, strict=True):
@@ -132,7 +132,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """An average of `model` that forgets by `decay` each step; None for a decay of 0.
 
     It starts as the weights after the first step. BatchNorm's running statistics are averaged like
-    the weights, for those of the live network belong to other weights; counters are copied.
+    the weights, because those of the live network belong to other weights; counters are copied.
     """
     if not decay:
         return None
@@ -160,7 +160,7 @@ def update_average(average: AveragedModel, model: nn.Module) -> None:
 
 @torch.no_grad()
 def count_update(average: AveragedModel, model: nn.Module) -> None:
-    """Take note of an update, the first of which makes the average what `model` is."""
+    """Count an update; the first one makes the average equal to `model`."""
     if average.n_averaged == 0:
         torch._foreach_copy_(_tensors(average.module), _tensors(model))
     average.n_averaged += 1
@@ -199,7 +199,7 @@ class MixedPrecision:
         return self._scaler.is_enabled()
 
     def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """What `model` makes of x under autocast, in float32 again; without one, as it is."""
+        """The output of `model` under autocast, as float32; with amp "off", its output as it is."""
         if self._dtype is None:
             return model(x)
         # Weights are read once a forward, so that a cache of their casts saves nothing; in a captured step it would
@@ -223,6 +223,6 @@ class MixedPrecision:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the scale of a checkpoint."""
+        """Take the scale from a checkpoint."""
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""A run before its first step: its folder, new or resumed, its images and network, and its first state."""
+"""A run before its first step, in the order of `fit`: its folder, images and network, then its state."""
 
 from __future__ import annotations
 
@@ -30,8 +30,122 @@ from iaat_fast.train.step import TrainingStep, make_memory, spread_batch_norm
 
 logger = logging.getLogger("iaat_fast")
 
-_BYTES = 2**30
-"""Of larger ones every k-th image is compared: hashing takes about a second a GiB."""
+_MOST_HASHED = 2**30
+"""Bytes of a split. Of larger ones every k-th image is hashed, which takes about a second a GiB."""
+
+
+def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
+    """Raise ValueError, on every rank, where a rank's configuration is not the first one's.
+
+    What may change when a run is resumed may differ, the run folder included.
+    """
+    if ranks.count == 1:
+        return
+    first, *others = (override(TrainConfig(), plain) for plain in ranks.gather(config.to_dict()))
+    for rank, other in enumerate(others, start=1):
+        changed = differences(first, other, there=" on rank 0", given=f" on rank {rank}")
+        if changed:
+            raise ValueError(f"the ranks have different configurations: {', '.join(changed)}")
+    batch, accumulate = config.optim.batch_size, config.optim.accumulate
+    if batch < ranks.count * accumulate:
+        raise ValueError(
+            f"optim.batch_size is {batch}: expected at least {ranks.count * accumulate}, an image for each micro-batch "
+            f"({accumulate}) of each rank ({ranks.count})"
+        )
+
+
+def open_run(
+    config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> tuple[RunFolder, bool]:
+    """`open_folder` by the first rank, for all of them.
+
+    A run that torchrun restarts is resumed whether or not that is asked for.
+    """
+
+    def opened() -> tuple[RunFolder, bool]:
+        if _restarted(config, ranks):
+            return open_folder(config, resume=True, overwrite=False)
+        folder, resuming = open_folder(config, resume=resume, overwrite=overwrite)
+        check_folder("run.out", folder.path)
+        return folder, resuming
+
+    return ranks.run_on_first(opened)
+
+
+def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
+    """The run folder of `config`, and whether the run there is resumed (True) or a new one starts (False).
+
+    Nothing is written or removed yet.
+
+    Raises:
+        FileExistsError: the folder holds a run and neither `resume` nor `overwrite` is set, or it
+            holds something that is no run.
+        ValueError: both are set; `resume` without a folder; or the run there has another
+            configuration, of which the fields and both values are named. (More epochs are allowed: they extend it.)
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if config.run.out is None:
+        if resume:
+            raise ValueError("--resume needs the run folder: --out DIR")
+        return RunFolder(_fresh(config)), False
+    folder = RunFolder(config.run.out)
+    if folder.is_free:
+        return folder, False
+    if not folder.is_run:
+        raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
+    if resume:
+        recorded = recorded_config(folder)
+        changed = differences(recorded, _as_short(adopt(config, recorded), recorded))
+        if changed:
+            raise ValueError(
+                f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"
+            )
+        return folder, True
+    if overwrite:
+        return folder, False
+    raise FileExistsError(
+        f"{folder.path}: holds a run already; --resume goes on with it, --overwrite replaces it"
+    )
+
+
+def recorded_config(folder: RunFolder) -> TrainConfig:
+    """The configuration in a run folder, with the folder itself as `run.out`.
+
+    Raises:
+        ValueError: config.json is damaged or holds fields this version does not know.
+    """
+    try:
+        config = override(TrainConfig(), folder.config())
+        return override(config, {"run": {"out": str(folder.path)}})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder.config_path}: {error}") from error
+
+
+def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether torchrun has restarted this run, which is then resumed whether or not that is asked for.
+
+    Raises:
+        ValueError: torchrun may do so, and the configuration names no folder to find the run in.
+    """
+    if config.run.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise ValueError("torchrun --max-restarts needs the run folder, to go on there: --out DIR")
+    return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
+
+
+def _as_short(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
+    """`config` with no more epochs than recorded, since a step depends on its epoch, not on how many there are."""
+    epochs = min(config.optim.epochs, recorded.optim.epochs)
+    return override(config, {"optim": {"epochs": epochs}})
+
+
+def _fresh(config: TrainConfig) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.preset}-{config.method}-{stamp}"
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
 
 
 def make_parts(
@@ -75,6 +189,35 @@ def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     )
 
 
+def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.device) -> None:
+    """Raise ValueError, on every rank, naming those with other data, weights, device or versions than the first one."""
+    if ranks.count == 1:
+        return
+    own = {
+        "data": content_hash([_samples(data.train), _samples(data.test), data.num_classes]),
+        "weights": content_hash(model.state_dict()),
+        "device": device.type,
+        "version": f"iaat_fast {iaat_fast.__version__} with torch {torch.__version__}",
+    }
+    first, *others = ranks.gather(own)
+    for what, expected in first.items():
+        differing = [rank for rank, found in enumerate(others, 1) if found[what] != expected]
+        if differing:
+            names = ", ".join(map(str, differing))
+            values = "" if what in ("data", "weights") else f" ({expected} there)"
+            raise ValueError(
+                f"rank{'s' * (len(differing) > 1)} {names}: not the same {what} as on rank 0{values}"
+            )
+
+
+def _samples(split: Samples) -> list[Any]:
+    """What is hashed of a split."""
+    return [
+        [name, list(values.shape), values[:: -(-values.numel() // _MOST_HASHED)]]
+        for name, values in split.identity()
+    ]
+
+
 def make_state(
     config: TrainConfig,
     model: nn.Module,
@@ -85,15 +228,15 @@ def make_state(
     """The state before the first step, of a model and data on their device.
 
     Raises:
-        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, which the model's
-            BatchNorm has no statistics of.
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, of which the
+            model's BatchNorm has no statistics.
     """
     optim = config.optim
     _check_smallest_batch(config, model, data, ranks)
     if optim.sync_batchnorm and ranks.count > 1:
         _check_synchronised(config, len(data.train), device, ranks)
         model = spread_batch_norm(model)
-    # The switch (optim.graph) is not asked: it changes how a step is launched, and no rounding.
+    # Whatever optim.graph says: it changes how a step is launched, and must change no rounding.
     on_device = capture_for(device) is not None and optim.amp != "fp16"
     optimizer = make_optimizer(model, optim, on_device=on_device)
     memory = make_memory(config, len(data.train), device)
@@ -114,9 +257,10 @@ def make_state(
 def _check_smallest_batch(
     config: TrainConfig, model: nn.Module, data: ImageData, ranks: Ranks
 ) -> None:
-    """Where a step may be left one image, the model must train on one: BatchNorm over features has no statistics of it.
+    """Refuse a model that cannot train on one image, where a step may be left with one.
 
-    Convolutions leave several positions of an image, which do have them, so that the model is asked.
+    BatchNorm over features has no statistics of one image; over the positions that convolutions leave it has. So the
+    model itself is tried.
     """
     optim, size = config.optim, len(data.train)
     whole = [min(size, optim.batch_size), size % optim.batch_size]
@@ -143,7 +287,7 @@ def _check_smallest_batch(
 
 
 def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
-    """Every forward of every rank waits for the others': none may have fewer of them."""
+    """With SyncBatchNorm a forward waits for those of all other ranks, so that all must take as many."""
     optim = config.optim
     last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
     if last < least:
@@ -161,89 +305,10 @@ def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ra
         raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")
 
 
-def recorded_config(folder: RunFolder) -> TrainConfig:
-    """The configuration in a run folder, with the folder itself as `run.out`.
-
-    Raises:
-        ValueError: config.json is damaged or holds fields this version does not know.
-    """
-    try:
-        config = override(TrainConfig(), folder.config())
-        return override(config, {"run": {"out": str(folder.path)}})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder.config_path}: {error}") from error
-
-
-def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[RunFolder, bool]:
-    """The run folder of `config`, and whether the run there is resumed (True) or a new one starts (False).
-
-    Nothing is written or removed yet.
-
-    Raises:
-        FileExistsError: the folder holds a run and neither `resume` nor `overwrite` is set, or it
-            holds something that is no run.
-        ValueError: both are set; `resume` without a folder; or the run there has another
-            configuration, with the fields and both values. (More epochs are no other one: they extend the run.)
-    """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    if config.run.out is None:
-        if resume:
-            raise ValueError("--resume needs the run folder: --out DIR")
-        return RunFolder(_fresh(config)), False
-    folder = RunFolder(config.run.out)
-    if folder.is_free:
-        return folder, False
-    if not folder.is_run:
-        raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
-    if resume:
-        recorded = recorded_config(folder)
-        changed = differences(recorded, _as_short(adopt(config, recorded), recorded))
-        if changed:
-            raise ValueError(
-                f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"
-            )
-        return folder, True
-    if overwrite:
-        return folder, False
-    raise FileExistsError(
-        f"{folder.path}: holds a run already; --resume goes on with it, --overwrite replaces it"
-    )
-
-
-def open_run(
-    config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
-) -> tuple[RunFolder, bool]:
-    """`open_folder` by the first rank, for all of them.
-
-    A run that torchrun restarts is resumed whether or not that is asked for.
-    """
-
-    def opened() -> tuple[RunFolder, bool]:
-        if _restarted(config, ranks):
-            return open_folder(config, resume=True, overwrite=False)
-        folder, resuming = open_folder(config, resume=resume, overwrite=overwrite)
-        check_folder("run.out", folder.path)
-        return folder, resuming
-
-    return ranks.run_on_first(opened)
-
-
-def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether torchrun has restarted this run, which is then resumed whether or not that is asked for.
-
-    Raises:
-        ValueError: torchrun may do so, and the configuration names no folder to find the run in.
-    """
-    if config.run.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise ValueError("torchrun --max-restarts needs the run folder, to go on there: --out DIR")
-    return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
-
-
 def restore(
     config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
 ) -> None:
-    """Bring `state` and the files of the run to the last checkpoint, or to the start if none.
+    """Bring `state` and the files of the run back to the last checkpoint, or to the start where there is none.
 
     With more epochs than before, the files become those of a run that has not ended. Only the first rank reads and
     writes.
@@ -259,14 +324,14 @@ def restore(
         if damage is not None and ranks.first:
             logger.warning("%s; going on from %s, step %d", damage, path.name, state.step)
 
-    def bring() -> None:
+    def files() -> None:
         folder.remove_temporary()
         if config.optim.epochs > recorded_config(folder).optim.epochs:
             folder.extend(config.optim.epochs)
         folder.cut_metrics(state.step)
         folder.add_resumption(env, step=state.step)
 
-    ranks.run_on_first(bring)
+    ranks.run_on_first(files)
 
 
 def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
@@ -277,66 +342,3 @@ def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig)
         raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
     if changed:
         raise ValueError(f"{path}: a checkpoint of another configuration: {', '.join(changed)}")
-
-
-def _as_short(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
-    """`config` with no more epochs than recorded: rate and warm-up follow the epoch, not how many there are."""
-    epochs = min(config.optim.epochs, recorded.optim.epochs)
-    return override(config, {"optim": {"epochs": epochs}})
-
-
-def _fresh(config: TrainConfig) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.preset}-{config.method}-{stamp}"
-    path, number = Path("runs") / name, 2
-    while path.exists():
-        path, number = Path("runs") / f"{name}-{number}", number + 1
-    return path
-
-
-def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
-    """Raise ValueError, on every rank, where a rank's configuration is not the first one's.
-
-    What may change when a run is resumed may differ, the run folder included.
-    """
-    if ranks.count == 1:
-        return
-    first, *others = (override(TrainConfig(), plain) for plain in ranks.gather(config.to_dict()))
-    for rank, other in enumerate(others, start=1):
-        changed = differences(first, other, there=" on rank 0", given=f" on rank {rank}")
-        if changed:
-            raise ValueError(f"the ranks have different configurations: {', '.join(changed)}")
-    batch, accumulate = config.optim.batch_size, config.optim.accumulate
-    if batch < ranks.count * accumulate:
-        raise ValueError(
-            f"optim.batch_size is {batch}: expected at least {ranks.count * accumulate}, an image for each micro-batch "
-            f"({accumulate}) of each rank ({ranks.count})"
-        )
-
-
-def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.device) -> None:
-    """Raise ValueError, on every rank, naming the ranks that would not start as the first one does."""
-    if ranks.count == 1:
-        return
-    own = {
-        "data": content_hash([_samples(data.train), _samples(data.test), data.num_classes]),
-        "weights": content_hash(model.state_dict()),
-        "device": device.type,
-        "version": f"iaat_fast {iaat_fast.__version__} with torch {torch.__version__}",
-    }
-    first, *others = ranks.gather(own)
-    for what, expected in first.items():
-        differing = [rank for rank, found in enumerate(others, 1) if found[what] != expected]
-        if differing:
-            names = ", ".join(map(str, differing))
-            values = "" if what in ("data", "weights") else f" ({expected} there)"
-            raise ValueError(
-                f"rank{'s' * (len(differing) > 1)} {names}: not the same {what} as on rank 0{values}"
-            )
-
-
-def _samples(split: Samples) -> list[Any]:
-    return [
-        [name, list(values.shape), values[:: -(-values.numel() // _BYTES)]]
-        for name, values in split.identity()
-    ]

@@ -101,25 +101,35 @@ class TrainingStep:
         epoch: int,
         findings: Findings | None = None,
     ) -> Tensor:
-        """Lines 2 to 11 of Algorithm 1 (Balaji et al. 2019), for every method: all that the device does in a step.
+        """All that the device does in a step: lines 2 to 11 of Algorithm 1 (Balaji et al. 2019).
 
-        Eager steps run it, and captured ones (`CudaGraphStep`) are a graph of it. So it reads nothing on the host, but
-        for what `Method.reads` tells, and what the host draws for it comes in as `draws`, of each micro-batch.
+        The other methods take other radii, images and losses at the same two calls, `prepare` and `outcome`. An eager
+        step runs this, a captured one (`CudaGraphStep`) is a graph of it: so nothing is read on the host, except what
+        `Method.reads` names.
+
+        Args:
+            batch: this rank's shard.
+            draws: what each micro-batch draws, on the device, see `draws`.
+            epoch, findings: as of `__call__`.
+
+        Returns:
+            The mean loss, as `__call__`.
         """
-        # Line 2: the batch, augmented.
+        # Line 2, the batch: images and labels, augmented.
         x, y = batch.images()
         index = batch.index
         mean, counts = torch.zeros((), device=self.totals.device), torch.zeros_like(self.totals)
         self.last = []
-        self.update.begin()
+        self.update.zero_grad()
         for rows, drawn in zip(self.update.micro_batches(len(index)), draws, strict=True):
-            # Lines 3 to 10, with the weights standing still. Each sample's radius is read from the memory, chosen by
-            # Algorithm 2 (6) or that of the warm-up (4), and written back; the attack runs at this radius (8); images
-            # that are misclassified before it (9, 10) take the place of their adversarial ones.
+            # Lines 3 to 10, with the weights standing still:
+            #   3 to 7  the radii: looked up in the memory, chosen by Algorithm 2 or the warm-up, written back
+            #   8       the attack at these radii
+            #   9, 10   S+ and S-, who is classified correctly before the attack; S- is trained on as it is
             prepared = self.method.prepare(
                 x[rows], y[rows], index[rows], epoch=epoch, seed=drawn, findings=findings
             )
-            # Line 11: the losses, and the gradient of their mean over the global batch.
+            # Line 11, the losses, and the gradient of their mean over the global batch.
             self.model.train()
             outcome = self.method.outcome(self.update.forward, prepared)
             loss, share = outcome.loss.mean(), len(index[rows]) / batch.present
@@ -130,11 +140,11 @@ class TrainingStep:
         if not len(index):
             self.model.train()
             self.update.join(x)
-        # Line 11: the weights.
+        # Line 11, the weights.
         self.update.step()
         if self.average is not None:
             update_average(self.average, self.model)
-        # The radii that the other ranks have written.
+        # The other ranks' radii, which they have written to their memories.
         self.exchange(batch.whole, counts)
         self.totals += counts
         return mean
@@ -151,8 +161,8 @@ class TrainingStep:
     def exchange(self, whole: Tensor, counts: Tensor) -> None:
         """Give every rank the radii of the whole batch and the sum of the counts.
 
-        One message of the batch's size: every rank knows the order, so none sends numbers, and the
-        others' places hold zeros, to which a radius adds up exactly.
+        All ranks know the batch's sample numbers, so one sum over the ranks does it: a vector of the batch's size,
+        in which each rank has its own radii, and zeros in the places of the others.
         """
         if self.ranks.count == 1:
             return
@@ -196,7 +206,7 @@ class _WithUnusedParameter(nn.Module):
 class Update:
     """Gradients of the mean loss over the global batch, however it is spread, and the step.
 
-        update.begin()
+        update.zero_grad()
         for rows in update.micro_batches(len(x)):
             loss = cross_entropy(update.forward(x[rows]), y[rows])
             update.backward(loss, share=len(y[rows]) / size_of_global_batch)
@@ -232,7 +242,7 @@ class Update:
         if ranks.count > 1:
             self._network = _replicated(model)
 
-    def begin(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -1,4 +1,4 @@
-"""Verdicts on test images whose batches are dealt out to the ranks in turn."""
+"""Evaluation of the test images by all ranks: each takes every k-th batch, and all have the verdicts afterwards."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from iaat_fast.train.distributed import Ranks
 
 
 def shared_accuracy(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> float:
-    """Natural accuracy, on every rank that of all samples."""
+    """Natural accuracy of all samples, the same on every rank."""
     verdicts = shared_verdicts(ranks, model, split, batch_size=batch_size)
     return int(verdicts.sum()) / len(split)
 
 
 def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> Tensor:
-    """bool [N] on the CPU, whether each sample is classified correctly, on every rank that of all samples.
+    """bool [N] on the CPU, whether each sample is classified correctly, the same on every rank.
 
-    The batches are those of one process, so the verdicts are the same.
+    The batches are those of one process, and so are the verdicts.
     """
     samples = _shard(ranks, split, batch_size)
     if samples is None:
@@ -39,10 +39,10 @@ def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_siz
 def shared_robust_accuracy(
     ranks: Ranks, model: nn.Module, split: Samples, how: EvaluationConfig, *, seed: int
 ) -> RobustResult:
-    """Accuracy under PGD with restarts, on every rank that of all samples.
+    """Accuracy of all samples under PGD with restarts, the same on every rank.
 
-    Noise follows the sample. Only those still standing after a restart share batches otherwise than
-    in one process, which may change how a network's layers round.
+    Noise follows the sample. After a restart, those that still stand share batches with others than in one process,
+    which may change how a network's layers round.
     """
     samples = _shard(ranks, split, how.batch_size)
     right, gradients = torch.zeros(len(split), dtype=torch.bool), AttackStats()

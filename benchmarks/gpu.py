@@ -27,6 +27,8 @@ from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 405.0
+PATIENCE = 5.0
+"""Seconds that a stage may take to end after a signal, before it gets a stronger one."""
 """For all stages together: 15 under the seven minutes that a run may take."""
 
 
@@ -235,7 +237,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             break
         try:
-            process.wait(timeout=5)
+            process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             continue
     process.wait()

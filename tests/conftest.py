@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests import folded
+from tests.once import made_once
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -30,6 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="tests/test_surface.py: take over what it finds",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folded.thin = config.getoption("--thin")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,8 +55,7 @@ def _thin(config: pytest.Config, items: list[pytest.Item], most: int) -> None:
         cases[item.nodeid.split("[")[0]].append(item)
     kept = set()
     for every in cases.values():
-        count = min(most, len(every))
-        kept.update(id(every[number * len(every) // count]) for number in range(count))
+        kept.update(id(every[number]) for number in folded.sample(len(every), most))
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
 
@@ -77,18 +83,19 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def cifar10_npz(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CIFAR-10, 50,000 + 10,000 images, unpacked once a session into an .npz (about 10 s)."""
-    file = tmp_path_factory.mktemp("cifar10") / "cifar10.npz"
-    unpack = [sys.executable, str(real_data / "unpack.py"), "cifar10", str(file)]
-    subprocess.run(unpack, check=True, stdout=subprocess.DEVNULL)
-    return file
+
+    def unpack(folder: Path) -> None:
+        command = [sys.executable, real_data / "unpack.py", "cifar10", folder / "cifar10.npz"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    return made_once(tmp_path_factory, "cifar10", unpack) / "cifar10.npz"
 
 
 @pytest.fixture(scope="session")
 def imagenette(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes of ImageNet, 150 training and 50 test images each, unpacked once a session."""
-    folder = tmp_path_factory.mktemp("imagenette")
-    with zipfile.ZipFile(real_data / "imagenette224-subset.zip") as archive:
-        archive.extractall(folder)
+    file = real_data / "imagenette224-subset.zip"
+    folder = made_once(tmp_path_factory, "imagenette", zipfile.ZipFile(file).extractall)
     (train,) = folder.rglob("train")
     return train.parent
 

@@ -161,6 +161,7 @@ def assert_the_same_verdicts(
     assert 0 < standing(x_adv).sum() < standing(x).sum() - len(x) // 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_the_same_verdicts_on_a_real_network(
     loss: str, cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
@@ -170,6 +171,7 @@ def test_the_same_verdicts_on_a_real_network(
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=10, loss=loss)
 
 
+@pytest.mark.slow
 def test_a_confident_network_falls_at_least_as_often(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
@@ -193,7 +195,7 @@ def test_the_same_verdicts_over_100_steps(
     cifar10: tuple[Tensor, Tensor],
     checkpoint: Callable[[str], nn.Module],
 ) -> None:
-    net, (x, y) = checkpoint(name), cifar10
+    net, x, y = checkpoint(name), cifar10[0][:100], cifar10[1][:100]
     ours = APGD(net, 4 / 255, 100, loss=loss, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=100, loss=loss, both=False)
 
@@ -202,6 +204,6 @@ def test_the_same_verdicts_over_100_steps(
 def test_the_same_verdicts_towards_all_classes(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, (x, y) = checkpoint("resnet4b"), cifar10
+    net, x, y = checkpoint("resnet4b"), cifar10[0][:64], cifar10[1][:64]
     ours = APGDT(net, 4 / 255, 15, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=15, targets=9)

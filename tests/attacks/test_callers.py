@@ -204,6 +204,7 @@ def test_the_modules_in_no_copy_see_autocast_either(net: nn.Module, x: Tensor, y
     assert seen == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_compiled_model(net: nn.Module, x: Tensor, y: Tensor) -> None:
     net, x = net.double(), x.double()
     expected = PGD(net, **OPTIONS)(x, y)

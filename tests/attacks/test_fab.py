@@ -32,6 +32,7 @@ def linf(x_adv: Tensor, x: Tensor) -> Tensor:
     return (x_adv - x).flatten(1).abs().amax(1)
 
 
+@pytest.mark.slow
 def test_a_linear_models_distance_is_found(linear: nn.Sequential) -> None:
     """Each step of the final search leaves a tenth of the distance that the one before it left."""
     x = torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double() / 2 + 0.25
@@ -70,6 +71,7 @@ def test_nearest_over_all_targets(net: nn.Module, x: Tensor, y: Tensor) -> None:
     assert (linf(early, x) >= found[2]).all()
 
 
+@pytest.mark.slow
 def test_early_stop_changes_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -> None:
     net, x = net.double(), x.double()
     nearest = linf(FABT(net, None, 20)(x, y), x)
@@ -176,6 +178,7 @@ def test_a_step_from_the_other_side_and_one_too_far() -> None:
     assert torch.equal(nowhere, torch.zeros_like(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_verdicts_are_the_live_models(precision: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
     """Every image that an attack by a copy in half precision has found fools the model itself."""

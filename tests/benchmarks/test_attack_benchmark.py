@@ -134,6 +134,7 @@ def test_an_attack_that_raises_is_told_and_the_others_are_timed(target: Target) 
     assert plain.status == "ok"
 
 
+@pytest.mark.slow
 def test_loops_and_engines_agree_with_the_plain_loop(target: Target) -> None:
     reference = Reference(target, SETTING)
     known = [*LOOPS, *engines(torch.device("cpu"), tf32=False, with_compile=False)]
@@ -167,6 +168,7 @@ def test_versions_of_missing_peers_are_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert providers.versions() == dict.fromkeys(providers.PACKAGES)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_row_for_everything_that_was_timed(tmp_path: Path) -> None:
     small = ["--models", "resnet18", "--width", "4", "--batch-sizes", "4", "--rounds", "2"]
     only = ["--only", "plain-loop", "authors-loop", "exact"]
@@ -209,6 +211,7 @@ def test_a_run_leaves_a_row_for_everything_that_was_timed(tmp_path: Path) -> Non
     assert [row["provider"] for row in steps] == ["authors-loop", "plain-loop", "exact"]
 
 
+@pytest.mark.slow
 def test_a_worker_tells_what_went_wrong_and_answers_on(tmp_path: Path) -> None:
     argv = ["--device", "cpu", "--width", "4", "--only", "plain-loop"]
     spec = Spec(model="resnet18", batch=2, device="cpu", width=4)

@@ -27,6 +27,7 @@ def python(name: str, code: str, seconds: float = 30) -> Stage:
     return Stage(name, ("{python}", "-c", code), seconds)
 
 
+@pytest.mark.slow
 def test_the_other_stages_run_whatever_happens_to_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,9 +69,18 @@ def test_stages_share_the_time_that_is_there(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["timed out", "no time left"]
 
 
-def test_a_stage_that_is_cut_off_writes_what_it_has_and_so_does_the_summary(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_stage_that_is_cut_off_writes_what_it_has_and_so_does_the_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By Ctrl-C, also where the driver itself was started with Ctrl-C ignored; one that does not listen is killed."""
     notes: list[list[str]] = []
+
+    def note(rows: list[dict[str, object]]) -> None:
+        notes.append([str(row["stage"]) for row in rows])
+        monkeypatch.setattr(gpu, "PATIENCE", 0.5)  # the second will not listen
+
+    monkeypatch.setattr(gpu, "PATIENCE", 60)
     tests = tmp_path / "test_slow.py"
     tests.write_text("import time\ndef test_done(): pass\ndef test_endless(): time.sleep(60)\n")
     deaf = "import signal, time; signal.signal(2, 1); signal.signal(15, 1); time.sleep(60)"
@@ -81,12 +91,12 @@ def test_a_stage_that_is_cut_off_writes_what_it_has_and_so_does_the_summary(tmp_
                 Stage(
                     "tests",
                     tuple(f"{{python}} -m pytest -q --junitxml={{out}}/t.xml {tests}".split()),
-                    15,
+                    10,
                 ),
                 python("deaf", deaf, seconds=1),
             ],
             tmp_path,
-            note=lambda rows: notes.append([row["stage"] for row in rows]),
+            note=note,
         )
     finally:
         signal.signal(signal.SIGINT, before)

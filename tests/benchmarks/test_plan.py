@@ -40,6 +40,7 @@ def test_a_step_is_predicted_from_its_passes_and_its_own_share_of_fooled_samples
     assert len(checked["measured_all_s"]) == 2
 
 
+@pytest.mark.slow
 def test_of_table_9_what_is_fitted_is_marked_as_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hours that gave the rate do not check it."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cuda import emulator, guarded
 from tests.cuda.emulator import DeviceMemory
+from tests.once import made_once
 from tests.ops.conftest import uninitialised_memory_is_nan  # noqa: F401
 
 
@@ -18,7 +19,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     if not shutil.which("g++"):
         pytest.skip("needs g++")
     pytest.importorskip("pybind11")
-    return emulator.build(tmp_path_factory.mktemp("emulated"))
+    return emulator.load(made_once(tmp_path_factory, "emulated", emulator.build))
 
 
 @pytest.fixture(scope="session")

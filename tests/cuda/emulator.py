@@ -27,8 +27,8 @@ FLAGS = [
 WATCHED = ["-fsanitize=thread,alignment", "-fno-tree-sra"]
 
 
-def build(folder: Path, csrc: Path = ROOT / "csrc") -> ModuleType:
-    """Compile csrc/cuda into the folder and load it as a Python module. Needs g++ and pybind11."""
+def build(folder: Path, csrc: Path = ROOT / "csrc") -> None:
+    """Compile csrc/cuda into the folder. Needs g++ and pybind11."""
     import pybind11
 
     includes = [csrc, sysconfig.get_path("include"), pybind11.get_include()]
@@ -53,6 +53,10 @@ def build(folder: Path, csrc: Path = ROOT / "csrc") -> ModuleType:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(_run, commands))
     _run(["g++", "-shared", *objects, "-o", folder / "emulated.so"])
+
+
+def load(folder: Path) -> ModuleType:
+    """The module compiled into the folder."""
     spec = importlib.util.spec_from_file_location("emulated", folder / "emulated.so")
     assert spec is not None
     assert spec.loader is not None

@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from tests.cuda.emulator import DeviceMemory
-from tests.cuda.test_emulated_parity import LAYOUTS, Layout, layouts, offset_by
-from tests.ops.cases import Layer, branches, dtypes, layer_shapes
+from tests.cuda.test_emulated_parity import LAYOUTS, Layout, offset_by
+from tests.folded import every
+from tests.ops.cases import Layer, dtypes, layer_shapes
+
+pytestmark = pytest.mark.slow  # the kernels are compiled
 
 RELU = (0.0, math.inf)
 
 
 @dtypes
 @layer_shapes
-@layouts
-@branches
+@every(layout=LAYOUTS, branch=[False, True])
 def test_the_passes_of_a_network(
     native_cuda: ModuleType,
     dtype: torch.dtype,

@@ -17,6 +17,7 @@ from torch import Tensor
 from iaat_fast.ops import primitives, reference
 from tests.cuda import guarded
 from tests.cuda.emulator import DeviceMemory
+from tests.folded import every
 from tests.ops.cases import (
     Images,
     Selection,
@@ -24,6 +25,8 @@ from tests.ops.cases import (
     dtypes,
     logits_and_classes,
 )
+
+pytestmark = pytest.mark.slow  # the kernels are compiled
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -53,16 +56,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-candidates = pytest.mark.parametrize("k", [1, 3, 4])
+CANDIDATES = [1, 3, 4]
 # Long enough for the threads to take a second turn on the emulated device, with rows that straddle vectors.
 LONG = (7, 20011)
 
 
 @dtypes
 @shapes
-@candidates
-@layouts
+@every(k=CANDIDATES, layout=LAYOUTS)
 def test_project_linf(
     native_cuda: ModuleType, dtype: torch.dtype, shape: tuple[int, ...], k: int, layout: Layout
 ) -> None:
@@ -87,9 +88,7 @@ def assert_same_step(
 
 @dtypes
 @shapes
-@candidates
-@layouts
-@pytest.mark.parametrize("counted", [False, True], ids=["", "counted"])
+@every(k=CANDIDATES, layout=LAYOUTS, counted=[False, True])
 def test_pgd_step_linf(
     native_cuda: ModuleType,
     dtype: torch.dtype,
@@ -116,8 +115,7 @@ def test_the_order_of_the_threads_changes_no_count(
 
 @dtypes
 @shapes
-@candidates
-@layouts
+@every(k=CANDIDATES, layout=LAYOUTS)
 def test_random_start_linf(
     native_cuda: ModuleType, dtype: torch.dtype, shape: tuple[int, ...], k: int, layout: Layout
 ) -> None:
@@ -128,9 +126,9 @@ def test_random_start_linf(
 
 
 @dtypes
-@candidates
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 32, 32), (3, 3, 5, 5), (2, 3, 2, 7), (2, 4, 6, 6), (2, 1, 4, 4)]
+@every(
+    k=CANDIDATES,
+    shape=[(2, 3, 32, 32), (3, 3, 5, 5), (2, 3, 2, 7), (2, 4, 6, 6), (2, 1, 4, 4)],
 )
 def test_random_start_of_channels_last_images(
     native_cuda: ModuleType, dtype: torch.dtype, k: int, shape: tuple[int, ...]
@@ -192,9 +190,7 @@ def test_every_image_is_read_once_and_written_once(
 
 
 @dtypes
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("classes", [1, 2, 10, 33, 100, 1000, 1024, 1500])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@every(k=[1, 3], classes=[1, 2, 10, 33, 100, 1000, 1024, 1500], scale=[0.0, 1.0, 30.0, 1e4])
 def test_ce_cotangent(
     native_cuda: ModuleType, dtype: torch.dtype, k: int, classes: int, scale: float
 ) -> None:
@@ -264,10 +260,12 @@ def test_nan_and_infinite_logits_make_their_row_nan(
 
 
 @dtypes
-@pytest.mark.parametrize("samples", [0, 1, 7, 200])
-@pytest.mark.parametrize("classes", [1, 4, 10, 100, 1000])
-@pytest.mark.parametrize("clamp_candidate", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
+@every(
+    samples=[0, 1, 7, 200],
+    classes=[1, 4, 10, 100, 1000],
+    clamp_candidate=[False, True],
+    masked=[False, True],
+)
 def test_select_epsilon(
     native_cuda: ModuleType,
     dtype: torch.dtype,
@@ -337,19 +335,19 @@ def pictures(size: int, height: int, width: int, channels: int) -> Tensor:
 @pytest.mark.parametrize(
     "size", [(32, 32, 3), (8, 8, 1), (5, 7, 3), (9, 6, 4), (1, 1, 2), (33, 31, 3)], ids=str
 )
-@pytest.mark.parametrize("n", [1, 13])
-@pytest.mark.parametrize(
-    ("padding", "flip"), [(0, False), (0, True), (4, False), (4, True), (1, True)]
+@every(
+    n=[1, 13],
+    border=[(0, False), (0, True), (4, False), (4, True), (1, True)],
+    entries=[1, 2],
 )
-@pytest.mark.parametrize("entries", [1, 2])
 def test_random_crop_flip(
     native_cuda: ModuleType,
     size: tuple[int, int, int],
     n: int,
-    padding: int,
-    flip: bool,
+    border: tuple[int, bool],
     entries: int,
 ) -> None:
+    padding, flip = border
     if padding >= min(size[:2]):
         padding = min(size[:2]) - 1
     images = pictures(9, *size)

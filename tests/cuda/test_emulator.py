@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.cuda.emulator import DeviceMemory
 
+pytestmark = pytest.mark.slow  # the kernels are compiled
+
 
 @pytest.fixture
 def selftest(emulated: ModuleType) -> ModuleType:

@@ -30,11 +30,10 @@ def test_resnet4b_lands_on_its_published_accuracies(resnet4b: nn.Module, cifar10
     test = data.load("cifar10", cifar10_npz, limit=1000).test
 
     assert accuracy(model, test) == pytest.approx(0.771, abs=0.01)
-    for eps, published in ((2 / 255, 0.618), (8 / 255, 0.165)):
-        # Madry et al.'s step, 2.5 eps / steps, from which the ball's border is just in reach.
-        alpha = 2.5 * eps / 20
-        result = robust_accuracy(model, test, eps=eps, alpha=alpha, steps=20, restarts=1)
-        assert result.accuracy == pytest.approx(published, abs=0.01)
+    eps = 8 / 255
+    # Madry et al.'s step, 2.5 eps / steps, from which the ball's border is just in reach.
+    result = robust_accuracy(model, test, eps=eps, alpha=2.5 * eps / 20, steps=20, restarts=1)
+    assert result.accuracy == pytest.approx(0.165, abs=0.01)
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,24 +21,11 @@ from iaat_fast.evaluate.record import rounded
 from iaat_fast.evaluate.results import wilson
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import load_tensors
+from tests.forked import Forked
 
 
 def evaluate(*words: object) -> int:
     return main([str(word) for word in words])
-
-
-def process(*words: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    root = Path(__file__).resolve().parents[2]
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "iaat_fast.evaluate", *map(str, words)],
-        cwd=cwd,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
@@ -203,11 +188,12 @@ def coloured():
 """
 
 
+@pytest.mark.slow
 def test_a_users_own_model_from_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN_MODEL)
     (tmp_path / "out.json").write_text("old")
     line = "--model mine:make --dataset digits --limit 20 --steps 2 --eps 8 --json out.json"
-    done = process(*line.split(), cwd=tmp_path)
+    done = Forked("iaat_fast.evaluate", *line.split(), cwd=tmp_path)
     out, err = done.communicate(timeout=100)
     assert (done.returncode, err) == (0, "")
     assert "PGD-2 × 5 at ε = 8/255" in out
@@ -217,17 +203,18 @@ def test_a_users_own_model_from_the_current_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "evaluation").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_under_attack_it_leaves_no_file(
     tmp_path: Path, signum: signal.Signals, status: int
 ) -> None:
     (tmp_path / "mine.py").write_text(OWN_MODEL)
     line = "--model mine:make --dataset digits --steps 10000000 --json out.json"
-    running = process(*line.split(), cwd=tmp_path)
+    running = Forked("iaat_fast.evaluate", *line.split(), cwd=tmp_path)
     try:
         until = time.monotonic() + 60
         while not (tmp_path / "under-attack").exists():
-            assert running.poll() is None, running.stderr.read() if running.stderr else ""
+            assert running.poll() is None, running.communicate()
             assert time.monotonic() < until
             time.sleep(0.05)
         running.send_signal(signum)

@@ -91,6 +91,7 @@ def test_every_mark_has_the_verdicts_of_its_attack_run_alone(
     assert not torch.equal(verdicts[1], verdicts[4]), "restarts must matter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("any_iterate", [False, True])
 def test_a_run_saved_and_loaded_between_any_two_stretches_takes_the_same_steps(
     network: nn.Module, split: Split, any_iterate: bool
@@ -130,6 +131,7 @@ def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> Non
         assert same, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [5, 40])
 def test_a_run_goes_on_in_smaller_and_in_larger_batches(
     network: nn.Module, split: Split, batch_size: int

@@ -26,7 +26,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-candidates = pytest.mark.parametrize("k", [1, 3])
+CANDIDATES = [1, 3]
+candidates = pytest.mark.parametrize("k", CANDIDATES)
 
 
 def assert_same(name: str, expected: Tensor, actual: Tensor) -> None:

@@ -169,6 +169,7 @@ def test_triton_serves_the_cpu_only_when_interpreted(
     assert backends.choose(CPU, "triton")[0] == "triton"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
 def test_forcing_compiled_triton_without_a_gpu_raises_at_import() -> None:
     failed = python("import iaat_fast.ops", IAAT_FAST_BACKEND="triton")
@@ -177,12 +178,14 @@ def test_forcing_compiled_triton_without_a_gpu_raises_at_import() -> None:
     assert "torch sees no GPU" in failed.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_backend_is_named_with_the_known_ones() -> None:
     failed = python("import iaat_fast.ops", IAAT_FAST_BACKEND="cuda")
     assert failed.returncode != 0
     assert "IAAT_FAST_BACKEND='cuda': expected one of native, triton, reference" in failed.stderr
 
 
+@pytest.mark.slow
 def test_importing_neither_initialises_cuda_nor_loads_triton() -> None:
     loaded = python(
         "import sys, torch, iaat_fast.ops; "

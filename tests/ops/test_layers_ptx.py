@@ -16,7 +16,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from iaat_fast.ops import triton_launch, triton_layers  # noqa: E402
 from iaat_fast.ops.triton_kernels import layers  # noqa: E402
-from tests.ops.cases import LAYOUTS, Layer, branches, dtypes  # noqa: E402
+from tests.folded import rotated  # noqa: E402
+from tests.ops.cases import DTYPES, LAYOUTS, Layer, branches, dtypes  # noqa: E402
 from tests.ops.test_triton_ptx import (  # noqa: E402
     CUDA,
     MI300,
@@ -114,20 +115,12 @@ def test_a_vector_is_read_once_a_tensor(
     assert used["REG"] <= (48 if crowded else 40)
 
 
-@dtypes
-@places
-@passes
+@pytest.mark.parametrize(("name", "dtype", "place"), rotated([*PASSES], DTYPES, [*PLACES]), ids=str)
 def test_nothing_is_fused_or_flushed(
-    make: Callable[..., Machine],
-    reads: int,
-    writes: int,
-    values: int,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    layout: str,
-    tmp_path: Path,
+    name: str, dtype: torch.dtype, place: str, tmp_path: Path
 ) -> None:
-    machine = make(CUDA[90], shape, layout, dtype, branch=True)
+    make, *_ = PASSES[name]
+    machine = make(CUDA[90], *PLACES[place], dtype, branch=True)
     assert machine.count(r"fma\.\w+\.f(?:32|64)|\.ftz") == 0
     assert not re.search(r"\b[FD]FMA\b", machine.sass(tmp_path))
 

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import reference
+from tests.folded import every
 from tests.ops.cases import (
+    CANDIDATES,
     LAYOUTS,
     Images,
     Layer,
     Selection,
     assert_same,
-    branches,
-    candidates,
     dtypes,
     layer_shapes,
-    layouts,
     logits_and_classes,
     shapes,
 )
@@ -30,8 +29,7 @@ native = pytest.importorskip("iaat_fast.ops.native")
 
 @dtypes
 @shapes
-@candidates
-@layouts
+@every(k=CANDIDATES, layout=LAYOUTS)
 def test_project_linf(
     isa: str, dtype: torch.dtype, shape: tuple[int, ...], k: int, layout: Callable[[Tensor], Tensor]
 ) -> None:
@@ -42,9 +40,7 @@ def test_project_linf(
 
 @dtypes
 @shapes
-@candidates
-@layouts
-@pytest.mark.parametrize("targeted", [False, True])
+@every(k=CANDIDATES, layout=LAYOUTS, targeted=[False, True])
 def test_pgd_step_linf(
     isa: str,
     dtype: torch.dtype,
@@ -66,8 +62,7 @@ def test_pgd_step_linf(
 
 @dtypes
 @shapes
-@candidates
-@layouts
+@every(k=CANDIDATES, layout=LAYOUTS)
 def test_random_start_linf(
     isa: str, dtype: torch.dtype, shape: tuple[int, ...], k: int, layout: Callable[[Tensor], Tensor]
 ) -> None:
@@ -78,9 +73,7 @@ def test_random_start_linf(
 
 
 @dtypes
-@candidates
-@pytest.mark.parametrize("classes", [1, 2, 10, 1000])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@every(k=CANDIDATES, classes=[1, 2, 10, 1000], scale=[0.0, 1.0, 30.0, 1e4])
 def test_ce_cotangent(isa: str, dtype: torch.dtype, k: int, classes: int, scale: float) -> None:
     logits, y = logits_and_classes(k, classes, scale, dtype)
     expected = reference.ce_cotangent(logits, y, False)
@@ -93,9 +86,7 @@ def test_ce_cotangent(isa: str, dtype: torch.dtype, k: int, classes: int, scale:
 
 
 @dtypes
-@pytest.mark.parametrize("samples", [0, 1, 200])
-@pytest.mark.parametrize("clamp_candidate", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
+@every(samples=[0, 1, 200], clamp_candidate=[False, True], masked=[False, True])
 def test_select_epsilon(
     isa: str, dtype: torch.dtype, samples: int, clamp_candidate: bool, masked: bool
 ) -> None:
@@ -113,8 +104,7 @@ def test_select_epsilon(
 
 @dtypes
 @layer_shapes
-@layouts
-@branches
+@every(layout=LAYOUTS, branch=[False, True])
 def test_the_passes_of_a_network(
     isa: str,
     dtype: torch.dtype,

@@ -49,6 +49,7 @@ def test_a_ball_of_radius_zero_is_its_centre(case: list[tuple[float, float, floa
     assert torch.equal(ops.project_linf(x_adv, x, 0.0), x)
 
 
+@pytest.mark.slow
 @given(rows)
 @settings(max_examples=200, deadline=None)
 def test_it_is_the_nearest_point_of_ball_and_box(case: list[tuple[float, float, float]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,19 @@ IMAGES: dict[str, Callable[[], Tensor]] = {
 images = pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES.keys())
 
 
+def in_turn(
+    cases: dict[str, Callable[[], Tensor]], name: str, values: list[Any]
+) -> pytest.MarkDecorator:
+    """Every case with one of the values: a registration knows of no layout, and opcheck takes its time."""
+    chosen = [
+        pytest.param(
+            make, values[number % len(values)], id=f"{case}-{values[number % len(values)]}"
+        )
+        for number, (case, make) in enumerate(cases.items())
+    ]
+    return pytest.mark.parametrize(("make", name), chosen)
+
+
 def radii(x: Tensor, rows: int | None = None) -> Tensor:
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     return torch.full((len(x) if rows is None else rows,), 0.1, dtype=dtype)
@@ -46,8 +60,7 @@ def test_project_linf(make: Callable[[], Tensor]) -> None:
     torch.library.opcheck(_ops.project_linf, (leaf, x, radii(x), 0.0, 1.0))
 
 
-@images
-@pytest.mark.parametrize("counted", [False, True])
+@in_turn(IMAGES, "counted", [False, True])
 def test_pgd_step_linf(make: Callable[[], Tensor], counted: bool) -> None:
     x = make()
     stats = torch.zeros(2, dtype=torch.int64) if counted else None
@@ -57,8 +70,7 @@ def test_pgd_step_linf(make: Callable[[], Tensor], counted: bool) -> None:
     torch.library.opcheck(_ops.pgd_step_linf_, args)
 
 
-@images
-@pytest.mark.parametrize("k", [1, 3])
+@in_turn(IMAGES, "k", [1, 3])
 def test_random_start_linf(make: Callable[[], Tensor], k: int) -> None:
     x = make()
     args = (x, radii(x, k * len(x)), torch.tensor([1, 2, 3]), torch.arange(len(x)), 0.0, 1.0)
@@ -97,23 +109,20 @@ def per_channel(x: Tensor) -> Tensor:
     return radii(x, x.shape[1]) + 1
 
 
-@images
-@branches
+@in_turn(IMAGES, "branch", [False, True])
 def test_relu_backward(make: Callable[[], Tensor], branch: bool) -> None:
     args = (make().clone(), make(), make() if branch else None, 0.0, 6.0)
     torch.library.opcheck(_ops.relu_backward_, args)
 
 
-@layers
-@branches
+@in_turn(LAYERS, "branch", [False, True])
 def test_scale_shift_relu(make: Callable[[], Tensor], branch: bool) -> None:
     x = make().clone()
     args = (x, make() if branch else None, per_channel(x), per_channel(x), 0.0, math.inf)
     torch.library.opcheck(_ops.scale_shift_relu, args)
 
 
-@layers
-@branches
+@in_turn(LAYERS, "branch", [False, True])
 def test_scale_shift_relu_backward(make: Callable[[], Tensor], branch: bool) -> None:
     grad = make().clone()
     args = (grad, make(), per_channel(grad), make() if branch else None, 0.0, math.inf)

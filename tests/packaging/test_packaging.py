@@ -238,8 +238,8 @@ def test_without_a_compiler_the_wheel_is_pure_and_runs_on_reference(
 @pytest.mark.slow
 def test_sources_that_do_not_compile_fail_the_build(tmp_path: Path) -> None:
     source = copy_sources(tmp_path / "source")
-    with (source / "csrc/module.cpp").open("a") as module:
-        module.write("#error broken on purpose\n")
+    for file in source.glob("csrc/**/*.cpp"):  # all, so that none takes its time
+        file.write_text("#error broken on purpose\n")
     wheels, output = build_wheel(source)
     assert wheels == []
     assert "broken on purpose" in output

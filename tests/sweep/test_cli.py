@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep import cli
 from iaat_fast.sweep.cli import main
 from iaat_fast.sweep.grid import Grid, Run
+from tests.forked import Forked
 
 BAD_LINES = [
     ("", "--out"),
@@ -138,23 +137,17 @@ def test_failed_jobs_end_in_status_1_and_their_last_lines(
     ]
 
 
-# 15 steps of 40 attack steps each: training lasts a second or two.
+# 15 steps of 20 attack steps each: training lasts about a second.
 TRAINING = [
-    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=40"],
+    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
     *["--checkpoint-steps=1", "--device=cpu", "--eval-steps=1", "--eval-restarts=1"],
     "--no-tensorboard",
 ]
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path) -> Forked:
     """A sweep of one run, in a process of its own; returns once the run has a checkpoint."""
-    line = ["--methods", "iaat", "--out", str(out), "--", *TRAINING]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iaat_fast.sweep", *line],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Forked("iaat_fast.sweep", "--methods", "iaat", "--out", out, "--", *TRAINING)
     checkpoint = RunFolder(out / "iaat-seed0").checkpoint_path
     written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
     while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == written:
@@ -188,9 +181,10 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
     assert 0 < steps[0] < steps[1] == 15
 
     reference = RunFolder(tmp_path / "reference")
-    words = ["--method", "iaat", *TRAINING, "--out", str(reference.path)]
-    train = [sys.executable, "-m", "iaat_fast.train", *words]
-    subprocess.run(train, check=True, capture_output=True, env=dict(os.environ))
+    words = ["--method", "iaat", *TRAINING, "--out", reference.path]
+    train = Forked("iaat_fast.train", *words)
+    _, err = train.communicate(timeout=300)
+    assert train.returncode == 0, err
     one, other = folder.checkpoint(), reference.checkpoint()
     assert torch.equal(one["epsilon"], other["epsilon"])
     for name, value in one["model"].items():

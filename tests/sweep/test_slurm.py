@@ -29,6 +29,7 @@ def test_submitit_trains_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert list((tmp_path / "logs" / "submitit").glob("*_result.pkl"))
 
 
+@pytest.mark.slow
 def test_a_submitted_job_gives_its_exit_status_and_its_log(tmp_path: Path) -> None:
     launcher = SubmititLauncher(tmp_path, 1, cluster="local")
     code = "import sys; print('diverged'); sys.exit(3)"
@@ -66,6 +67,7 @@ command()
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_is_preempted_saves_before_it_is_queued_again(tmp_path: Path) -> None:
     """As submitit does it: a handler of USR2, which SLURM sends to all processes of the job."""
     words = [SAVING.format(tmp_path), str(tmp_path / "job.log")]

@@ -38,6 +38,7 @@ def kill_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingStep, "__call__", call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*BASELINES, "iaat"])
 @pytest.mark.parametrize("at", [3, 13])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
@@ -117,6 +118,7 @@ def robust(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], float]:
             "attack": {"eps": 0.2, "alpha": 0.07, "steps": 5},
             "baseline": {"mma_bisections": 6},
             "optim": {"lr": 0.05, "epochs": 10, "batch_size": 50, "decay_epochs": (8,)},
+            "evaluation": {"steps": 1, "restarts": 1},
             "run": {
                 "out": str(tmp_path_factory.mktemp("runs") / method),
                 "device": "cpu",
@@ -138,6 +140,7 @@ def robust_of_clean(robust: Callable[[str], float]) -> float:
     return robust("clean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BASELINES)
 def test_it_makes_a_network_more_robust_than_clean_training(
     method: str, robust: Callable[[str], float], robust_of_clean: float

@@ -277,6 +277,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_table_the_folder_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +318,7 @@ def run(*arguments: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **keywords)
 
 
+@pytest.mark.slow
 def test_status_and_streams_of_the_real_command() -> None:
     bad = run("digitz")
     assert bad.returncode == 2
@@ -326,6 +328,7 @@ def test_status_and_streams_of_the_real_command() -> None:
     assert run("--help").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     folder = RunFolder(tmp_path / "run")

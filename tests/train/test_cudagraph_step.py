@@ -165,6 +165,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 6, 7, 13])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     tape: Tape,
@@ -204,6 +205,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in told if text.startswith("training: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 40, 100])
 @pytest.mark.parametrize(
     "failure", [RuntimeError("operation not permitted\nlong text"), torch.OutOfMemoryError("none")]
@@ -405,6 +407,7 @@ def test_what_attacks_find_in_a_replay_is_told(
         fit(config, model=Decaying(spoils=True), data=tiny_data, quiet=True)
 
 
+@pytest.mark.slow
 def test_decoded_images_are_copied_to_where_the_graph_reads_them(
     tape: Tape, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -5,11 +5,8 @@ Each rank is a process that runs all scenarios of `ranks.py`, once per number of
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pytest
 import torch
 
 from iaat_fast.run_folder import RunFolder
+from tests.forked import Forked
 from tests.train import ranks as scenarios
 
 Outcome = Callable[[str], list[Any]]
@@ -32,8 +30,6 @@ def free_port() -> int:
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
     """The variables that torchrun sets."""
     return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
@@ -42,18 +38,15 @@ def environment(rank: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(
+    scope="module", params=[pytest.param(count, marks=pytest.mark.slow) for count in (2, 3)]
+)
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The results of a scenario, one per rank."""
     count, port = request.param, free_port()
     folder = tmp_path_factory.mktemp(f"ranks{count}")
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.ranks", str(folder)],
-            env=environment(rank, count, port),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked("tests.train.ranks", folder, env=environment(rank, count, port))
         for rank in range(count)
     ]
     for process in processes:

@@ -180,6 +180,7 @@ def test_the_step_takes_what_is_resolved(
     )
 
 
+@pytest.mark.slow
 def test_a_fast_run_says_what_was_chosen_and_resumes_as_it_began(
     on: Callable[[str], torch.device], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

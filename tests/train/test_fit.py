@@ -251,6 +251,7 @@ def test_a_finished_run_resumed_stays_as_it_is(
     assert torch.equal(before["epsilon"], result.epsilon)
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_saved_under_plain_names_and_goes_on(
     tiny_model: Callable[[], nn.Module],
     tiny_config: Callable[..., TrainConfig],

@@ -84,6 +84,7 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     assert attack["targeted"] == "random", "as the preset evaluates"
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
     assert {"natural", "corruptions"} <= set(rows)
 
 
+@pytest.mark.slow
 def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "epsilon": {"warmup_epochs": 0, "selection_steps": 2, "beta": 1.0},
@@ -131,6 +133,7 @@ def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: P
     assert torch.equal(eps, torch.full((12,), LOWER_BOUND))
 
 
+@pytest.mark.slow
 def test_a_bad_image_stops_with_a_checkpoint_and_the_run_goes_on_without_it(
     image_folder: Path, tmp_path: Path
 ) -> None:

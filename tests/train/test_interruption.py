@@ -53,6 +53,7 @@ def kill_at_write(
     return lambda: count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_run_killed_at_any_write_and_resumed_ends_with_the_same_bits(
     tiny_fit: Fit,

@@ -16,6 +16,7 @@ import torch
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.distributed import from_environment
+from tests.forked import Forked
 
 TRAIN = ["-m", "iaat_fast.train"]
 # 15 steps, 5 of them in the warm-up; of 17 images in a batch one rank takes 9, the other 8.
@@ -33,23 +34,13 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def processes(*flags: str) -> list[subprocess.Popen[str]]:
+def processes(*flags: str) -> list[Forked]:
     """The command in two ranks, without torchrun's agent."""
-    port = free_port()
-    started = []
-    for rank in ("0", "1"):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *TRAIN, *flags],
-                env={**os.environ, **variables, **address},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return started
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    return [
+        Forked("iaat_fast.train", *flags, env={**address, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
 
 
 def torchrun(*flags: str) -> subprocess.Popen[str]:
@@ -63,14 +54,14 @@ def torchrun(*flags: str) -> subprocess.Popen[str]:
     )
 
 
-def ends(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
     """Statuses, what each printed, and the lines on standard error of all of them."""
     texts = [rank.communicate(timeout=180) for rank in ranks]
     errors = [line for _, err in texts for line in err.splitlines()]
     return [rank.returncode for rank in ranks], [out for out, _ in texts], errors
 
 
-def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str] | Forked) -> None:
     while not RunFolder(folder).checkpoint_path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -144,6 +135,7 @@ def test_torchrun_interrupted_saves_and_the_run_goes_on_with_the_same_bits(
     assert_same_bits(RunFolder(tmp_path / "run"), reference)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_one_rank_ends_all_with_its_status_and_one_line(tmp_path: Path) -> None:
     ranks = processes(*RUN, "--out", str(tmp_path / "run"))
     wait_for_a_checkpoint(tmp_path / "run", ranks[0])
@@ -155,6 +147,7 @@ def test_ctrl_c_on_one_rank_ends_all_with_its_status_and_one_line(tmp_path: Path
     assert errors[0].startswith(f"stopped after step {step} of 15, checkpoint saved; resume with")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_gone_ends_the_others_with_one_line(tmp_path: Path) -> None:
     ranks = processes(*RUN, "--out", str(tmp_path / "run"))
     wait_for_a_checkpoint(tmp_path / "run", ranks[0])
@@ -166,6 +159,7 @@ def test_a_rank_that_is_gone_ends_the_others_with_one_line(tmp_path: Path) -> No
     assert RunFolder(tmp_path / "run").checkpoint()["step"] >= 2
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2_on_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     statuses, outs, errors = ends(processes(*RUN, "--out", str(tmp_path)))
@@ -174,6 +168,7 @@ def test_bad_input_is_one_line_and_status_2_on_all_ranks(tmp_path: Path) -> None
     assert "no run folder" in errors[0]
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])

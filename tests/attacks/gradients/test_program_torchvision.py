@@ -1,4 +1,7 @@
-"""torchvision's networks as programs: served whole, every BatchNorm behind a layer folded, autograd's gradients."""
+"""torchvision's networks as programs: served whole, every BatchNorm behind a layer folded, autograd's gradients.
+
+Families whose blocks only repeat have a few of them: an export takes its time for each.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,22 @@ def _vit() -> nn.Module:
     return made
 
 
+def _regnet(se_ratio: float | None = None) -> nn.Module:
+    models = torchvision("models.regnet")
+    widths = [32, 64, 96, 128]
+    blocks = models.BlockParams([1, 2, 1, 1], widths, [16] * 4, [1.0] * 4, [2] * 4, se_ratio)
+    made: nn.Module = models.RegNet(blocks, num_classes=CLASSES)
+    return made
+
+
+def _efficientnet() -> nn.Module:
+    models = torchvision("models.efficientnet")
+    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 1)]
+    blocks = [models.MBConvConfig(*stage) for stage in stages]
+    made: nn.Module = models.EfficientNet(blocks, dropout=0.2, num_classes=CLASSES)
+    return made
+
+
 def _densenet() -> nn.Module:
     made: nn.Module = torchvision("models.densenet").DenseNet(
         growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=16, num_classes=CLASSES
@@ -77,19 +96,21 @@ def _densenet() -> nn.Module:
 
 
 WHOLE = {
-    "resnet18": Network(_named("resnet18"), 20),
-    "resnet50": Network(_named("resnet50"), 53),
+    "resnet18": Network(partial(_resnet, "BasicBlock", [1, 1, 1, 1]), 12),
+    "resnet50": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1]), 20),
     "resnext50": Network(
         partial(_resnet, "Bottleneck", [1, 2, 1, 1], groups=32, width_per_group=4), 20
     ),
     "wide_resnet50_2": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1], width_per_group=128), 20),
     "vgg11_bn": Network(_vgg, 8),
-    "mobilenet_v2": Network(_named("mobilenet_v2", width_mult=0.25), 52),
+    "mobilenet_v2": Network(
+        _named("mobilenet_v2", inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]]), 13
+    ),
     "mobilenet_v3_small": Network(_named("mobilenet_v3_small", width_mult=0.5), 34),
-    "efficientnet_b0": Network(_named("efficientnet_b0"), 49),
+    "efficientnet": Network(_efficientnet, 13),
     "densenet121": Network(_densenet, 9),
-    "regnet_x_400mf": Network(_named("regnet_x_400mf"), 71),
-    "regnet_y_400mf": Network(_named("regnet_y_400mf"), 53),
+    "regnet_x": Network(_regnet, 20),
+    "regnet_y": Network(partial(_regnet, 0.25), 20),
     "shufflenet_v2_x0_5": Network(_named("shufflenet_v2_x0_5"), 56),
     "squeezenet1_1": Network(_named("squeezenet1_1"), 0),
     "mnasnet0_5": Network(_named("mnasnet0_5"), 52),

@@ -313,6 +313,7 @@ def test_masked_classes_do_not_make_a_copy_a_false_one(model: Net, x: Tensor) ->
     assert "copy" in pgd.network.taken
 
 
+@pytest.mark.slow
 def test_of_a_compiled_model_the_module_that_was_is_copied(x: Tensor, y: Tensor) -> None:
     model = torch.compile(Net().eval(), backend="eager")
     pgd = attack(model, **COPIES["program"])

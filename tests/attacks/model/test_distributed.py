@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 
 from tests.attacks.model import unequal_ranks
+from tests.forked import Forked
 from tests.train.test_distributed import environment, free_port
 
 pytestmark = pytest.mark.slow  # two processes import torch, and compile
@@ -18,9 +17,8 @@ pytestmark = pytest.mark.slow  # two processes import torch, and compile
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
-    command = [sys.executable, "-m", "tests.attacks.model.unequal_ranks", str(folder)]
     processes = [
-        subprocess.Popen(command, env=environment(rank, 2, port), stderr=subprocess.PIPE, text=True)
+        Forked("tests.attacks.model.unequal_ranks", folder, env=environment(rank, 2, port))
         for rank in range(2)
     ]
     for process in processes:

@@ -97,6 +97,7 @@ def test_what_is_drawn_follows_seed_severity_and_sample(cifar10: Split, name: st
         assert not np.array_equal(other[0], made[0])
 
 
+@pytest.mark.slow
 def test_a_fresh_process_makes_the_same_images(cifar10: Split, tmp_path: Path) -> None:
     names = ("impulse_noise", "snow")
     np.save(tmp_path / "images.npy", cifar10.images.numpy())
@@ -131,6 +132,7 @@ class Bright(nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 2)])
 def test_verdicts_depend_neither_on_batches_nor_on_processes(
     cifar10: Split, batch_size: int, workers: int

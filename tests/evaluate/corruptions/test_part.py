@@ -139,6 +139,7 @@ class Bright(nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
+@pytest.mark.slow
 def test_published_files_take_the_place_of_generated_images_and_never_the_reverse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

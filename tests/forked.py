@@ -1,0 +1,115 @@
+"""`python -m MODULE` in a process of its own, forked from one that has imported torch.
+
+From its start to a command's first line an interpreter is busy for three seconds, more than most tests of a command
+take besides. Arguments, environment, streams, signals and exit status are the command's; tests of how a command starts
+run a Python of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+# Of the commands, and what they import late: optimizers, the digits and figures.
+IMPORTED = [
+    *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.report.plots"),
+    *("torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg"),
+]
+
+
+class Forked:
+    """What a test needs of subprocess.Popen. The process computes with one thread."""
+
+    def __init__(
+        self,
+        module: str,
+        *words: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        _start_server()
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
+        for file in self._streams:
+            file.touch()
+        arguments = (
+            module,
+            [str(word) for word in words],
+            {**os.environ, **(env or {})},
+            cwd or Path.cwd(),
+            self._streams,
+        )
+        context = multiprocessing.get_context("forkserver")
+        self._process = context.Process(target=_run, args=arguments)
+        self._process.start()
+        atexit.register(
+            self.kill
+        )  # multiprocessing would wait for what a failed test leaves behind
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def first_line(self) -> str:
+        """The first line of standard output, waited for; "" if the process has ended without one."""
+        while True:
+            ended = self.poll() is not None
+            line, end, _ = self._streams[0].read_text().partition("\n")
+            if end or ended:
+                return line + end
+            time.sleep(0.005)
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Standard output and error, once the process has ended."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        out, err = (file.read_text() for file in self._streams)
+        return out, err
+
+
+@functools.cache
+def _start_server() -> None:
+    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path):
+        forkserver.ensure_running()
+
+
+def _run(
+    module: str, words: list[str], environment: dict[str, str], cwd: Path, streams: list[Path]
+) -> None:
+    for descriptor, file in zip((1, 2), streams, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path.insert(0, str(cwd))  # as -m does
+    sys.argv[1:] = words
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.options import RestartOptions
 from iaat_fast.attacks.targets import likely_targets
 
 # The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
@@ -62,16 +62,10 @@ class APGD(Attack):
         *,
         loss: str = "ce",
         rho: float = 0.75,
-        restarts: int = 1,
         random_start: bool = True,
         targeted: bool | Literal["random"] = False,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
         early_stop: bool = True,
-        seed: int | None = None,
+        **options: Unpack[RestartOptions],
     ) -> None:
         inputs.number("rho", rho, most=1.0)
         super().__init__(
@@ -79,17 +73,11 @@ class APGD(Attack):
             eps,
             None,
             steps,
-            restarts=restarts,
+            loss=loss,
             random_start=random_start,
             targeted=targeted,
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
             early_stop=early_stop,
-            seed=seed,
-            loss=loss,
+            **options,
         )
         self.rho = rho
 
@@ -249,15 +237,9 @@ class APGDT(APGD):
         loss: str = "dlr",
         n_target_classes: int = 9,
         rho: float = 0.75,
-        restarts: int = 1,
         random_start: bool = True,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
         early_stop: bool = True,
-        seed: int | None = None,
+        **options: Unpack[RestartOptions],
     ) -> None:
         inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
         super().__init__(
@@ -266,16 +248,10 @@ class APGDT(APGD):
             steps,
             loss=loss,
             rho=rho,
-            restarts=restarts,
             random_start=random_start,
             targeted="random",  # y is the true class and the goal another one; below, which
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
             early_stop=early_stop,
-            seed=seed,
+            **options,
         )
         self.n_target_classes = n_target_classes
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iaat_fast.attacks import inputs, losses
+from iaat_fast.attacks import inputs, losses, options
 from iaat_fast.attacks.active_set import WorstCase
 from iaat_fast.attacks.call import AttackStats, Call, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
@@ -34,6 +35,16 @@ class Attack:
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
     """
+
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__signature__ = options.full_signature(cls.__init__, Attack.__init__)
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        options.refuse_unknown(cls, keywords)
+        return super().__new__(cls)
 
     def __init__(
         self,

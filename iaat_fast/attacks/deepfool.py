@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,9 +13,8 @@ from iaat_fast.attacks import inputs
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.options import SharedOptions, whole_box
 from iaat_fast.attacks.targets import likely_targets
-from iaat_fast.ops import checks
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
 _project_linf = torch.ops.iaat_fast.project_linf.default
@@ -55,27 +55,12 @@ class DeepFool(Attack):
         *,
         overshoot: float = 0.02,
         candidates: int = 10,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
+        **options: Unpack[SharedOptions],
     ) -> None:
         inputs.number("overshoot", overshoot)
         inputs.whole_number("candidates", candidates, at_least=2)
-        checks.box(lo, hi)
-        super().__init__(
-            model,
-            hi - lo if eps is None else eps,
-            None,
-            steps,
-            random_start=False,
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
-        )
+        eps = whole_box(options) if eps is None else eps
+        super().__init__(model, eps, None, steps, random_start=False, **options)
         self.overshoot, self.candidates = overshoot, candidates
 
     def _reads(self) -> bool:

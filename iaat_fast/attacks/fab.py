@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.options import RestartOptions, whole_box
 from iaat_fast.attacks.targets import likely_targets
 from iaat_fast.ops import checks
 
@@ -77,14 +78,8 @@ class FABT(Attack):
         eta: float = 1.05,
         beta: float = 0.9,
         search_steps: int = 2,
-        restarts: int = 1,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
         early_stop: bool = True,
-        seed: int | None = None,
+        **options: Unpack[RestartOptions],
     ) -> None:
         inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
         inputs.whole_number("search_steps", search_steps, at_least=0)
@@ -93,20 +88,13 @@ class FABT(Attack):
         inputs.number("eta", eta)
         if eta < 1:
             raise ValueError(f"eta: {eta}, expected a number >= 1")
-        checks.box(lo, hi)
         super().__init__(
             model,
-            hi - lo if eps is None else eps,
+            whole_box(options) if eps is None else eps,
             None,
             steps,
-            restarts=restarts,
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
             early_stop=early_stop and eps is not None,
-            seed=seed,
+            **options,
         )
         self.n_target_classes, self.search_steps = n_target_classes, search_steps
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta

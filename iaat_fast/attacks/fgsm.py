@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.active_set import as_column
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import StepSize
+from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.pgd import PGD, Run
 
 
@@ -26,9 +27,15 @@ class FGSM(PGD):
     Source: Goodfellow, Shlens and Szegedy 2015, "Explaining and harnessing adversarial examples", Section 4.
     """
 
-    def __init__(self, model: Any, eps: float | Tensor = 8 / 255, **options: Any) -> None:
-        options.setdefault("random_start", False)
-        super().__init__(model, eps, alpha=_full_step, steps=1, **options)
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float | Tensor = 8 / 255,
+        *,
+        random_start: bool = False,
+        **options: Unpack[PGDOptions],
+    ) -> None:
+        super().__init__(model, eps, _full_step, 1, random_start=random_start, **options)
 
 
 def _full_step(eps: Tensor) -> Tensor:
@@ -59,17 +66,17 @@ class MIFGSM(PGD):
 
     def __init__(
         self,
-        model: Any,
+        model: Callable[[Tensor], Tensor],
         eps: float | Tensor = 8 / 255,
         alpha: StepSize = 2 / 255,
         steps: int = 10,
         *,
         decay: float = 1.0,
-        **options: Any,
+        random_start: bool = False,
+        **options: Unpack[PGDOptions],
     ) -> None:
         inputs.number("decay", decay)
-        options.setdefault("random_start", False)
-        super().__init__(model, eps, alpha, steps, **options)
+        super().__init__(model, eps, alpha, steps, random_start=random_start, **options)
         self.decay = decay
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:

@@ -1,18 +1,100 @@
-"""What an attack is given: its step size, and its precision and engine, resolved for a device."""
+"""What attacks' constructors share: step sizes, keywords, and precision and engine, resolved for a device."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs
+from iaat_fast.ops import checks
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
 """A step size, one per sample, or a function of the radii [N], such as `scaled_step(steps)`."""
+
+
+def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor]:
+    """The step size max(eps / (steps / 2), floor): the whole ball can be crossed in `steps` steps.
+
+    Pass it as `PGD(alpha=scaled_step(10))`. Source: the authors' released code for IAAT.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: {steps}, expected at least 1")
+    if not floor > 0:
+        raise ValueError(f"floor: {floor}, expected a number > 0")
+
+    def alpha(eps: Tensor) -> Tensor:
+        return (eps / (0.5 * steps)).clamp(min=floor)
+
+    return alpha
+
+
+class SharedOptions(TypedDict, total=False):
+    """Keywords of every attack's constructor. `PGD` says what they mean, `Attack` has the defaults."""
+
+    lo: float
+    hi: float
+    bn: str
+    precision: str
+    engine: str | EngineOptions
+
+
+class RestartOptions(SharedOptions, total=False):
+    """Keywords of attacks that draw random numbers."""
+
+    restarts: int
+    seed: int | None
+
+
+class PGDOptions(RestartOptions, total=False):
+    """Keywords of `PGD` and of what is made of it."""
+
+    clamp_start: bool
+    targeted: bool | Literal["random"]
+    early_stop: bool
+    loss: str
+
+
+def whole_box(options: SharedOptions) -> float:
+    """The radius of which a ball holds all images, for attacks to which eps=None means that.
+
+    Raises ValueError for lo > hi.
+    """
+    lo, hi = options.get("lo", 0.0), options.get("hi", 1.0)
+    checks.box(lo, hi)
+    return hi - lo
+
+
+def full_signature(init: Callable[..., None], base: Callable[..., None]) -> inspect.Signature:
+    """The signature of a constructor whose `**options: Unpack[...]` are keywords of `base`, with each of them by name.
+
+    Keywords that are not annotated with `Unpack` stay as they are.
+    """
+    _, *own = inspect.signature(init).parameters.values()
+    if not own or not str(own[-1].annotation).startswith("Unpack["):
+        return inspect.Signature(own)
+    (options,) = typing.get_args(typing.get_type_hints(init)[own.pop().name])
+    shared = inspect.signature(base).parameters
+    return inspect.Signature([*own, *(shared[name] for name in options.__annotations__)])
+
+
+def refuse_unknown(attack: type, given: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that the constructor of an attack does not take."""
+    known = inspect.signature(attack).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+            raise TypeError(f"{attack.__name__}: unknown argument {name!r}, {hint}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,19 +186,3 @@ def resolve_engine(engine: str | EngineOptions, precision: str) -> EngineOptions
     if engine == "exact":
         return EXACT
     return PLAIN if engine == "auto" and precision == "fp32" else FAST
-
-
-def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor]:
-    """The step size max(eps / (steps / 2), floor): the whole ball can be crossed in `steps` steps.
-
-    Pass it as `PGD(alpha=scaled_step(10))`. Source: the authors' released code for IAAT.
-    """
-    if steps < 1:
-        raise ValueError(f"steps: {steps}, expected at least 1")
-    if not floor > 0:
-        raise ValueError(f"floor: {floor}, expected a number > 0")
-
-    def alpha(eps: Tensor) -> Tensor:
-        return (eps / (0.5 * steps)).clamp(min=floor)
-
-    return alpha

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import EngineOptions, StepSize
+from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -75,37 +75,10 @@ class PGD(Attack):
         alpha: StepSize = 2 / 255,
         steps: int = 10,
         *,
-        restarts: int = 1,
         random_start: bool = True,
-        clamp_start: bool = True,
-        targeted: bool | Literal["random"] = False,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
-        early_stop: bool = False,
-        seed: int | None = None,
-        loss: str = "ce",
+        **options: Unpack[PGDOptions],
     ) -> None:
-        super().__init__(
-            model,
-            eps,
-            alpha,
-            steps,
-            restarts=restarts,
-            random_start=random_start,
-            clamp_start=clamp_start,
-            targeted=targeted,
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
-            early_stop=early_stop,
-            seed=seed,
-            loss=loss,
-        )
+        super().__init__(model, eps, alpha, steps, random_start=random_start, **options)
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None

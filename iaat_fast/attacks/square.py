@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from iaat_fast.attacks import inputs, losses
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.options import RestartOptions
 from iaat_fast.ops import checks, primitives
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -69,14 +69,8 @@ class Square(Attack):
         *,
         p_init: float = 0.8,
         rescale_schedule: bool = False,
-        restarts: int = 1,
         targeted: bool | Literal["random"] = False,
-        lo: float = 0.0,
-        hi: float = 1.0,
-        bn: str = "eval",
-        precision: str = "fp32",
-        engine: str | EngineOptions = "auto",
-        seed: int | None = None,
+        **options: Unpack[RestartOptions],
     ) -> None:
         inputs.whole_number("n_queries", n_queries, at_least=0)
         inputs.number("p_init", p_init, most=1.0)
@@ -87,16 +81,10 @@ class Square(Attack):
             eps,
             None,
             n_queries,
-            restarts=restarts,
             targeted=targeted,
-            lo=lo,
-            hi=hi,
-            bn=bn,
-            precision=precision,
-            engine=engine,
             early_stop=True,
-            seed=seed,
             loss="cw",
+            **options,
         )
         self.p_init, self.rescale_schedule = p_init, rescale_schedule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from iaat_fast.attacks import (
     Square,
     scaled_step,
 )
+from iaat_fast.attacks.attack import Attack
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,37 @@ def test_the_constructor(
 def test_a_model_that_cannot_be_called() -> None:
     with pytest.raises(TypeError, match=r"^model: expected a callable, got dict"):
         PGD({})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attack", "given", "message"),
+    [
+        (PGD, "step", r"^PGD: unknown argument 'step', did you mean 'steps'\?$"),
+        (
+            FABT,
+            "targetted",
+            r"^FABT: unknown argument 'targetted', did you mean 'n_target_classes'",
+        ),
+        (APGD, "clip", r"^APGD: unknown argument 'clip', expected one of model, eps, steps, loss"),
+        (DeepFool, "seed", r"^DeepFool: unknown argument 'seed', expected one of model, eps"),
+    ],
+)
+def test_a_keyword_that_an_attack_does_not_take(
+    attack: type[Attack], given: str, message: str, net: nn.Module
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        attack(net, **{given: 1})
+
+
+def test_a_subclass_hands_keywords_on_without_naming_them(net: nn.Module) -> None:
+    class Short(PGD):
+        def __init__(self, model: nn.Module, **options: Any) -> None:
+            super().__init__(model, steps=2, **options)
+
+    assert Short(net, early_stop=True).early_stop
+    assert list(inspect.signature(Short).parameters) == ["model", "options"]
+    with pytest.raises(TypeError, match="earlystop"):
+        Short(net, earlystop=True)
 
 
 def test_fgsm_has_one_step_of_its_own(net: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from iaat_fast import ops
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, Fitting, chosen_images
+from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, OOMChunker, chosen_images
 from iaat_fast.ops import checks
 
 FINALS = ("exact", "reuse")
@@ -24,17 +24,38 @@ WARM_UP_RULES = ("visited", "correct")
 _FINAL = 3
 
 
-class Selection(NamedTuple):
-    """The radii chosen for a batch.
+class _Chosen(NamedTuple):
+    eps: Tensor
+    choice: Tensor
+    x_adv: Tensor
+
+
+class Selection(_Chosen):
+    """What `EpsilonMemory.select` finds for a batch; it unpacks as (eps, choice, x_adv).
 
     eps: float32 [N], smoothed and clamped, as stored in the memory; with eps_min_bounds="images" at least eps_min.
     choice: int64 [N], 0 (prev + gamma), 1 (prev) or 2 (prev - gamma).
     x_adv: [N, ...], adversarial images at eps, made as `final` says.
     """
 
-    eps: Tensor
-    choice: Tensor
-    x_adv: Tensor
+    _correct: Tensor | None = None
+
+    def __new__(
+        cls, eps: Tensor, choice: Tensor, x_adv: Tensor, correct: Tensor | None = None
+    ) -> Self:
+        self = super().__new__(cls, eps, choice, x_adv)
+        self._correct = correct
+        return self
+
+    @property
+    def correct(self) -> Tensor:
+        """bool [N], whether the clean images are classified correctly (S+ of Algorithm 1).
+
+        Raises ValueError where `select` was not asked for it, by `judge`, nor told, by `correct`.
+        """
+        if self._correct is None:
+            raise ValueError("correct: not known, expected a selection with judge=True or correct=")
+        return self._correct
 
 
 class EpsilonMemory:
@@ -68,8 +89,6 @@ class EpsilonMemory:
 
     Attributes:
         values: float32 [size], the radii.
-        correct: bool [N], whether the clean images of the last selection were classified correctly (S+ of Algorithm 1),
-            or None where nobody asked.
 
     Raises:
         ValueError: an argument out of range, named, with its value and what was expected.
@@ -112,8 +131,7 @@ class EpsilonMemory:
         self.strategy, self.final = strategy, final
         self.clamp, self.misclassified = clamp, misclassified
         self.values = torch.full((size,), init, dtype=torch.float32, device=device)
-        self.correct: Tensor | None = None
-        self._fitting = Fitting()
+        self._chunker = OOMChunker()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -228,7 +246,7 @@ class EpsilonMemory:
             index: int64 [N], distinct sample numbers.
             correct: bool [N], whether the clean image is classified correctly; needed by "shrink", unless judge.
             judge: classify the clean images, in one forward with the candidates where the strategy allows, before the
-                attacks where it does not. `self.correct` holds the verdicts afterwards.
+                attacks where it does not. The selection's `correct` holds the verdicts.
             seed: of the attacks' noise and random targets, which the candidates share, an int or an int64 tensor [] or
                 [1]; None draws one from torch's generator.
             final_attack: the one at the smoothed radius, where `attack` is a weaker one (ImageNet: PGD-10 selects,
@@ -239,7 +257,7 @@ class EpsilonMemory:
                 "lazy" asks who has fallen.
 
         Returns:
-            `Selection`: eps, choice, x_adv.
+            `Selection`: eps, choice, x_adv; and `correct` where that was asked or given.
 
         Raises:
             TypeError: an index that is not int64.
@@ -269,7 +287,7 @@ class EpsilonMemory:
         radii = [torch.maximum((prev + self.gamma).clamp(max=width), prev), prev]
         if self.final == "reuse":  # Algorithm 2 falls back to the third candidate without a test.
             radii.append((prev - self.gamma).clamp(min=0.0))
-        candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._fitting)
+        candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._chunker)
         eps, choice = ops.select_epsilon_(
             self.values,
             index,
@@ -291,8 +309,7 @@ class EpsilonMemory:
         else:
             chosen = chosen_images(attack, batch, candidates, choice)
             x_adv = ops.project_linf(chosen, x, eps, attack.lo, attack.hi)
-        self.correct = candidates.correct
-        return Selection(eps, choice, x_adv)
+        return Selection(eps, choice, x_adv, candidates.correct)
 
 
 def _check_correct(correct: Tensor, index: Tensor) -> None:

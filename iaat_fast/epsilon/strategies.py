@@ -62,7 +62,8 @@ class Candidates(NamedTuple):
 class Batch:
     """The samples under selection: images [N, ...], classes, numbers, the seed of the attacks' noise.
 
-    judge: whether the clean images are to be classified too; `correct`, where that is known already.
+    classify_clean: whether the clean images are to be classified too.
+    correct: bool [N], whether they are classified correctly, where that is known already.
     findings: where attacks leave what is wrong with values; None: they raise it.
     """
 
@@ -70,7 +71,7 @@ class Batch:
     y: Tensor
     index: Tensor
     seed: int | Tensor
-    judge: bool
+    classify_clean: bool
     correct: Tensor | None
     findings: Findings | None = None
 
@@ -78,9 +79,9 @@ class Batch:
         x, y, index = self.x[rows], self.y[rows], self.index[rows]
         return Batch(x, y, index, self.seed, False, None, self.findings)
 
-    def judged(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
+    def classify(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of attacked images, and the clean verdicts: in one forward where they are still to be made."""
-        if not self.judge:
+        if not self.classify_clean:
             return attack.logits(x_adv), self.correct
         logits, clean = attack.logits(torch.cat([x_adv, self.x])).split([len(x_adv), len(self.x)])
         return logits, clean.argmax(1) == self.y
@@ -92,7 +93,7 @@ class Batch:
         )
 
 
-class Fitting:
+class OOMChunker:
     """Attacks a batch of candidates in the largest parts that fit into memory, found by halving where it runs out."""
 
     def __init__(self) -> None:
@@ -131,23 +132,23 @@ class Fitting:
         return torch.cat(by_candidate, 1).flatten(0, 1)
 
 
-def batched(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+def batched(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
     """All K candidates as one batch of K*N; their verdicts, and the clean images', in one forward of (K + 1)*N."""
-    x_adv = fitting.attacked(attack, batch, eps)
-    logits, correct = batch.judged(attack, x_adv)
+    x_adv = chunker.attacked(attack, batch, eps)
+    logits, correct = batch.classify(attack, x_adv)
     images: list[Tensor | None] = [*x_adv.chunk(len(eps))]
     if len(eps) == 3:
         return Candidates(eps, images, logits, correct)
     return Candidates(eps, [*images, None], _with_third(list(logits.chunk(2))), correct)
 
 
-def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+def sequential(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
     """The second and the first candidate, each on the whole batch, then the verdicts on both.
 
     This is the order of the forwards in the authors' released code, which BatchNorm's running statistics remember.
     """
     correct = batch.correct
-    if batch.judge:
+    if batch.classify_clean:
         correct = attack.logits(batch.x).argmax(1) == batch.y
     second = batch.attacked(attack, eps[1], 1)
     first = batch.attacked(attack, eps[0], 0)
@@ -157,10 +158,10 @@ def sequential(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> C
     )
 
 
-def lazy(attack: Attack, batch: Batch, eps: Tensor, fitting: Fitting) -> Candidates:
+def lazy(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
     """The first candidate, and the second where the first fooled the model."""
     first = batch.attacked(attack, eps[0], 0)
-    logits, correct = batch.judged(attack, first)
+    logits, correct = batch.classify(attack, first)
     fooled = logits.argmax(1) != batch.y
     rows = _rows(attack, fooled)
     second = _attacked_there(attack, batch, rows, fooled, eps[1], 1, first)

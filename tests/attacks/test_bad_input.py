@@ -81,9 +81,9 @@ def test_a_model_that_cannot_be_called() -> None:
     [
         (PGD, "step", r"^PGD: unknown argument 'step', did you mean 'steps'\?$"),
         (
-            FABT,
-            "targetted",
-            r"^FABT: unknown argument 'targetted', did you mean 'n_target_classes'",
+            FGSM,
+            "random-start",
+            r"^FGSM: unknown argument 'random-start', did you mean 'random_start'",
         ),
         (APGD, "clip", r"^APGD: unknown argument 'clip', expected one of model, eps, steps, loss"),
         (DeepFool, "seed", r"^DeepFool: unknown argument 'seed', expected one of model, eps"),

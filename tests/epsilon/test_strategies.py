@@ -307,9 +307,9 @@ def test_the_clean_images_are_judged_in_a_forward_that_is_made_anyway(
     expected = plain.select(attack, x, y, INDEX, seed=9)
     hook.remove()
     assert with_judging == len(forwards) + (strategy == "sequential")
-    assert memory.correct is not None
-    assert plain.correct is None
-    assert torch.equal(memory.correct, net(x).argmax(1) == y)
+    assert torch.equal(judged.correct, net(x).argmax(1) == y)
+    with pytest.raises(ValueError, match=r"^correct: not known, expected a selection with judge"):
+        _ = expected.correct
     assert all(torch.equal(a, b) for a, b in zip(judged, expected, strict=True))
 
 

@@ -75,7 +75,7 @@ class InstanceAdaptive(Method):
             )
         else:
             # Line 6, which is Algorithm 2, and 8; the clean images (9, 10) are judged together with the candidates.
-            x_adv = self.memory.select(
+            selection = self.memory.select(
                 self.selector,
                 x,
                 y,
@@ -84,9 +84,8 @@ class InstanceAdaptive(Method):
                 seed=at.drawn["noise"],
                 final_attack=self.attack,
                 findings=at.findings,
-            ).x_adv
-            assert self.memory.correct is not None
-            correct = self.memory.correct
+            )
+            x_adv, correct = selection.x_adv, selection.correct
         if config.misclassified_input == "clean":
             x_adv = torch.where(correct.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
         return Batch(x=x, y=y, x_adv=x_adv, correct=correct)

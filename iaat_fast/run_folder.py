@@ -21,6 +21,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,14 @@ class RunFolder:
         """The snapshots by epochs finished, in rising order; read one with `numpy.load`."""
         paths = sorted(self.epsilon_dir.glob("epoch-*.npy"))
         return {int(path.stem.removeprefix("epoch-")): path for path in paths}
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration nested by part, as in `config.json`, with one name per field: `{"optim.lr": 0.1}`."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            fields.update({f"{name}.{inner}": v for inner, v in value.items()})
+        else:
+            fields[name] = value
+    return fields

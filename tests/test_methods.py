@@ -34,7 +34,7 @@ FILE = """
 import torch
 import torch.nn.functional as F
 
-from iaat_fast.train.methods.method import Batch, Method, Outcome, right
+from iaat_fast.train.methods.method import Batch, Method, Outcome, is_correct
 from iaat_fast.train.methods.passes import update
 
 
@@ -52,7 +52,7 @@ class Noise(Method):
     def outcome(self, forward, batch):
         logits = forward(batch.x_adv)
         loss = F.cross_entropy(logits, batch.y, reduction="none")
-        return Outcome(loss=loss, robust=right(logits, batch.y))
+        return Outcome(loss=loss, robust=is_correct(logits, batch.y))
 """
 COMMANDS = """
 from iaat_fast.plan.cli import main as plan

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from iaat_fast import models
 from iaat_fast.attacks import options
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.passes import Kind
+from iaat_fast.train.setup import build_model
 from iaat_fast.validate import choice
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,13 +62,8 @@ def build(config: TrainConfig, device: torch.device | str) -> nn.Module:
     """The network of a configuration."""
     images = images_of(config)
     with torch.device(device):
-        return models.build_for(
-            config.data.name,
-            config.model.name,
-            num_classes=images.classes,
-            in_channels=images.shape[0],
-            width=config.model.width,
-            depth=config.model.depth,
+        return build_model(
+            config, config.data.name, num_classes=images.classes, in_channels=images.shape[0]
         )
 
 
@@ -116,7 +111,7 @@ class Counts:
         return count_update(network.train(), shape)
 
     def _count_gradient(self, shape: tuple[int, ...]) -> Pass:
-        """A gradient of the images, of what it is taken of in an attack."""
+        """A gradient of the images, as an attack takes it: of the live network, or by the program of its copy."""
         if self.config.attack.bn != "eval":
             return count_gradient(self.network.train(), shape)
         network = self.network.eval()
@@ -187,7 +182,7 @@ def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
 
 
 def count_program(program: Program, x: Tensor) -> Pass:
-    """The same, as the program of a copy takes it; x on the meta device."""
+    """A forward and the gradient of the images x, on the meta device, as the program of a copy takes them."""
     kept: list[Any] = []
     with torch.no_grad():
         forward = _kernels(lambda: kept.append(program.run_forward(x)))

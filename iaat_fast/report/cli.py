@@ -25,7 +25,7 @@ a sweep stands for all runs in it.
 
 With --out DIR: the tables and figures of the paper, as far as the runs have them, as files and on one \
 page, DIR/index.html. Runs may then be on several data sets and networks; those of one table must have \
-been measured alike.
+been measured the same way.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C."""

@@ -1,4 +1,4 @@
-"""Which runs stand side by side: grouped by data set and network, by variant of a method, over seeds."""
+"""Which runs are compared: grouped by data set and network, by variant of a method, over seeds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from iaat_fast.report.records import RunRecord
 SHARED = ("protocol", "data.", "model.", "optim.")
 """Fields in which the runs of a group agree, or are refused. Other fields make variants of a method."""
 
-NOT_COMPARED = (
-    *("run.", "data.path", "data.workers", "optim.graph"),
-    *("preset", "method", "evaluation."),
-)
-"""Where, how and with which seed a run was carried out. (What was measured is compared on its own.)"""
+CARRIED_OUT = ("run.", "data.path", "data.workers", "optim.graph")
+"""Where, how and with which seed a run was carried out."""
+
+NOT_COMPARED = (*CARRIED_OUT, "preset", "method", "evaluation.")
+"""Fields in which runs may differ: methods are variants already, and what was measured is compared on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

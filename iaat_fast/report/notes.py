@@ -1,4 +1,4 @@
-"""What a table must say beside its figures: on what was measured, and how that differs from the paper."""
+"""What a table must say about its figures: on what was measured, and how that differs from the paper."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from iaat_fast.evaluate.results import (
     read_evaluation,
 )
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.run_folder import RunFolder, flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,6 @@ class RunRecord:
     def epochs_done(self) -> int:
         """Epochs finished."""
         return int(self.metrics[-1]["epoch"]) if self.metrics else 0
-
-
-def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration nested by part with one name per field: `{"optim.lr": 0.1}`."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields.update({f"{name}.{inner}": v for inner, v in value.items()})
-        else:
-            fields[name] = value
-    return fields
 
 
 NEEDED = ("method", "run.seed", "data.name", "model.name", "optim.epochs")
@@ -133,7 +122,7 @@ def _choose(folder: RunFolder) -> tuple[Evaluation | None, list[str]]:
         return (e.epoch or 0, named, e.complete, e.samples, last, e.suite != CLOSING)
 
     first = max(found, key=lambda e: (*rank(e), len(e.measurements)))
-    # The newest format first, the closing evaluation last: of what was measured twice, theirs is shown.
+    # By falling rank, the closing evaluation last: of what was measured twice, the first figure is shown.
     others = sorted((e for e in found if e is not first), key=rank, reverse=True)
     return _joined(folder, first, others)
 
@@ -176,7 +165,7 @@ def _joined(
         closes = CLOSING in (first.suite, other.suite)
         known = {m.setting: m for m in reversed(measurements)}
         # A curve is of one record: points of two may differ in the step size.
-        curves = {part for part in SWEEPS if any(m.part == part for m in measurements)}
+        curves = {part for part in CURVES if any(m.part == part for m in measurements)}
         for m in other.measurements:
             shown = known.get(m.setting)
             if m.part in curves and shown is None:
@@ -191,7 +180,7 @@ def _joined(
     return replace(first, measurements=tuple(measurements), complete=complete), said
 
 
-SWEEPS = ("eps-sweep", "steps-sweep")
+CURVES = ("eps-sweep", "steps-sweep")
 """Parts that are drawn as curves."""
 
 

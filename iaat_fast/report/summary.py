@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from iaat_fast.evaluate.results import Measurement, attack_name
-from iaat_fast.report.records import after_training, flat
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.report.groups import CARRIED_OUT
+from iaat_fast.report.records import after_training
+from iaat_fast.run_folder import RunFolder, flat
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
-
-NOT_COMPARED = ("run.", "data.path", "data.workers", "optim.graph")
-"""Where, how and with which seed a run was carried out, and where its images lay."""
 
 VARIANTS = ("attack.", "epsilon.")
 """Fields that make a variant of a method, named in its row. Runs that differ in any other field
@@ -147,7 +145,7 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     return [
         name
         for name in names
-        if not name.startswith(NOT_COMPARED)
+        if not name.startswith(CARRIED_OUT)
         and any(run.config.get(name) != runs[0].config.get(name) for run in runs)
     ]
 

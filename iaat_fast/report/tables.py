@@ -21,7 +21,7 @@ def build_tables(groups: Sequence[Group]) -> list[Table]:
     """The tables for which something was measured, in the paper's order, then those of other data sets.
 
     Raises:
-        ValueError: runs of one table that were not measured alike; both are named.
+        ValueError: runs of one table that were not measured the same way; both are named.
     """
     tables = [_table(plan, _of(groups, plan.dataset)) for plan in PLANS]
     planned = {plan.dataset for plan in PLANS}

@@ -34,7 +34,7 @@ PROG = "python -m iaat_fast.sweep"
 DESCRIPTION = """Train and evaluate a grid of runs: methods x radii x seeds.
 
 Every run is a folder of its own below --out, named after its point of the grid. What is done is \
-skipped, and what was killed goes on where its last checkpoint is: the same command again continues \
+skipped, and what was killed continues from its last checkpoint: the same command again continues \
 a sweep, and with more methods, radii or seeds it extends one. Another configuration in the same \
 --out is refused.
 

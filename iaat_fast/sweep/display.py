@@ -29,7 +29,7 @@ class Display:
         self._console = console
         self._total = self._done = self._failed = 0
         self._running: dict[str, tuple[float, Log]] = {}
-        # rich prints what is printed beside it above the live lines.
+        # What is printed meanwhile rich shows above the live lines.
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._refreshed = 0.0
 

@@ -34,8 +34,8 @@ class Outcome:
 def drive(jobs: Sequence[Job], launcher: Launcher, logs: Path, display: Display) -> Outcome:
     """Carry out the jobs that are not done, each as soon as those it comes after are.
 
-    A job that fails, or cannot be started, takes those with it that come after it; the others go
-    on. The first Ctrl-C or SIGTERM asks the jobs under way to save their state and waits for them.
+    Those that come after a job that fails, or cannot be started, are not started; the others continue.
+    The first Ctrl-C or SIGTERM asks the jobs under way to save their state and waits for them.
     """
     outcome = Outcome()
     finished = {job.name for job in jobs if job.state == "done"}

@@ -152,7 +152,7 @@ class Run:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Starts the training, or goes on with it: --resume starts where there is nothing yet."""
+        """Starts the training or continues it: --resume starts where there is nothing yet."""
         where = ("--out", str(self.folder), "--resume")
         return (sys.executable, "-m", "iaat_fast.train", *self.words, *where)
 
@@ -160,8 +160,8 @@ class Run:
 def surrogate(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run that transfer attacks on `run` are crafted on: the same setting, another seed.
 
-    The first seed takes the second one, every other its predecessor, so that seeds that join a
-    sweep later change nobody's surrogate (but that of a seed that had none). None: no other seed.
+    The first seed takes the second one, every other its predecessor, so that seeds that
+    are added later change no run's surrogate, except that of a seed that had none. None: no other seed.
     """
     peers = [peer for peer in runs if peer.setting == run.setting]
     place = [peer.seed for peer in peers].index(run.seed)

@@ -106,7 +106,7 @@ class Job:
 
     @property
     def state(self) -> State:
-        """Whether it is done, has begun, or neither."""
+        """Whether it is done, was started (and resumes), or neither."""
         folder = RunFolder(self.run.folder)
         trained = is_trained(folder)
         if self.suite is None:

@@ -122,20 +122,20 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._begun = 0
+        self._start = 0
 
     def begin(self, command: Sequence[str]) -> None:
         """Write the head of a start of the job."""
         head = f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(head)
-            self._begun = file.tell()
+            self._start = file.tell()
 
     def last_line(self) -> str:
         """The last line printed since the job was started; "" where there is none."""
         with open(self.path, "rb") as file:
             end = file.seek(0, 2)
-            file.seek(max(self._begun, end - 4096))
+            file.seek(max(self._start, end - 4096))
             lines = file.read().decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

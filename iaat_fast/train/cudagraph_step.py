@@ -83,7 +83,7 @@ class CudaGraphStep:
         if (
             capture is not None
             and len(batch.index) == self._size
-            and (reason := method.reads(epoch))
+            and (reason := method.host_reads(epoch))
         ):
             self._give_up(reason)
             capture = None

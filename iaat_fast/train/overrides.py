@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iaat_fast.methods import NAMES, ROWS, meant, method_key, reads
+from iaat_fast.run_folder import flat
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.validate import choice
 
@@ -103,7 +104,7 @@ def differences(
     `there` and `given` say where each value is from.
     """
     found = []
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old.to_dict()), flat(new.to_dict())
     keys = {method_key(before), method_key(after)}
     for name, value in before.items():
         if not all(reads(key, name) for key in keys):
@@ -126,7 +127,7 @@ def refuse_unread(
     Raises:
         ValueError: a field that the method does not read; the message names what it reads instead.
     """
-    key = method_key(_flat(config))
+    key = method_key(flat(config.to_dict()))
     for field, words in given.items():
         if reads(key, field):
             continue
@@ -139,13 +140,3 @@ def refuse_unread(
             methods = [other for other in ROWS if other in NAMES and reads(other, field)]
             expected = f"{name('method')} {' or '.join(methods)}"
         raise ValueError(f"{words}: not read by method {config.method!r}, expected {expected}")
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.to_dict().items():
-        if isinstance(value, dict):
-            flat.update({f"{name}.{inner}": v for inner, v in value.items()})
-        else:
-            flat[name] = value
-    return flat

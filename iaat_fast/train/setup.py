@@ -157,7 +157,11 @@ def make_parts(
         ValueError: they cannot be made, or do not fit each other.
     """
     data = (_load_data(config) if data is None else data).to(device)
-    model = (_build_model(config, data) if model is None else model).to(device)
+    if model is None:
+        model = build_model(
+            config, data.name, num_classes=data.num_classes, in_channels=data.train.channels
+        )
+    model = model.to(device)
     check_model(model, data.train, data.test)
     return data, model
 
@@ -175,15 +179,22 @@ def _load_data(config: TrainConfig) -> ImageData:
     )
 
 
-def _build_model(config: TrainConfig, data: ImageData) -> nn.Module:
+def build_model(
+    config: TrainConfig, dataset: str, *, num_classes: int, in_channels: int
+) -> nn.Module:
+    """The network of a configuration, for the images of a data set.
+
+    Raises:
+        ValueError: it came from Python.
+    """
     part = config.model
     if part.name == CUSTOM:
         raise ValueError("the model of this run came from Python: pass it again, fit(model=...)")
     return models.build_for(
-        data.name,
+        dataset,
         part.name,
-        num_classes=data.num_classes,
-        in_channels=data.train.channels,
+        num_classes=num_classes,
+        in_channels=in_channels,
         width=part.width,
         depth=part.depth,
     )

@@ -118,7 +118,7 @@ def test_another_machines_records_are_not_taken(gpu: str | None, tmp_path: Path)
     assert found_in(tmp_path, record(gpu)) is HALF
 
 
-def test_a_contender_that_failed_is_not_taken(tmp_path: Path) -> None:
+def test_a_provider_that_failed_is_not_taken(tmp_path: Path) -> None:
     rates = found_in(tmp_path, record(status="failed"))
     assert rates.source("gradient", "fp16").startswith("modelled")
 

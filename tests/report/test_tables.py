@@ -1,4 +1,4 @@
-"""Tables: the paper's figures, the measured ones, what is said beside them, and what is refused."""
+"""Tables: the paper's figures, the measured ones, what is said about them, and what is refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_papers_tables_repeat_each_other_as_they_are_printed() -> None:
     for network in ("resnet18", "wrn32-10"):
         first, fourth, sixth = (paper.figures(n, network)["iaat"] for n in (1, 4, 6))
         differ = {c for c in first if first[c] != fourth[c]}
-        # The paper's own slip, which is said beside the figure.
+        # The paper's own slip, which is said with the figure.
         assert differ == ({"natural"} if network == "wrn32-10" else set())
         assert {c: fourth[c] for c in sixth} == sixth
         assert paper.figures(2, network)["iaat"] == paper.figures(5, network)["iaat"]
@@ -254,7 +254,7 @@ def test_of_several_evaluations_the_complete_one_with_the_most_samples_is_taken(
         read_records([folder], evaluation="elsewhere")
 
 
-def test_runs_that_were_not_measured_alike_are_refused_by_name(tmp_path: Path) -> None:
+def test_runs_that_were_not_measured_the_same_way_are_refused_by_name(tmp_path: Path) -> None:
     first = save_run(tmp_path / "first", "iaat")
 
     def refused(other: RunFolder, match: str) -> None:

@@ -16,7 +16,7 @@ RESULTS = {"natural_accuracy": 0.9, "robust_accuracy": 0.5, "eps_mean": 0.3, "sa
 
 @pytest.fixture
 def begin() -> Callable[[Run], RunFolder]:
-    """Leaves the folder of a training that has begun."""
+    """Leaves the folder of a training that was started."""
 
     def make(run: Run) -> RunFolder:
         folder = RunFolder(run.folder)

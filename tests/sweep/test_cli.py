@@ -1,4 +1,4 @@
-"""The command line: what it refuses, what it lists, and a sweep that is killed and goes on."""
+"""The command line: what it refuses, what it lists, and a sweep that is killed and continues."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 
@@ -34,4 +34,4 @@ class Adversarial(Method):
         assert batch.x_adv is not None
         logits = forward(batch.x_adv)
         loss = F.cross_entropy(logits, batch.y, reduction="none")
-        return Outcome(loss=loss, robust=right(logits, batch.y))
+        return Outcome(loss=loss, robust=is_correct(logits, batch.y))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, update
 
 
@@ -29,4 +29,4 @@ class Clean(Method):
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
         logits = forward(batch.x)
         loss = F.cross_entropy(logits, batch.y, reduction="none")
-        return Outcome(loss=loss, clean=right(logits, batch.y))
+        return Outcome(loss=loss, clean=is_correct(logits, batch.y))

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iaat_fast.attacks.active_set import as_column
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_selector
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
 from iaat_fast.train.methods.passes import (
     CLEAN_VERDICTS,
     Fooled,
@@ -40,7 +41,7 @@ class InstanceAdaptive(Method):
     def phase(cls, config: TrainConfig, epoch: int) -> str:
         return _WARMUP if epoch < config.epsilon.warmup_epochs else "adaptive"
 
-    def reads(self, epoch: int) -> str | None:
+    def host_reads(self, epoch: int) -> str | None:
         strategy, final = self.memory.strategy, self.memory.final
         if self.phase(self.config, epoch) == _WARMUP or strategy == "batched":
             return None
@@ -62,7 +63,7 @@ class InstanceAdaptive(Method):
         config = self.config.epsilon
         if self.phase(self.config, at.epoch) == _WARMUP:
             # Lines 9 and 10, then 4 and 8.
-            correct = right(self.attack.logits(x), y)
+            correct = is_correct(self.attack.logits(x), y)
             eps = self.memory.warm_up(
                 index,
                 config.eps_w,
@@ -87,7 +88,7 @@ class InstanceAdaptive(Method):
             )
             x_adv, correct = selection.x_adv, selection.correct
         if config.misclassified_input == "clean":
-            x_adv = torch.where(correct.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
+            x_adv = torch.where(as_column(correct, x), x_adv, x)
         return Batch(x=x, y=y, x_adv=x_adv, correct=correct)
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
@@ -95,7 +96,7 @@ class InstanceAdaptive(Method):
         assert batch.correct is not None
         logits = forward(batch.x_adv)
         loss = F.cross_entropy(logits, batch.y, reduction="none")
-        robust = right(logits, batch.y) & batch.correct
+        robust = is_correct(logits, batch.y) & batch.correct
         return Outcome(loss=loss, clean=batch.correct, robust=robust)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, start_seed
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 # The released code's guards against log(0), where the paper has 1 - p and log p.
@@ -59,6 +59,6 @@ class Mart(Method):
         missed = _MISSED - p.gather(1, y)[:, 0]
         return Outcome(
             loss=boosted + self.config.baseline.mart_beta * divergence * missed,
-            clean=right(clean, batch.y),
-            robust=right(attacked, batch.y),
+            clean=is_correct(clean, batch.y),
+            robust=is_correct(attacked, batch.y),
         )

@@ -24,7 +24,7 @@ Drawn = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Of a step: its epoch, what it draws, and where it notes what is wrong with values; see `Method.prepare`."""
+    """What a step has besides its batch: its epoch, its random draws, where it notes wrong values."""
 
     epoch: int
     drawn: Drawn
@@ -117,7 +117,7 @@ class Method:
         """
         raise ValueError(f"method: {config.method!r}, expected one whose passes are counted")
 
-    def reads(self, epoch: int) -> str | None:
+    def host_reads(self, epoch: int) -> str | None:
         """What a step of this epoch reads on the host, so that it cannot be captured; None for nothing."""
         return None
 
@@ -154,6 +154,6 @@ class Method:
         raise NotImplementedError
 
 
-def right(logits: Tensor, y: Tensor) -> Tensor:
+def is_correct(logits: Tensor, y: Tensor) -> Tensor:
     """bool [N], which samples are classified correctly."""
     return logits.argmax(dim=1) == y

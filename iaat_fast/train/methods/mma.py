@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from iaat_fast import attacks
 from iaat_fast.attacks import losses
+from iaat_fast.attacks.active_set import as_column
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
@@ -41,7 +42,7 @@ class MaxMargin(Method):
     sign is the same, so the engine's attack on the cross-entropy is this attack. Its step is
     mma_step_scale * radius / steps, and attack.alpha is not used.
 
-    Unlike the released code: samples are judged, before the attack and in the bisection, in the
+    Unlike the released code: which samples are right is asked, before the attack and in the bisection, in the
     attack's BatchNorm mode (attack.bn), there in training mode; x + d u is clamped to [0, 1] also
     where it is trained on, there only in the bisection; and the schedule is the preset's.
 
@@ -76,7 +77,7 @@ class MaxMargin(Method):
         x_adv = self.attack(
             x, y, eps=radius, index=index, seed=at.drawn["noise"], findings=at.findings
         )
-        direction = (x_adv - x) / _column(torch.where(fits, radius, 1.0), x)
+        direction = (x_adv - x) / as_column(torch.where(fits, radius, 1.0), x)
         margin = bisected_margin(
             self.attack,
             x,
@@ -121,7 +122,7 @@ def bisected_margin(
     """[N], how far along `direction` the soft logit margin of each sample crosses 0, up to `most`.
 
     Args:
-        attack: whose BatchNorm mode the network is judged in.
+        attack: the network is asked for logits in its BatchNorm mode.
         x, y: images [N, ...] and labels int64 [N].
         direction: like x; distances are multiples of it.
         radius: [N], where to look first.
@@ -142,8 +143,4 @@ def _soft_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
-    return (x + _column(distance, x) * direction).clamp(0.0, 1.0)
-
-
-def _column(per_row: Tensor, x: Tensor) -> Tensor:
-    return per_row.view(-1, *[1] * (x.dim() - 1))
+    return (x + as_column(distance, x) * direction).clamp(0.0, 1.0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, make_attack, start_seed
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, right
+from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 
@@ -57,6 +57,6 @@ class Trades(Method):
         loss = F.cross_entropy(clean, batch.y, reduction="none")
         return Outcome(
             loss=loss + self.config.baseline.trades_beta * divergence,
-            clean=right(clean, batch.y),
-            robust=right(attacked, batch.y),
+            clean=is_correct(clean, batch.y),
+            robust=is_correct(attacked, batch.y),
         )

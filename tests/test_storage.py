@@ -90,13 +90,13 @@ def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
 def test_evaluate_suite_is_refused(holder: Holder, tmp_path: Path) -> None:
     split = Split(torch.zeros(4, 4, 4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
-    subject = EvalTarget(
+    target = EvalTarget(
         model=model,
         split=split,
         description={"data": {"name": "mine", "samples": 4, "path": None}},
     )
     with pytest.raises(BlockingIOError, match="at work there"):
-        evaluate_suite(subject, "quick", folder=tmp_path)
+        evaluate_suite(target, "quick", folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

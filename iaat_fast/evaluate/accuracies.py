@@ -118,11 +118,11 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
-    mark = AttackBudget(name="pgd", steps=steps, restarts=restarts)
+    budget = AttackBudget(name="pgd", steps=steps, restarts=restarts)
     run = SharedPGD(
         model,
         split,
-        [mark],
+        [budget],
         eps=eps,
         alpha=alpha,
         targeted=targeted,

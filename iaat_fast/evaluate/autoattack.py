@@ -66,7 +66,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack has left standing; unfinished, also where it is to go on.
+    """What AutoAttack has left standing; where it is unfinished, also what continuing needs.
 
     Args:
         eps, seed: of the attacks.
@@ -139,7 +139,7 @@ def autoattack(
         seed: of the attacks' draws.
         version: "standard", the only one there is: see `standard`.
         attacks: others in its place, by name, in their order; their own radius and seed are not used.
-        resume: an unfinished result of the same arguments, to go on from.
+        resume: an unfinished result of the same arguments, to continue from.
         save: called after each batch with what there is by then.
         progress: called after each batch as progress(attack, done, all), in samples.
 
@@ -173,7 +173,7 @@ def autoattack(
             continue
         tested = torch.zeros(len(split), dtype=torch.bool)
         tested = tested if result.tested is None else result.tested
-        begun = int((result.correct | tested).sum())
+        planned = int((result.correct | tested).sum())
         todo = (result.correct & ~tested).nonzero()[:, 0].to(split.labels.device)
         for index in todo.split(batch_size) if len(todo) else ():
             started = time.perf_counter()
@@ -187,9 +187,9 @@ def autoattack(
             if save is not None:
                 save(result)
             if progress is not None:
-                progress(name, int(tested.sum()), begun)
+                progress(name, int(tested.sum()), planned)
         standing = int(result.correct.sum())
-        stage = Stage(name, begun, begun - standing, standing / len(split), result.seconds)
+        stage = Stage(name, planned, planned - standing, standing / len(split), result.seconds)
         result = dataclasses.replace(
             result, stages=(*result.stages, stage), tested=None, seconds=0.0
         )

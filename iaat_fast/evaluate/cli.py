@@ -37,7 +37,7 @@ config.json.
 By a suite: --suite cifar, imagenet or quick measures what the paper reports.
 
 What is measured of a run is kept in a folder below RUN/evaluation, each attack and each suite in its own. The same \
-command again goes on where it was stopped, or shows what is finished.
+command again continues where it was stopped, or shows what is finished.
 
 Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
 function without arguments that returns a torch.nn.Module over images in [0, 1].
@@ -102,7 +102,7 @@ class Command:
     """Surrogate of the part transfer: a run of the same configuration and another seed."""
     corruptions: Annotated[
         Path | None,
-        optional("FOLDER", "CIFAR-10-C or the like in or beside the data, else generated"),
+        optional("FOLDER", "CIFAR-10-C or the like in or next to the data, else generated"),
     ] = None
     """Published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C, for the part corruptions."""
     any_iterate: bool = False
@@ -116,7 +116,7 @@ class Command:
     overwrite: bool = False
     """Start the record again, whatever its folder holds."""
     save_every: Annotated[float, optional("SECONDS", "30")] = 30.0
-    """Seconds between two saves of the attack under way."""
+    """Seconds between two saves of what is being measured."""
     model: Annotated[str | None, optional("MODEL", "the run's")] = None
     """digits-cnn, resnet18, wrn32-10, imagenet-resnet18 (-34, -50, -101, -152), or
     package.module:function."""
@@ -231,7 +231,7 @@ def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, 
 
 
 def _warn_of_units(command: Command, suite: Suite) -> None:
-    """What is right but hardly meant: numbers on the [0, 1] scale, and one step for radii of all sizes."""
+    """Warn of what is valid but probably not meant: numbers on the [0, 1] scale, one step size for several radii."""
     for eps in command.eps:
         warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
     if command.alpha is not None:

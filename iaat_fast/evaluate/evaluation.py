@@ -63,11 +63,12 @@ def evaluate_suite(
 ) -> dict[str, Any]:
     """Measure what a suite measures; returns the content of results.json.
 
-        subject = load_target(run_source(RunFolder("runs/x")), torch.device("cuda"), folder=RunFolder("runs/x"))
-        evaluate_suite(subject, "cifar", folder="runs/x/evaluation/mine")["measurements"]
+        run = RunFolder("runs/x")
+        target = load_target(run_source(run), torch.device("cuda"), folder=run)
+        evaluate_suite(target, "cifar", folder="runs/x/evaluation/mine")["measurements"]
 
     Called again with the same folder it measures what is not there yet: from where it was stopped, also in the middle
-    of an attack, with the bits of an evaluation that never was; with further parts, those.
+    of an attack, with the bits of an evaluation that was never stopped; and further parts that are asked for.
 
     Args:
         subject: model and samples.
@@ -85,11 +86,11 @@ def evaluate_suite(
             only by the last of each restart. Transferred attacks are always scored by their last iterates.
         surrogate: the independently trained model of the part "transfer".
         corruptions: folder with the published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C. None: the one in or
-            beside the data set; where there is none, corruptions are generated, and every row says so.
+            next to the data set; where there is none, corruptions are generated, and every row says so.
         adversarial: files of saved examples, of the same samples, to score the model on.
         save_adversarial: keep the adversarial examples of every PGD measurement in the folder.
-        overwrite: start anew whatever the folder holds.
-        save_every: seconds between two saves of what is under way.
+        overwrite: start again, whatever the folder holds.
+        save_every: seconds between two saves of what is being measured.
         tell: called as tell(name, done, remaining) while attacks run, in gradient passes.
 
     Raises:

@@ -82,14 +82,14 @@ def expected_passes(
 ) -> float:
     """Gradient passes, one image each, that attacks sharing their restarts are still expected to take.
 
-    In the restart under way: `left`, scaled by the estimator. In later restarts a sample counts with the steps of the
+    In the current restart: `left`, scaled by the estimator. In later restarts a sample counts with the steps of the
     longest attack that it still withstands. For samples that are done with the current restart that is known; of the
     others, the same share is expected to withstand it as of those that are done (all, as long as none is done). A
     sample that withstood one restart is taken to withstand the others, so the estimate is a little high.
 
     Args:
         budgets: (steps, restarts) of each attack.
-        restart: number of the restart under way.
+        restart: number of the current restart.
         before: bool [M, N], which attacks each sample had withstood when the restart began.
         standing: bool [M, N], which it withstands so far.
         done: bool [N], which samples are done with the restart.

@@ -3,10 +3,10 @@
     results.json     settings and one row per finished measurement, see `Record.add`
     verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust; of a corruption
                      bool [5, N], by severity
-    progress.pt      what is under way; absent once all is done
+    progress.pt      the state of what is being measured; absent once all is done
     adversarial/     adversarial examples, where they were asked for
 
-Files are replaced whole. A record with `path` None is kept in memory only.
+Files are replaced as a whole. A record with `path` None is kept in memory only.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from iaat_fast.evaluate.results import (
     LABELS,
     OVERWRITE,
     SCHEMA,
-    is_kept,
     read_record,
     refuse_newer,
+    results_kept,
     share,
 )
 from iaat_fast.evaluate.suites import PGDMeasurement
@@ -107,7 +107,7 @@ class Record:
 
     @property
     def has_progress(self) -> bool:
-        """Whether something is under way."""
+        """Whether something was started and is not finished."""
         return bool(self._progress)
 
     def progress(self, name: str) -> Any:
@@ -115,7 +115,7 @@ class Record:
         return self._progress.get(name)
 
     def save_progress(self, name: str, state: Any) -> None:
-        """Keep tensors and plain values, so that a killed evaluation goes on from there; None: forget them."""
+        """Keep tensors and plain values, so that a killed evaluation continues from there; None: forget them."""
         if state is not None:
             self._progress[name] = state
         elif self._progress.pop(name, None) is None:
@@ -144,7 +144,7 @@ class Record:
             content = load_tensors(file)
         except ValueError as error:
             raise ValueError(
-                f"{error}; {is_kept(self.path)} and go on without it once {file.name} is deleted"
+                f"{error}; {results_kept(self.path)} and go on without it once {file.name} is deleted"
             ) from error
         if not isinstance(content, dict) or "states" not in content:
             raise ValueError(f"{file}: not the progress of an evaluation")
@@ -162,13 +162,13 @@ def open_record(
     *,
     overwrite: bool = False,
 ) -> Record:
-    """The record in a folder, to go on with, or a new one.
+    """The record in a folder, to be continued, or a new one.
 
     Args:
         path: its folder; None: in memory.
-        header: content of results.json but for the rows; "settings" holds what may not change.
+        header: content of results.json except for the rows; "settings" holds what may not change.
         labels: int64 [N].
-        overwrite: start anew whatever there is.
+        overwrite: start again, whatever there is.
 
     Raises:
         ValueError: the record there is damaged, of a newer version, or of other settings (each that differs is named).
@@ -186,7 +186,7 @@ def open_record(
         shutil.rmtree(path / "adversarial", ignore_errors=True)
     if path is None or not (path / "results.json").exists():
         if path is not None and (path / "progress.pt").exists():
-            # Killed before anything was finished; its settings are with it.
+            # Without results.json nothing says which settings it belongs to.
             (path / "progress.pt").unlink()
         return Record(path, fresh, {LABELS: labels})
     content, verdicts = read_record(path)

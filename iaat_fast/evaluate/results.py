@@ -20,7 +20,7 @@ SCHEMA = 1
 LABELS = "labels"
 """Name of the samples' classes in verdicts.npz."""
 
-OVERWRITE = "--overwrite starts anew"
+OVERWRITE = "--overwrite starts again"
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "pgd": ("eps", "alpha", "steps", "restarts"),
@@ -55,7 +55,7 @@ class Measurement:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What was measured, the seed left aside: two measurements of one model that agree in it are of the same."""
+        """What was measured, except the seed: two measurements of a model that agree in it measured the same."""
         row = self.row
         # An attack with an unknown step size is not taken for another's: distances to a billionth.
         distances = (round(row.get(name, 0.0), 9) for name in ("eps", "alpha"))
@@ -229,17 +229,17 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if any(array.shape[-1:] != labels.shape for array in verdicts.values()):
             raise ValueError("arrays of another length than the labels")
     except FileNotFoundError as error:
-        raise ValueError(f"{file}: not there; {is_kept(path)}, {OVERWRITE}") from error
+        raise ValueError(f"{file}: not there; {results_kept(path)}, {OVERWRITE}") from error
     # Damaged bytes end in whatever zipfile and numpy trip over.
     except Exception as error:
-        raise ValueError(f"{file}: damaged ({error}); {is_kept(path)}, {OVERWRITE}") from error
+        raise ValueError(f"{file}: damaged ({error}); {results_kept(path)}, {OVERWRITE}") from error
     for row in content["measurements"]:
         counted = row.get("correct")
         array = verdicts.get(row["key"])
         if counted is not None and array is not None and int(array.sum()) != counted:
             raise ValueError(
                 f"{file}: {row['key']} has {int(array.sum())} correct, results.json {counted}; "
-                f"{is_kept(path)}, {OVERWRITE}"
+                f"{results_kept(path)}, {OVERWRITE}"
             )
     return content, verdicts
 
@@ -290,7 +290,7 @@ def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
     }
 
 
-def is_kept(path: Path) -> str:
+def results_kept(path: Path) -> str:
     return f"{path / 'results.json'} is kept"
 
 

@@ -54,7 +54,7 @@ def suite_table(content: dict[str, Any]) -> Table:
     taken = sum(row["gradients"] for row in attacks)
     if taken < planned:
         saved = 1 - taken / planned
-        how = "attacks share their steps, and nobody is attacked whose verdict is known"
+        how = "attacks share their steps, and no sample is attacked whose verdict is known"
         notes.append(f"{saved:.0%} of the passes saved: {how}")
     result.caption = "\n".join(notes) or None
     return result

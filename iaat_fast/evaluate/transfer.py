@@ -16,25 +16,25 @@ from iaat_fast.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A model over the subject's images, on its device; `description` says in plain values where it came from."""
+    """A model over the target's images, on its device; `description` says in plain values where it came from."""
 
     model: nn.Module
     description: dict[str, Any]
 
 
-def load_surrogate(folder: RunFolder, subject: EvalTarget, *, data: str | None = None) -> Surrogate:
+def load_surrogate(folder: RunFolder, target: EvalTarget, *, data: str | None = None) -> Surrogate:
     """The surrogate of a run folder.
 
     Args:
         folder: of a run of the same configuration and another seed.
-        subject: whom the attacks are transferred to.
+        target: what the attacks are transferred to.
         data: where the images are now, if not where either run recorded them.
 
     Raises:
         FileNotFoundError: no such run, or no checkpoint in it.
-        ValueError: it is the subject's own run, a run of the same configuration and seed, or of another data set.
+        ValueError: it is the target's own run, one of the same configuration and seed, or of another data set.
     """
-    about, config = subject.description, folder.config() if folder.path.is_dir() else {}
+    about, config = target.description, folder.config() if folder.path.is_dir() else {}
     if about["run"] is not None:
         own = RunFolder(about["run"])
         if own.path.resolve() == folder.path.resolve():
@@ -46,12 +46,12 @@ def load_surrogate(folder: RunFolder, subject: EvalTarget, *, data: str | None =
                 f"--against {folder.path}: has the configuration and seed of {own.path}; expected one trained "
                 "independently, with another seed"
             )
-    source = run_source(folder, data=data or about["data"]["path"], limit=len(subject.split))
+    source = run_source(folder, data=data or about["data"]["path"], limit=len(target.split))
     if source.dataset != about["data"]["name"]:
         raise ValueError(
             f"--against {folder.path}: trained on {source.dataset}, expected {about['data']['name']} as {about['run']}"
         )
-    found = load_target(source, subject.split.labels.device, folder=folder)
+    found = load_target(source, target.split.labels.device, folder=folder)
     description = {
         **{name: found.description[name] for name in ("run", "model", "weights", "epoch")},
         "seed": config.get("run", {}).get("seed"),
@@ -59,14 +59,14 @@ def load_surrogate(folder: RunFolder, subject: EvalTarget, *, data: str | None =
     return Surrogate(found.model, description)
 
 
-def check_surrogate(subject: EvalTarget, surrogate: Surrogate) -> None:
-    """Raise ValueError where a surrogate has other classes or the subject's own weights."""
-    own, other = (_classes(model, subject.split) for model in (subject.model, surrogate.model))
+def check_surrogate(target: EvalTarget, surrogate: Surrogate) -> None:
+    """Raise ValueError where a surrogate has other classes or the target's own weights."""
+    own, other = (_classes(model, target.split) for model in (target.model, surrogate.model))
     if own != other:
         raise ValueError(
             f"surrogate: has {other} classes, expected {own} as the model it is to fool"
         )
-    if weights_sha256(subject.model) == weights_sha256(surrogate.model):
+    if weights_sha256(target.model) == weights_sha256(surrogate.model):
         raise ValueError(
             "surrogate: has the model's own weights, expected an independently trained one"
         )

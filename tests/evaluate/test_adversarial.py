@@ -39,7 +39,7 @@ def no_room(*_: Any) -> None:
 
 
 @pytest.fixture
-def subject() -> EvalTarget:
+def target() -> EvalTarget:
     split = Split(torch.zeros(6, 4, 4, 1, dtype=torch.uint8), torch.arange(6) % 3)
     return EvalTarget(torch.nn.Flatten(), split, {})
 
@@ -63,12 +63,12 @@ def test_a_full_disk_is_known_before_the_attack_and_costs_nothing(
 
 
 def test_kept_images_are_those_given_also_after_a_new_start(
-    subject: EvalTarget, tmp_path: Path
+    target: EvalTarget, tmp_path: Path
 ) -> None:
     images = torch.rand(6, 1, 4, 4)
-    files = AdversarialFiles(tmp_path, ["a", "b"], subject, fresh=True)
+    files = AdversarialFiles(tmp_path, ["a", "b"], target, fresh=True)
     files.keep("a", torch.tensor([4, 0]), images[[4, 0]])
-    again = AdversarialFiles(tmp_path, ["a", "b"], subject, fresh=False)
+    again = AdversarialFiles(tmp_path, ["a", "b"], target, fresh=False)
     again.keep(
         "a", torch.tensor([1, 2, 3, 5]), images[[1, 2, 3, 5]].to(memory_format=torch.channels_last)
     )
@@ -76,57 +76,57 @@ def test_kept_images_are_those_given_also_after_a_new_start(
     again.finish("a", {"key": "a"})
     again.discard("a")
     assert torch.equal(load_adversarial(tmp_path / "a.npz")[0], images)
-    fresh = AdversarialFiles(tmp_path, ["b"], subject, fresh=True)
+    fresh = AdversarialFiles(tmp_path, ["b"], target, fresh=True)
     fresh.finish("b", {})
     assert not load_adversarial(tmp_path / "b.npz")[0].any()
 
 
 def test_images_that_cannot_be_written_are_an_error_that_names_the_file(
-    subject: EvalTarget, tmp_path: Path
+    target: EvalTarget, tmp_path: Path
 ) -> None:
-    files = AdversarialFiles(tmp_path, ["a"], subject, fresh=True)
+    files = AdversarialFiles(tmp_path, ["a"], target, fresh=True)
     with full_disk(at=200), pytest.raises(OSError, match=r"cannot write: ") as error:
         files.keep("a", torch.tensor([5]), torch.rand(1, 1, 4, 4))
     assert error.value.filename == str(tmp_path / ".a.npy.tmp")
 
 
-def adversarial(folder: Path, subject: EvalTarget, size: int) -> None:
-    files = AdversarialFiles(folder, ["a"], subject, fresh=True)
+def adversarial(folder: Path, target: EvalTarget, size: int) -> None:
+    files = AdversarialFiles(folder, ["a"], target, fresh=True)
     try:
         files.finish("a", {"size": "x" * size})
     finally:
         files.discard("a")
 
 
-def record(folder: Path, subject: EvalTarget, size: int) -> None:
+def record(folder: Path, target: EvalTarget, size: int) -> None:
     Record(folder, {"measurements": ["x" * size]}, {"labels": np.arange(3)}).save()
 
 
-def progress(folder: Path, subject: EvalTarget, size: int) -> None:
+def progress(folder: Path, target: EvalTarget, size: int) -> None:
     Record(folder, {}, {}).save_progress("a", torch.zeros(size))
 
 
-def results(folder: Path, subject: EvalTarget, size: int) -> None:
+def results(folder: Path, target: EvalTarget, size: int) -> None:
     RunFolder(folder).save_results({"a": "x" * size})
 
 
-def report(folder: Path, subject: EvalTarget, size: int) -> None:
+def report(folder: Path, target: EvalTarget, size: int) -> None:
     publish({"index.html": b"x" * size, "tables/a.csv": b"1"}, folder / "report", {})
 
 
 @pytest.mark.parametrize("write", [adversarial, record, progress, results, report])
 def test_a_full_disk_leaves_the_last_good_files_and_nothing_else(
-    write: Callable[[Path, EvalTarget, int], None], subject: EvalTarget, tmp_path: Path
+    write: Callable[[Path, EvalTarget, int], None], target: EvalTarget, tmp_path: Path
 ) -> None:
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     with full_disk(at=8000), pytest.raises(OSError, match="cannot write"):
-        write(tmp_path, subject, 9000)
+        write(tmp_path, target, 9000)
     assert not {path.name for path in files()} - {"verdicts.npz"}  # written before, and whole
-    write(tmp_path, subject, 10)
+    write(tmp_path, target, 10)
     before = files()
     with full_disk(at=8000), pytest.raises(OSError, match="cannot write") as error:
-        write(tmp_path, subject, 9000)
+        write(tmp_path, target, 9000)
     assert files() == before
     assert str(error.value.filename).startswith(str(tmp_path))

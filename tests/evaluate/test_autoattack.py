@@ -272,10 +272,10 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_budgets")
 def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
-    subject = EvalTarget.of(network, labelled(network, 30, wrong=5))
+    target = EvalTarget.of(network, labelled(network, 30, wrong=5))
     told: list[tuple[str, float, float]] = []
     content = evaluate_suite(
-        subject,
+        target,
         "quick",
         folder=tmp_path,
         parts=["natural", "autoattack"],
@@ -292,7 +292,7 @@ def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
         assert row["stages"][-1]["accuracy_after"] == row["accuracy"]
         assert row["samples"] == 30
         assert row["interval_95"][0] <= row["accuracy"] <= row["interval_95"][1]
-    direct = autoattack(network, subject.split, eps=2 / 255)
+    direct = autoattack(network, target.split, eps=2 / 255)
     with np.load(tmp_path / "verdicts.npz") as verdicts:
         assert np.array_equal(verdicts["autoattack-eps2"], direct.correct.numpy())
     assert recount(tmp_path, np.arange(30))["autoattack-eps2"]["correct"] == upper["correct"]
@@ -306,7 +306,7 @@ def test_it_is_a_part_of_a_suite(network: InFloat64, tmp_path: Path) -> None:
 def test_a_stopped_suite_goes_on_in_the_middle_of_an_attack(
     stop_at: int, network: InFloat64, tmp_path: Path
 ) -> None:
-    subject = EvalTarget.of(network, labelled(network, 30, wrong=5))
+    target = EvalTarget.of(network, labelled(network, 30, wrong=5))
     options: Any = {"parts": ["autoattack"], "eps": [2 / 255], "batch_size": 8}
     told: dict[str, list[float]] = {"whole": [], "stopped": []}
 
@@ -316,7 +316,7 @@ def test_a_stopped_suite_goes_on_in_the_middle_of_an_attack(
             if len(told[folder]) == stop_at:
                 raise KeyboardInterrupt
 
-        content = evaluate_suite(subject, "quick", folder=tmp_path / folder, tell=tell, **options)
+        content = evaluate_suite(target, "quick", folder=tmp_path / folder, tell=tell, **options)
         (row,) = content["measurements"]
         stages = [{**stage, "seconds": 0} for stage in row["stages"]]
         return {**row, "stages": stages, "seconds": 0}

@@ -1,4 +1,4 @@
-"""Shared trajectories give the verdicts of every attack run by itself, with fewer passes."""
+"""Attacks that share a run have the verdicts of each run alone, with fewer passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD
 
 SAMPLES, SIZE = 60, 6
 ATTACK: dict[str, Any] = {"eps": 0.02, "alpha": 0.003, "seed": 3}
-# 7 is no multiple of anything, 0 is the random start, two marks have the same steps.
-MARKS = [
+# 7 is no multiple of anything, 0 is the random start, two budgets have the same steps.
+BUDGETS = [
     AttackBudget(name="a", steps=2, restarts=5),
     AttackBudget(name="b", steps=7, restarts=3),
     AttackBudget(name="c", steps=20, restarts=2),
@@ -35,7 +35,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def split(network: nn.Module) -> Split:
-    """Images labelled by the network itself but for every fifth."""
+    """Images labelled by the network itself except for every fifth."""
     generator = torch.Generator().manual_seed(0)
     shape = (SAMPLES, SIZE, SIZE, 1)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -44,13 +44,13 @@ def split(network: nn.Module) -> Split:
     return Split(images, torch.where(torch.arange(SAMPLES) % 5 > 0, y, (y + 1) % 4))
 
 
-def alone(network: nn.Module, split: Split, mark: AttackBudget, **options: Any) -> Tensor:
+def alone(network: nn.Module, split: Split, budget: AttackBudget, **options: Any) -> Tensor:
     """The verdicts of one measurement by plain calls of PGD, every restart on every sample."""
     index = torch.arange(len(split))
     x, y = fetch(split, index)
-    pgd = PGD(network, steps=mark.steps, **{**ATTACK, **options})
+    pgd = PGD(network, steps=budget.steps, **{**ATTACK, **options})
     standing = torch.ones(len(split), dtype=torch.bool)
-    for restart in range(mark.restarts):
+    for restart in range(budget.restarts):
         x_adv = pgd(x, y, index=index, restart=restart)
         standing &= network(x_adv).argmax(1) == y
     return standing
@@ -65,14 +65,14 @@ def finished(run: SharedPGD, most: int = 50) -> SharedPGD:
 @pytest.mark.parametrize("targeted", [False, "random"])
 @pytest.mark.parametrize("any_iterate", [False, True])
 @pytest.mark.parametrize("batch_size", [7, 64])
-def test_every_mark_has_the_verdicts_of_its_attack_run_alone(
+def test_every_attack_has_the_verdicts_that_it_has_run_alone(
     network: nn.Module, split: Split, batch_size: int, any_iterate: bool, targeted: Any
 ) -> None:
     run = finished(
         SharedPGD(
             network,
             split,
-            MARKS,
+            BUDGETS,
             **ATTACK,
             batch_size=batch_size,
             any_iterate=any_iterate,
@@ -80,9 +80,9 @@ def test_every_mark_has_the_verdicts_of_its_attack_run_alone(
         )
     )
     verdicts = []
-    for number, mark in enumerate(MARKS):
-        expected = alone(network, split, mark, targeted=targeted, early_stop=any_iterate)
-        assert torch.equal(run.standing(number), expected), mark
+    for number, budget in enumerate(BUDGETS):
+        expected = alone(network, split, budget, targeted=targeted, early_stop=any_iterate)
+        assert torch.equal(run.standing(number), expected), budget
         verdicts.append(expected)
         assert run.is_known(number)
     assert 0 < int(verdicts[2].sum()) < SAMPLES, (
@@ -97,19 +97,19 @@ def test_a_run_saved_and_loaded_between_any_two_stretches_takes_the_same_steps(
     network: nn.Module, split: Split, any_iterate: bool
 ) -> None:
     options: dict[str, Any] = {**ATTACK, "batch_size": 16, "any_iterate": any_iterate}
-    whole = finished(SharedPGD(network, split, MARKS, **options), most=3)
+    whole = finished(SharedPGD(network, split, BUDGETS, **options), most=3)
     kept: list[Tensor] = []
 
     def keep(name: str, index: Tensor, x_adv: Tensor) -> None:
         if name == "c":
             kept.append(x_adv)
 
-    run = SharedPGD(network, split, MARKS, **options, keep=keep)
+    run = SharedPGD(network, split, BUDGETS, **options, keep=keep)
     while not run.finished:
         state = copy.deepcopy(run.state())
         run.advance(3)
         # A later step changes nothing that was given out.
-        again = SharedPGD(network, split, MARKS, **options, keep=keep)
+        again = SharedPGD(network, split, BUDGETS, **options, keep=keep)
         again.load(state)
         run = again
         run.advance(3)
@@ -119,7 +119,7 @@ def test_a_run_saved_and_loaded_between_any_two_stretches_takes_the_same_steps(
 
 
 def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> None:
-    run = SharedPGD(network, split, MARKS, **ATTACK, batch_size=16)
+    run = SharedPGD(network, split, BUDGETS, **ATTACK, batch_size=16)
     run.advance()
     state = run.state()
     before = copy.deepcopy(state)
@@ -136,45 +136,45 @@ def test_states_given_out_do_not_change(network: nn.Module, split: Split) -> Non
 def test_a_run_goes_on_in_smaller_and_in_larger_batches(
     network: nn.Module, split: Split, batch_size: int
 ) -> None:
-    run = SharedPGD(network, split, MARKS, **ATTACK, batch_size=16)
+    run = SharedPGD(network, split, BUDGETS, **ATTACK, batch_size=16)
     for _ in range(4):
         run.advance(3)
-    other = SharedPGD(network, split, MARKS, **ATTACK, batch_size=batch_size)
+    other = SharedPGD(network, split, BUDGETS, **ATTACK, batch_size=batch_size)
     other.load(run.state())
     finished(run)
     finished(other)
     assert torch.equal(other.state()["standing"], run.state()["standing"])
 
 
-def test_a_state_of_other_marks_or_samples_is_refused(network: nn.Module, split: Split) -> None:
-    run = SharedPGD(network, split, MARKS, **ATTACK)
+def test_a_state_of_other_attacks_or_samples_is_refused(network: nn.Module, split: Split) -> None:
+    run = SharedPGD(network, split, BUDGETS, **ATTACK)
     state = run.state()
     with pytest.raises(ValueError, match="not the state of this attack"):
-        SharedPGD(network, split, MARKS[:2], **ATTACK).load(state)
+        SharedPGD(network, split, BUDGETS[:2], **ATTACK).load(state)
     with pytest.raises(ValueError, match="not the state of this attack"):
-        SharedPGD(network, split.first(9), MARKS, **ATTACK).load(state)
+        SharedPGD(network, split.first(9), BUDGETS, **ATTACK).load(state)
     with pytest.raises(ValueError, match="not the state of this attack"):
         run.load({})
 
 
-def test_nobody_is_carried_on_further_than_a_mark_that_needs_it(
+def test_no_sample_is_attacked_further_than_some_attack_needs(
     network: nn.Module, split: Split
 ) -> None:
-    marks = [
+    budgets = [
         AttackBudget(name="2x3", steps=2, restarts=3),
         AttackBudget(name="8x1", steps=8, restarts=1),
     ]
     rows: list[int] = []
     hook = network.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
-    run = finished(SharedPGD(network, split, marks, **ATTACK, batch_size=SAMPLES))
+    run = finished(SharedPGD(network, split, budgets, **ATTACK, batch_size=SAMPLES))
     hook.remove()
     standing = []
     for restarts in (1, 2):
-        mark = AttackBudget(name="", steps=2, restarts=restarts)
-        standing.append(int(alone(network, split, mark).sum()))
-    # The first restart to 8 steps, whoever stands at 2; the others to 2 steps, on who stands there.
+        budget = AttackBudget(name="", steps=2, restarts=restarts)
+        standing.append(int(alone(network, split, budget).sum()))
+    # The first restart to 8 steps, on who stands at 2; the others to 2 steps, on who stands there.
     assert run.passes == SAMPLES * 8 + 2 * standing[0] + 2 * standing[1]
-    # A forward a step, and one at each mark.
+    # A forward a step, and one at the end of each attack.
     assert sum(rows) == run.passes + SAMPLES * 2 + standing[0] + standing[1]
     # Passes are counted where they were taken for, and none twice.
     assert run.tally(0).gradients.gradients == SAMPLES * 2 + 2 * standing[0] + 2 * standing[1]
@@ -185,12 +185,12 @@ def test_nobody_is_carried_on_further_than_a_mark_that_needs_it(
 def test_a_sample_that_fell_at_some_iterate_is_never_run_again(
     network: nn.Module, split: Split
 ) -> None:
-    marks = [
+    budgets = [
         AttackBudget(name="2x2", steps=2, restarts=2),
         AttackBudget(name="40x2", steps=40, restarts=2),
     ]
-    last = finished(SharedPGD(network, split, marks, **ATTACK))
-    any_ = finished(SharedPGD(network, split, marks, **ATTACK, any_iterate=True))
+    last = finished(SharedPGD(network, split, budgets, **ATTACK))
+    any_ = finished(SharedPGD(network, split, budgets, **ATTACK, any_iterate=True))
     assert bool((any_.standing(1) <= last.standing(1)).all())
     fallen = SAMPLES - int(any_.standing(1).sum())
     assert fallen > 10
@@ -204,9 +204,9 @@ def test_a_transferred_attack_is_crafted_on_one_model_and_judged_by_the_other(
 ) -> None:
     torch.manual_seed(5)
     surrogate = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    mark = AttackBudget(name="t", steps=9, restarts=2)
+    budget = AttackBudget(name="t", steps=9, restarts=2)
     attack = {**ATTACK, "eps": 0.1}
-    run = finished(SharedPGD(surrogate, split, [mark], **attack, judge=network))
+    run = finished(SharedPGD(surrogate, split, [budget], **attack, judge=network))
     x, y = fetch(split, torch.arange(SAMPLES))
     pgd = PGD(surrogate, steps=9, **attack)
     standing = torch.ones(SAMPLES, dtype=torch.bool)
@@ -214,7 +214,7 @@ def test_a_transferred_attack_is_crafted_on_one_model_and_judged_by_the_other(
         standing &= network(pgd(x, y, restart=restart)).argmax(1) == y
     assert torch.equal(run.standing(0), standing)
     with pytest.raises(ValueError, match="any_iterate"):
-        SharedPGD(surrogate, split, [mark], **attack, judge=network, any_iterate=True)
+        SharedPGD(surrogate, split, [budget], **attack, judge=network, any_iterate=True)
 
 
 @pytest.mark.parametrize("any_iterate", [False, True])
@@ -222,18 +222,18 @@ def test_kept_images_are_those_that_the_verdicts_were_given_on(
     network: nn.Module, split: Split, any_iterate: bool
 ) -> None:
     x, y = fetch(split, torch.arange(SAMPLES))
-    kept = {mark.name: torch.zeros_like(x) for mark in MARKS}
+    kept = {budget.name: torch.zeros_like(x) for budget in BUDGETS}
 
     def keep(name: str, index: Tensor, x_adv: Tensor) -> None:
         kept[name][index] = x_adv
 
     run = SharedPGD(
-        network, split, MARKS, **ATTACK, batch_size=16, any_iterate=any_iterate, keep=keep
+        network, split, BUDGETS, **ATTACK, batch_size=16, any_iterate=any_iterate, keep=keep
     )
     finished(run)
-    for number, mark in enumerate(MARKS):
-        assert torch.equal(network(kept[mark.name]).argmax(1) == y, run.standing(number))
-        assert (kept[mark.name] - x).abs().max() <= ATTACK["eps"] + 1e-6
+    for number, budget in enumerate(BUDGETS):
+        assert torch.equal(network(kept[budget.name]).argmax(1) == y, run.standing(number))
+        assert (kept[budget.name] - x).abs().max() <= ATTACK["eps"] + 1e-6
 
 
 @pytest.mark.parametrize("any_iterate", [False, True])
@@ -254,7 +254,7 @@ def test_a_linear_model_is_measured_exactly_in_any_order_and_batch(any_iterate: 
     radius = margin.detach() * (1 - 2 * y) / difference.abs().sum()
     eps = 8 / 255
     assert (radius - eps).abs().min() > 1e-6, "a sample too close to call in float32"
-    marks = [
+    budgets = [
         AttackBudget(name="9x2", steps=9, restarts=2),
         AttackBudget(name="30x1", steps=30, restarts=1),
     ]
@@ -263,7 +263,7 @@ def test_a_linear_model_is_measured_exactly_in_any_order_and_batch(any_iterate: 
     order = torch.randperm(300, generator=generator)
     for rows, batch_size in ((torch.arange(300), 256), (order, 64), (order, 11)):
         split = Split(images[rows], labels[rows])
-        run = finished(SharedPGD(model, split, marks, **attack, batch_size=batch_size))
+        run = finished(SharedPGD(model, split, budgets, **attack, batch_size=batch_size))
         for number in (0, 1):
             assert torch.equal(run.standing(number), radius[rows] > eps)
     assert 0.1 < float((radius > eps).double().mean()) < 0.5

@@ -1,4 +1,4 @@
-"""Suites: what they measure, their record, and that a stopped evaluation goes on as if it never was."""
+"""Suites: what they measure, their record, and that a stopped evaluation continues as if it had not been."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from iaat_fast import data, models
 from iaat_fast.command_line import interpreter
 from iaat_fast.evaluate import EvalTarget, Surrogate, evaluate_suite, recount, robust_accuracy
 from iaat_fast.evaluate.cli import main
+from iaat_fast.evaluate.parts import PARTS
 from iaat_fast.evaluate.suites import SUITES
 from iaat_fast.run_folder import RunFolder
 from tests.forked import Forked
@@ -32,7 +33,7 @@ def evaluate(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def subject(trained_run: Path) -> EvalTarget:
+def target(trained_run: Path) -> EvalTarget:
     model = models.build("digits-cnn", width=4)
     model.load_state_dict(RunFolder(trained_run).checkpoint()["model"])
     return EvalTarget.of(model.eval(), data.load("digits", limit=LIMIT).test, dataset="digits")
@@ -62,13 +63,18 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows by key, but for their times."""
+    """The rows by key, without their times."""
     return {row["key"]: {**row, "seconds": None} for row in content["measurements"]}
 
 
 def read(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return content
+
+
+def test_every_part_of_a_suite_is_in_the_table_of_parts() -> None:
+    for suite in SUITES.values():
+        assert {*suite.parts, *suite.on_request} <= set(PARTS) - {"adversarial"}, suite.name
 
 
 def test_the_suites_are_the_protocols() -> None:
@@ -92,11 +98,11 @@ def test_the_suites_are_the_protocols() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("shorter")
 def test_a_record_holds_what_each_measurement_by_itself_gives(
-    subject: EvalTarget, tmp_path: Path
+    target: EvalTarget, tmp_path: Path
 ) -> None:
     told: list[tuple[float, float]] = []
     content = evaluate_suite(
-        subject,
+        target,
         "cifar",
         folder=tmp_path / "e",
         parts=["natural", "pgd"],
@@ -111,8 +117,8 @@ def test_a_record_holds_what_each_measurement_by_itself_gives(
     verdicts = np.load(tmp_path / "e" / "verdicts.npz")
     for steps, restarts in ((10, 5), (20, 5)):
         alone = robust_accuracy(
-            subject.model,
-            subject.split,
+            target.model,
+            target.split,
             eps=20 / 255,
             alpha=5 / 255,
             steps=steps,
@@ -131,36 +137,36 @@ def test_a_record_holds_what_each_measurement_by_itself_gives(
 
 
 def test_finished_measurements_are_not_made_again_and_parts_can_be_added(
-    subject: EvalTarget, tmp_path: Path
+    target: EvalTarget, tmp_path: Path
 ) -> None:
-    first = evaluate_suite(subject, "quick", folder=tmp_path, parts=["natural"], **ATTACK)
+    first = evaluate_suite(target, "quick", folder=tmp_path, parts=["natural"], **ATTACK)
     passes: list[int] = []
-    hook = subject.model.register_forward_pre_hook(lambda *_: passes.append(1))
-    again = evaluate_suite(subject, "quick", folder=tmp_path, parts=["natural"], **ATTACK)
+    hook = target.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    again = evaluate_suite(target, "quick", folder=tmp_path, parts=["natural"], **ATTACK)
     hook.remove()
     assert not passes
     assert again["measurements"] == first["measurements"]
-    more = evaluate_suite(subject, "quick", folder=tmp_path, **ATTACK)
+    more = evaluate_suite(target, "quick", folder=tmp_path, **ATTACK)
     assert more["measurements"][0] == first["measurements"][0]
     assert set(rows_of(more)) == {"natural", "pgd10x5-eps20"}
-    anew = evaluate_suite(
-        subject, "quick", folder=tmp_path, parts=["natural"], overwrite=True, **ATTACK
+    fresh = evaluate_suite(
+        target, "quick", folder=tmp_path, parts=["natural"], overwrite=True, **ATTACK
     )
-    assert set(rows_of(anew)) == {"natural"}
+    assert set(rows_of(fresh)) == {"natural"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shorter")
 def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
-    subject: EvalTarget, tmp_path: Path
+    target: EvalTarget, tmp_path: Path
 ) -> None:
     class Stop(Exception):
         pass
 
-    x, y = data.fetch(subject.split, torch.arange(LIMIT))
+    x, y = data.fetch(target.split, torch.arange(LIMIT))
     for any_iterate in (False, True):
         options: dict[str, Any] = {**ATTACK, "any_iterate": any_iterate, "batch_size": 16}
-        whole = evaluate_suite(subject, "cifar", parts=["pgd"], **options)
+        whole = evaluate_suite(target, "cifar", parts=["pgd"], **options)
         folder = tmp_path / str(any_iterate)
         calls, done = 0, []
 
@@ -173,7 +179,7 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
         while True:
             try:
                 content = evaluate_suite(
-                    subject,
+                    target,
                     "cifar",
                     folder=folder,
                     parts=["pgd"],
@@ -195,12 +201,12 @@ def test_an_exception_in_the_middle_of_an_attack_costs_nothing(
         for file in files:
             x_adv = torch.from_numpy(np.load(file)["x_adv"])
             assert (x_adv - x).abs().max() <= 20 / 255 + 1e-6
-            right = (subject.model(x_adv).argmax(1) == y).numpy()
+            right = (target.model(x_adv).argmax(1) == y).numpy()
             assert np.array_equal(right, verdicts[file.stem])
 
 
-def test_recount_counts_any_subset(subject: EvalTarget, tmp_path: Path) -> None:
-    content = evaluate_suite(subject, "quick", folder=tmp_path, **ATTACK)
+def test_recount_counts_any_subset(target: EvalTarget, tmp_path: Path) -> None:
+    content = evaluate_suite(target, "quick", folder=tmp_path, **ATTACK)
     everyone = recount(tmp_path, np.arange(LIMIT))
     for row in content["measurements"]:
         assert everyone[row["key"]]["interval_95"] == row["interval_95"]
@@ -343,7 +349,7 @@ def test_a_bad_flag_is_answered_in_one_line(
 
 
 def test_a_surrogate_that_is_not_independent_is_refused(
-    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], subject: EvalTarget
+    run: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: EvalTarget
 ) -> None:
     words = ("--suite", "quick", "--limit", LIMIT, "--against")
     assert "is the run itself" in refused(capsys, run, *words, run)
@@ -361,7 +367,7 @@ def test_a_surrogate_that_is_not_independent_is_refused(
     assert "no checkpoint there yet" in refused(capsys, run, *words, other)
     wide = Surrogate(models.build("digits-cnn", width=4, num_classes=12), {})
     with pytest.raises(ValueError, match="has 12 classes, expected 10"):
-        evaluate_suite(subject, "quick", surrogate=wide)
+        evaluate_suite(target, "quick", surrogate=wide)
 
 
 def test_other_settings_weights_and_versions_are_refused_by_name(

@@ -68,7 +68,7 @@ def open_corruptions(
     Args:
         split: the test split.
         dataset: its name, one of `iaat_fast.data.NAMES`.
-        folder: the published files. None: the folder CIFAR-10-C, CIFAR-100-C or ImageNet-C in or beside `data`;
+        folder: the published files. None: the folder CIFAR-10-C, CIFAR-100-C or ImageNet-C in or next to `data`;
             where there is none, the corruptions are generated.
         data: where the data set itself lies; None: where `data.load` puts it.
         seed: of generated corruptions.
@@ -89,7 +89,7 @@ def open_corruptions(
 
 
 def published(dataset: str, data: Path) -> Path | None:
-    """The folder of published corruptions in or beside `data`, or None."""
+    """The folder of published corruptions in or next to `data`, or None."""
     name = FOLDERS.get(dataset)
     if name is None:
         return None

@@ -66,7 +66,7 @@ class CifarC:
 
 
 def _agreeing_labels(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """The labels in `path`, in five blocks that all begin with `wanted`."""
+    """The labels in `path`, in five blocks that all start with `wanted`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; without it nothing says what the images show")
     try:

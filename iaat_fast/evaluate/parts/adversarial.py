@@ -1,4 +1,4 @@
-"""Adversarial examples in files: kept while an attack runs, whole or absent, and scored on any model.
+"""The part "adversarial", and the files of adversarial examples: kept while an attack runs, scored on any model.
 
 x_adv    float32 [N, C, H, W], the images that the verdicts were given on: of a sample that fell the first that
          fooled the model, else the last iterate of the last restart
@@ -27,6 +27,7 @@ from iaat_fast.data import fetch
 from iaat_fast.evaluate.eval_target import EvalTarget
 from iaat_fast.evaluate.parts.part import Context, Part, Settings
 from iaat_fast.evaluate.record import Record, rounded
+from iaat_fast.evaluate.results import OVERWRITE
 from iaat_fast.evaluate.shared_pgd import correct
 from iaat_fast.storage import naming, replacing
 
@@ -90,7 +91,7 @@ class AdversarialFiles:
                 os.fsync(opened.fileno())
 
     def finish(self, key: str, about: dict[str, Any]) -> None:
-        """Make the file of this key, whole. The hidden file stays until `discard`: a kill in between costs nothing."""
+        """Make the file of this key. The hidden file stays until `discard`: a kill in between costs nothing."""
         images = np.load(self._partial(key), mmap_mode="r", allow_pickle=False)
         with replacing(self._folder / f"{key}.npz") as target:
             np.savez(target, x_adv=images, y=self._labels, about=np.array(json.dumps(about)))
@@ -228,7 +229,7 @@ def keeps_examples(record: Record, asked: bool) -> bool:
     if asked and not settings.get("save_adversarial"):
         if any(row["kind"] in ("pgd", "transfer") for row in record.rows) or record.has_progress:
             raise ValueError(
-                f"{record.path}: measured without keeping adversarial examples; --overwrite starts anew"
+                f"{record.path}: measured without keeping adversarial examples; {OVERWRITE}"
             )
         settings["save_adversarial"] = True
     return bool(settings.get("save_adversarial"))

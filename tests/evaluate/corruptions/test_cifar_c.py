@@ -238,14 +238,14 @@ def test_an_empty_or_absent_folder_is_an_error(split: Split, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("data", ["", "cifar10.npz"])
-def test_the_published_folder_is_found_in_or_beside_the_data(
+def test_the_published_folder_is_found_in_or_next_to_the_data(
     folder: Path, split: Split, data: str
 ) -> None:
     found = open_corruptions(split, dataset="cifar10", data=folder.parent / data)
     assert isinstance(found, CifarC)
 
 
-def test_the_published_folder_is_found_beside_data_that_was_downloaded(
+def test_the_published_folder_is_found_next_to_data_that_was_downloaded(
     folder: Path, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -33,7 +33,7 @@ def command(published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return f"--suite cifar {options} --out out --device cpu".split()
 
 
-def test_the_folder_beside_the_data_is_measured(
+def test_the_folder_next_to_the_data_is_measured(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0

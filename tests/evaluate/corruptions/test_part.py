@@ -21,7 +21,7 @@ PARTS = ("natural", "corruptions")
 
 
 @pytest.fixture
-def subject(published: Any) -> EvalTarget:
+def target(published: Any) -> EvalTarget:
     return EvalTarget.of(published.model, published.split, dataset="cifar10")
 
 
@@ -30,10 +30,10 @@ def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_rows_verdicts_and_summary_are_recorded(
-    published: Any, subject: EvalTarget, tmp_path: Path
+    published: Any, target: EvalTarget, tmp_path: Path
 ) -> None:
     content = evaluate_suite(
-        subject, folder=tmp_path / "out", parts=PARTS, corruptions=published.folder
+        target, folder=tmp_path / "out", parts=PARTS, corruptions=published.folder
     )
     kept, verdicts = read_record(tmp_path / "out")
     assert kept == content
@@ -51,7 +51,7 @@ def test_rows_verdicts_and_summary_are_recorded(
 
 
 def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
-    published: Any, subject: EvalTarget, tmp_path: Path
+    published: Any, target: EvalTarget, tmp_path: Path
 ) -> None:
     class Stop(Exception):
         pass
@@ -67,7 +67,7 @@ def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
         "folder": tmp_path / "out", "parts": PARTS, "corruptions": published.folder, "batch_size": 20,
     }  # fmt: skip
     with pytest.raises(Stop):
-        evaluate_suite(subject, tell=tell, **settings)
+        evaluate_suite(target, tell=tell, **settings)
     kept, _ = read_record(tmp_path / "out")
     before = rows_of(kept)
     assert list(before) == ["natural", "corruption-gaussian_noise", "corruption-shot_noise"]
@@ -76,7 +76,7 @@ def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
     assert told[5] == ("corruption shot_noise", 120, 1780)
 
     told.clear()
-    content = evaluate_suite(subject, tell=lambda *what: told.append(what), **settings)
+    content = evaluate_suite(target, tell=lambda *what: told.append(what), **settings)
     assert told[0] == ("corruption impulse_noise", 20, 1680)
     assert told[-1] == ("corruption saturate", 1700, 0)
     after = rows_of(content)
@@ -86,51 +86,51 @@ def test_what_was_measured_when_it_was_stopped_is_not_measured_again(
 
 
 def test_files_that_were_missing_are_measured_when_they_have_come(
-    published: Any, subject: EvalTarget, tmp_path: Path
+    published: Any, target: EvalTarget, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
         "folder": tmp_path / "out", "parts": PARTS, "corruptions": published.folder
     }  # fmt: skip
     file = published.folder / "fog.npy"
     aside = file.rename(tmp_path / "fog.npy")
-    rows = rows_of(evaluate_suite(subject, **settings))
+    rows = rows_of(evaluate_suite(target, **settings))
     assert not rows["corruptions"]["complete"]
     assert rows["corruptions"]["missing"] == ["fog: missing"]
     assert footnotes(rows["corruptions"]) == ["corruptions: incomplete, 18 measured; fog: missing"]
     aside.rename(file)
-    again = rows_of(evaluate_suite(subject, **settings))
+    again = rows_of(evaluate_suite(target, **settings))
     assert again["corruption-snow"] == rows["corruption-snow"]
     assert again["corruptions"]["complete"]
     assert again["corruptions"]["types"] == 19
     assert footnotes(again["corruptions"]) == []
     # And a file that goes once it has been measured takes nothing away.
     file.unlink()
-    assert rows_of(evaluate_suite(subject, **settings)) == again
+    assert rows_of(evaluate_suite(target, **settings)) == again
 
 
 def test_bad_corruptions_are_refused_before_anything_is_written(
-    published: Any, subject: EvalTarget, tmp_path: Path
+    published: Any, target: EvalTarget, tmp_path: Path
 ) -> None:
     labels = np.load(published.folder / "labels.npy")
     np.save(published.folder / "labels.npy", (labels + 1) % 10)
     for folder, error in ((published.folder, ValueError), (tmp_path / "none", FileNotFoundError)):
         with pytest.raises(error):
-            evaluate_suite(subject, folder=tmp_path / "out", parts=PARTS, corruptions=folder)
+            evaluate_suite(target, folder=tmp_path / "out", parts=PARTS, corruptions=folder)
     with pytest.raises(ValueError, match="not among those asked for"):
         evaluate_suite(
-            subject, folder=tmp_path / "out", parts=("natural",), corruptions=published.folder
+            target, folder=tmp_path / "out", parts=("natural",), corruptions=published.folder
         )
     assert not (tmp_path / "out").exists()
 
 
 def test_images_too_small_to_corrupt_have_no_such_part_unless_it_is_asked_for(
-    subject: EvalTarget,
+    target: EvalTarget,
 ) -> None:
     with pytest.raises(ValueError, match="at least 32x32, got 4x4"):
-        evaluate_suite(subject, parts=("corruptions",))
+        evaluate_suite(target, parts=("corruptions",))
     cifar = suite_named("cifar")
     assert "corruptions" in choose(cifar, None, given=())
-    assert "corruptions" not in choose(cifar, None, given=(), split=subject.split)
+    assert "corruptions" not in choose(cifar, None, given=(), split=target.split)
 
 
 class Bright(nn.Module):
@@ -148,9 +148,9 @@ def test_published_files_take_the_place_of_generated_images_and_never_the_revers
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2, 32, 32, 3), generator=generator, dtype=torch.uint8)
     split = Split(images, torch.tensor([0, 1]))
-    subject = EvalTarget.of(Bright(), split, dataset="cifar10")
-    folder = tmp_path / folder_name(subject, "quick")
-    generated = rows_of(evaluate_suite(subject, "quick", folder=folder, parts=PARTS))
+    target = EvalTarget.of(Bright(), split, dataset="cifar10")
+    folder = tmp_path / folder_name(target, "quick")
+    generated = rows_of(evaluate_suite(target, "quick", folder=folder, parts=PARTS))
     assert generated["corruptions"]["source"] == "generated"
     assert generated["corruptions"]["types"] == 19
     assert "not the published files" in footnotes(generated["corruptions"])[0]
@@ -160,7 +160,7 @@ def test_published_files_take_the_place_of_generated_images_and_never_the_revers
     np.save(published / "labels.npy", np.tile([0, 1], 5))
     np.save(published / "fog.npy", np.zeros((10, 32, 32, 3), dtype=np.uint8))
     settings: dict[str, Any] = {"folder": folder, "parts": PARTS}
-    official = evaluate_suite(subject, "quick", corruptions=published, **settings)
+    official = evaluate_suite(target, "quick", corruptions=published, **settings)
     rows = rows_of(official)
     assert list(rows) == ["natural", "corruption-fog", "corruptions"]
     assert rows["corruption-fog"]["source"] == "official"
@@ -169,4 +169,4 @@ def test_published_files_take_the_place_of_generated_images_and_never_the_revers
     _, verdicts = read_record(folder)
     assert set(verdicts) == {"labels", "natural", "corruption-fog"}
 
-    assert rows_of(evaluate_suite(subject, "quick", **settings)) == rows
+    assert rows_of(evaluate_suite(target, "quick", **settings)) == rows

@@ -41,7 +41,7 @@ from iaat_fast.train.step import TrainingStep, make_memory
 PARTS = ("steps", "all-reduce", "table9")
 # GPUs and hours of the paper's Table 9.
 TABLE9 = {50: (64, 92), 101: (128, 78), 152: (128, 94)}
-ALONE = Network(link=1.0, between=1.0, per_node=1, latency=0.0, latency_between=0.0)
+SINGLE_GPU = Network(link=1.0, between=1.0, per_node=1, latency=0.0, latency_between=0.0)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +110,7 @@ def check_step(name: str, config: TrainConfig, steps: int) -> Row:
     plan = make_plan(
         counts,
         rates,
-        ALONE,
+        SINGLE_GPU,
         gpus=1,
         batch_size=batch,
         fooled=Fooled(once=share, twice=0.0),

@@ -16,7 +16,7 @@ BENCHMARKS = {
     "ops": "the ops and a training step's own work against eager torch and a copy, on the CPU",
     "kernels": "every op on every backend, against a copy, eager torch and torch.compile",
     "attacks": "PGD at every setting of the engine, against plain loops and other libraries",
-    "survivors": "restarts on the samples still standing, against restarts on all",
+    "survivors": "restarts on the samples not fooled yet, against restarts on all",
     "memory": "peak memory of an attack on the CPU",
     "precisions": "verdicts of attacks in half precision, against fp32",
     "training": "steps of training, against the authors' amount of work",

@@ -1,4 +1,4 @@
-"""What restarts cost when only samples still standing are attacked again, on a trained network in float32."""
+"""What restarts cost when only the samples not fooled yet are attacked again, on a trained network in float32."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
 
     As it comes, BatchNorm folds into nothing, one class takes all images, and rounding grows from block to block until
     half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm takes the statistics of the images,
-    blocks add little to what passes by them, and the last layer looks where the images' features differ most.
+    blocks add little to their shortcuts, and the last layer reads the directions in which the images' features differ.
     """
     generator = torch.Generator().manual_seed(0)
     for norm in net.modules():

@@ -82,9 +82,8 @@ def ablations(device: torch.device, *, with_compile: bool) -> list[Ablation]:
     """
     names = [name for name in OPTIONS if name not in (*LAST, *NOT_SPEED)]
     late = [name for name in LAST if name in OPTIONS and _applies(name, device, with_compile)]
-    graphed = (
-        "graph" in late
-    )  # then the public settings have graphs, and the lower steps are not theirs
+    # With graphs the public settings are captured, so the steps before the graph have settings of their own.
+    graphed = "graph" in late
     if graphed:
         steps = [Ablation("fused step", _engine("fused-step", only(), "no graph", plain=True))]
     else:

@@ -28,17 +28,17 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"device: {name!r}, expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type != "cuda":
-        raise ValueError(f"device is {name!r}: expected auto, cpu, cuda or cuda:N")
+        raise ValueError(f"device: {name!r}, expected auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}: this torch sees no GPU, use --device cpu")
+        raise ValueError(f"device: {name!r}, expected cpu: this torch sees no GPU")
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise ValueError(
-            f"device is {name!r}: there are only {torch.cuda.device_count()} GPUs, from cuda:0"
+            f"device: {name!r}, expected one of the {torch.cuda.device_count()} GPUs, from cuda:0"
         )
     return torch.device("cuda", index)
 

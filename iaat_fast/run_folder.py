@@ -179,7 +179,7 @@ class RunFolder:
         """
         missing = [key for key in CHECKPOINT_KEYS if key not in state]
         if missing:
-            raise ValueError(f"state has no {missing}: expected at least {list(CHECKPOINT_KEYS)}")
+            raise ValueError(f"state: lacks {missing}, expected at least {list(CHECKPOINT_KEYS)}")
         # Serialised in memory first: torch's own writer does not report a full disk as OSError.
         buffer = io.BytesIO()
         torch.save({**state, "sha256": content_hash(state)}, buffer)

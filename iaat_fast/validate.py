@@ -1,21 +1,107 @@
-"""Argument checks: each rule once, its error one line, `name: value, expected ...`."""
+"""Argument checks: each rule once, its error one line, `name: value, expected ...`.
+
+What is inside tensors is checked where it is read: `ops/checks.py`, `attacks/findings.py`.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection
+
+from torch import Tensor
+
+from iaat_fast import units
+
+
+def integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
+    """An int of at least `least`, or None if `optional`; True and 2.0 are none."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {value!r}, expected an int")
+    if value < least:
+        raise ValueError(f"{name}: {value}, expected at least {least}")
+
+
+def int64(name: str, value: object) -> None:
+    """An int that fits into 64 bits, such as a seed."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {value!r}, expected an int")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: {value}, expected a number in -2**63 ... 2**63 - 1")
+
+
+def number(
+    name: str,
+    value: object,
+    low: float = 0.0,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """A finite number in [low, high], without `low` if `above`, without `high` if `below`."""
+    if high == math.inf:
+        expected = f"a number {'>' if above else '>='} {low:g}"
+    else:
+        expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {value!r}, expected {expected}")
+    inside = (low < value if above else low <= value) and (value < high if below else value <= high)
+    if not (inside and math.isfinite(value)):
+        finite = ", finite" if inside else ""
+        raise ValueError(f"{name}: {value}, expected {expected}{finite}")
+
+
+def distance(name: str, value: object, lo: float, hi: float, *, positive: bool = False) -> None:
+    """A radius or step size: a number up to the width of the box [lo, hi], or a tensor, which each call looks into."""
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
+    if not (value > 0 or (value == 0 and not positive)):
+        raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
+    problem = units.beyond(value, lo, hi)
+    if problem:
+        raise ValueError(f"{name}: {value}, expected {problem}")
+
+
+def pixel_distance(name: str, value: object, *, positive: bool = False) -> None:
+    """A radius or step size on the [0, 1] scale that was typed in units of 1/255, and is shown in them."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: {value!r}, expected a number in [0, 1]")
+    if not (value > 0 if positive else value >= 0) or not value <= 1:
+        expected = "above 0, up to 255" if positive else "0 to 255"
+        likely = units.likely(value, 1.0)
+        raise ValueError(f"{name}: {units.to_text(value)}/255, expected {expected}{likely}")
+
+
+def box(lo: float, hi: float) -> None:
+    """The bounds of the pixels; NaN is none."""
+    if not lo <= hi:
+        raise ValueError(f"lo, hi: {lo}, {hi}, expected lo <= hi")
+
+
+def choice(name: str, value: object, known: Collection[object]) -> None:
+    """One of the `known` values, of their type; the error names the nearest."""
+    if not any(value is one or (type(value) is type(one) and value == one) for one in known):
+        listed = ", ".join(map(repr, known))
+        close = _closest(value, known)
+        meant = f"; did you mean {close!r}?" if close else ""
+        raise ValueError(f"{name}: {value!r}, expected one of {listed}{meant}")
 
 
 def nearest(name: object, known: Collection[str]) -> str:
     """`"did you mean 'x'?"` for the known name closest to `name`, or all of them if none is."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    close = _closest(name, known)
+    return f"did you mean {close!r}?" if close else f"expected one of {', '.join(known)}"
 
 
-def choice(name: str, value: object, known: Collection[str]) -> None:
-    """Raise ValueError naming the nearest known name unless `value` is one of `known`."""
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}: unknown, {nearest(value, known)}")
+def _closest(name: object, known: Collection[object]) -> str | None:
+    names = [one for one in known if isinstance(one, str)]
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return close[0] if close else None
 
 
 def one_line(error: Exception) -> str:

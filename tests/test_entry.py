@@ -96,15 +96,15 @@ def test_an_interrupt_while_a_package_imports_torch_is_one_line(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("optim.epochs is 0: expected", "--epochs is 0: expected"),
+        ("optim.epochs: 0, expected", "--epochs: 0, expected"),
         ("run: optim.lr (1 there), data.name", "run: --lr (1 there), --dataset"),
-        ("evaluation.eps is 2: expected attack.bn", "--eval-eps is 2: expected --bn"),
-        ("device is 'x': expected", "--device is 'x': expected"),
+        ("evaluation.eps: 2, expected attack.bn", "--eval-eps: 2, expected --bn"),
+        ("device: 'x', expected", "--device: 'x', expected"),
         ("path a/b: no such folder", "--data a/b: no such folder"),
         ("limit: expected", "--limit: expected"),
         ("a limit: expected", "a limit: expected"),
         ("runs/optim.epochs/x: missing", "runs/optim.epochs/x: missing"),
-        ("run/config.json: optim.epochs is 0", "run/config.json: optim.epochs is 0"),
+        ("run/config.json: optim.epochs: 0", "run/config.json: optim.epochs: 0"),
     ],
 )
 def test_errors_of_commands_name_flags(text: str, expected: str) -> None:

@@ -9,7 +9,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs, losses
+from iaat_fast import validate
+from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
@@ -67,7 +68,7 @@ class APGD(Attack):
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
-        inputs.number("rho", rho, most=1.0)
+        validate.number("rho", rho, high=1.0)
         super().__init__(
             model,
             eps,
@@ -241,7 +242,7 @@ class APGDT(APGD):
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
-        inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
+        validate.integer("n_target_classes", n_target_classes, 1)
         super().__init__(
             model,
             eps,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from iaat_fast.attacks import inputs, losses, options
+from iaat_fast import validate
+from iaat_fast.attacks import losses, options
 from iaat_fast.attacks.active_set import WorstCase
 from iaat_fast.attacks.call import AttackStats, Call, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
@@ -20,7 +21,6 @@ from iaat_fast.attacks.model.mode import BN_MODES
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
-from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -72,21 +72,21 @@ class Attack:
             raise TypeError("model: an ExportedProgram, expected what its module() returns")
         if not callable(model):
             raise TypeError(f"model: expected a callable, got {type(model).__name__}")
-        inputs.whole_number("steps", steps, at_least=0)
-        inputs.whole_number("restarts", restarts, at_least=1)
-        inputs.one_of("targeted", targeted, (False, True, "random"))
-        inputs.one_of("bn", bn, BN_MODES)
-        inputs.one_of("loss", loss, losses.LOSSES)
+        validate.integer("steps", steps, 0)
+        validate.integer("restarts", restarts, 1)
+        validate.choice("targeted", targeted, (False, True, "random"))
+        validate.choice("bn", bn, BN_MODES)
+        validate.choice("loss", loss, losses.LOSSES)
         if loss == "kl" and targeted is not False:
             raise ValueError(
                 f"targeted: {targeted!r} with loss 'kl', expected False: it has no target"
             )
         if seed is not None:
-            checks.int64_number("seed", seed)
-        checks.box(lo, hi)
-        inputs.distance("eps", eps, lo, hi)
+            validate.int64("seed", seed)
+        validate.box(lo, hi)
+        validate.distance("eps", eps, lo, hi)
         if alpha is not None and not callable(alpha):
-            inputs.distance("alpha", alpha, lo, hi, positive=steps > 0)
+            validate.distance("alpha", alpha, lo, hi, positive=steps > 0)
         if restarts > 1 and not random_start:
             raise ValueError(f"restarts: {restarts} without random_start would all be the same")
         if steps == 0:
@@ -215,9 +215,9 @@ class Attack:
         Raises:
             TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
         """
-        inputs.whole_number("steps", steps, at_least=0)
+        validate.integer("steps", steps, 0)
         if alpha is not None and not callable(alpha):
-            inputs.distance("alpha", alpha, self.lo, self.hi, positive=steps > 0)
+            validate.distance("alpha", alpha, self.lo, self.hi, positive=steps > 0)
         twin = copy.copy(self)
         twin.steps, twin.alpha, twin.stats = steps, alpha, AttackStats()
         return twin

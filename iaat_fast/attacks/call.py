@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from iaat_fast import validate
 from iaat_fast.attacks import inputs
 from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
@@ -98,9 +99,9 @@ def prepare_call(
     checks.int64_vector("y", y, n, x.device)
     if index is not None:
         checks.int64_vector("index", index, n, x.device)
-    inputs.distance("eps", eps, *box)
+    validate.distance("eps", eps, *box)
     if alpha is not None and not callable(alpha):
-        inputs.distance("alpha", alpha, *box)
+        validate.distance("alpha", alpha, *box)
     rows = eps.shape[0] if isinstance(eps, Tensor) and eps.dim() == 1 else n
     if not checks.is_multiple(rows, n):
         raise ValueError(f"eps: length {rows}, expected a multiple of the {n} samples")
@@ -111,8 +112,8 @@ def prepare_call(
     steps = checks.per_row("alpha", step, rows, x)
     if start is not None:
         checks.same_images("start", start, "x", x, candidates=rows != n)
-    checks.int64_number("candidate", candidate)
-    checks.int64_number("restart", restart)
+    validate.int64("candidate", candidate)
+    validate.int64("restart", restart)
     findings = _findings(findings, x.device)
     call = Call(
         x=x.detach().clone() if x.is_inference() else x.detach(),
@@ -172,7 +173,7 @@ def _stream(seed: int | Tensor | None, candidate: int, device: torch.device) -> 
     else:
         if seed is None:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever the default device
-        checks.int64_number("seed", seed)
+        validate.int64("seed", seed)
         stream[0].fill_(seed)
     stream[2].fill_(candidate)
     return stream

@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs
+from iaat_fast import validate
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
@@ -57,8 +57,8 @@ class DeepFool(Attack):
         candidates: int = 10,
         **options: Unpack[SharedOptions],
     ) -> None:
-        inputs.number("overshoot", overshoot)
-        inputs.whole_number("candidates", candidates, at_least=2)
+        validate.number("overshoot", overshoot)
+        validate.integer("candidates", candidates, 2)
         eps = whole_box(options) if eps is None else eps
         super().__init__(model, eps, None, steps, random_start=False, **options)
         self.overshoot, self.candidates = overshoot, candidates

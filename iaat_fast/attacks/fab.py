@@ -10,7 +10,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs, losses
+from iaat_fast import validate
+from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
@@ -81,13 +82,11 @@ class FABT(Attack):
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
-        inputs.whole_number("n_target_classes", n_target_classes, at_least=1)
-        inputs.whole_number("search_steps", search_steps, at_least=0)
-        inputs.number("alpha_max", alpha_max, most=1.0)
-        inputs.number("beta", beta, most=1.0)
-        inputs.number("eta", eta)
-        if eta < 1:
-            raise ValueError(f"eta: {eta}, expected a number >= 1")
+        validate.integer("n_target_classes", n_target_classes, 1)
+        validate.integer("search_steps", search_steps, 0)
+        validate.number("alpha_max", alpha_max, high=1.0)
+        validate.number("beta", beta, high=1.0)
+        validate.number("eta", eta, 1.0)
         super().__init__(
             model,
             whole_box(options) if eps is None else eps,

@@ -9,7 +9,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs
+from iaat_fast import validate
 from iaat_fast.attacks.active_set import as_column
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import PGDOptions, StepSize
@@ -75,7 +75,7 @@ class MIFGSM(PGD):
         random_start: bool = False,
         **options: Unpack[PGDOptions],
     ) -> None:
-        inputs.number("decay", decay)
+        validate.number("decay", decay)
         super().__init__(model, eps, alpha, steps, random_start=random_start, **options)
         self.decay = decay
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,44 +19,6 @@ _NOISE = {
 
 # A radius as wide as the box may have been rounded up by as much, in a tensor of bfloat16.
 _ROUNDED = 1 + 2**-8
-
-
-def whole_number(name: str, value: int, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {value!r}, expected an int")
-    if value < at_least:
-        raise ValueError(f"{name}: {value}, expected at least {at_least}")
-
-
-def number(name: str, value: float, *, most: float = math.inf) -> None:
-    """A number from 0 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: {value!r}, expected a float")
-    if not (0 <= value <= most and math.isfinite(value)):
-        expected = "a number >= 0" if most == math.inf else f"a number in [0, {most:g}]"
-        raise ValueError(f"{name}: {value}, expected {expected}")
-
-
-def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(
-        value is known or (type(value) is type(known) and value == known) for known in allowed
-    ):
-        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
-
-
-def distance(
-    name: str, value: float | Tensor, lo: float, hi: float, *, positive: bool = False
-) -> None:
-    """A radius or step size: a number up to the width of the box, or a tensor whose values each call looks at."""
-    if isinstance(value, Tensor):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
-    if not (value > 0 or (value == 0 and not positive)):
-        raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
-    problem = units.beyond(value, lo, hi)
-    if problem:
-        raise ValueError(f"{name}: {value}, expected {problem}")
 
 
 def values(

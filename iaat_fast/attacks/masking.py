@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs, losses
+from iaat_fast import validate
+from iaat_fast.attacks import losses
 from iaat_fast.attacks.fgsm import FGSM
 from iaat_fast.attacks.options import StepSize
 from iaat_fast.attacks.pgd import PGD
@@ -80,8 +81,8 @@ def masking_report(
     Source: Athalye, Carlini and Wagner 2018, "Obfuscated gradients give a false sense of security", Section 3.1; Croce
         and Hein 2020, Section 4 (rescaled logits).
     """
-    inputs.whole_number("steps", steps, at_least=1)
-    inputs.whole_number("batch_size", batch_size, at_least=1)
+    validate.integer("steps", steps, 1)
+    validate.integer("batch_size", batch_size, 1)
     checks.images("x", x)
     n = len(x)
     if n == 0:

@@ -12,8 +12,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import inputs
-from iaat_fast.ops import checks
+from iaat_fast import validate
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
@@ -25,10 +24,8 @@ def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor
 
     Pass it as `PGD(alpha=scaled_step(10))`. Source: the authors' released code for IAAT.
     """
-    if steps < 1:
-        raise ValueError(f"steps: {steps}, expected at least 1")
-    if not floor > 0:
-        raise ValueError(f"floor: {floor}, expected a number > 0")
+    validate.integer("steps", steps, 1)
+    validate.number("floor", floor, above=True)
 
     def alpha(eps: Tensor) -> Tensor:
         return (eps / (0.5 * steps)).clamp(min=floor)
@@ -68,7 +65,7 @@ def whole_box(options: SharedOptions) -> float:
     Raises ValueError for lo > hi.
     """
     lo, hi = options.get("lo", 0.0), options.get("hi", 1.0)
-    checks.box(lo, hi)
+    validate.box(lo, hi)
     return hi - lo
 
 
@@ -136,9 +133,9 @@ FAST = EngineOptions()
 
 def check(precision: str, engine: str | EngineOptions) -> None:
     """Raise ValueError for a precision or an engine that does not exist."""
-    inputs.one_of("precision", precision, PRECISIONS)
+    validate.choice("precision", precision, PRECISIONS)
     if not isinstance(engine, EngineOptions):
-        inputs.one_of("engine", engine, ("auto", "exact", "fast"))
+        validate.choice("engine", engine, ("auto", "exact", "fast"))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

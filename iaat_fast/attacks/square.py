@@ -11,7 +11,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks import inputs, losses
+from iaat_fast import validate
+from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
@@ -72,10 +73,8 @@ class Square(Attack):
         targeted: bool | Literal["random"] = False,
         **options: Unpack[RestartOptions],
     ) -> None:
-        inputs.whole_number("n_queries", n_queries, at_least=0)
-        inputs.number("p_init", p_init, most=1.0)
-        if p_init == 0:
-            raise ValueError(f"p_init: {p_init}, expected a number > 0")
+        validate.integer("n_queries", n_queries, 0)
+        validate.number("p_init", p_init, high=1.0, above=True)
         super().__init__(
             model,
             eps,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from iaat_fast import validate
 from iaat_fast.data._torchvision import datasets
 from iaat_fast.data.decoding import SIZE, UnreadableImage, decode, prefetch, test_transform
 from iaat_fast.data.splits import ImageData, unit_range
@@ -130,8 +131,7 @@ class FolderSplit:
 
     def first(self, n: int) -> FolderSplit:
         """The first `n` samples, all of them where there are fewer."""
-        if n < 1:
-            raise ValueError(f"n: expected at least 1 sample, got {n}")
+        validate.integer("n", n, 1)
         return self._with(
             self.files[:n], self.labels[:n], None if self.pixels is None else self.pixels[:n]
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from iaat_fast import validate
 from iaat_fast.data.cifar import CIFAR_CLASSES, load_cifar
 from iaat_fast.data.folder import ON_BAD_IMAGE, load_folder
 from iaat_fast.data.npz import load_npz
@@ -54,16 +54,9 @@ def load(
             torchvision.
         FileNotFoundError: no data there, and none could be downloaded.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ","
-        raise ValueError(f"data set {name!r} is unknown{hint} expected one of {', '.join(NAMES)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: expected at least 1 sample, got {limit}")
-    if on_bad_image not in ON_BAD_IMAGE:
-        raise ValueError(
-            f"on_bad_image: {on_bad_image!r}, expected one of {', '.join(ON_BAD_IMAGE)}"
-        )
+    validate.choice("name", name, NAMES)
+    validate.integer("limit", limit, 1, optional=True)
+    validate.choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
 
     source = None if path is None else Path(path).expanduser()
     if source is not None and not source.exists():

@@ -9,6 +9,8 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 
+from iaat_fast import validate
+
 
 class Samples(Protocol):
     """Images with their labels, numbered from 0: whole in memory (`Split`) or files of a folder (`FolderSplit`)."""
@@ -87,8 +89,7 @@ class Split:
 
     def first(self, n: int) -> Split:
         """The first `n` samples, all of them where there are fewer; a view, not a copy."""
-        if n < 1:
-            raise ValueError(f"n: expected at least 1 sample, got {n}")
+        validate.integer("n", n, 1)
         return Split(self.images[:n], self.labels[:n])
 
     def identity(self) -> Iterator[tuple[str, torch.Tensor]]:

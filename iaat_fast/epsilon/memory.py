@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from iaat_fast import ops
-from iaat_fast.attacks import inputs
+from iaat_fast import ops, validate
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon.strategies import STRATEGIES, Attack, Batch, OOMChunker, chosen_images
 from iaat_fast.ops import checks
@@ -112,19 +110,18 @@ class EpsilonMemory:
         misclassified: str = "algorithm2",
         device: torch.device | str | None = None,
     ) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"size: {size!r}, expected a whole number of samples, at least 1")
-        _number("gamma", gamma, 0.0, math.inf)
-        _number("beta", beta, 0.0, 1.0)
-        _number("init", init, 0.0, math.inf)
-        _number("eps_min", eps_min, 0.0, math.inf)
+        validate.integer("size", size, 1)
+        validate.number("gamma", gamma)
+        validate.number("beta", beta, high=1.0)
+        validate.number("init", init)
+        validate.number("eps_min", eps_min)
         if eps_max is not None and not eps_max >= eps_min:
             raise ValueError(f"eps_max: {eps_max}, expected a number >= eps_min, {eps_min:g}")
-        _choice("eps_min_bounds", eps_min_bounds, EPS_MIN_BOUNDS)
-        _choice("strategy", strategy, tuple(STRATEGIES))
-        _choice("final", final, FINALS)
-        _choice("clamp", clamp, CLAMPS)
-        _choice("misclassified", misclassified, MISCLASSIFIED)
+        validate.choice("eps_min_bounds", eps_min_bounds, EPS_MIN_BOUNDS)
+        validate.choice("strategy", strategy, tuple(STRATEGIES))
+        validate.choice("final", final, FINALS)
+        validate.choice("clamp", clamp, CLAMPS)
+        validate.choice("misclassified", misclassified, MISCLASSIFIED)
         self.gamma, self.beta = gamma, beta
         self.eps_min, self.eps_max = eps_min, eps_max
         self.eps_min_bounds = eps_min_bounds
@@ -175,8 +172,8 @@ class EpsilonMemory:
 
         Source: IAAT, Algorithm 1, lines 3-4.
         """
-        _number("eps_w", eps_w, 0.0, math.inf)
-        _choice("rule", rule, WARM_UP_RULES)
+        validate.number("eps_w", eps_w)
+        validate.choice("rule", rule, WARM_UP_RULES)
         known = self._known(index, None, findings)
         eps = torch.full_like(index, eps_w, dtype=torch.float32)
         if rule == "correct":
@@ -269,7 +266,7 @@ class EpsilonMemory:
         """
         known = self._known(index, len(x), findings)
         for name in ("gamma", "eps_min", "eps_max"):
-            inputs.distance(name, getattr(self, name) or 0.0, attack.lo, attack.hi)
+            validate.distance(name, getattr(self, name) or 0.0, attack.lo, attack.hi)
         if correct is not None:
             _check_correct(correct, index)
         elif self.misclassified == "shrink" and not judge:
@@ -317,14 +314,3 @@ def _check_correct(correct: Tensor, index: Tensor) -> None:
         raise ValueError(
             f"correct: {correct.dtype} of shape {tuple(correct.shape)}, expected bool [{len(index)}]"
         )
-
-
-def _number(name: str, value: float, low: float, high: float) -> None:
-    if not (low <= value <= high and value < math.inf):
-        expected = f"in [{low:g}, {high:g}]" if high < math.inf else f">= {low:g}, finite"
-        raise ValueError(f"{name}: {value}, expected a number {expected}")
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, allowed))}")

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from iaat_fast import validate
 from iaat_fast.attacks import AttackStats, inputs
 from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import Samples, fetch
@@ -58,7 +59,7 @@ def natural_verdicts(
     """
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")
-    inputs.whole_number("batch_size", batch_size, at_least=1)
+    validate.integer("batch_size", batch_size, 1)
     if samples is None:
         samples = torch.arange(len(split), device=split.labels.device)
     right = []

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import APGD, APGDT, FABT, Square, inputs
+from iaat_fast import validate
+from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.model import attacked, bare, logits_of
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
-from iaat_fast.ops import checks
 
 # Each stage draws from restarts of its own, so that no two start from the same noise: more than any of them counts,
 # targets included.
@@ -149,11 +149,11 @@ def autoattack(
 
     Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
     """
-    inputs.number("eps", eps)
-    inputs.distance("eps", eps, 0.0, 1.0)
-    inputs.one_of("version", version, ("standard",))
-    checks.int64_number("seed", seed)
-    inputs.whole_number("batch_size", batch_size, at_least=1)
+    validate.number("eps", eps)
+    validate.distance("eps", eps, 0.0, 1.0)
+    validate.choice("version", version, ("standard",))
+    validate.int64("seed", seed)
+    validate.integer("batch_size", batch_size, 1)
     if len(split) == 0:
         raise ValueError("split: empty, expected at least 1 sample")
     if attacks is None:

@@ -14,7 +14,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from iaat_fast import command_line, units
+from iaat_fast import command_line, units, validate
 from iaat_fast.command_line import PixelList, Pixels, interpreter, optional, warn
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
@@ -279,11 +279,8 @@ def _check(command: Command) -> None:
         ("limit", 1),
         ("batch_size", 1),
     ):
-        value = getattr(command, name)
-        if value is not None and value < least:
-            raise ValueError(f"{FLAGS[name]}: {value}, expected at least {least}")
-    if not command.save_every > 0:  # nan is not
-        raise ValueError(f"--save-every: {command.save_every:g}, expected above 0")
+        validate.integer(FLAGS[name], getattr(command, name), least, optional=True)
+    validate.number("--save-every", command.save_every, above=True)
     if command.run is None and command.out is None:
         for name in ("suite", "save_adversarial", "overwrite"):
             if getattr(command, name):

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import data as datasets
-from iaat_fast import models
+from iaat_fast import models, validate
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model
 from iaat_fast.evaluate.weights import fit_weights, plain_state_dict
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import load_tensors
-from iaat_fast.validate import choice
 
 logger = logging.getLogger("iaat_fast")
 
@@ -188,8 +187,8 @@ def load_target(
     if own and (source.width is not None or source.depth is not None):
         raise ValueError(f"--width and --depth are for {', '.join(models.NAMES)} only")
     if not own:
-        choice("--model", source.model, models.NAMES)
-    choice("--dataset", source.dataset, datasets.NAMES)
+        validate.choice("--model", source.model, models.NAMES)
+    validate.choice("--dataset", source.dataset, datasets.NAMES)
     # The weights first: a damaged file should not have to wait for the images.
     content: Any = None
     if folder is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iaat_fast.attacks import inputs
+from iaat_fast import validate
 from iaat_fast.environment import describe
 from iaat_fast.evaluate.eval_target import EvalTarget, samples_sha256, weights_sha256
 from iaat_fast.evaluate.parts import PARTS, choose
@@ -121,8 +121,8 @@ def evaluate_suite(
 def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
     """`evaluate_suite` with settings made before, at the suite's own radii and step size."""
     names = _parts(target, suite, settings)
-    inputs.whole_number("seed", settings.seed, at_least=0)
-    inputs.whole_number("batch_size", settings.batch_size, at_least=1)
+    validate.integer("seed", settings.seed, 0)
+    validate.integer("batch_size", settings.batch_size, 1)
     if settings.save_adversarial and settings.folder is None:
         raise ValueError("save_adversarial: expected a folder to keep them in")
     if settings.surrogate is not None:

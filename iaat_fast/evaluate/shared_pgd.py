@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from iaat_fast import ops
-from iaat_fast.attacks import PGD, AttackStats, inputs
+from iaat_fast import ops, validate
+from iaat_fast.attacks import PGD, AttackStats
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.progress import Tally, WorkEstimator, charge, expected_passes
 
@@ -149,9 +149,9 @@ class SharedPGD:
         if not marks:
             raise ValueError("marks: none given, expected at least 1")
         for budget in marks:
-            inputs.whole_number("restarts", budget.restarts, at_least=1)
-            inputs.whole_number("steps", budget.steps, at_least=0)
-        inputs.whole_number("batch_size", batch_size, at_least=1)
+            validate.integer("restarts", budget.restarts, 1)
+            validate.integer("steps", budget.steps, 0)
+        validate.integer("batch_size", batch_size, 1)
         if judge is not None and any_iterate:
             raise ValueError(
                 "any_iterate: the attack sees its own model's verdicts, not the judge's"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from iaat_fast import units
-from iaat_fast.validate import choice
+from iaat_fast import units, validate
 
 SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
 """Where the sweep over the steps is read, one restart: Figure 9 goes to 2,000."""
@@ -70,13 +69,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         for eps in self.eps:
-            if not 0 <= eps <= 1:
-                likely = units.likely(eps, 1.0)
-                raise ValueError(f"eps: {units.to_text(eps)}/255, expected 0 to 255{likely}")
-        if not 0 < self.alpha <= 1:
-            likely = units.likely(self.alpha, 1.0)
-            text = units.to_text(self.alpha)
-            raise ValueError(f"alpha: {text}/255, expected above 0, up to 255{likely}")
+            validate.pixel_distance("eps", eps)
+        validate.pixel_distance("alpha", self.alpha, positive=True)
         # As keys name them: two that read the same would share a row.
         if len(set(map(units.to_text, self.eps))) < len(self.eps):
             raise ValueError("eps: the same radius twice")
@@ -181,5 +175,5 @@ def single(
 
 def suite_named(name: str) -> Suite:
     """The suite of this name; ValueError names the nearest to an unknown one."""
-    choice("suite", name, SUITES)
+    validate.choice("suite", name, SUITES)
     return SUITES[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from iaat_fast import validate
 from iaat_fast.models.digits_cnn import DigitsCNN
 from iaat_fast.models.imagenet_resnet import BLOCKS, ImageNetResNet
 from iaat_fast.models.layers import STATISTICS, Normalize
@@ -68,17 +68,13 @@ def build(
     Raises:
         ValueError: an unknown name, or a number that the network cannot have.
     """
-    if name not in _DEFAULTS:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ","
-        raise ValueError(f"model {name!r} is unknown{hint} expected one of {', '.join(NAMES)}")
+    validate.choice("name", name, NAMES)
     default = _DEFAULTS[name]
     width = default.width if width is None else width
     depth = default.depth if depth is None else depth
     in_channels = default.in_channels if in_channels is None else in_channels
     for argument, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
-        if value < 1:
-            raise ValueError(f"{argument}: expected 1 or more, got {value}")
+        validate.integer(argument, value, 1)
 
     imagenet = name.startswith("imagenet-")
     if (name == "digits-cnn" or imagenet) and depth != default.depth:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from iaat_fast import validate
 from iaat_fast.models.layers import conv1x1, conv3x3, he_initialize, stage
 
 BLOCKS: dict[int, tuple[int, int, int, int]] = {
@@ -87,8 +88,7 @@ class ImageNetResNet(nn.Module):
         depth: int = 50,
     ) -> None:
         super().__init__()
-        if depth not in BLOCKS:
-            raise ValueError(f"depth: expected one of {', '.join(map(str, BLOCKS))}, got {depth}")
+        validate.choice("depth", depth, BLOCKS)
         bottlenecks = depth >= 50
         block = Bottleneck if bottlenecks else BasicBlock
         out = [width * 2**k * (EXPANSION if bottlenecks else 1) for k in range(4)]

@@ -52,7 +52,7 @@ class Normalize(nn.Module):
         if len(mean) != len(std):
             raise ValueError(f"std: expected {len(mean)} values as in mean, got {list(std)}")
         if not all(value > 0 for value in std):
-            raise ValueError(f"std: expected values above 0, got {list(std)}")
+            raise ValueError(f"std: {list(std)}, expected values above 0")
         self.register_buffer("mean", torch.tensor(mean), persistent)
         self.register_buffer("std", torch.tensor(std), persistent)
 

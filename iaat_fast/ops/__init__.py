@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iaat_fast import validate
 from iaat_fast.ops import backends, checks
 from iaat_fast.ops.layers import relu_backward_, scale_shift_relu, scale_shift_relu_backward_
 from iaat_fast.ops.stem import stem_conv_relu, stem_conv_step_
@@ -74,7 +75,7 @@ def project_linf(
     """
     checks.images("x", x)
     checks.same_images("x_adv", x_adv, "x", x, candidates=True)
-    checks.box(lo, hi)
+    validate.box(lo, hi)
     radius = checks.per_row("eps", eps, x_adv.shape[0], x)
     tracked = torch.is_grad_enabled() and (x_adv.requires_grad or x.requires_grad)
     if tracked or torch.compiler.is_compiling():
@@ -120,7 +121,7 @@ def pgd_step_linf_(
     checks.same_images("x_adv", x_adv, "x", x, candidates=True)
     checks.same_images("grad", grad, "x_adv", x_adv, candidates=False)
     checks.in_place("x_adv", x_adv)
-    checks.box(lo, hi)
+    validate.box(lo, hi)
     rows = x_adv.shape[0]
     radius = checks.per_row("eps", eps, rows, x)
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
@@ -168,7 +169,7 @@ def random_start_linf(
     Source: the random start of Madry et al. 2018; Philox: Salmon et al., SC 2011.
     """
     checks.images("x", x)
-    checks.box(lo, hi)
+    validate.box(lo, hi)
     n = x.shape[0]
     rows = eps.shape[0] if isinstance(eps, Tensor) and eps.dim() == 1 else n
     if not checks.is_multiple(rows, n):
@@ -341,9 +342,9 @@ def random_crop_flip(
 def _seed(seed: int | Tensor, device: torch.device, **numbers: int) -> Tensor:
     """The seed tensor of an op: the key, then the numbers of its stream, which a tensor brings along."""
     if not isinstance(seed, Tensor):
-        checks.int64_number("seed", seed)
+        validate.int64("seed", seed)
         for name, number in numbers.items():
-            checks.int64_number(name, number)
+            validate.int64(name, number)
         words = (seed, *numbers.values())
         if device.type == "cpu" and not torch.compiler.is_compiling():
             return _stream(words)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from iaat_fast import units
+from iaat_fast import units, validate
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -135,11 +135,6 @@ def per_row(
     return value
 
 
-def box(lo: float, hi: float) -> None:
-    if not lo <= hi:
-        raise ValueError(f"lo, hi: {lo}, {hi}, expected lo <= hi")
-
-
 def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) -> None:
     """Class numbers, sample numbers or seeds: int64 [n] on the device; any length where n is None."""
     if not isinstance(value, Tensor):
@@ -152,14 +147,6 @@ def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) 
         )
     if value.device != device:
         raise ValueError(f"{name}: device {value.device}, expected {device}")
-
-
-def int64_number(name: str, value: int) -> None:
-    """A seed or a stream number: a whole number that an int64 holds."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {value!r}, expected an int")
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name}: {value}, expected a number in -2**63 ... 2**63 - 1")
 
 
 def logits(name: str, z: Tensor) -> None:
@@ -182,10 +169,7 @@ def pixels(name: str, images: Tensor, padding: int) -> None:
         raise ValueError(
             f"{name}: shape {tuple(images.shape)}{kind}, expected contiguous [size, H, W, C]"
         )
-    if isinstance(padding, bool) or not isinstance(padding, int):
-        raise TypeError(f"padding: {padding!r}, expected an int")
-    if padding < 0:
-        raise ValueError(f"padding: {padding}, expected 0 or more pixels")
+    validate.integer("padding", padding, 0)
     height, width = images.shape[1:3]
     if min(height, width) <= padding:
         raise ValueError(

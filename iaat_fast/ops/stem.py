@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from iaat_fast import validate
 from iaat_fast.ops import checks
 
 CHANNELS = 4
@@ -117,7 +118,7 @@ def stem_conv_step_(
             f"grad: shape {tuple(grad.shape)} on {grad.device}, expected "
             f"{(rows, weight.shape[0], height, width)} on {x.device}"
         )
-    checks.box(lo, hi)
+    validate.box(lo, hi)
     radius = checks.per_row("eps", eps, rows, x)
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
     if stats is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from iaat_fast import command_line
+from iaat_fast import command_line, validate
 from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
 from iaat_fast.environment import describe, resolve_device
@@ -223,8 +223,7 @@ def _batch_sizes(command: Command, config: TrainConfig) -> list[int]:
     if per_gpu is not None:
         if command.batch_size is not None:
             raise UsageError("--batch-size and --batch-per-gpu: expected one of them")
-        if per_gpu < 1:
-            raise ValueError(f"--batch-per-gpu: {per_gpu}, expected at least 1")
+        validate.integer("--batch-per-gpu", per_gpu, 1)
         return [per_gpu * gpus for gpus in command.gpus]
     size = config.optim.batch_size
     for gpus in command.gpus:
@@ -260,14 +259,10 @@ def _fooled_in(run: Path) -> tuple[float, str]:
 
 
 def _network(command: Command, gpu: Gpu) -> Network:
-    if command.per_node < 1:
-        raise ValueError(f"--per-node: {command.per_node}, expected at least 1")
-    if not command.between > 0:
-        raise ValueError(f"--between: {command.between:g}, expected GB/s above 0")
-    for name in ("latency", "latency_between"):
-        if not getattr(command, name) >= 0:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag}: {getattr(command, name):g}, expected at least 0 us")
+    validate.integer("--per-node", command.per_node, 1)
+    validate.number("--between", command.between, above=True)
+    validate.number("--latency", command.latency)
+    validate.number("--latency-between", command.latency_between)
     return Network(
         link=gpu.link,
         between=command.between * 1e9,
@@ -290,8 +285,7 @@ def _precision(command: Command, config: TrainConfig, gpu: Gpu) -> str:
 def _rates(command: Command, config: TrainConfig, gpu: Gpu, batch: int) -> Rates:
     if command.measure:
         images = min(batch, 32) if command.measure_batch is None else command.measure_batch
-        if images < 1:
-            raise ValueError(f"--measure-batch: {images}, expected at least 1")
+        validate.integer("--measure-batch", images, 1)
         return measure(config, resolve_device(command.device), batch=images)
     assumed = Assumptions(
         share=command.share,

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from iaat_fast import validate
 from iaat_fast.attacks import options
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.setup import build_model
-from iaat_fast.validate import choice
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # They hand out memory and move nothing.
@@ -53,7 +53,7 @@ def images_of(config: TrainConfig) -> Images:
     Raises:
         ValueError: a data set whose images are not known here.
     """
-    choice("data.name", config.data.name, DATA_SETS)
+    validate.choice("data.name", config.data.name, DATA_SETS)
     images = DATA_SETS[config.data.name]
     return replace(images, samples=min(images.samples, config.data.limit or images.samples))
 

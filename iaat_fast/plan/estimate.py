@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from iaat_fast import validate
 from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.hardware import Rates
 from iaat_fast.plan.interconnect import Network, gradients
@@ -214,8 +215,7 @@ def make_plan(
     Raises:
         ValueError: fewer than one GPU, or a batch that they do not divide.
     """
-    if gpus < 1:
-        raise ValueError(f"--gpus: {gpus}, expected at least 1")
+    validate.integer("--gpus", gpus, 1)
     if batch_size < 1 or batch_size % gpus:
         raise ValueError(
             f"--batch-size: {batch_size}, expected a multiple of the number of GPUs, {gpus}"

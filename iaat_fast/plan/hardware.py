@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from iaat_fast import validate
 from iaat_fast.environment import describe
 from iaat_fast.plan.cost import Pass, build, images_of
 from iaat_fast.storage import read_json
@@ -20,7 +21,6 @@ from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
 from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.optim import MixedPrecision
-from iaat_fast.validate import nearest
 
 ARITHMETIC, TRAFFIC, LAUNCHES, MEASURED = "arithmetic", "memory traffic", "launches", "measured"
 # Steps of the timed attack: its start and its copy of the network are spread over them, as in training.
@@ -77,8 +77,7 @@ def find_gpu(name: str) -> Gpu:
     Raises:
         ValueError: an unknown one; the nearest is named.
     """
-    if name.lower() not in GPUS:
-        raise ValueError(f"--gpu: {name!r} is unknown, {nearest(name.lower(), GPUS)}")
+    validate.choice("--gpu", name.lower(), GPUS)
     return GPUS[name.lower()]
 
 
@@ -109,12 +108,9 @@ class Assumptions:
 
     def __post_init__(self) -> None:
         for name, value in (("share", self.share), ("bandwidth-share", self.bandwidth_share)):
-            if not 0 < value <= 1:
-                raise ValueError(f"--{name}: {value:g}, expected a share in (0, 1]")
-        if not 0 <= self.launch < 1:
-            raise ValueError(
-                f"--launch: {self.launch * 1e6:g} us, expected at least 0 and less than a second"
-            )
+            validate.number(f"--{name}", value, high=1.0, above=True)
+        # Typed in microseconds.
+        validate.number("--launch", self.launch * 1e6, high=1e6, below=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from iaat_fast import units
+from iaat_fast import units, validate
 from iaat_fast.command_line import UsageError
 from iaat_fast.methods import COMPARED, NAMES, row, without_warmup
 from iaat_fast.train.cli import flags_for, parse
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import PRESETS
-from iaat_fast.validate import choice
 
 Warmup = Literal["on", "off", "both"]
 _DIGITS = 10  # of a radius in names and commands, which read back as the same radius
@@ -58,10 +57,10 @@ class Grid:
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        choice("preset", self.preset, PRESETS)
-        choice("--warmup", self.warmup, get_args(Warmup))
+        validate.choice("preset", self.preset, PRESETS)
+        validate.choice("--warmup", self.warmup, get_args(Warmup))
         for method in self.methods:
-            choice("--methods", method, NAMES)
+            validate.choice("--methods", method, NAMES)
         axes: dict[str, Sequence[object]] = {
             "--methods": self.methods,
             "--seeds": self.seeds,

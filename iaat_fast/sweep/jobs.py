@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from iaat_fast import validate
 from iaat_fast.command_line import UsageError, interpreter
 from iaat_fast.evaluate import SUITES
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import read_json
 from iaat_fast.sweep.grid import Run, surrogate
-from iaat_fast.validate import choice
 
 Stage = Literal["train", "evaluate"]
 State = Literal["done", "resumes", "new"]
@@ -36,7 +36,7 @@ class Suite:
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        choice("--suite", self.name, SUITES)
+        validate.choice("--suite", self.name, SUITES)
         for word in self.flags:
             flag = word.partition("=")[0]
             if flag in ("--suite", "--against", "--json", "--model", "--weights", "--overwrite"):

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from iaat_fast import command_line, units
+from iaat_fast import command_line, units, validate
 from iaat_fast.command_line import UsageError
 from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
@@ -27,7 +27,7 @@ from iaat_fast.train.overrides import override, refuse_unread
 from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.setup import recorded_config
 from iaat_fast.train.signals import Interrupted
-from iaat_fast.validate import choice, one_line
+from iaat_fast.validate import one_line
 
 PROG = "python -m iaat_fast.train"
 DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
@@ -142,11 +142,11 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
     peek.add_argument("--fast", action=argparse.BooleanOptionalAction)
     given, others = peek.parse_known_args(list(argv))
     if name is not None:
-        choice("preset", name, PRESETS)
+        validate.choice("preset", name, PRESETS)
     if given.method is not None:
-        choice("--method", given.method, NAMES)
+        validate.choice("--method", given.method, NAMES)
     if given.protocol is not None:
-        choice("--protocol", given.protocol, PROTOCOLS)
+        validate.choice("--protocol", given.protocol, PROTOCOLS)
     if given.resume and given.out is not None:
         folder = RunFolder(given.out)
         if folder.is_run:

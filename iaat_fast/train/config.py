@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,9 +17,8 @@ import tyro
 from tyro.conf import arg
 
 from iaat_fast import data as datasets
-from iaat_fast import methods, models, units
+from iaat_fast import methods, models, validate
 from iaat_fast.command_line import Pixels
-from iaat_fast.validate import choice
 
 Method = Annotated[
     str,
@@ -38,38 +36,6 @@ Protocol = Literal["paper", "released"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 CUSTOM = "custom"
 """Recorded as the name of a model or a data set that was passed to `fit` from Python."""
-
-
-def _number(
-    name: str,
-    value: object,
-    low: float,
-    high: float = math.inf,
-    *,
-    above: bool = False,
-    below: bool = False,
-    pixels: bool = False,
-) -> None:
-    """Raise unless `value` is a finite number in [low, high], less `low` if `above`, `high` if `below`."""
-    below = below or high == math.inf
-    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}: expected a number in {interval}")
-    inside = (low < value if above else low <= value) and (value < high if below else value <= high)
-    if not math.isfinite(value) or not inside:
-        shown = f"{value!r} (= {value * 255:g}/255)" if pixels else repr(value)
-        scale = " of the pixel scale, that is N/255 with N up to 255" if pixels else ""
-        likely = units.likely(value, high) if pixels else ""
-        raise ValueError(f"{name} is {shown}: expected a number in {interval}{scale}{likely}")
-
-
-def _integer(name: str, value: object, low: int, *, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}: expected an integer of at least {low}")
-    if value < low:
-        raise ValueError(f"{name} is {value}: expected an integer of at least {low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +61,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.name != CUSTOM:
-            choice("data.name", self.name, datasets.NAMES)
+            validate.choice("data.name", self.name, datasets.NAMES)
         if self.name == "digits" and self.path is not None:
             raise ValueError(
-                f"data.path is {self.path!r}: expected none with data.name 'digits', which are embedded in scikit-learn"
+                f"data.path: {self.path!r}, expected none with data.name 'digits', which are embedded in scikit-learn"
             )
-        _integer("data.limit", self.limit, 1, optional=True)
-        _integer("data.workers", self.workers, 0, optional=True)
-        choice("data.on_bad_image", self.on_bad_image, datasets.ON_BAD_IMAGE)
+        validate.integer("data.limit", self.limit, 1, optional=True)
+        validate.integer("data.workers", self.workers, 0, optional=True)
+        validate.choice("data.on_bad_image", self.on_bad_image, datasets.ON_BAD_IMAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +84,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.name != CUSTOM:
-            choice("model.name", self.name, models.NAMES)
-        _integer("model.width", self.width, 1, optional=True)
-        _integer("model.depth", self.depth, 1, optional=True)
+            validate.choice("model.name", self.name, models.NAMES)
+        validate.integer("model.width", self.width, 1, optional=True)
+        validate.integer("model.depth", self.depth, 1, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +117,16 @@ class AttackConfig:
     network (fast), or exact in fp32 and fast below (auto)."""
 
     def __post_init__(self) -> None:
-        _number("attack.eps", self.eps, 0, 1, pixels=True)
-        _number("attack.alpha", self.alpha, 0, 1, above=True, pixels=True)
-        choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
-        _integer("attack.steps", self.steps, 1)
-        choice("attack.targeted", self.targeted, ("no", "random"))
-        choice("attack.bn", self.bn, ("eval", "train", "train_update"))
-        choice("attack.precision", self.precision, ("fp32", "tf32", "bf16", "fp16", "auto"))
-        choice("attack.engine", self.engine, ("auto", "exact", "fast"))
+        validate.pixel_distance("attack.eps", self.eps)
+        validate.pixel_distance("attack.alpha", self.alpha, positive=True)
+        validate.choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
+        validate.integer("attack.steps", self.steps, 1)
+        validate.choice("attack.targeted", self.targeted, ("no", "random"))
+        validate.choice("attack.bn", self.bn, ("eval", "train", "train_update"))
+        validate.choice(
+            "attack.precision", self.precision, ("fp32", "tf32", "bf16", "fp16", "auto")
+        )
+        validate.choice("attack.engine", self.engine, ("auto", "exact", "fast"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,24 +167,28 @@ class EpsilonConfig:
     correctly and 0 for the others."""
 
     def __post_init__(self) -> None:
-        _integer("epsilon.warmup_epochs", self.warmup_epochs, 0)
-        _number("epsilon.eps_w", self.eps_w, 0, 1, pixels=True)
-        _number("epsilon.gamma", self.gamma, 0, 1, pixels=True)
-        _number("epsilon.beta", self.beta, 0, 1)
-        _number("epsilon.eps_min", self.eps_min, 0, 1, pixels=True)
-        choice("epsilon.eps_min_bounds", self.eps_min_bounds, ("memory", "images"))
-        _integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
-        choice("epsilon.strategy", self.strategy, ("auto", "lazy", "batched", "sequential"))
-        choice("epsilon.final", self.final, ("exact", "reuse"))
+        validate.integer("epsilon.warmup_epochs", self.warmup_epochs, 0)
+        validate.pixel_distance("epsilon.eps_w", self.eps_w)
+        validate.pixel_distance("epsilon.gamma", self.gamma)
+        validate.number("epsilon.beta", self.beta, high=1.0)
+        validate.pixel_distance("epsilon.eps_min", self.eps_min)
+        validate.choice("epsilon.eps_min_bounds", self.eps_min_bounds, ("memory", "images"))
+        validate.integer("epsilon.selection_steps", self.selection_steps, 1, optional=True)
+        validate.choice(
+            "epsilon.strategy", self.strategy, ("auto", "lazy", "batched", "sequential")
+        )
+        validate.choice("epsilon.final", self.final, ("exact", "reuse"))
         if self.selection_steps is not None and self.final == "reuse":
             raise ValueError(
-                "epsilon.final is 'reuse', which trains on the images of the selection: expected "
+                "epsilon.final: 'reuse', which trains on the images of the selection, expected "
                 f"'exact' with epsilon.selection_steps {self.selection_steps}"
             )
-        choice("epsilon.clamp", self.clamp, ("result", "candidate"))
-        choice("epsilon.misclassified", self.misclassified, ("algorithm2", "shrink"))
-        choice("epsilon.misclassified_input", self.misclassified_input, ("clean", "adversarial"))
-        choice("epsilon.warmup_rule", self.warmup_rule, ("visited", "correct"))
+        validate.choice("epsilon.clamp", self.clamp, ("result", "candidate"))
+        validate.choice("epsilon.misclassified", self.misclassified, ("algorithm2", "shrink"))
+        validate.choice(
+            "epsilon.misclassified_input", self.misclassified_input, ("clean", "adversarial")
+        )
+        validate.choice("epsilon.warmup_rule", self.warmup_rule, ("visited", "correct"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,14 +213,14 @@ class BaselineConfig:
     """Weight of the cross-entropy on clean images (method mma)."""
 
     def __post_init__(self) -> None:
-        _number("baseline.mixup_alpha", self.mixup_alpha, 0, above=True)
-        _number("baseline.trades_beta", self.trades_beta, 0)
-        _number("baseline.mart_beta", self.mart_beta, 0)
-        _number("baseline.mma_d_max", self.mma_d_max, 0, 1, above=True, pixels=True)
-        _number("baseline.mma_d_min", self.mma_d_min, 0, 1, above=True, pixels=True)
-        _number("baseline.mma_step_scale", self.mma_step_scale, 0, above=True)
-        _integer("baseline.mma_bisections", self.mma_bisections, 1)
-        _number("baseline.mma_clean_weight", self.mma_clean_weight, 0, 1)
+        validate.number("baseline.mixup_alpha", self.mixup_alpha, above=True)
+        validate.number("baseline.trades_beta", self.trades_beta)
+        validate.number("baseline.mart_beta", self.mart_beta)
+        validate.pixel_distance("baseline.mma_d_max", self.mma_d_max, positive=True)
+        validate.pixel_distance("baseline.mma_d_min", self.mma_d_min, positive=True)
+        validate.number("baseline.mma_step_scale", self.mma_step_scale, above=True)
+        validate.integer("baseline.mma_bisections", self.mma_bisections, 1)
+        validate.number("baseline.mma_clean_weight", self.mma_clean_weight, high=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,31 +262,31 @@ class OptimConfig:
     """Capture whole training steps in a CUDA graph where possible: on one GPU, in fp32 and bf16."""
 
     def __post_init__(self) -> None:
-        _integer("optim.epochs", self.epochs, 1)
-        _integer("optim.batch_size", self.batch_size, 1)
-        _integer("optim.accumulate", self.accumulate, 1)
+        validate.integer("optim.epochs", self.epochs, 1)
+        validate.integer("optim.batch_size", self.batch_size, 1)
+        validate.integer("optim.accumulate", self.accumulate, 1)
         if self.accumulate > self.batch_size:
             raise ValueError(
-                f"optim.accumulate is {self.accumulate}: expected at most optim.batch_size, "
+                f"optim.accumulate: {self.accumulate}, expected at most optim.batch_size, "
                 f"{self.batch_size}"
             )
-        _number("optim.lr", self.lr, 0)
-        _integer("optim.lr_reference_batch", self.lr_reference_batch, 1, optional=True)
-        _integer("optim.lr_warmup_epochs", self.lr_warmup_epochs, 0)
+        validate.number("optim.lr", self.lr)
+        validate.integer("optim.lr_reference_batch", self.lr_reference_batch, 1, optional=True)
+        validate.integer("optim.lr_warmup_epochs", self.lr_warmup_epochs, 0)
         if self.lr_warmup_epochs and self.lr_reference_batch is None:
             raise ValueError(
-                f"optim.lr_warmup_epochs is {self.lr_warmup_epochs}: expected 0, or "
+                f"optim.lr_warmup_epochs: {self.lr_warmup_epochs}, expected 0, or "
                 "optim.lr_reference_batch, from whose rate it rises"
             )
-        choice("optim.amp", self.amp, ("auto", "off", "bf16", "fp16"))
-        _number("optim.momentum", self.momentum, 0, 1)
-        _number("optim.weight_decay", self.weight_decay, 0)
+        validate.choice("optim.amp", self.amp, ("auto", "off", "bf16", "fp16"))
+        validate.number("optim.momentum", self.momentum, high=1.0)
+        validate.number("optim.weight_decay", self.weight_decay)
         for epoch in self.decay_epochs:
-            _integer("optim.decay_epochs", epoch, 1)
+            validate.integer("optim.decay_epochs", epoch, 1)
         if list(self.decay_epochs) != sorted(set(self.decay_epochs)):
-            raise ValueError(f"optim.decay_epochs is {self.decay_epochs}: expected rising epochs")
-        _number("optim.decay_factor", self.decay_factor, 0, 1, above=True)
-        _number("optim.ema_decay", self.ema_decay, 0, 1, below=True)
+            raise ValueError(f"optim.decay_epochs: {self.decay_epochs}, expected rising epochs")
+        validate.number("optim.decay_factor", self.decay_factor, high=1.0, above=True)
+        validate.number("optim.ema_decay", self.ema_decay, high=1.0, below=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,12 +307,12 @@ class EvaluationConfig:
     """Images per evaluation batch."""
 
     def __post_init__(self) -> None:
-        _number("evaluation.eps", self.eps, 0, 1, pixels=True)
-        _number("evaluation.alpha", self.alpha, 0, 1, above=True, pixels=True)
-        choice("evaluation.targeted", self.targeted, ("no", "random"))
-        _integer("evaluation.steps", self.steps, 1)
-        _integer("evaluation.restarts", self.restarts, 1)
-        _integer("evaluation.batch_size", self.batch_size, 1)
+        validate.pixel_distance("evaluation.eps", self.eps)
+        validate.pixel_distance("evaluation.alpha", self.alpha, positive=True)
+        validate.choice("evaluation.targeted", self.targeted, ("no", "random"))
+        validate.integer("evaluation.steps", self.steps, 1)
+        validate.integer("evaluation.restarts", self.restarts, 1)
+        validate.integer("evaluation.batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,10 +341,10 @@ class RunConfig:
     """Write TensorBoard events."""
 
     def __post_init__(self) -> None:
-        _integer("run.seed", self.seed, 0)
-        _integer("run.checkpoint_steps", self.checkpoint_steps, 0)
-        _number("run.checkpoint_minutes", self.checkpoint_minutes, 0)
-        _integer("run.snapshot_epochs", self.snapshot_epochs, 1)
+        validate.integer("run.seed", self.seed, 0)
+        validate.integer("run.checkpoint_steps", self.checkpoint_steps, 0)
+        validate.number("run.checkpoint_minutes", self.checkpoint_minutes)
+        validate.integer("run.snapshot_epochs", self.snapshot_epochs, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,8 +367,8 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        choice("method", self.method, methods.NAMES)
-        choice("protocol", self.protocol, PROTOCOLS)
+        validate.choice("method", self.method, methods.NAMES)
+        validate.choice("protocol", self.protocol, PROTOCOLS)
         bn, strategy = self.attack.bn, self.epsilon.strategy
         if (
             methods.reads(self.method, "epsilon.strategy")
@@ -404,18 +376,18 @@ class TrainConfig:
             and strategy not in ("auto", "sequential")
         ):
             raise ValueError(
-                f"epsilon.strategy is {strategy!r}: expected 'sequential' with attack.bn {bn!r}, "
+                f"epsilon.strategy: {strategy!r}, expected 'sequential' with attack.bn {bn!r}, "
                 "whose batch statistics depend on which images share a batch"
             )
         if self.optim.sync_batchnorm and bn != "eval":
             raise ValueError(
-                f"optim.sync_batchnorm is on: expected attack.bn 'eval', not {bn!r}; the ranks' attacks need not take "
+                f"optim.sync_batchnorm: on, expected attack.bn 'eval', not {bn!r}; the ranks' attacks need not take "
                 "the same number of forwards"
             )
         least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
         if methods.reads(self.method, "baseline.mma_d_min") and least > most:
             raise ValueError(
-                f"baseline.mma_d_min is {least * 255:g}/255: expected at most baseline.mma_d_max, "
+                f"baseline.mma_d_min: {least * 255:g}/255, expected at most baseline.mma_d_max, "
                 f"{most * 255:g}/255"
             )
 

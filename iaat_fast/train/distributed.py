@@ -78,7 +78,7 @@ class Ranks:
         if name == "cuda":
             return f"cuda:{self.local}"
         raise ValueError(
-            f"device is {name!r}: expected auto, cpu or cuda with {self.count} ranks, each of which takes the GPU of "
+            f"device: {name!r}, expected auto, cpu or cuda with {self.count} ranks, each of which takes the GPU of "
             "its LOCAL_RANK"
         )
 
@@ -284,7 +284,7 @@ def _number(name: str, low: int, below: int | None = None) -> int:
     if not text.isdecimal() or int(text) < low or (below is not None and int(text) >= below):
         bound = "" if below is None else f" and below {below}"
         raise ValueError(
-            f"{name} is {text!r} in the environment: expected a number from {low}{bound}"
+            f"{name}: {text!r} in the environment, expected a number from {low}{bound}"
         )
     return int(text)
 

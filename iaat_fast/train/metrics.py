@@ -103,7 +103,7 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                "run.tensorboard is on and tensorboard is not installed: "
+                "run.tensorboard: on, expected tensorboard to be installed: "
                 "pip install tensorboard, or pass --no-tensorboard"
             ) from error
         self._folder = folder

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from iaat_fast import validate
 from iaat_fast.methods import NAMES, ROWS, meant, method_key, reads
 from iaat_fast.run_folder import flat
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.validate import choice
 
 PARTS: dict[str, type] = {
     f.name: f.default_factory  # type: ignore[misc]
@@ -65,14 +65,16 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     updated: dict[str, Any] = {}
     known = [f.name for f in dataclasses.fields(TrainConfig)]
     for name, value in changes.items():
-        choice("configuration field", name, known)
+        validate.choice("configuration field", name, known)
         if name not in PARTS:
             updated[name] = value
             continue
         if not isinstance(value, Mapping):
-            raise TypeError(f"{name} is {value!r}: expected a mapping of its fields")
+            raise TypeError(f"{name}: {value!r}, expected a mapping of its fields")
         for inner in value:
-            choice(f"field of {name}", inner, [f.name for f in dataclasses.fields(PARTS[name])])
+            validate.choice(
+                f"field of {name}", inner, [f.name for f in dataclasses.fields(PARTS[name])]
+            )
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
         updated[name] = dataclasses.replace(getattr(config, name), **plain)

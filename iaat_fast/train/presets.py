@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from iaat_fast import validate
 from iaat_fast.methods import IAAT
 from iaat_fast.train.config import PROTOCOLS, Method, Protocol, TrainConfig
 from iaat_fast.train.overrides import override, refuse_unread
-from iaat_fast.validate import choice
 
 Changes = Mapping[str, Mapping[str, Any]]
 
@@ -171,11 +171,11 @@ def preset(
             named), or "released" for ImageNet, of which the authors have released no code.
         TypeError: a value of the wrong type.
     """
-    choice("preset", name, PRESETS)
-    choice("protocol", protocol, PROTOCOLS)
+    validate.choice("preset", name, PRESETS)
+    validate.choice("protocol", protocol, PROTOCOLS)
     if protocol == "released" and name.startswith("imagenet"):
         raise ValueError(
-            f"protocol is 'released': expected 'paper' with preset {name}, as the authors released "
+            f"protocol: 'released', expected 'paper' with preset {name}, as the authors released "
             "code for CIFAR-10 only"
         )
     base = override(TrainConfig(preset=name), PRESETS[name])

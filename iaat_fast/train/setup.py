@@ -49,7 +49,7 @@ def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
     batch, accumulate = config.optim.batch_size, config.optim.accumulate
     if batch < ranks.count * accumulate:
         raise ValueError(
-            f"optim.batch_size is {batch}: expected at least {ranks.count * accumulate}, an image for each micro-batch "
+            f"optim.batch_size: {batch}, expected at least {ranks.count * accumulate}, an image for each micro-batch "
             f"({accumulate}) of each rank ({ranks.count})"
         )
 
@@ -287,13 +287,13 @@ def _check_smallest_batch(
         with attacked(model, "train"), torch.no_grad():
             model(x)
     except (RuntimeError, ValueError) as error:
-        named = [f"optim.batch_size is {optim.batch_size}"]
-        named += [f"optim.accumulate {optim.accumulate}"] * (optim.accumulate > 1)
+        named = [f"optim.accumulate {optim.accumulate}"] * (optim.accumulate > 1)
         named += [f"ranks {ranks.count}"] * (ranks.count > 1)
         named += ["data.on_bad_image 'skip'"] * skips
+        others = f" with {', '.join(named)}" if named else ""
         raise ValueError(
-            f"{', '.join(named)}: expected at least 2 images in every batch, but {size} training images may leave 1, "
-            f"on which this model does not train ({error})"
+            f"optim.batch_size: {optim.batch_size}{others}, expected at least 2 images in every batch, but {size} "
+            f"training images may leave 1, on which this model does not train ({error})"
         ) from error
 
 
@@ -303,17 +303,17 @@ def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ra
     last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
     if last < least:
         raise ValueError(
-            f"optim.sync_batchnorm is on: expected at least {least} images in the last batch of an epoch, one for each "
+            f"optim.sync_batchnorm: on, expected at least {least} images in the last batch of an epoch, one for each "
             f"micro-batch ({optim.accumulate}) of each rank ({ranks.count}), not {last}; change optim.batch_size, "
             f"{optim.batch_size}"
         )
     if config.data.on_bad_image == "skip":
         raise ValueError(
-            "optim.sync_batchnorm is on: expected data.on_bad_image 'stop', not 'skip', which may leave a rank too few "
+            "optim.sync_batchnorm: on, expected data.on_bad_image 'stop', not 'skip', which may leave a rank too few "
             "images"
         )
     if device.type == "cpu":
-        raise ValueError("optim.sync_batchnorm is on: torch has it for GPUs only")
+        raise ValueError("optim.sync_batchnorm: on, expected a GPU, for which alone torch has it")
 
 
 def restore(

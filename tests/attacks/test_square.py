@@ -142,8 +142,8 @@ def test_batch_statistics_keep_the_batch_whole(bn_net: nn.Module, x: Tensor) -> 
     [
         ({"n_queries": -1}, ValueError, r"^n_queries: -1, expected at least 0"),
         ({"n_queries": 1.0}, TypeError, r"^n_queries: 1\.0, expected an int"),
-        ({"p_init": 0.0}, ValueError, r"^p_init: 0\.0, expected a number > 0"),
-        ({"p_init": 1.5}, ValueError, r"^p_init: 1\.5, expected a number in \[0, 1\]"),
+        ({"p_init": 0.0}, ValueError, r"^p_init: 0\.0, expected a number in \(0, 1\]"),
+        ({"p_init": 1.5}, ValueError, r"^p_init: 1\.5, expected a number in \(0, 1\]"),
         ({"eps": -0.1}, ValueError, r"^eps: -0\.1, expected a number >= 0"),
     ],
 )

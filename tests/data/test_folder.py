@@ -260,7 +260,7 @@ def test_other_classes_in_train_than_in_val_are_named(image_folder: Path) -> Non
     [
         ({"path": None}, ValueError, r"imagenet: expected a folder .*--data"),
         ({"path": "nowhere"}, FileNotFoundError, "nowhere: no such folder"),
-        ({"on_bad_image": "x"}, ValueError, "on_bad_image: 'x', expected one of stop, skip"),
+        ({"on_bad_image": "x"}, ValueError, "on_bad_image: 'x', expected one of 'stop', 'skip'"),
     ],
 )
 def test_bad_arguments(image_folder: Path, how: dict, error: type[Exception], message: str) -> None:

@@ -16,7 +16,7 @@ def test_first_takes_at_most_all_samples() -> None:
     assert len(split) == 5
     assert split.first(2).labels.tolist() == [0, 1]
     assert len(split.first(9)) == 5
-    with pytest.raises(ValueError, match="n: expected at least 1 sample, got 0"):
+    with pytest.raises(ValueError, match="n: 0, expected at least 1"):
         split.first(0)
 
 

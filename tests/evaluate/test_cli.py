@@ -273,7 +273,7 @@ def one_line_error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("--seed -1", "--seed: -1, expected at least 0"),
         ("--limit 0", "--limit: 0, expected at least 1"),
         ("--batch-size 0", "--batch-size: 0, expected at least 1"),
-        ("--device tpu", "device is 'tpu'"),
+        ("--device tpu", "device: 'tpu'"),
         ("--weights w.pt", "--weights: a run folder has its own"),
         ("--width 3", "--width: a run folder has its own"),
         ("--model resnet17", "did you mean 'resnet18'?"),

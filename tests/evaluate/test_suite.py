@@ -334,7 +334,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("--parts natural", "--parts: belongs to a suite"),
         ("--corruptions gone", "--corruptions: belongs to a suite"),
         ("--suite cifar --eps 300", "--eps: 300/255, expected 0 to 255"),
-        ("--suite cifar --save-every 0", "--save-every: 0, expected above 0"),
+        ("--suite cifar --save-every 0", "--save-every: 0.0, expected a number > 0"),
         ("--suite quick --eps 51 51", "eps: the same radius twice"),
         ("--suite quick --dataset cifar10", "trained on digits, which does not fit"),
         ("--adversarial gone.npz", "--adversarial gone.npz: no such file"),

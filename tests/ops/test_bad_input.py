@@ -319,7 +319,7 @@ def test_a_memory_that_is_not_float32() -> None:
             ValueError,
             r"^padding: images of 5 x 6 are too small to reflect 5 pixels, .* at least 6 x 6",
         ),
-        ({"padding": -1}, ValueError, r"^padding: -1, expected 0 or more pixels"),
+        ({"padding": -1}, ValueError, r"^padding: -1, expected at least 0"),
         ({"padding": 1.0}, TypeError, r"^padding: 1\.0, expected an int"),
         ({"padding": True}, TypeError, r"^padding: True, expected an int"),
         (

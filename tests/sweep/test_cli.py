@@ -25,7 +25,7 @@ BAD_LINES = [
     ("--out sweep --methods iat", "did you mean 'iaat'"),
     ("--out sweep --eps", "--eps"),
     ("--out sweep --methods iaat --eps 8", "--eps: iaat trains at no fixed radius"),
-    ("--out sweep --eps 300 --methods adv", "error: --eps is "),
+    ("--out sweep --eps 300 --methods adv", "error: --eps: "),
     ("--out sweep --seeds one", "--seeds"),
     ("--out sweep --seeds 0 0", "--seeds: 0 is given twice"),
     ("--out sweep --jobs 0", "--jobs: 0"),
@@ -38,7 +38,7 @@ BAD_LINES = [
     ("--out sweep --slurm partition=gpu", "--slurm: for --launcher submitit only"),
     ("--out sweep --data nowhere", "--data nowhere: no such file"),
     ("--out sweep -- --epoch 3", "--epoch: unknown flag, did you mean '--epochs'"),
-    ("--out sweep -- --epochs 0", "error: --epochs is 0"),
+    ("--out sweep -- --epochs 0", "error: --epochs: 0"),
     ("--out sweep -- --seed 3", "--seed: set by the sweep"),
     ("--out sweep -- --device cuda:99", "cuda:99"),
 ]

@@ -85,7 +85,7 @@ BAD_GRIDS = [
     ({"eps": (8 / 255, 8 / 255)}, "--eps: 8 is given twice"),
     ({"methods": ("clean", "iaat"), "eps": (8 / 255,)}, "--eps: clean, iaat"),
     ({"methods": ("adv",), "warmup": "both"}, "--warmup both"),
-    ({"warmup": "maybe"}, "--warmup is 'maybe'"),
+    ({"warmup": "maybe"}, "--warmup: 'maybe'"),
     ({"flags": ("--seed", "3")}, "--seed: set by the sweep, give --seeds"),
     ({"flags": ("--out=x",)}, "--out: set by the sweep"),
     ({"flags": ("--overwrite",)}, "--overwrite: set by the sweep"),
@@ -104,7 +104,7 @@ def test_a_bad_grid_is_refused_by_name(grid: dict[str, Any], message: str) -> No
     [
         ("--epoch 3", "--epoch: unknown flag, did you mean '--epochs'"),
         ("--epochs ten", "--epochs"),
-        ("--epochs 0", "optim.epochs is 0"),
+        ("--epochs 0", "optim.epochs: 0"),
         ("cifar10-resnet18", "cifar10-resnet18"),
     ],
 )

@@ -109,5 +109,5 @@ def test_evaluate_takes_the_average(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_out_of_range(decay: float) -> None:
-    with pytest.raises(ValueError, match=r"optim\.ema_decay is .*: expected a number in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"optim\.ema_decay: .*, expected a number in \[0, 1\)"):
         preset("digits", optim={"ema_decay": decay})

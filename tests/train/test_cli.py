@@ -151,10 +151,10 @@ BAD_LINES = [
     ("--batchsize 3", "did you mean '--batch-size'"),
     ("--epochs ten", "--epochs"),
     ("--epochs", "--epochs"),
-    ("--epochs 0", "error: --epochs is 0"),
+    ("--epochs 0", "error: --epochs: 0"),
     ("--eps 256", "256/255"),
-    ("--eps -1", "error: --eps is "),
-    ("--eps nan", "error: --eps is nan"),
+    ("--eps -1", "error: --eps: "),
+    ("--eps nan", "error: --eps: nan"),
     ("--eps 8/0", "'8/0', expected a number of units of 1/255, or a fraction such as 8/255"),
     ("--strategy eager", "'lazy'"),
     ("--model resnet19", "did you mean 'resnet18'"),
@@ -167,7 +167,7 @@ BAD_LINES = [
     ("--resume", "--resume needs"),
     ("--resume --out run", "no run there"),
     ("--resume --overwrite --out run --epochs 1", "exclude each other"),
-    ("--decay-epochs 9 3", "error: --decay-epochs is "),
+    ("--decay-epochs 9 3", "error: --decay-epochs: "),
     ("--out /proc/run", "error: --out /proc/run: cannot be made"),
 ]
 

@@ -192,10 +192,10 @@ ERRORS = {
     "a_bad_file": r"UnreadableImage: (rank \d: )?.*\.png: not a readable image .*; stopped after step \d, checkpoint "
     r"saved: .*--on-bad-image skip",
     "no_data": r"OSError: rank 1: .*no such folder or \.npz",
-    "too_small_a_batch": r"ValueError: optim\.batch_size is 2: expected at least [46]",
-    "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm is on: torch has it for GPUs only",
+    "too_small_a_batch": r"ValueError: optim\.batch_size: 2, expected at least [46]",
+    "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm: on, expected a GPU",
     "skipping_with_batch_norm_over_ranks": r"ValueError: .*: expected data\.on_bad_image 'stop'",
-    "too_small_a_last_batch": r"ValueError: optim\.sync_batchnorm is on: expected at least [23] images in the last",
+    "too_small_a_last_batch": r"ValueError: optim\.sync_batchnorm: on, expected at least [23] images in the last",
 }
 
 

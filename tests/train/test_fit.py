@@ -312,7 +312,7 @@ def test_a_run_from_python_asks_for_its_module_again(
 def test_a_device_that_is_not_there_is_refused(
     tiny_fit: Fit, tiny_config: Callable[..., TrainConfig], tmp_path: Path, device: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"device is '{device}'"):
+    with pytest.raises(ValueError, match=f"device: '{device}'"):
         tiny_fit(tiny_config(tmp_path / "run", run={"device": device}))
     assert not (tmp_path / "run").exists()
 

@@ -162,7 +162,7 @@ def test_bad_folders_end_the_command_with_one_line(
         ([], "--data"),
         (["--data", str(image_folder)], "train/ has class folders that val/ lacks (b)"),
         (["--data", str(image_folder / "train")], "train/train: missing"),
-        (["--protocol", "released"], "protocol is 'released': expected 'paper'"),
+        (["--protocol", "released"], "protocol: 'released', expected 'paper'"),
     ):
         assert run_cli(*arguments, *out) == 2
         error = capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_a_method_that_is_not_counted_is_refused() -> None:
 
 
 def test_a_strategy_left_to_the_hardware_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"epsilon\.strategy is 'auto': expected what it is on"):
+    with pytest.raises(ValueError, match=r"epsilon\.strategy: 'auto', expected what it is on"):
         METHODS["iaat"].passes(tiny(epsilon={"strategy": "auto"}), "adaptive", Fooled())
 
 

@@ -95,9 +95,7 @@ def test_imagenet_presets_carry_table_8(depth: int, gpus: int) -> None:
 
 
 def test_the_authors_released_no_code_for_imagenet() -> None:
-    with pytest.raises(
-        ValueError, match=r"protocol is 'released': expected 'paper' with preset im"
-    ):
+    with pytest.raises(ValueError, match=r"protocol: 'released', expected 'paper' with preset im"):
         preset("imagenet-resnet50", protocol="released")
 
 

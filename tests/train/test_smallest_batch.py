@@ -36,10 +36,10 @@ def over_positions() -> nn.Module:
 @pytest.mark.parametrize(
     ("size", "optim", "said"),
     [
-        (7, {"batch_size": 3}, r"^optim.batch_size is 3: .* 7 training images"),
-        (1, {"batch_size": 3}, r"^optim.batch_size is 3: .* 1 training images"),
-        (2, {"batch_size": 1}, r"^optim.batch_size is 1: .* 2 training images"),
-        (6, {"batch_size": 6, "accumulate": 4}, r"^optim.batch_size is 6, optim.accumulate 4: "),
+        (7, {"batch_size": 3}, r"^optim.batch_size: 3, .* 7 training images"),
+        (1, {"batch_size": 3}, r"^optim.batch_size: 3, .* 1 training images"),
+        (2, {"batch_size": 1}, r"^optim.batch_size: 1, .* 2 training images"),
+        (6, {"batch_size": 6, "accumulate": 4}, r"^optim.batch_size: 6 with optim.accumulate 4, "),
     ],
 )
 def test_a_batch_of_one_is_refused_at_the_start(
@@ -71,7 +71,7 @@ def test_the_slices_of_the_ranks_count(batch: int, refused: bool, tiny_config: A
     config, ranks = tiny_config(optim={"batch_size": batch}), Ranks(rank=0, count=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     refusal = pytest.raises(
-        ValueError, match=f"batch_size is {batch}, ranks 3: exp.*12 training im"
+        ValueError, match=f"batch_size: {batch} with ranks 3, exp.*12 training im"
     )
     with refusal if refused else contextlib.nullcontext():
         _check_smallest_batch(config, model, images(12), ranks)

@@ -142,9 +142,7 @@ def test_methods_whose_attack_has_no_target_refuse_one(
     config = tiny_config(method=method, attack={"targeted": "random"})
     model, device = Follows(), torch.device("cpu")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(
-        ValueError, match=rf"attack.targeted is 'random': .*--targeted no.*{method}"
-    ):
+    with pytest.raises(ValueError, match=rf"attack.targeted: 'random', .*--targeted no.*{method}"):
         TrainingStep(config, model, make_memory(config, 3, device), optimizer, device)
 
 

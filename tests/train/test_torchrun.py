@@ -191,9 +191,9 @@ def test_a_port_in_use_is_one_line() -> None:
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, r"RANK, WORLD_SIZE set without LOCAL_RANK, MASTER_ADDR"),
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK set without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is '2' .*: expected a number from 0 and below 2"),
-        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' .*: expected a number from 1"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT is '70000'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK: '2' .*, expected a number from 0 and below 2"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' .*, expected a number from 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT: '70000'"),
     ],
 )
 def test_an_environment_set_in_part_or_wrong_is_refused_by_name(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from iaat_fast import validate
 from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.corruptions.base import (
@@ -71,8 +72,7 @@ def measure_corruptions(
         ValueError: a batch size below 1.
         ChildProcessError: a worker process has died.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}, expected at least 1")
+    validate.integer("batch_size", batch_size, 1)
     if workers is None:
         many = len(images.labels) >= WORTH_WORKERS
         workers = min(8, (os.cpu_count() or 1) // 2) if many else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from iaat_fast import validate
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.parts.adversarial import ADVERSARIAL
 from iaat_fast.evaluate.parts.autoattack import AUTOATTACK
@@ -14,7 +15,6 @@ from iaat_fast.evaluate.parts.corruptions import CORRUPTIONS
 from iaat_fast.evaluate.parts.part import Part
 from iaat_fast.evaluate.parts.pgd import EPS_SWEEP, NATURAL, PGD, STEPS_SWEEP, TRANSFER
 from iaat_fast.evaluate.suites import Suite
-from iaat_fast.validate import choice
 
 PARTS: dict[str, Part] = {
     part.name: part
@@ -48,7 +48,7 @@ def choose(
         return tuple(name for name in suite.parts if PARTS[name].lacks(given, split) is None)
     known = (*suite.parts, *suite.on_request)
     for name in asked:
-        choice(f"part of suite {suite.name}", name, known)
+        validate.choice(f"part of suite {suite.name}", name, known)
         lack = PARTS[name].lacks(given, None)
         if lack is not None:
             raise ValueError(f"{name}: expected {lack}")

@@ -104,7 +104,7 @@ def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
     """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
     strategy = config.epsilon.strategy
     if strategy == "auto":
-        raise ValueError("epsilon.strategy is 'auto': expected what it is on the hardware planned")
+        raise ValueError("epsilon.strategy: 'auto', expected what it is on the hardware planned")
     # The third candidate is attacked for its images alone.
     copies = (3 if config.epsilon.final == "reuse" else 2) if strategy == "batched" else 1
     attacked = {"lazy": 1 + fooled.once, "batched": copies, "sequential": 2}[strategy]

@@ -84,7 +84,7 @@ class Method:
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:
         if config.attack.targeted != "no" and not self.aims:
             raise ValueError(
-                f"attack.targeted is {config.attack.targeted!r}: expected 'no' (--targeted no) with "
+                f"attack.targeted: {config.attack.targeted!r}, expected 'no' (--targeted no) with "
                 f"method {config.method!r}, whose attack has no target"
             )
         self.config = config

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from iaat_fast import validate
 from iaat_fast.attacks.active_set import bucket
 from iaat_fast.train.config import TrainConfig
 
@@ -56,8 +57,7 @@ class Fooled:
 
     def __post_init__(self) -> None:
         for name, value in (("fooled", self.once), ("fooled-twice", self.twice)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"--{name}: {value:g}, expected a share in [0, 1]")
+            validate.number(f"--{name}", value, high=1.0)
         if self.twice > self.once:
             raise ValueError(
                 f"--fooled-twice: {self.twice:g}, expected at most --fooled, {self.once:g}"

@@ -27,40 +27,36 @@ from iaat_fast.train.validation import shared_robust_accuracy, shared_verdicts
 def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
-    The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever
-    the protocol. Spread over the ranks, and on the first written to the run folder, as a record of the suite
-    "closing" (see `evaluate.record`) that begins with these results; accuracies in [0, 1], radii on the [0, 1] scale.
+    The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever the protocol. All
+    ranks take part; the first one writes a record of the suite "closing" (see `evaluate.record`) to the run folder,
+    with what is returned at its head: accuracies in [0, 1], radii and step size on the [0, 1] scale.
     """
     how, seed = result.config.evaluation, result.config.run.seed
     model, test = result.evaluated, result.data.test
+    settings: dict[str, Any] = {
+        "eps": how.eps,
+        "alpha": how.alpha,
+        "steps": how.steps,
+        "restarts": how.restarts,
+        "targeted": "random" if how.targeted == "random" else False,
+    }
     started = time.perf_counter()
     natural = shared_verdicts(ranks, model, test, batch_size=how.batch_size)
     between = time.perf_counter()
-    robust = shared_robust_accuracy(ranks, model, test, how, seed=seed)
+    robust = shared_robust_accuracy(
+        ranks, model, test, batch_size=how.batch_size, seed=seed, **settings
+    )
     ended = time.perf_counter()
     results = {
         "natural_accuracy": int(natural.sum()) / len(test),
         "robust_accuracy": robust.accuracy,
-        "attack": {
-            "eps": how.eps,
-            "alpha": how.alpha,
-            "steps": how.steps,
-            "restarts": how.restarts,
-            **({"targeted": how.targeted} if how.targeted != "no" else {}),
-        },
+        "attack": {name: value for name, value in settings.items() if value is not False},
         **_radii(result),
         "samples": len(test),
     }
     if not ranks.first:
         return results
-    suite = single(
-        name=CLOSING,
-        eps=(how.eps,),
-        alpha=how.alpha,
-        steps=how.steps,
-        restarts=how.restarts,
-        targeted="random" if how.targeted == "random" else False,
-    )
+    suite = single(name=CLOSING, **{**settings, "eps": (how.eps,)})
     (attack,) = suite.attacks_of("pgd")
     header = record_header(_target(result), suite, Settings(seed=seed, batch_size=how.batch_size))
     record = open_record(None, {**results, **header}, test.labels.cpu().numpy())

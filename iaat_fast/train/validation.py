@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from iaat_fast.attacks import AttackStats
 from iaat_fast.data import Samples
 from iaat_fast.evaluate import RobustResult, natural_verdicts, robust_accuracy
-from iaat_fast.train.config import EvaluationConfig
 from iaat_fast.train.distributed import Ranks
 
 
@@ -37,28 +37,17 @@ def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_siz
 
 
 def shared_robust_accuracy(
-    ranks: Ranks, model: nn.Module, split: Samples, how: EvaluationConfig, *, seed: int
+    ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int, **attack: Any
 ) -> RobustResult:
-    """Accuracy of all samples under PGD with restarts, the same on every rank.
+    """Accuracy of all samples under PGD with restarts (`attack`, see `robust_accuracy`), the same on every rank.
 
     Noise follows the sample. After a restart, those that still stand share batches with others than in one process,
     which may change how a network's layers round.
     """
-    samples = _shard(ranks, split, how.batch_size)
+    samples = _shard(ranks, split, batch_size)
     right, gradients = torch.zeros(len(split), dtype=torch.bool), AttackStats()
     if samples is None or len(samples):
-        result = robust_accuracy(
-            model,
-            split,
-            eps=how.eps,
-            alpha=how.alpha,
-            steps=how.steps,
-            restarts=how.restarts,
-            batch_size=how.batch_size,
-            seed=seed,
-            targeted="random" if how.targeted == "random" else False,
-            samples=samples,
-        )
+        result = robust_accuracy(model, split, batch_size=batch_size, samples=samples, **attack)
         right, gradients = result.correct, result.gradients
     right = _merged(ranks, right)
     counts = {name: ranks.sum(count) for name, count in dataclasses.asdict(gradients).items()}

@@ -26,7 +26,7 @@ from iaat_fast.train.presets import preset
 from iaat_fast.train.step import TrainingStep
 
 TRAIN, BATCH, EPOCHS = 26, 5, 3
-"""26 = 5 batches of 5 and one of 1: uneven slices, and a last batch in which some ranks have nothing."""
+"""26 = 5 batches of 5 and one of 1: uneven shards, and a last batch in which some ranks have nothing."""
 
 
 class Elementwise(nn.Module):
@@ -218,11 +218,11 @@ def stopped(model: nn.Module, setting: TrainConfig, ranks: Ranks) -> int:
         return stop.status
     finally:
         TrainingStep.__call__ = original  # type: ignore[method-assign]
-    raise AssertionError("nobody was interrupted")
+    raise AssertionError("no one was interrupted")
 
 
 def interrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """A stopped run that goes on with as many ranks."""
+    """A stopped run, resumed with as many ranks."""
     setting = config(folder / "run")
     status = stopped(usual(), setting, ranks)
     step = torch.load(folder / "run" / "checkpoint.pt")["step"]
@@ -230,13 +230,13 @@ def interrupted(folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def left_off(folder: Path, ranks: Ranks) -> str:
-    """A stopped run that the test goes on with, in one process; returns its folder."""
+    """A stopped run that the test resumes in one process; returns its folder."""
     stopped(Elementwise(), resting(folder / "run"), ranks)
     return str(folder / "run")
 
 
 def some_files_left_out(folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """A rank without an image of a batch, ranks with fewer than planned, and a batch that nobody has an image of."""
+    """A rank without an image of a batch, ranks with fewer than planned, and a batch that no one has an image of."""
     data = photographs(folder, ranks, on_bad_image="skip")
     setting = config(folder / "run", optim={"batch_size": 4})
     return outcome(fit(setting, model=Sampled(), data=data, quiet=True))

@@ -33,7 +33,7 @@ EPOCHS, FULL = 3, 4  # batches of 5 of 24 samples: 4 full ones and one of 4
 
 @pytest.fixture(autouse=True)
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values are checked as on a GPU, beside the work."""
+    """Values are checked as on a GPU, next to the work."""
     monkeypatch.setattr(findings, "checked_late", lambda device: True)
 
 

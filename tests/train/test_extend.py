@@ -1,4 +1,4 @@
-"""`--resume` with more epochs: the run that had ended is one that goes on, to the bits of a longer one."""
+"""`--resume` with more epochs: the run that had ended continues, to the bits of a longer one."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["begun by this version", "by an earlier one"])
+@pytest.mark.parametrize("old", [False, True], ids=["started by this version", "by an earlier one"])
 def test_a_run_that_was_killed_goes_on_as_it_began_on_other_hardware(
     tiny_config: Callable[..., TrainConfig],
     tiny_model: Callable[[], nn.Module],

@@ -1,4 +1,4 @@
-"""What stops `fit`, and how it goes on: kills, signals, full disks, losses and checkpoints gone bad."""
+"""What stops `fit`, and how it is resumed: kills, signals, full disks, losses and checkpoints gone bad."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def test_mart_is_its_formula(
     if guards:
         assert_same_gradients(model, outcome.loss.mean(), formula.mean())
     else:
-        # log(1.0001 - r) is log(1 - r) but for 1e-4 / (1 - r), and p_y >= 0 was enlarged by 1e-7.
+        # log(1.0001 - r) is log(1 - r) except for 1e-4 / (1 - r), and p_y >= 0 was enlarged by 1e-7.
         slack = 1e-4 / (1 - q.scatter(1, y.view(-1, 1), 0).amax(1)) + 1e-5
         assert ((outcome.loss - formula).abs() <= slack).all()
     assert torch.equal(outcome.clean, p.argmax(1) == y)

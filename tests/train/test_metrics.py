@@ -36,7 +36,7 @@ def test_only_the_first_few_are_named() -> None:
         NonFiniteGuard(SINGLE, after=0).look(NAN, 1, 0, many)
 
 
-def test_looked_at_less_often_it_gives_the_range_of_steps_and_names_nobody() -> None:
+def test_looked_at_less_often_it_gives_the_range_of_steps_and_names_no_sample() -> None:
     watch = NonFiniteGuard(SINGLE, after=0)
     watch.look(1.5, 25, 0, LAST)
     message = (

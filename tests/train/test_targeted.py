@@ -158,7 +158,7 @@ def test_a_sample_withstands_if_it_keeps_its_true_class_whatever_the_target() ->
     }
     seed = next(seed for seed, target in targets.items() if target == 2)
     chosen = memory.select(pgd, x, y, torch.arange(2), seed=seed)
-    # Aimed at class 2, every other logit falls alike: sample 0 keeps class 0 at all candidates.
+    # Aimed at class 2, every other logit falls by the same: sample 0 keeps class 0 at all candidates.
     assert chosen.choice.tolist() == [0, 0]
     seed = next(seed for seed, target in targets.items() if target == 1)
     chosen = memory.select(pgd, x, y, torch.arange(2), seed=seed)

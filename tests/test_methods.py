@@ -13,6 +13,8 @@ import pytest
 import iaat_fast
 from iaat_fast.methods import COMPARED, NAMES, ROWS, reads, without_warmup
 from iaat_fast.report.figures.drawing import PALETTE
+from iaat_fast.report.naming import PIXEL_FIELDS
+from iaat_fast.train.flags import _FLAGS
 from iaat_fast.train.methods import METHODS
 
 PACKAGE = Path(iaat_fast.__file__).parent
@@ -114,6 +116,11 @@ def test_rows_say_what_they_need_to() -> None:
         assert reads(name, "attack.eps") is (row.radius == "fixed")
     colours = [row.colour for row in ROWS.values() if row.colour]
     assert len(set(colours)) == len(colours)
+
+
+def test_fields_in_pixel_values_are_named_in_units_of_1_255() -> None:
+    pixels = {field for field, (_, in_pixels) in _FLAGS.items() if in_pixels}
+    assert {field for field in pixels if not field.startswith("evaluation.")} == PIXEL_FIELDS
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
 
-# Each stage draws from restarts of its own, so that no two start from the same noise: more than any of them counts,
-# targets included.
+# Each attack numbers its restarts from a multiple of this, which is more than any of them has, its targets included: so
+# no two attacks start from the same noise.
 _RESTARTS = 100_000
 
 
@@ -73,9 +73,9 @@ class AutoAttackResult:
         attacks: their names, in order.
         natural: bool [N] on the CPU, samples classified correctly as they are.
         correct: bool [N] on the CPU, samples that have stood so far: robust, once `complete`.
-        stages: the attacks that are through.
-        tested: bool [N] on the CPU, samples that the attack in progress has been at.
-        seconds: the attack in progress has taken so far.
+        stages: the attacks that are finished.
+        tested: bool [N] on the CPU, samples that the current attack has attacked.
+        seconds: the current attack has taken so far.
     """
 
     eps: float

@@ -118,7 +118,7 @@ def run_source(
     limit: int | None = None,
     on_bad_image: str | None = None,
 ) -> Source:
-    """The source that a run folder records, with what is given in place of what it says.
+    """The source that a run folder records, except for the arguments that are given.
 
     Raises:
         FileNotFoundError: the folder, its configuration or its checkpoint is missing.
@@ -176,8 +176,8 @@ def load_target(
     Args:
         source: what to load.
         device: where to.
-        folder: the run folder whose checkpoint `source.weights` is, or the one before it where that is damaged,
-            which is said; of one that holds an average of the weights ("ema"), the average is loaded.
+        folder: the run folder. Its checkpoint is loaded or, where that is damaged, the one before it, which is logged;
+            where the checkpoint holds an average of the weights ("ema"), the average.
 
     Raises:
         ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.

@@ -26,8 +26,8 @@ def folder_name(
 ) -> str:
     """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate.
 
-    Of a single attack with all its settings, so that no other shares the folder:
-    `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, before "pgd" "targeted-" where it has random targets.
+    A single attack's name holds all its settings, so that no other shares its folder:
+    `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, with "targeted-" before "pgd" where the targets are random.
     """
     suite = suite_named(suite) if isinstance(suite, str) else suite
     data = target.description["data"]

@@ -228,12 +228,12 @@ def rounded(seconds: float) -> float:
 
 
 def natural_row(seconds: float) -> dict[str, Any]:
-    """The row of the accuracy on the images as they are; its counts are the record's to add."""
+    """The row of the accuracy on the images as they are; `Record.add` fills in its counts."""
     return {"key": "natural", "kind": "natural", "part": "natural", "seconds": rounded(seconds)}
 
 
 def pgd_row(one: PGDMeasurement, gradients: AttackStats, seconds: float) -> dict[str, Any]:
-    """The row of an attack by PGD and what it took; its counts are the record's to add."""
+    """The row of a PGD attack and what it took; `Record.add` fills in its counts."""
     return {
         "key": one.key,
         "kind": "transfer" if one.part == "transfer" else "pgd",

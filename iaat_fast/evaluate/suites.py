@@ -10,7 +10,7 @@ from typing import Literal
 from iaat_fast import units, validate
 
 SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
-"""Where the sweep over the steps is read, one restart: Figure 9 goes to 2,000."""
+"""Steps of the attacks in the sweep over steps, of one restart each: Figure 9 goes to 2,000."""
 
 SWEEP_EIGHTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
 """Radii of the sweep over ε (Figure 4), in eighths of the suite's: at 8/255 they are 1 ... 16, in 1/255."""
@@ -38,7 +38,7 @@ class PGDMeasurement:
 
     @property
     def key(self) -> str:
-        """`pgd10x5-eps8`, before it the part where that is not "pgd"."""
+        """`pgd10x5-eps8`, after the name of the part where that is not "pgd"."""
         name = f"pgd{self.steps}x{self.restarts}-eps{self.eps * 255:g}"
         return name if self.part == "pgd" else f"{self.part}-{name}"
 

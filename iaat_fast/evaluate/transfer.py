@@ -79,7 +79,7 @@ def _classes(model: nn.Module, split: Samples) -> int:
 
 
 def _arithmetic(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides which weights come out."""
+    """The fields of a configuration that decide which weights a training ends with."""
     parts = ("method", "protocol", "model", "attack", "epsilon", "optim")
     seed = config.get("run", {}).get("seed")
     free = ("path", "workers", "on_bad_image")

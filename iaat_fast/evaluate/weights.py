@@ -1,4 +1,4 @@
-"""Weights of a user's own: a state dict as projects save it, into a model, or a clear refusal."""
+"""A user's own weights into a model: a state dict as projects save it; what does not fit is refused."""
 
 from __future__ import annotations
 

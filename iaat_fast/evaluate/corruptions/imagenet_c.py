@@ -39,7 +39,7 @@ class ImageNetC:
         size: height and width that the model takes; other images are cropped to a square and resized, bilinearly.
 
     Raises:
-        FileNotFoundError: no corruption is there, whole.
+        FileNotFoundError: no corruption is complete.
         ValueError: the labels are not those of `split`, or an image of it is not there.
 
     A corruption with a severity that is missing, or that does not hold the files that the others hold, is left out

@@ -31,7 +31,7 @@ from iaat_fast.validate import one_line
 Progress = Callable[[int, int], None]
 
 WORTH_WORKERS = 1000
-"""Images per severity from which on it pays to start processes: a tenth of a second, 95 times."""
+"""Images per severity from which on worker processes pay: starting them takes a tenth of a second, 95 times."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure_corruptions(
             mode is restored.
         images: what to measure on.
         device: where the model is.
-        done: names of corruptions to pass over, those that an interrupted evaluation has already.
+        done: names of corruptions to skip, those that an interrupted evaluation has already.
         batch_size: samples per forward; changes no verdict.
         workers: processes that decode or corrupt images; 0: this one does. None: half the cores, at most 8, where
             there are images enough for it.
@@ -251,7 +251,7 @@ def _row(name: str, origin: str, verdicts: np.ndarray, seconds: float) -> dict[s
         "accuracy": total / verdicts.size,
         "correct": total,
         "samples": verdicts.size,
-        # The five verdicts on one image hang together: there are N independent ones, not 5 N.
+        # The five verdicts on one image depend on each other: N are independent, not 5 N.
         "interval_95": list(wilson(total / len(SEVERITIES), samples)),
         "severities": [
             {

@@ -65,7 +65,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
 
 
 def passes(result: AutoAttackResult) -> tuple[float, float]:
-    """Gradient passes of the samples that attacks are through with, and of those ahead if no others fall."""
+    """Gradient passes taken, and those still to take if no other sample falls."""
     through = dict(zip(result.attacks, (s.standing_before for s in result.stages), strict=False))
     done, remaining = 0.0, 0.0
     standing = int(result.correct.sum())

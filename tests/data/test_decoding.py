@@ -51,7 +51,7 @@ def test_modes_of_eight_bits_keep_black_and_white(tmp_path: Path, mode: str, end
     assert np.array_equal(pixels(saved(tmp_path, image, ending)), np.stack([halves] * 3, -1))
 
 
-def test_alpha_and_all_frames_but_the_first_are_ignored(tmp_path: Path) -> None:
+def test_alpha_and_all_frames_after_the_first_are_ignored(tmp_path: Path) -> None:
     seen = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     other = Image.new("RGBA", (4, 4), (200, 200, 200, 255))
     path = saved(tmp_path, seen, "png", save_all=True, append_images=[other])

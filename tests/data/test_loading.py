@@ -51,7 +51,7 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert done.stderr == "\n"
 
 
-def test_digits_are_all_there_and_split_alike_in_every_class() -> None:
+def test_digits_are_all_there_and_split_the_same_in_every_class() -> None:
     from sklearn.datasets import load_digits
 
     digits = data.load("digits")
@@ -270,7 +270,7 @@ def test_a_cifar_folder_is_read_given_its_parent_or_itself(
     check_tiny(data.load(name, folder, download=False), folder, cifar)
 
 
-def test_a_cifar_archive_is_extracted_beside_itself(tiny_cifar: tuple[str, Path, Any]) -> None:
+def test_a_cifar_archive_is_extracted_next_to_itself(tiny_cifar: tuple[str, Path, Any]) -> None:
     name, folder, cifar = tiny_cifar
     root = folder.parents[1] / "archive"
     check_tiny(data.load(name, root, download=False), folder, cifar)

@@ -78,7 +78,7 @@ def test_width_and_depth_slim_a_network_down() -> None:
 
 
 @pytest.mark.parametrize("name", models.NAMES)
-def test_normalisation_is_inside_and_but_for_imagenet_in_the_state_dict(name: str) -> None:
+def test_normalisation_is_inside_and_except_for_imagenet_in_the_state_dict(name: str) -> None:
     model = models.build(name, width=1).eval()
     imagenet = name.startswith("imagenet-")
     statistics = "digits" if name == "digits-cnn" else "imagenet" if imagenet else "cifar10"

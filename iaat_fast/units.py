@@ -1,9 +1,11 @@
-"""Distances between images: floats on the scale of the pixels in Python, units of 1/255 on command lines."""
+"""How numbers are read and written: distances between images, in units of 1/255; the names of attacks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 # Below these, in units of 1/255, a number was more likely meant on the [0, 1] scale: the smallest radius that
 # experiments use is 0.5, and their steps go down to a tenth of a radius.
@@ -28,6 +30,18 @@ def from_text(text: str) -> float:
 def to_text(value: float, digits: int = 6) -> str:
     """A distance on the [0, 1] scale in units of 1/255, as `from_text` reads it: `8`, `76.5`."""
     return f"{value * 255:.{digits}g}"
+
+
+def attack_name(attack: Mapping[str, Any]) -> str:
+    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
+    aim = "targeted " if attack.get("targeted") == "random" else ""
+    radius = to_text(attack["eps"])
+    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {radius}/255"
+
+
+def attack_key(steps: int, restarts: int, eps: float) -> str:
+    """`pgd10x5-eps8`, the same attack in a record's keys and in names of files."""
+    return f"pgd{steps}x{restarts}-eps{to_text(eps)}"
 
 
 def too_small(flag: str, value: float, least: float) -> str | None:

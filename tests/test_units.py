@@ -68,3 +68,10 @@ def test_a_distance_is_at_most_the_width_of_the_box(
 )
 def test_a_number_is_written_to_four_digits_without_an_exponent(value: float, text: str) -> None:
     assert units.significant(value) == text
+
+
+def test_an_attack_has_a_name_and_a_key_with_its_radius_in_units_of_1_255() -> None:
+    attack = {"steps": 10, "restarts": 5, "eps": 76.5 / 255}
+    assert units.attack_name(attack) == "PGD-10 × 5 at ε = 76.5/255"
+    assert units.attack_name({**attack, "targeted": "random"}).startswith("targeted PGD-10 × 5 at")
+    assert units.attack_key(10, 5, 76.5 / 255) == "pgd10x5-eps76.5"

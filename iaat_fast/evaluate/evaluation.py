@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from iaat_fast import validate
+from iaat_fast import units, validate
 from iaat_fast.environment import describe
 from iaat_fast.evaluate.eval_target import EvalTarget, samples_sha256, weights_sha256
 from iaat_fast.evaluate.parts import PARTS, choose
@@ -35,8 +35,8 @@ def folder_name(
     if suite.name == SINGLE:
         ((steps, restarts),) = suite.attacks
         aim = "targeted-" if suite.targeted else ""
-        radii = "-".join(f"{eps * 255:g}" for eps in suite.eps)
-        name = f"{what}-{aim}pgd{steps}x{restarts}-eps{radii}-alpha{suite.alpha * 255:g}"
+        radii = "-".join(map(units.to_text, suite.eps))
+        name = f"{what}-{aim}pgd{steps}x{restarts}-eps{radii}-alpha{units.to_text(suite.alpha)}"
     else:
         name = f"{suite.name}-{what}"
     return f"{name}-seed{seed}-any" if any_iterate else f"{name}-seed{seed}"

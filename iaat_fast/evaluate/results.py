@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from iaat_fast import units
 from iaat_fast.evaluate.suites import CLOSING, SINGLE
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import read_json
@@ -175,7 +176,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         attacks = content["robust"]
         header = {**content, "suite": SINGLE, "seed": attacks[0]["seed"]}
     kinds = ["natural", *["pgd"] * len(attacks)]
-    keys = ["natural", *(f"pgd{a['steps']}x{a['restarts']}-eps{a['eps'] * 255:g}" for a in attacks)]
+    keys = ["natural", *(units.attack_key(a["steps"], a["restarts"], a["eps"]) for a in attacks)]
     rows = [
         {"key": key, "kind": kind, "part": kind, **attack, **count}
         for key, kind, attack, count in zip(keys, kinds, [{}, *attacks], counts, strict=True)
@@ -331,9 +332,3 @@ def share(correct: int, samples: int) -> dict[str, Any]:
         "samples": samples,
         "interval_95": list(wilson(correct, samples)),
     }
-
-
-def attack_name(attack: Mapping[str, Any]) -> str:
-    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
-    aim = "targeted " if attack.get("targeted") == "random" else ""
-    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {attack['eps'] * 255:g}/255"

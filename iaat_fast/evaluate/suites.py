@@ -39,7 +39,7 @@ class PGDMeasurement:
     @property
     def key(self) -> str:
         """`pgd10x5-eps8`, after the name of the part where that is not "pgd"."""
-        name = f"pgd{self.steps}x{self.restarts}-eps{self.eps * 255:g}"
+        name = units.attack_key(self.steps, self.restarts, self.eps)
         return name if self.part == "pgd" else f"{self.part}-{name}"
 
 

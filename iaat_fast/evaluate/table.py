@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from iaat_fast import units
 from iaat_fast.evaluate.corruptions import footnotes
-from iaat_fast.evaluate.results import attack_name
 from iaat_fast.evaluate.suites import SINGLE
 
 
@@ -19,7 +19,7 @@ def suite_table(content: dict[str, Any]) -> Table:
     title += "" if content["suite"] == SINGLE else f", suite {content['suite']}"
     state = "" if content["complete"] else ", incomplete"
     steps = {row["alpha"] for row in content["measurements"] if "alpha" in row}
-    step = f", attack step {steps.pop() * 255:g}/255" if len(steps) == 1 else ""
+    step = f", attack step {units.to_text(steps.pop())}/255" if len(steps) == 1 else ""
     result = Table(title=f"{title}, {rule} iterate{step}{state}")
     result.add_column("measurement")
     for column in ("accuracy", "95 % interval", "correct"):
@@ -63,9 +63,9 @@ def suite_table(content: dict[str, Any]) -> Table:
 def _name(row: dict[str, Any]) -> str:
     match row["kind"]:
         case "pgd" | "transfer":
-            return attack_name(row)
+            return units.attack_name(row)
         case "autoattack":
-            return f"AutoAttack at ε = {row['eps'] * 255:g}/255"
+            return f"AutoAttack at ε = {units.to_text(row['eps'])}/255"
         case "corruption":
             return str(row["corruption"])
         case "corruptions":

@@ -10,10 +10,10 @@ On the command line: `python -m iaat_fast.report RUN...` compares runs, mean and
 
 from __future__ import annotations
 
-from iaat_fast.evaluate.results import attack_name
 from iaat_fast.report.build import Report, build_report
 from iaat_fast.report.plots import plot_run
 from iaat_fast.report.summary import Run, RunSummary, closing_table, read_run, summary_table
+from iaat_fast.units import attack_name
 
 __all__ = [
     "Report",

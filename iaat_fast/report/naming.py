@@ -47,11 +47,6 @@ PIXEL_FIELDS = frozenset(
 """Fields that are distances in pixel values, written in units of 1/255."""
 
 
-def pixels(value: float) -> str:
-    """A distance on the [0, 1] scale in units of 1/255: `8`, `76.5`."""
-    return units.to_text(value)
-
-
 def method_order(key: str) -> tuple[int, str]:
     """Where a method stands in a table: in its row's place, one without a row before IAAT."""
     known = list(methods.ROWS)
@@ -99,6 +94,6 @@ def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
         value = config.get(field)
         short = "ε" if field == "attack.eps" else field
         parts.append(
-            f"{short} = {pixels(value) if field in PIXEL_FIELDS and value is not None else value}"
+            f"{short} = {units.to_text(value) if field in PIXEL_FIELDS and value is not None else value}"
         )
     return ", ".join(parts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from iaat_fast import units
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
-from iaat_fast.report import naming, paper
+from iaat_fast.report import paper
 from iaat_fast.report.groups import Group, Variant
 
 MANY_ZEROS = 0.5
@@ -51,11 +52,11 @@ def attacks(measured: Sequence[Measurement]) -> str:
         if m.kind not in ("pgd", "transfer"):
             continue
         row = m.row
-        how = f"step {naming.pixels(row['alpha'])}"
+        how = f"step {units.to_text(row['alpha'])}"
         how += ", random targets" if targets(row) else ""
         name = f"PGD-{row['steps']} × {row['restarts']}"
         name = f"transferred {name}" if m.kind == "transfer" else name
-        found = settings.setdefault(f"at ε = {naming.pixels(row['eps'])}, {how}", [])
+        found = settings.setdefault(f"at ε = {units.to_text(row['eps'])}, {how}", [])
         if name not in found:
             found.append(name)
     return "; ".join(f"{', '.join(names)} {where}" for where, names in settings.items())
@@ -97,7 +98,7 @@ def setting_note(head: str, expected: dict[str, Any], found: Measurement) -> str
         if name in ("eps", "alpha"):
             if round(255 * actual, 3) != round(255 * value, 3):
                 label = "ε" if name == "eps" else "step"
-                shown = naming.pixels(actual), naming.pixels(value)
+                shown = units.to_text(actual), units.to_text(value)
                 changed.append(f"{label} = {shown[0]} (the paper: {shown[1]})")
         elif actual != value:
             changed.append(f"{name} = {_said(actual)} (the paper: {_said(value)})")

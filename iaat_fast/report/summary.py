@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from iaat_fast.evaluate.results import Measurement, attack_name
+from iaat_fast import units
+from iaat_fast.evaluate.results import Measurement
 from iaat_fast.report.groups import CARRIED_OUT
 from iaat_fast.report.records import after_training
 from iaat_fast.run_folder import RunFolder, flat
@@ -99,7 +100,10 @@ def summary_table(runs: Sequence[Run]) -> str:
             raise ValueError(f"{label}: the same seed twice among {names}")
     first = runs[0].results
     further = _further_attacks(runs)
-    heads = [f"{attack_name(first['attack'])} (%)", *(f"{name} (%)" for name in further.values())]
+    heads = [
+        f"{units.attack_name(first['attack'])} (%)",
+        *(f"{name} (%)" for name in further.values()),
+    ]
     lines = [
         f"| method | seeds | natural (%) | {' | '.join(heads)} | mean ε (1/255) | spread of ε (1/255) |",
         f"|---|---:|---:|{'---:|' * len(heads)}---:|---:|",
@@ -115,7 +119,7 @@ def summary_table(runs: Sequence[Run]) -> str:
             _over_seeds([run.results.get("eps_std") for run in members], 255),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    step = f"{first['attack']['alpha'] * 255:g}/255"
+    step = f"{units.to_text(first['attack']['alpha'])}/255"
     lines += [
         "",
         f"{first['samples']} test images, attack step {step}. Mean ± sample standard deviation over "
@@ -166,9 +170,9 @@ def _further_attacks(runs: Sequence[Run]) -> dict[tuple[Any, ...], str]:
     step = runs[0].results["attack"]["alpha"]
     names = {}
     for attack in (attack for run in runs for attack in run.attacks):
-        row, name = attack.row, attack_name(attack.row)
+        row, name = attack.row, units.attack_name(attack.row)
         if round(255 * (row["alpha"] - step), 6):
-            name += f", step {255 * row['alpha']:g}/255"
+            name += f", step {units.to_text(row['alpha'])}/255"
         names[attack.setting] = name
     return names
 
@@ -217,7 +221,7 @@ def closing_table(summary: RunSummary, *, title: str | None = None) -> RichTable
     table.add_column()
     table.add_column(justify="right")
     table.add_row("natural accuracy", f"{summary.natural:.2%}")
-    table.add_row(attack_name(summary.attack), f"{summary.robust:.2%}")
+    table.add_row(units.attack_name(summary.attack), f"{summary.robust:.2%}")
     if summary.eps_mean is None:
         return table
     mean, std, low, high = (

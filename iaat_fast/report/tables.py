@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from iaat_fast import methods
+from iaat_fast import methods, units
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
 from iaat_fast.report import naming, paper
@@ -144,11 +144,11 @@ def _settings(m: Measurement) -> str:
     row = m.row
     if m.kind in ("pgd", "transfer"):
         return (
-            f"PGD-{row['steps']} × {row['restarts']}, ε = {naming.pixels(row['eps'])}, "
-            f"step {naming.pixels(row['alpha'])}, targeted: {targets(row)}"
+            f"PGD-{row['steps']} × {row['restarts']}, ε = {units.to_text(row['eps'])}, "
+            f"step {units.to_text(row['alpha'])}, targeted: {targets(row)}"
         )
     if m.kind == "autoattack":
-        return f"ε = {naming.pixels(row['eps'])}"
+        return f"ε = {units.to_text(row['eps'])}"
     if m.kind == "corruptions":
         return f"{row.get('types')} types, {row.get('source')}"
     return ""
@@ -248,7 +248,7 @@ def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) ->
     columns: list[Column] = []
     for kind in kinds:
         found = {m.setting: m for e in evaluations for m in e.of(kind, kind)}
-        steps = {naming.pixels(m.row["alpha"]) for m in found.values() if "alpha" in m.row}
+        steps = {units.to_text(m.row["alpha"]) for m in found.values() if "alpha" in m.row}
         settings: dict[str, dict[str, Any]] = {}
         for _, m in sorted(found.items(), key=lambda item: _order(item[1])):
             names = ("eps",) if kind == "autoattack" else (*SETTINGS, "targeted")
@@ -276,10 +276,10 @@ def _order(m: Measurement) -> tuple[float, ...]:
 
 def _head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
     """`PGD-10 × 5, ε = 8`."""
-    radius = f"ε = {naming.pixels(setting['eps'])}"
+    radius = f"ε = {units.to_text(setting['eps'])}"
     if kind == "autoattack":
         return f"AutoAttack, {radius}"
     head = f"PGD-{setting['steps']} × {setting['restarts']}, {radius}"
     head = f"Transfer {head}" if kind == "transfer" else head
-    head += f", step {naming.pixels(setting['alpha'])}" if with_step else ""
+    head += f", step {units.to_text(setting['alpha'])}" if with_step else ""
     return f"{head}, random targets" if setting["targeted"] else head

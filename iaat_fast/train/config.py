@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import arg
 
 from iaat_fast import data as datasets
-from iaat_fast import methods, models, validate
+from iaat_fast import methods, models, units, validate
 from iaat_fast.command_line import Pixels
 
 Method = Annotated[
@@ -387,8 +387,8 @@ class TrainConfig:
         least, most = self.baseline.mma_d_min, self.baseline.mma_d_max
         if methods.reads(self.method, "baseline.mma_d_min") and least > most:
             raise ValueError(
-                f"baseline.mma_d_min: {least * 255:g}/255, expected at most baseline.mma_d_max, "
-                f"{most * 255:g}/255"
+                f"baseline.mma_d_min: {units.to_text(least)}/255, expected at most baseline.mma_d_max, "
+                f"{units.to_text(most)}/255"
             )
 
     def to_dict(self) -> dict[str, Any]:

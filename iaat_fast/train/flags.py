@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, get_args, get_type_hints
 
+from iaat_fast import units
 from iaat_fast.command_line import Pixels
 from iaat_fast.methods import reads
 from iaat_fast.train.config import TrainConfig
@@ -62,4 +63,4 @@ def _words(flag: str, value: Any, *, pixels: bool) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [flag, *(f"{one * 255:.10g}" if pixels else str(one) for one in values)]
+    return [flag, *(units.to_text(one, 10) if pixels else str(one) for one in values)]

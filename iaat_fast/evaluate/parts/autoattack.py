@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from iaat_fast import units
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
 from iaat_fast.evaluate.parts.part import Context, Part
 from iaat_fast.evaluate.record import rounded
@@ -17,7 +18,7 @@ _PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
 def measure(context: Context) -> None:
     """A row per radius. Samples fall by AutoAttack's rule, whatever that of the evaluation's own attacks."""
     for eps in context.suite.eps:
-        key = f"autoattack-eps{eps * 255:g}"
+        key = f"autoattack-eps{units.to_text(eps)}"
         if not context.record.has(key):
             _at_radius(context, key, eps)
 
@@ -31,7 +32,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
         latest = result
-        context.tell(f"AutoAttack, ε = {eps * 255:g}/255", *passes(result))
+        context.tell(f"AutoAttack, ε = {units.to_text(eps)}/255", *passes(result))
         if context.save_is_due:
             context.save(key, result.state())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from iaat_fast import units
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.parts.adversarial import AdversarialFiles
@@ -137,7 +138,7 @@ class _SharedRuns:
                 if context.settings.tell is not None:
                     done = self._passes + run.passes - before
                     remaining = run.remaining() + self._rates.expected(upcoming)
-                    context.tell(f"{self._name}, ε = {eps * 255:g}/255", done, remaining)
+                    context.tell(f"{self._name}, ε = {units.to_text(eps)}/255", done, remaining)
                 self._add_known(group, run, files)
                 if context.save_is_due:
                     if files is not None:

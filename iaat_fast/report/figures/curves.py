@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from iaat_fast import methods
+from iaat_fast import methods, units
 from iaat_fast.evaluate.results import Evaluation, Measurement, targets
 from iaat_fast.evaluate.suites import CLOSING
-from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import (
     QUIET,
     Drawing,
@@ -47,7 +46,7 @@ def draw_tradeoff(group: Group) -> list[Drawing]:
         middle = [(x[0], y[0]) for _, x, y in fixed]
         axes.plot(*zip(*middle, strict=True), label="Adversarial, fixed ε", **styles[0])
         for (variant, _, _), at in zip(fixed, middle, strict=True):
-            radius = naming.pixels(variant.first.config["attack.eps"])
+            radius = units.to_text(variant.first.config["attack.eps"])
             axes.annotate(
                 f"ε = {radius}", at, (6, 5), textcoords="offset points", fontsize=8, color=QUIET
             )
@@ -251,7 +250,7 @@ def _attack_text(m: Measurement, *, eps: bool = True, steps: bool = True) -> str
     name = f"PGD-{m.row['steps']}" if steps else "PGD"
     name += f" × {m.row['restarts']}"
     name = f"targeted {name}" if targets(m.row) else name
-    return f"{name} at ε = {naming.pixels(m.row['eps'])}" if eps else name
+    return f"{name} at ε = {units.to_text(m.row['eps'])}" if eps else name
 
 
 def _test(found: Sequence[tuple[Variant, list[Evaluation]]]) -> str:

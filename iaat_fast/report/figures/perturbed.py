@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from iaat_fast import models
+from iaat_fast import models, units
 from iaat_fast.attacks import PGD
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.report import naming
@@ -115,7 +115,7 @@ def _figure(
     own = torch.from_numpy(radii[numbers] / 255).float()
     rows = [("natural", torch.zeros_like(own)), ("own ε", own)]
     larger = (base, min(2 * base, 1.0))
-    wide = [naming.pixels(radius) for radius in larger]
+    wide = [units.to_text(radius) for radius in larger]
     rows += [
         (f"ε = {text}", torch.full_like(own, radius))
         for text, radius in zip(wide, larger, strict=True)

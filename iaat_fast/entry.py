@@ -1,4 +1,7 @@
-"""Around every `python -m iaat_fast.COMMAND`: what is wrong before the command has begun, and pipes closed on it."""
+"""Around every `python -m iaat_fast.COMMAND`: errors before it has started, its exit status, pipes closed on it.
+
+Kept apart from command_line.py, because it runs before torch and tyro, which take seconds, are imported.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ OUTPUTS = (1, 2)
 
 
 def explain_early_errors() -> None:
-    """Until `start`, say in one line what goes wrong: packages import torch before a line of their __main__ runs."""
+    """Until `start`, say in one line what goes wrong: a package imports torch before its __main__ runs."""
 
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -33,8 +36,8 @@ def explain_early_errors() -> None:
 def start(command: str, *, interrupted: str) -> NoReturn:
     """Run `iaat_fast.<command>.cli.main` on this process's arguments, and exit with its status.
 
-    Ctrl-C is one line, also while torch is imported, which takes seconds; so is an IAAT_FAST_BACKEND that cannot be
-    had. Where what reads the output has gone (`| head`) the exit is silent, with status 1 as Python's own.
+    Ctrl-C is one line, also while torch is imported, which takes seconds; so is an IAAT_FAST_BACKEND that is not
+    available. Where the reader of the output has gone (`| head`) the exit is silent, with status 1 as Python's own.
 
     Args:
         command: name of the package.

@@ -12,7 +12,7 @@
     verdicts.npz          its verdicts by sample
     evaluation/           later evaluations, a folder each: see `iaat_fast.evaluate.record`
 
-Whole files are replaced atomically (written beside, flushed to disk, renamed).
+Whole files are replaced atomically (written under another name, flushed to disk, renamed).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from iaat_fast.storage import (
 )
 
 SWEEP_FILES = ("sweep.json", "sweep.lock", "logs", "report")
-"""What the folder of a sweep holds beside its run folders; the first says that it is one."""
+"""What the folder of a sweep holds next to its run folders; the first says that it is one."""
 
 CHECKPOINT_KEYS = ("model", "epsilon", "optimizer", "epoch", "step", "config")
 
@@ -118,7 +118,7 @@ class RunFolder:
         write_json(self.env_path, env)
 
     def extend(self, epochs: int) -> None:
-        """Have the run go on to `epochs`: its end, which was measured, is none any more.
+        """Let the run continue to `epochs`: its end so far, which was measured, is its end no longer.
 
         The closing evaluation is removed; later ones are kept as `evaluation-epoch-N`, N the epochs so far.
         """
@@ -144,11 +144,11 @@ class RunFolder:
         return read_json(self.config_path)
 
     def env(self) -> dict[str, Any]:
-        """The environment the run was started in, and under "resumed" those it went on in."""
+        """The environment the run was started in, and under "resumed" those it was continued in."""
         return read_json(self.env_path)
 
     def add_resumption(self, env: dict[str, Any], *, step: int) -> None:
-        """Record in `env.json` that the run went on from `step` in the environment `env`."""
+        """Record in `env.json` that the run was continued from `step` in the environment `env`."""
         recorded = self.env() if self.env_path.is_file() else dict(env)
         recorded.setdefault("resumed", []).append({"step": step, **env})
         write_json(self.env_path, recorded)
@@ -196,12 +196,12 @@ class RunFolder:
         return _checkpoint(self.checkpoint_path)
 
     def last_good_checkpoint(self) -> tuple[dict[str, Any], Path, str | None] | None:
-        """The checkpoint to go on from, its file, and what is wrong with a newer one, if it is.
+        """The checkpoint to continue from, its file, and what is wrong with the newer one, None if nothing is.
 
         None where no checkpoint was saved yet.
 
         Raises:
-            ValueError: all that there are are damaged; the message names each.
+            ValueError: every one there is damaged; the message names each.
         """
         wrong: list[str] = []
         for path in (self.checkpoint_path, self.previous_path):

@@ -28,7 +28,7 @@ from iaat_fast.storage import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     worker = os.fork() if sys.argv[2] == "worker" else None
     if not worker:
-        # A worker speaks for itself: until it runs it has not let go.
+        # A worker says its own number: until it runs it still holds the lock.
         print(worker if worker is None else os.getpid(), flush=True)
     time.sleep(60)
 """
@@ -59,7 +59,9 @@ def holder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Holder]:
         os.kill(holder.worker, signal.SIGKILL)
 
 
-def test_a_killed_process_lets_go_though_its_worker_lives(holder: Holder, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free_though_its_worker_lives(
+    holder: Holder, tmp_path: Path
+) -> None:
     with (
         pytest.raises(BlockingIOError, match="another process is at work there"),
         exclusive_lock(tmp_path),

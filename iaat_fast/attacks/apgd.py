@@ -34,8 +34,8 @@ class APGD(Attack):
     As in the authors' released code, whose numbers are the published ones, and unlike Algorithm 1: the periods between
     checkpoints are rounded down (the same checkpoints at 100 steps); exactly `rho` of the steps is still too few; the
     loss after the first step is compared with a loss of 0; the second condition waits for the second checkpoint. Unlike
-    there, the random start is uniform in the ball, not stretched to touch it, and the last iterate is only looked at,
-    which saves a gradient.
+    there, the random start is uniform in the ball, not stretched to touch it, and at the last iterate only the logits
+    are taken, which saves a gradient.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
@@ -44,7 +44,7 @@ class APGD(Attack):
         loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
         rho: share of steps that must raise the loss.
         restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
-        early_stop: a sample keeps the first iterate that fools the model and leaves the batch. Otherwise it goes on
+        early_stop: a sample keeps the first iterate that fools the model and leaves the batch. Otherwise it continues
             and keeps the last one that does. No verdict depends on it. A sample that is never fooled keeps its iterate
             of largest loss.
 
@@ -206,7 +206,7 @@ class APGD(Attack):
         state.raised = torch.zeros_like(state.raised)
 
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
-        """The true classes beside the targets, where the loss is to know them."""
+        """The true classes, where the loss needs them next to the targets."""
         return None
 
 
@@ -250,7 +250,7 @@ class APGDT(APGD):
             loss=loss,
             rho=rho,
             random_start=random_start,
-            targeted="random",  # y is the true class and the goal another one; below, which
+            targeted="random",  # y is the true class; `_attack` sets the targets
             early_stop=early_stop,
             **options,
         )
@@ -300,7 +300,7 @@ class _State(RunState):
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """The steps after which step sizes are looked at, each with the number of steps since the last time.
+    """The steps after which step sizes may be halved, each with the number of steps since the checkpoint before.
 
     The first period is 22 % of the steps, each one 3 % shorter than the one before it but no shorter than 6 %
     (Croce and Hein 2020, Section 3.2), each rounded down to a whole number of steps but at least one.

@@ -39,6 +39,7 @@ class Attack:
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
+        """Let `inspect.signature` and `help` name the shared keywords too."""
         super().__init_subclass__()
         cls.__signature__ = options.full_signature(cls.__init__, Attack.__init__)
 
@@ -139,17 +140,18 @@ class Attack:
             then counts the gradients' entries, and a RuntimeWarning says where they could not have found anything.
             With findings there is no warning, and `stats` has 0 for the zero and NaN entries, which are counted there.
 
-        A GPU is waited for once, at the end: only then are values of arguments and weights, which have been checked on
-        the device meanwhile, known. What they make the call raise comes in place of its result. Given findings, nothing
-        waits, and the call may be captured in a CUDA graph, where it was made before: a copy of the model is compared
-        with it when it is made. Calls that wait on their way (`restarts`, `early_stop`, and attacks from whose batch
-        samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before they begin,
-        findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none are given.
+        A GPU is waited for once, at the end. Values of arguments and weights are checked on the device while the attack
+        runs; what is wrong with them is raised then, in place of the result. Given findings, nothing waits, and the
+        call may be captured in a CUDA graph if an earlier one has been made outside of it, for a copy of the model is
+        compared with it when it is made. Calls that wait on their way (`restarts`, `early_stop`, and attacks from
+        whose batch samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before
+        they begin, findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none
+        are given.
 
         Calls from several threads on one model, or on models that share a module, are made one after the other, each
         as if it were alone; on a GPU they belong on one stream. `stats` is then that of the call that ended last.
-        A call that finds its copy of the model, or what captured steps have frozen, to be none any more is made again
-        with the live model; on a GPU one that is given findings leaves that to them. Autocast around a call is off in
+        A call that finds its copy of the model, or its captured steps, to be out of date is made again with the live
+        model; on a GPU one that is given findings leaves that to them. Autocast around a call is off in
         it, and inference mode, no_grad and the default dtype change nothing.
 
         Raises:
@@ -191,7 +193,7 @@ class Attack:
                 call.stats.copy_(counted)
                 call = prepare_call(x, y, seed=call.stream[0], **arguments)
                 x_adv, zero, nan = self._made(call, memory_format(x), own=findings is None)
-        # The warning is of this call's, whoever else has called meanwhile.
+        # The warning is about this call, also where another thread has called in between.
         self.stats = stats = AttackStats(
             total=call.entries,
             zero=zero,
@@ -232,7 +234,7 @@ class Attack:
     ) -> tuple[Tensor, int, int]:
         """The images of a call; with findings of its own, how many zeros and NaNs its gradients had.
 
-        Raises Stale where they come from a copy that has been found to be none, as far as this call hears of it.
+        Raises Stale where they come from a copy that no longer gives what the model gives, if this call hears of it.
         """
         call.planned = gradients = call.rows * self.steps * self.restarts
         with self.network.attacked(call.x, call.findings):
@@ -275,7 +277,7 @@ class Attack:
 
         Returns:
             The images, whether they fool the model, and the loss that `_verdict` gives. With rows=None all rows run and
-            the last two may be anything: nobody asks for the verdict, which costs a forward.
+            the last two may be anything: no one asks for the verdict, which costs a forward.
         """
         raise NotImplementedError
 

@@ -21,7 +21,16 @@ SUSPICIOUS_ZEROS = 0.5
 
 @dataclasses.dataclass
 class Call:
-    """One call's tensors: x, y, index of N samples; eps, alpha of K*N rows; stats, the findings' two counts."""
+    """One call's tensors.
+
+    x, y, index: of the N samples.
+    eps, alpha: one value for each of the K*N rows, row k*N + i being candidate k of sample i.
+    stream: int64 [3], what the noise is a function of: key, restart, first candidate.
+    stats: the findings' counts of zero and NaN entries, which steps add to.
+    coupled: whether samples share batch statistics.
+    goal: the classes whose loss is climbed or descended, or the prediction of "kl", once it is known.
+    entries, gradients, planned: as in `AttackStats`.
+    """
 
     x: Tensor
     y: Tensor
@@ -89,7 +98,7 @@ def prepare_call(
 ) -> Call:
     """Check the arguments of `Attack.__call__` and fill in what they leave out.
 
-    Their values are looked at by the findings. `moves` says whether the attack takes a step, `coupled` whether the
+    Their values are checked by the findings. `moves` says whether the attack takes a step, `coupled` whether the
     samples share batch statistics.
     """
     checks.images("x", x)

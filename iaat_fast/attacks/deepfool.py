@@ -103,7 +103,7 @@ class DeepFool(Attack):
         )
 
     def _look(self, call: Call, state: _State) -> None:
-        """The logits at the iterates and the first other class's gradient; who fools the model is found."""
+        """Take the logits and the first other class's gradient at the iterates; rows that fool the model are found."""
         state.logits, state.grad = self._lead_gradient(
             call, state.x_adv, state.others[:, 0], state.y
         )
@@ -141,7 +141,7 @@ class DeepFool(Attack):
 
 @dataclasses.dataclass
 class _State(RunState):
-    """others: int64 [n, T], the wrong classes that are tried; logits, grad: those of the last look at x_adv."""
+    """others: int64 [n, T], the wrong classes that are tried; logits, grad: at x_adv, for the first of them."""
 
     results = ("found", "x_adv")
     x: Tensor

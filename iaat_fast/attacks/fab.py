@@ -24,8 +24,8 @@ _project_linf = torch.ops.iaat_fast.project_linf.default
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
 _TINY = 1e-8  # of the released code: keeps the weight of two steps of size 0 from being 0/0
-# How far past the point that a secant names the final search looks, as a share of what is left. Not less: an image on
-# the boundary to the last bit fools the model no more once its batch, or its memory format, is another.
+# How far past the crossing that a secant predicts the final search tries, as a share of the way left. Not less: an
+# image exactly on the boundary may no longer fool the model in a batch of another size or memory format.
 _BEYOND = 0.1
 
 
@@ -40,7 +40,7 @@ class FABT(Attack):
 
     With its defaults it is the "fab-t" of AutoAttack, and a bit more: where the steps have found an image outside the
     radius, a final search on the segment from x to it finds where that crosses the boundary, and what is still too far
-    is clipped to the radius and judged there. A sample that is misclassified already stays as it is.
+    is clipped to the radius and classified there. A sample that is misclassified already stays as it is.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
@@ -57,7 +57,7 @@ class FABT(Attack):
         restarts: per target; the first starts at x, the others at random in the ball of half the radius.
         lo, hi, bn, precision, engine, seed: as `PGD`'s.
         early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False
-            goes on for the nearest one, over all targets. No verdict depends on it.
+            continues for the nearest one, over all targets. No verdict depends on it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.

@@ -9,7 +9,7 @@ it descends. The goal of "kl" is a prediction, from which an attack moves away.
            z_source - z_t over z_(1) - (z_(3) + z_(4)) / 2 (Croce and Hein 2020, Equations 6 and 7)
     "kl"   the divergence KL(p || softmax(z)) from a prediction p, the one at the clean image (Zhang et al. 2019)
 
-Where the true class is not known beside the target, the strongest class other than the target is the source.
+Where a targeted loss is not told the true class, the strongest class other than the target is the source.
 
 A logit of -infinity masks its class. A DLR without the finite logits that it is made of would be 0, or NaN, and is the
 margin instead, sample by sample.
@@ -49,7 +49,7 @@ def value(
         logits: [K*N, C].
         goal: int64 [N], true classes or targets; for "kl" log-probabilities [N, C].
         targeted: the goals are targets.
-        source: int64 [N], the true classes beside targets.
+        source: int64 [N], the true classes, next to targets.
 
     Returns:
         [K*N]. For "ce" the log-odds log((1 - p_goal) / p_goal), of which the cross-entropy log(1 + exp(.)) is a growing

@@ -21,7 +21,7 @@ from iaat_fast.ops import checks, primitives
 class MaskingReport:
     """Shares in [0, 1]; all but `correct` are near 0 for a network whose gradients can be trusted.
 
-    samples: how many were looked at.
+    samples: how many images the shares are of.
     correct: samples that are classified correctly without an attack.
     zero_gradients: entries of the cross-entropy's gradient at x that are exactly 0.
     saturated: samples with p_y >= 1 - 2**-12 at x, whose cross-entropy has next to no gradient.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterable
@@ -89,14 +88,13 @@ def refuse_unknown(attack: type, given: Iterable[str]) -> None:
         return
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+            hint = validate.nearest(name, known.keys())
             raise TypeError(f"{attack.__name__}: unknown argument {name!r}, {hint}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """The levers of the engine, each of which may be pulled alone.
+    """The engine's options, each of which may be switched alone.
 
     shadow: take gradients from a frozen copy of the model. Off, from the live model, under autocast in half precision.
     fold: lower the copy to a program of fused operations without autograd, BatchNorm in eval mode folded into the layer
@@ -157,7 +155,7 @@ def _cpu_multiplies_bf16() -> bool:
 def resolve(
     precision: str, engine: str | EngineOptions, device: torch.device, model: object
 ) -> tuple[str, EngineOptions]:
-    """The precision and the levers for a model on a device.
+    """The precision and the engine's options for a model on a device.
 
     precision="auto" takes no half precision on a CPU for depthwise convolutions, which are slower in it (PGD-10 on a
     MobileNetV2: 0.98 × plain in bf16, 1.67 × in fast fp32; EfficientNet-B0: 0.79 × and 1.32 ×).

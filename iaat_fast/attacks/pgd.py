@@ -54,7 +54,7 @@ class PGD(Attack):
             Verdicts, of restarts and of `early_stop`, are the live model's.
         engine: where gradients come from. "exact": the arithmetic of the plain loop, also where cross-entropy
             saturates. "fast": a frozen copy with BatchNorm folded and channels last, whose float32 rounds otherwise.
-            `EngineOptions`: each lever by itself. "auto": exact but for saturation in fp32, else fast.
+            `EngineOptions`: each option by itself. "auto": in fp32 exact except at saturation, else fast.
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
         loss: "ce", cross-entropy; "cw", the margin of Carlini and Wagner 2017; "dlr", the difference of logits ratio of

@@ -40,11 +40,11 @@ class Square(Attack):
     is fooled leaves the batch; one that never is keeps its image of largest loss.
 
     The draws are words of Philox with key = seed and counter = (block, sample number, candidate, restart), where every
-    query has blocks of its own: a sample's squares do not depend on the batch, nor on who has fallen. `stats` stays
-    empty: there are no gradients.
+    query has blocks of its own: a sample's squares do not depend on the batch, nor on which samples have left it.
+    `stats` stays empty: there are no gradients.
 
     As in the paper and unlike AutoAttack's code, every sample has squares of its own, and a square may touch the last
-    row and column. As in AutoAttack's code, and unlike the paper's, a square that changes nothing is not drawn anew.
+    row and column. As in AutoAttack's code, and unlike the paper's, a square that changes nothing is not drawn again.
 
     Args:
         model: maps images [N, C, H, W] in [lo, hi] to logits [N, classes].
@@ -167,7 +167,7 @@ class Square(Attack):
         return torch.where(inside.unsqueeze(1), torch.where(up, state.high, state.low), state.best)
 
     def _keep_better(self, call: Call, state: _State, tried: Tensor, *, first: bool) -> None:
-        """The second half of Algorithm 1's loop: keep what raises the loss; rows that have been found stay."""
+        """The second half of Algorithm 1's loop: keep what raises the loss; found rows stay as they are."""
         logits = self.network.predict(tried)
         if first:
             checks.logit_values(logits)

@@ -49,7 +49,7 @@ class Selection(_Chosen):
     def correct(self) -> Tensor:
         """bool [N], whether the clean images are classified correctly (S+ of Algorithm 1).
 
-        Raises ValueError where `select` was not asked for it, by `judge`, nor told, by `correct`.
+        Raises ValueError where `select` was given neither judge=True nor `correct`.
         """
         if self._correct is None:
             raise ValueError("correct: not known, expected a selection with judge=True or correct=")
@@ -72,11 +72,13 @@ class EpsilonMemory:
         eps_min_bounds: what eps_min bounds. "memory", the radius that is stored and the next visit starts from;
             "images", that of the images trained on alone, below which the stored one may fall (the paper to the letter:
             Appendix D.2 bounds what Algorithm 2 returns, and its line 12 has stored it by then).
-        strategy: how the candidates are attacked. "batched": in one batch, judged in one forward; prev + gamma and
-            prev, and prev - gamma, which the algorithm never tests, for "reuse" alone. "lazy": first prev + gamma, then
-            prev where that fooled the model: fewest operations, the same radii and choices. "sequential": prev and
-            then prev + gamma on the whole batch, then both verdicts, as BatchNorm in train mode sees it in the authors'
-            released code.
+        strategy: how the candidates are attacked. prev - gamma, which the algorithm never tests, is attacked with
+            final="reuse" alone.
+            "batched": all candidates in one batch, classified in one forward.
+            "lazy": prev + gamma on all samples, then prev on those that it fooled: fewest passes, the same radii and
+            choices.
+            "sequential": prev, then prev + gamma, each on the whole batch, then both verdicts: the order in which
+            BatchNorm in train mode sees them in the authors' released code.
         final: the adversarial images returned. "exact": another attack at the smoothed radius (Algorithm 1, line 8).
             "reuse": the chosen candidate's images projected into the smoothed ball, an approximation that saves it.
         clamp: where a radius is kept from becoming negative: "result" (after smoothing, as in the paper) or "candidate"
@@ -248,10 +250,10 @@ class EpsilonMemory:
                 [1]; None draws one from torch's generator.
             final_attack: the one at the smoothed radius, where `attack` is a weaker one (ImageNet: PGD-10 selects,
                 PGD-30 trains); None: `attack`.
-            findings: where the attacks, and a look at index, leave what is wrong with values on a GPU; the memory is
-                updated all the same, but for an index out of range. None: it is raised here. With findings "batched",
-                and "sequential" with final "exact", read nothing on the host, and may be captured in a CUDA graph;
-                "lazy" asks who has fallen.
+            findings: where what is wrong with values on a GPU, of the attacks and of index, is left; the memory is
+                updated all the same, except at an index out of range. None: it is raised here. With findings,
+                "batched", and "sequential" with final "exact", read nothing on the host and may be captured in a CUDA
+                graph; "lazy" reads which samples have been fooled.
 
         Returns:
             `Selection`: eps, choice, x_adv; and `correct` where that was asked or given.

@@ -109,7 +109,7 @@ class OOMChunker:
             try:
                 return self._in_parts(attack, batch, eps)
             except torch.OutOfMemoryError:
-                # What a graph under capture was given already would stay in it, beside the parts.
+                # A graph under capture would keep what it was given already, and the parts on top of it.
                 if 2 * self._parts > n or capturing(batch.x.device):
                     raise
                 self._parts *= 2
@@ -205,7 +205,7 @@ def _attacked_there(
     candidate: int,
     others: Tensor,
 ) -> Tensor:
-    """`others` [N, ...], but for the wanted rows, which are attacked at eps [N]; what else `rows` holds is padding."""
+    """`others` [N, ...], except in the wanted rows: they are attacked at eps [N]. What else `rows` holds is padding."""
     if not len(rows):
         return others
     made = others.clone()

@@ -59,7 +59,7 @@ def distance(name: str, value: object, lo: float, hi: float, *, positive: bool =
     if isinstance(value, Tensor):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: {value!r}, expected a float or a Tensor")
     if not (value > 0 or (value == 0 and not positive)):
         raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
     problem = units.beyond(value, lo, hi)

@@ -72,7 +72,7 @@ class Attack:
         if isinstance(model, torch.export.ExportedProgram):
             raise TypeError("model: an ExportedProgram, expected what its module() returns")
         if not callable(model):
-            raise TypeError(f"model: expected a callable, got {type(model).__name__}")
+            raise TypeError(f"model: {type(model).__name__}, expected a callable")
         validate.integer("steps", steps, 0)
         validate.integer("restarts", restarts, 1)
         validate.choice("targeted", targeted, (False, True, "random"))

@@ -168,7 +168,7 @@ def _findings(given: Findings | None, device: torch.device) -> Findings:
     if given is None:
         return Findings.of_one_call(device)
     if not isinstance(given, Findings):
-        raise TypeError(f"findings: expected Findings or None, got {type(given).__name__}")
+        raise TypeError(f"findings: {type(given).__name__}, expected Findings or None")
     if given.counts.device != device:
         raise ValueError(f"findings: device {given.counts.device}, expected that of x, {device}")
     return given

@@ -57,8 +57,7 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
             raise ValueError(
-                f"images: expected uint8 [N, H, W, C], got {self.images.dtype} "
-                f"{list(self.images.shape)}"
+                f"images: {self.images.dtype} {list(self.images.shape)}, expected uint8 [N, H, W, C]"
             )
         if looks_like_nchw(self.images.shape):
             raise ValueError(
@@ -66,13 +65,12 @@ class Split:
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels: expected int64 [{len(self.images)}], one per image, got "
-                f"{self.labels.dtype} {list(self.labels.shape)}"
+                f"labels: {self.labels.dtype} {list(self.labels.shape)}, expected int64 [{len(self.images)}], "
+                "one per image"
             )
         if self.labels.device != self.images.device:
             raise ValueError(
-                f"labels: expected on the images' device {self.images.device}, "
-                f"got {self.labels.device}"
+                f"labels: on {self.labels.device}, expected on the images' device, {self.images.device}"
             )
 
     def __len__(self) -> int:
@@ -171,8 +169,7 @@ def epoch_order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
         ValueError: a negative argument.
     """
     for name, value in (("n", n), ("seed", seed), ("epoch", epoch)):
-        if value < 0:
-            raise ValueError(f"{name}: expected 0 or more, got {value}")
+        validate.integer(name, value, 0)
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
 
 
@@ -200,10 +197,10 @@ def fetch(split: Samples, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _check_index(index: torch.Tensor, size: int) -> None:
     if index.dtype != torch.int64:
-        raise TypeError(f"index: expected int64, got {index.dtype}")
+        raise TypeError(f"index: {index.dtype}, expected int64")
     if index.dim() != 1:
-        raise ValueError(f"index: expected shape [B], got {list(index.shape)}")
+        raise ValueError(f"index: {list(index.shape)}, expected shape [B]")
     if index.device.type == "cpu" and len(index):
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= size:
-            raise IndexError(f"index: expected numbers in 0 .. {size - 1}, got {low} .. {high}")
+            raise IndexError(f"index: {low} .. {high}, expected numbers in 0 .. {size - 1}")

@@ -78,7 +78,7 @@ def build(
 
     imagenet = name.startswith("imagenet-")
     if (name == "digits-cnn" or imagenet) and depth != default.depth:
-        raise ValueError(f"depth: {name} has depth {default.depth} only, got {depth}")
+        raise ValueError(f"depth: {depth}, expected {default.depth}, the only one of {name}")
     if mean is None and std is None and imagenet and in_channels == 3:
         mean, std = STATISTICS["imagenet"]
     normalization = _normalization(in_channels, mean, std, persistent=not imagenet)
@@ -132,11 +132,11 @@ def _normalization(
         by_channels = {1: STATISTICS["digits"], 3: STATISTICS["cifar10"]}
         if in_channels not in by_channels:
             raise ValueError(
-                f"in_channels: expected 1 or 3, or mean and std to be given, got {in_channels}"
+                f"in_channels: {in_channels}, expected 1 or 3, or mean and std to be given"
             )
         mean, std = by_channels[in_channels]
     if len(mean) != in_channels:
-        raise ValueError(f"mean: expected {in_channels} values, one per channel, got {list(mean)}")
+        raise ValueError(f"mean: {list(mean)}, expected {in_channels} values, one per channel")
     return Normalize(mean, std, persistent=persistent)
 
 
@@ -158,7 +158,7 @@ def load_factory(spec: str) -> Callable[..., nn.Module]:
     """
     module_name, colon, attribute = spec.partition(":")
     if not (colon and module_name and attribute):
-        raise ValueError(f"model factory: expected 'package.module:function', got {spec!r}")
+        raise ValueError(f"model factory: {spec!r}, expected 'package.module:function'")
     try:
         target: Any = importlib.import_module(module_name)
     # The module is the user's: whatever it raises while it is imported, the factory is unusable.
@@ -172,14 +172,13 @@ def load_factory(spec: str) -> Callable[..., nn.Module]:
             raise ValueError(f"model factory {spec!r}: {target!r} has no {name!r}")
         target = getattr(target, name)
     if not callable(target):
-        raise TypeError(f"model factory {spec!r}: expected a callable, got {type(target).__name__}")
+        raise TypeError(f"model factory {spec!r}: {type(target).__name__}, expected a callable")
 
     def factory(*args: Any, **kwargs: Any) -> nn.Module:
         model = target(*args, **kwargs)
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"model factory {spec!r}: expected it to return an nn.Module, "
-                f"got {type(model).__name__}"
+                f"model factory {spec!r}: returned {type(model).__name__}, expected an nn.Module"
             )
         return model
 

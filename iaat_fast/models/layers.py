@@ -50,7 +50,7 @@ class Normalize(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(f"std: expected {len(mean)} values as in mean, got {list(std)}")
+            raise ValueError(f"std: {list(std)}, expected {len(mean)} values as in mean")
         if not all(value > 0 for value in std):
             raise ValueError(f"std: {list(std)}, expected values above 0")
         self.register_buffer("mean", torch.tensor(mean), persistent)

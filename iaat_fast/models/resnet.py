@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 8)
         if blocks < 1 or rest:
-            raise ValueError(f"depth: expected 8n + 2 (10, 18, 26, ...), got {depth}")
+            raise ValueError(f"depth: {depth}, expected 8n + 2 (10, 18, 26, ...)")
         self.normalize = normalization
         self.conv1 = conv3x3(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -111,7 +111,7 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
-            raise ValueError(f"depth: expected 6n + 2 (8, 14, 20, 26, 32, ...), got {depth}")
+            raise ValueError(f"depth: {depth}, expected 6n + 2 (8, 14, 20, 26, 32, ...)")
         self.normalize = normalization
         self.conv1 = conv3x3(in_channels, 16)
         self.block1 = stage(PreActivationBlock, 16, 16 * width, blocks, stride=1)

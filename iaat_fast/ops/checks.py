@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def images(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name}: {type(x).__name__}, expected a torch.Tensor")
     if x.dtype not in DTYPES:
         raise TypeError(
             f"{name}: dtype {x.dtype}, expected float32, float64, float16 or bfloat16 "
@@ -54,7 +54,7 @@ def same_images(
 def layer(name: str, x: Tensor, *, channels: bool) -> None:
     """Values inside a network, or gradients of them: any shape, or with `channels` [N, C, ...]."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name}: {type(x).__name__}, expected a torch.Tensor")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: dtype {x.dtype}, expected float32, float64, float16 or bfloat16")
     if channels and x.dim() < 2:
@@ -64,7 +64,7 @@ def layer(name: str, x: Tensor, *, channels: bool) -> None:
 def same_layer(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """value must match like in dtype, device and shape."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
     if value.dtype is not like.dtype:
         raise TypeError(f"{name}: dtype {value.dtype}, expected that of {like_name}, {like.dtype}")
     if value.device != like.device:
@@ -80,7 +80,7 @@ def same_layer(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 def per_channel(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """A factor or summand of each channel of like, in the arithmetic's dtype."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
     dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
     if value.dtype is not dtype:
         raise TypeError(
@@ -116,7 +116,7 @@ def per_row(
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float)):
-            raise TypeError(f"{name}: expected a float or a Tensor, got {type(value).__name__}")
+            raise TypeError(f"{name}: {type(value).__name__}, expected a float or a Tensor")
         if not (value > 0 or (value == 0 and not positive)):
             raise ValueError(f"{name}: {value}, expected a number {'>' if positive else '>='} 0")
         return torch.full((rows,), value, dtype=dtype, device=x.device)
@@ -138,7 +138,7 @@ def per_row(
 def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) -> None:
     """Class numbers, sample numbers or seeds: int64 [n] on the device; any length where n is None."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
     if value.dtype is not torch.int64:
         raise TypeError(f"{name}: dtype {value.dtype}, expected int64")
     if value.dim() != 1 or (n is not None and value.shape[0] != n):
@@ -151,7 +151,7 @@ def int64_vector(name: str, value: Tensor, n: int | None, device: torch.device) 
 
 def logits(name: str, z: Tensor) -> None:
     if not isinstance(z, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(z).__name__}")
+        raise TypeError(f"{name}: {type(z).__name__}, expected a torch.Tensor")
     if z.dtype not in DTYPES:
         raise TypeError(f"{name}: dtype {z.dtype}, expected a floating-point type")
     if z.dim() != 2 or z.shape[1] == 0:
@@ -161,7 +161,7 @@ def logits(name: str, z: Tensor) -> None:
 def pixels(name: str, images: Tensor, padding: int) -> None:
     """A data set of bytes, uint8 [size, H, W, C], that can be reflected `padding` pixels beyond its edges."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(images).__name__}")
+        raise TypeError(f"{name}: {type(images).__name__}, expected a torch.Tensor")
     if images.dtype is not torch.uint8:
         raise TypeError(f"{name}: dtype {images.dtype}, expected uint8")
     if images.dim() != 4 or not images.is_contiguous():

@@ -145,7 +145,7 @@ def _images(name: str, x: Tensor) -> None:
 
 def _weight(weight: Tensor, channels: int, device: torch.device) -> None:
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight: expected a torch.Tensor, got {type(weight).__name__}")
+        raise TypeError(f"weight: {type(weight).__name__}, expected a torch.Tensor")
     if weight.dtype not in WEIGHTS:
         raise TypeError(f"weight: dtype {weight.dtype}, expected float32, float16 or bfloat16")
     outputs = weight.shape[0] if weight.dim() else 0
@@ -169,6 +169,6 @@ def _vector(
 
 def _same_dtype(name: str, value: Tensor, dtype: torch.dtype, like: str) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
     if value.dtype is not dtype:
         raise TypeError(f"{name}: dtype {value.dtype}, expected that of {like}, {dtype}")

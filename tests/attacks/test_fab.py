@@ -120,7 +120,7 @@ def test_batch_statistics_keep_the_batch_whole(bn_net: nn.Module, x: Tensor) -> 
         ({"alpha_max": 1.5}, ValueError, r"^alpha_max: 1\.5, expected a number in \[0, 1\]"),
         ({"beta": -0.1}, ValueError, r"^beta: -0\.1, expected a number in \[0, 1\]"),
         ({"eta": 0.9}, ValueError, r"^eta: 0\.9, expected a number >= 1"),
-        ({"eps": "8/255"}, TypeError, r"^eps: expected a float or a Tensor, got str"),
+        ({"eps": "8/255"}, TypeError, r"^eps: '8/255', expected a float or a Tensor"),
         ({"lo": 1.0, "hi": 0.0}, ValueError, r"^lo, hi: 1\.0, 0\.0, expected lo <= hi"),
     ],
 )

@@ -446,7 +446,7 @@ def test_findings_are_of_one_kind_of_calls(net: nn.Sequential, x: Tensor, y: Ten
 
 
 def test_findings_that_are_none(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    with pytest.raises(TypeError, match=r"^findings: expected Findings or None, got Tensor"):
+    with pytest.raises(TypeError, match=r"^findings: Tensor, expected Findings or None"):
         PGD(net)(x, y, findings=torch.zeros(2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^findings: device meta, expected that of x, cpu"):
         PGD(net)(x, y, findings=Findings("meta"))

@@ -45,7 +45,7 @@ def test_functions_classes_and_their_methods_are_factories() -> None:
 
 @pytest.mark.parametrize("spec", ["", "user_net", "user_net:", ":make"])
 def test_another_form_is_refused(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"expected 'package\.module:function', got"):
+    with pytest.raises(ValueError, match=r"expected 'package\.module:function'"):
         load_factory(spec)
 
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_imported_is_named(spec: str, message: str) -> None:
 
 
 def test_what_gives_no_module_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a callable, got int"):
+    with pytest.raises(TypeError, match="int, expected a callable"):
         load_factory("user_net:constant")
-    with pytest.raises(TypeError, match=r"expected it to return an nn\.Module, got int"):
+    with pytest.raises(TypeError, match=r"returned int, expected an nn\.Module"):
         load_factory("user_net:number")()

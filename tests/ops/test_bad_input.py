@@ -107,7 +107,7 @@ def test_a_bad_step_size(alpha: Any, message: str) -> None:
 def test_images_that_are_not_floating_point(op: Any, dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^x: dtype {dtype}, expected float32"):
         op(x=torch.zeros(4, 3, dtype=dtype))
-    with pytest.raises(TypeError, match=r"^x: expected a torch\.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"^x: list, expected a torch\.Tensor"):
         op(x=[[0.5]])
     with pytest.raises(ValueError, match=r"^x: shape \(\), expected \[N, \.\.\.\]"):
         op(x=torch.tensor(0.5))
@@ -226,7 +226,7 @@ def test_sample_numbers_of_another_length() -> None:
         (torch.zeros(3, dtype=torch.int64), ValueError, r"^y: (shape \(3,\)|length 3), expected"),
         (torch.zeros(4, 1, dtype=torch.int64), ValueError, r"^y: shape \(4, 1\), expected"),
         (torch.zeros(0, dtype=torch.int64), ValueError, r"^y: (shape \(0,\)|length 0), expected"),
-        ([0, 1, 2, 0], TypeError, r"^y: expected a torch\.Tensor, got list"),
+        ([0, 1, 2, 0], TypeError, r"^y: list, expected a torch\.Tensor"),
     ],
 )
 def test_bad_labels(op: Any, y: Any, error: type[Exception], message: str) -> None:
@@ -302,7 +302,7 @@ def test_a_memory_that_is_not_float32() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": [[0]]}, TypeError, r"^images: expected a torch\.Tensor, got list"),
+        ({"images": [[0]]}, TypeError, r"^images: list, expected a torch\.Tensor"),
         ({"images": PIXELS.float()}, TypeError, r"^images: dtype torch.float32, expected uint8"),
         (
             {"images": PIXELS[0]},

@@ -193,14 +193,14 @@ def step(**changes: Any) -> None:
 
 
 BAD: list[tuple[Callable[..., None], dict[str, Any], type[Exception], str]] = [
-    (convolve, {"x": [0.5]}, TypeError, r"^x: expected a torch\.Tensor, got list"),
+    (convolve, {"x": [0.5]}, TypeError, r"^x: list, expected a torch\.Tensor"),
     (convolve, {"x": X.half()}, TypeError, r"^x: dtype torch.float16, expected float32"),
     (convolve, {"x": X[0]}, ValueError, r"^x: shape \(3, 5, 5\), expected \[N, C, H, W\]"),
     (convolve, {"x": torch.rand(2, 5, 4, 4)}, ValueError, r"^x: shape \(2, 5, .* 1 to 4 channels"),
     (convolve, {"x": X[:, :, :0]}, ValueError, r"^x: shape \(2, 3, 0, 5\), expected"),
     (convolve, {"mean": torch.ones(2)}, ValueError, r"^mean: shape \(2,\) on cpu, expected \[3\]"),
     (convolve, {"std": torch.ones(3).half()}, TypeError, r"^std: dtype torch.float16, expected"),
-    (convolve, {"std": 1.0}, TypeError, r"^std: expected a torch\.Tensor, got float"),
+    (convolve, {"std": 1.0}, TypeError, r"^std: float, expected a torch\.Tensor"),
     (convolve, {"bias": BIAS.half()}, TypeError, r"^bias: dtype torch.float16, .* weight"),
     (convolve, {"bias": BIAS[:3]}, ValueError, r"^bias: shape \(3,\) on cpu, expected \[8\]"),
     (convolve, {"floor": 1.0, "ceiling": 0.0}, ValueError, r"^floor, ceiling: 1\.0, 0\.0, "),
@@ -238,7 +238,7 @@ def test_bad_arguments(
         (torch.tensor(1.0), ValueError, r"shape \(\), expected \[O, 3, 3, 3\]"),
         (WEIGHT.double(), TypeError, r"dtype torch.float64, expected float32, float16 or bfloat16"),
         (WEIGHT.to("meta"), ValueError, r"device meta, expected cpu"),
-        (None, TypeError, r"expected a torch\.Tensor, got NoneType"),
+        (None, TypeError, r"NoneType, expected a torch\.Tensor"),
     ],
 )
 def test_a_bad_weight(

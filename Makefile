@@ -9,7 +9,7 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install train test quick coverage lint format bench gpu clean
 
@@ -19,7 +19,8 @@ help: ## this list
 train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by default IAAT on the digits
 	$(BIN)/python -m iaat_fast.train $(ARGS)
 
-# A process per core, each with one thread; tests of threads start their own.
+# A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
+# many a Python.
 test: lint ## lint, and every test that needs no GPU
 	$(PYTEST) -m "not gpu" $(ARGS)
 

@@ -23,6 +23,7 @@ def closed_pipe() -> int:
     return writing
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_be_had_is_one_line() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "iaat_fast.evaluate", "--help"],  # imports torch before its __main__
@@ -60,6 +61,7 @@ def test_so_it_is_where_the_commands_package_imports_nothing(
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nothing_reads_ends_a_command_silently(tmp_path: Path) -> None:
     output = closed_pipe()
     ended = subprocess.run(

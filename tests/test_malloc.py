@@ -41,6 +41,7 @@ print(plain, kept, start, within, resident())
 """
 
 
+@pytest.mark.slow
 def test_the_same_blocks_fault_once_and_go_back_afterwards() -> None:
     found = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True

@@ -187,8 +187,7 @@ def test_a_confident_network_falls_at_least_as_often(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["ce", "dlr"])
-@pytest.mark.parametrize("name", ["resnet4b", "resnet2b"])
+@pytest.mark.parametrize(("name", "loss"), [("resnet4b", "dlr"), ("resnet2b", "ce")])
 def test_the_same_verdicts_over_100_steps(
     name: str,
     loss: str,

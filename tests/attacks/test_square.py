@@ -165,6 +165,7 @@ def test_nan_logits_are_refused(x: Tensor, y: Tensor) -> None:
         Square(lambda images: images.flatten(1) * torch.nan, EPS, 1)(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_verdicts_are_the_live_models(precision: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
     """The search looks at a copy in half precision; who leaves it has fooled the model itself."""

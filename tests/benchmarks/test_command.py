@@ -20,7 +20,6 @@ from benchmarks import base, registry
 from benchmarks.__main__ import main
 from benchmarks.registry import BENCHMARKS
 
-SLOW = {"attacks", "distributed", "kernels", "plan", "training"}
 PEERS = {"suite": "torchattacks", "autoattack": "pyautoattack"}
 
 
@@ -31,7 +30,7 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BENCHMARKS],
+    [pytest.param(name, marks=pytest.mark.slow if name != "suite" else ()) for name in BENCHMARKS],
 )
 def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(name: str, tmp_path: Path) -> None:
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:

@@ -151,6 +151,7 @@ def test_no_old_extension_outlives_a_build_that_fails(tmp_path: Path) -> None:
     assert sorted(path.name for path in package.iterdir()) == sorted([others, "_C.pyi"])
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_without_a_gpu_nothing_is_built() -> None:
     before = sorted(ROOT.glob("iaat_fast/_C*"))

@@ -268,6 +268,7 @@ def test_bad_arguments(image_folder: Path, how: dict, error: type[Exception], me
         data.load("imagenet", **{"path": image_folder, **how})
 
 
+@pytest.mark.slow
 def test_without_torchvision_the_error_says_what_to_install(image_folder: Path) -> None:
     code = f"""
 import sys

@@ -42,6 +42,7 @@ def write_npz(path: Path, **replaced: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_heavy_library() -> None:
     code = (
         "import sys, iaat_fast.data;"

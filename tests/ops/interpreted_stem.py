@@ -47,10 +47,12 @@ def test_the_step(dtype: torch.dtype, layout: str, shape: tuple[int, int, int, i
     assert_step_right(Stem(shape, dtype, layout=layout), triton_ops)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 5, 7), (3, 16, 1, 1), (3, 16, 3, 67)], ids=str)
 @pytest.mark.parametrize(
-    ("dtype", "targeted", "counted"), rotated(HALF, [False, True], [False, True])
+    ("shape", "targeted", "counted"),
+    rotated([(3, 8, 5, 7), (3, 16, 1, 1), (3, 16, 3, 67)], [False, True], [False, True]),
+    ids=str,
 )
+@pytest.mark.parametrize("dtype", HALF)
 def test_candidates_up_and_down_with_and_without_counts(
     dtype: torch.dtype, shape: tuple[int, int, int, int], targeted: bool, counted: bool
 ) -> None:

@@ -149,6 +149,7 @@ def test_nothing_is_left_to_autograd_but_the_new_images() -> None:
     assert case.x_adv._version > before
 
 
+@pytest.mark.slow
 @dtypes
 @pytest.mark.parametrize(
     ("shape", "layout"), [((3, 8, 5, 7), "channels_last"), ((1, 16, 1, 1), "contiguous")], ids=str

@@ -117,6 +117,7 @@ def test_a_binary_built_against_torch_would_be_noticed() -> None:
     assert TORCH_TRACE.search(Path(torch._C.__file__).read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_one_openmp_runtime_serves_torch_and_the_extension(extension: Path) -> None:
     printed = run_in_checkout(
@@ -127,6 +128,7 @@ def test_one_openmp_runtime_serves_torch_and_the_extension(extension: Path) -> N
     assert printed == "True 1"
 
 
+@pytest.mark.slow
 def test_importing_every_package_leaves_the_heavy_libraries_out() -> None:
     # command_line is what the commands are made of, tyro included.
     packages = sorted(

@@ -355,6 +355,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_stays(tmp_path: Pa
     assert not list(folder.path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     script = (
         "import sys, iaat_fast.train\n"

@@ -63,10 +63,14 @@ PROGRAM = EngineOptions()
 MODULES = EngineOptions(fold=False)
 
 
-def cost_of_a_step(model: nn.Module, x: Tensor, engine: EngineOptions) -> Dispatched:
-    """What PGD in bfloat16 dispatches for two steps more than for one."""
-    pgd = PGD(model, steps=1, precision="bf16", engine=engine, seed=0)
+def in_bf16(model: nn.Module, engine: EngineOptions) -> PGD:
+    return PGD(model, precision="bf16", engine=engine, seed=0)
+
+
+def cost_of_a_step(pgd: PGD, x: Tensor) -> Dispatched:
+    """What PGD dispatches for two steps more than for one."""
     y = torch.zeros(len(x), dtype=torch.int64)
+    pgd.steps = 1
     pgd(x, y)
     found = []
     for pgd.steps in (1, 2):
@@ -109,7 +113,7 @@ def test_a_step_dispatches_few_operations_and_moves_fewer_bytes_than_autograd(na
     most, side, options = NETWORKS[name]
     model = with_statistics(models.build(name, **options))
     x = torch.rand(2, 3, side, side)
-    program, modules = (cost_of_a_step(model, x, engine) for engine in (PROGRAM, MODULES))
+    program, modules = (cost_of_a_step(in_bf16(model, engine), x) for engine in (PROGRAM, MODULES))
     for kind, cost in (("program", program), ("modules", modules)):
         counted = "".join(f"\n{n:5d}  {call}" for call, n in cost.work.most_common())
         print(
@@ -134,8 +138,9 @@ def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
     side, small = SIDES[name]
     found = []
     for kind, engine in (("program", PROGRAM), ("modules", MODULES)):
+        pgd = in_bf16(model, engine)
         one, two, wider = (
-            cost_of_a_step(model, torch.rand(n, 3, width, width), engine).bytes
+            cost_of_a_step(pgd, torch.rand(n, 3, width, width)).bytes
             for n, width in ((1, small), (2, small), (1, 2 * small))
         )
         pixels = (wider - one) / 3  # of a small image: the wider one has four times as many

@@ -175,6 +175,7 @@ def test_a_copy_that_changes_nothing_gives_the_bits_of_the_plain_loop(
     assert all(torch.equal(value, before[name]) for name, value in bn_net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_fast_engine_sees_new_weights_and_new_layers(resnet: nn.Module, images: Tensor) -> None:
     y = resnet(images).argmax(1)
     pgd = PGD(resnet, steps=2, engine="fast", seed=0)
@@ -206,6 +207,7 @@ def test_every_precision_attacks_in_the_images_dtype_and_layout(
     assert (model(x_adv).argmax(1) != y).float().mean() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("engine", ["exact", "fast"])
 def test_the_images_come_back_in_their_layout(

@@ -57,6 +57,7 @@ def difference(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_cifar_images_are_corrupted(cifar10: Split, name: str) -> None:
     generated = GeneratedCorruptions(cifar10)

@@ -116,7 +116,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-    module.doc() = "iaat_fast's compiled kernels; tensors are turned into addresses by iaat_fast.ops.native";
+    module.doc() = "iaat_fast's compiled kernels; tensors are turned into addresses by iaat_fast.ops.native.signatures";
     module.def("project_linf", &project_linf, py::call_guard<py::gil_scoped_release>());
     module.def("pgd_step_linf", &pgd_step_linf, py::call_guard<py::gil_scoped_release>());
     module.def("random_start_linf", &random_start_linf, py::call_guard<py::gil_scoped_release>());

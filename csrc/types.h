@@ -1,11 +1,11 @@
-// Element types and batch shapes: what the kernels of every device take beside pointers.
+// Element types and batch shapes: what the kernels of every device take besides pointers.
 #pragma once
 
 #include <cstdint>
 
 namespace iaat {
 
-// Codes shared with iaat_fast/ops/signatures.py.
+// Codes shared with iaat_fast/ops/native/signatures.py.
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // Images are rows of `row_elems` elements. x_adv has `rows` of them, x has `samples`; rows = K * samples, and row

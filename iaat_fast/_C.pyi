@@ -1,4 +1,4 @@
-"""What the compiled module offers by name; its kernels are called by the table in ops/signatures.py."""
+"""What the compiled module offers by name; its kernels are called by the table in ops/native/signatures.py."""
 
 from types import ModuleType
 from typing import Any

@@ -38,8 +38,8 @@ inline void convert_channels(float* out, const uint8_t* in, int64_t length, int6
     for (int64_t c = 0; c < channels; ++c) convert_row<kStep, 1>(out + c * plane, in + c, length, channels, plane);
 }
 
-// A row shifted by `right`: the columns that stay inside the image, and beside them the reflected ones, a piece of the
-// same row the other way round. kStep -1 is the flip, and `out` then the last column.
+// A row shifted by `right`: the columns that stay inside the image, and next to them the reflected ones, a piece of the
+// same row in reverse. kStep -1 is the flip, and `out` then the last column.
 template <int kStep>
 inline void crop_row(float* out, const uint8_t* in, int64_t right, int64_t width, int64_t channels, int64_t plane) {
     if (right >= 0) {

@@ -167,7 +167,7 @@ bool select_epsilon_typed(float* memory, int64_t size, const int64_t* index, con
                           float* eps, int64_t* choice, const bool* misclassified, int64_t samples, int64_t classes,
                           double gamma, double beta, double eps_min, double eps_max, bool clamp_candidate) {
     bool valid = all_within(index, samples, size) && all_within(y, samples, classes);
-    for (int64_t r = 0; r < 3 * samples; ++r) valid &= all_classes_known(logits + r * classes, classes);
+    for (int64_t r = 0; r < 3 * samples; ++r) valid &= softmax_is_finite(logits + r * classes, classes);
     if (!valid) return false;
     for (int64_t i = 0; i < samples; ++i) {
         const T *first = logits + i * classes, *second = first + samples * classes;

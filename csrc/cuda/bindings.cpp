@@ -81,7 +81,7 @@ void scale_shift_relu_backward(int dtype, Address grad, Address out, Address sca
 }  // namespace
 
 void bind(py::module_& module) {
-    module.doc() = "iaat_fast's CUDA kernels; tensors are turned into addresses by iaat_fast.ops.native_cuda";
+    module.doc() = "iaat_fast's CUDA kernels; tensors are turned into addresses by iaat_fast.ops.native.signatures";
     module.def("project_linf", &project_linf);
     module.def("pgd_step_linf", &pgd_step_linf);
     module.def("random_start_linf", &random_start_linf);

@@ -6,7 +6,7 @@
 namespace iaat {
 namespace cuda {
 
-// Adds the launchers to `module`, iaat_fast._C.cuda.
+// Adds the functions that launch kernels to `module`, iaat_fast._C.cuda.
 void bind(pybind11::module_& module);
 
 }  // namespace cuda

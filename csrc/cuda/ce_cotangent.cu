@@ -32,14 +32,14 @@ IAAT_DEVICE A shifted(A z, A largest, bool is_label) {
 // exactly -1, so their gradient, -onehot - exp(log p) * sum, is exp(log p) - onehot. torch is compiled with fused
 // multiply-adds and this file is not: expf and logf come out the same, double's log does not.
 template <int kPerLane, typename T>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) ce_cotangent_kernel(Cotangent<T> c) {
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) ce_cotangent_kernel(Cotangent<T> c) {
     const auto [row, lane] = warp_row();
     if (row >= c.rows) return;
     const T* logits = c.logits + row * c.classes;
     float z[kPerLane], cotangent[kPerLane];
 #pragma unroll
     for (int n = 0; n < kPerLane; ++n) {
-        const int j = lane + kWarp * n;
+        const int j = lane + kWarpSize * n;
         z[n] = j < c.classes ? widen(logits[j]) : -INFINITY;
     }
     const int64_t label = c.y[row % c.samples];
@@ -55,13 +55,13 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) ce_cotangent_kernel(Cot
     float own = 0;
 #pragma unroll
     for (int n = 0; n < kPerLane; ++n) {
-        const bool is_label = lane + kWarp * n == label;
+        const bool is_label = lane + kWarpSize * n == label;
         const float p = expf(z[n] - largest - log_sum);
         cotangent[n] = is_label ? p - 1.0f : p;
         if (is_label) own = cotangent[n];
     }
 
-    const float missing = -__shfl_sync(kFullWarp, own, int(label) & (kWarp - 1));  // 1 - p_y
+    const float missing = -__shfl_sync(kFullMask, own, int(label) & (kWarpSize - 1));  // 1 - p_y
     if (label < 0 || label >= c.classes) {
 #pragma unroll
         for (int n = 0; n < kPerLane; ++n) cotangent[n] = NAN;
@@ -69,18 +69,18 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) ce_cotangent_kernel(Cot
         float largest_other = -INFINITY;
 #pragma unroll
         for (int n = 0; n < kPerLane; ++n)
-            if (lane + kWarp * n != label && z[n] > largest_other) largest_other = z[n];
+            if (lane + kWarpSize * n != label && z[n] > largest_other) largest_other = z[n];
         largest_other = warp_max(largest_other);
         double others = 0;
 #pragma unroll
         for (int n = 0; n < kPerLane; ++n) {
-            cotangent[n] = shifted(z[n], largest_other, lane + kWarp * n == label);
+            cotangent[n] = shifted(z[n], largest_other, lane + kWarpSize * n == label);
             others += double(cotangent[n]);
         }
         others = warp_sum(others);
 #pragma unroll
         for (int n = 0; n < kPerLane; ++n)
-            if (lane + kWarp * n == label) cotangent[n] = -float(others);
+            if (lane + kWarpSize * n == label) cotangent[n] = -float(others);
     } else {
         const float scale = normalising_power(missing);
 #pragma unroll
@@ -89,14 +89,14 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) ce_cotangent_kernel(Cot
     T* out = c.out + row * c.classes;
 #pragma unroll
     for (int n = 0; n < kPerLane; ++n) {
-        const int j = lane + kWarp * n;
+        const int j = lane + kWarpSize * n;
         if (j < c.classes) narrow(out + j, cotangent[n]);
     }
 }
 
 // The second half alone, for rows that do not fit into a warp's registers: they are read again where they saturate.
 template <typename T>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) saturation_proof_kernel(Cotangent<T> c) {
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) saturation_proof_kernel(Cotangent<T> c) {
     using A = typename Cotangent<T>::A;
     const auto [row, lane] = warp_row();
     if (row >= c.rows) return;
@@ -106,20 +106,20 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) saturation_proof_kernel
     const bool known = label >= 0 && label < c.classes;
     // By one lane for all, so that none has written its classes before another reads this one.
     A own = lane == 0 && known ? plain[label] : A(NAN);
-    const A missing = -__shfl_sync(kFullWarp, own, 0);  // 1 - p_y
+    const A missing = -__shfl_sync(kFullMask, own, 0);  // 1 - p_y
     if (!known || !(missing <= A(kSaturation))) {
         const A scale = known ? normalising_power(missing) : A(NAN);
-        for (int64_t j = lane; j < c.classes; j += kWarp) plain[j] *= scale;
+        for (int64_t j = lane; j < c.classes; j += kWarpSize) plain[j] *= scale;
         return;
     }
     A largest = -A(INFINITY);
-    for (int64_t j = lane; j < c.classes; j += kWarp) {
+    for (int64_t j = lane; j < c.classes; j += kWarpSize) {
         const A z = widen(logits[j]);
         if (j != label && z > largest) largest = z;
     }
     largest = warp_max(largest);
     double others = 0;
-    for (int64_t j = lane; j < c.classes; j += kWarp) {
+    for (int64_t j = lane; j < c.classes; j += kWarpSize) {
         const A term = shifted(A(widen(logits[j])), largest, j == label);
         others += double(term);
         if (j != label) plain[j] = term;
@@ -136,7 +136,7 @@ void launch_ce_cotangent(DType dtype, void* out, const void* logits, const int64
     if (classes < 1 || classes > kPersistentClasses)
         throw std::invalid_argument("ce_cotangent: " + std::to_string(classes) + " classes, expected 1 to " +
                                     std::to_string(kPersistentClasses));
-    const Queue queue("ce_cotangent", device, stream);
+    const Launcher launcher("ce_cotangent", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         if constexpr (std::is_same_v<T, double>) {
@@ -144,11 +144,11 @@ void launch_ce_cotangent(DType dtype, void* out, const void* logits, const int64
         } else {
             const Cotangent<T> cotangent{
                 static_cast<T*>(out), nullptr, static_cast<const T*>(logits), y, rows, samples, classes};
-            const auto kernel = classes <= kWarp       ? ce_cotangent_kernel<1, T>
-                                : classes <= 4 * kWarp ? ce_cotangent_kernel<4, T>
-                                : classes <= 8 * kWarp ? ce_cotangent_kernel<8, T>
-                                                       : ce_cotangent_kernel<kPersistentClasses / kWarp, T>;
-            queue.launch(kernel, blocks_of_warps(rows), kWarpsPerBlock * kWarp, cotangent);
+            const auto kernel = classes <= kWarpSize       ? ce_cotangent_kernel<1, T>
+                                : classes <= 4 * kWarpSize ? ce_cotangent_kernel<4, T>
+                                : classes <= 8 * kWarpSize ? ce_cotangent_kernel<8, T>
+                                                           : ce_cotangent_kernel<kPersistentClasses / kWarpSize, T>;
+            launcher.launch(kernel, warp_grid_size(rows), kWarpsPerBlock * kWarpSize, cotangent);
         }
     });
 }
@@ -156,13 +156,13 @@ void launch_ce_cotangent(DType dtype, void* out, const void* logits, const int64
 void launch_saturation_proof(DType dtype, void* plain, const void* logits, const int64_t* y, int64_t rows,
                              int64_t samples, int64_t classes, int device, void* stream) {
     if (rows == 0) return;
-    const Queue queue("ce_cotangent", device, stream);
+    const Launcher launcher("ce_cotangent", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Cotangent<T>::A;
         const Cotangent<T> cotangent{nullptr, static_cast<A*>(plain), static_cast<const T*>(logits), y, rows, samples,
                                      classes};
-        queue.launch(saturation_proof_kernel<T>, blocks_of_warps(rows), kWarpsPerBlock * kWarp, cotangent);
+        launcher.launch(saturation_proof_kernel<T>, warp_grid_size(rows), kWarpsPerBlock * kWarpSize, cotangent);
     });
 }
 

@@ -18,23 +18,23 @@
 namespace iaat {
 namespace cuda {
 
-constexpr int kWarp = 32;
-constexpr uint32_t kFullWarp = 0xffffffffu;
+constexpr int kWarpSize = 32;
+constexpr uint32_t kFullMask = 0xffffffffu;
 
-// A stream of a device, on behalf of one op. The device is current while the object lives.
-class Queue {
+// Launches the kernels of one op on a stream of a device, which is current while the object lives.
+class Launcher {
   public:
-    Queue(const char* op, int device, void* stream) : op_(op), device_(device), stream_(cudaStream_t(stream)) {
+    Launcher(const char* op, int device, void* stream) : op_(op), device_(device), stream_(cudaStream_t(stream)) {
         check(cudaGetDevice(&previous_));
         if (device_ != previous_) check(cudaSetDevice(device_));
     }
-    ~Queue() {
+    ~Launcher() {
         if (device_ != previous_) cudaSetDevice(previous_);
     }
-    Queue(const Queue&) = delete;
-    Queue& operator=(const Queue&) = delete;
+    Launcher(const Launcher&) = delete;
+    Launcher& operator=(const Launcher&) = delete;
 
-    int multiprocessors() const {
+    int sm_count() const {
         int count = 0;
         check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_));
         return count;

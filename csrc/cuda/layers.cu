@@ -1,8 +1,8 @@
 // The elementwise passes of a network under attack and of its gradient: every tensor read and written once.
 #include <type_traits>
 
+#include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
-#include "cuda/walk.cuh"
 #include "math/activation.h"
 #include "math/dtypes.h"
 
@@ -35,21 +35,21 @@ IAAT_DEVICE void mask_vector(const Mask<T>& mask, int64_t vector) {
 }
 
 template <int kWidth, bool kOther, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) relu_backward_kernel(Mask<T> mask) {
-    for_my_vectors(mask.elements / kWidth, [&](int64_t vector) { mask_vector<kWidth, kOther>(mask, vector); });
-    for_the_rest<kWidth>(mask.elements, [&](int64_t element) { mask_vector<1, kOther>(mask, element); });
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) relu_backward_kernel(Mask<T> mask) {
+    grid_stride(mask.elements / kWidth, [&](int64_t vector) { mask_vector<kWidth, kOther>(mask, vector); });
+    tail<kWidth>(mask.elements, [&](int64_t element) { mask_vector<1, kOther>(mask, element); });
 }
 
-// How the channels of a vector's elements lie: one for all; neighbours, of which the first is a multiple of the
-// vector's width; or any, with borders between channels wherever they fall.
+// Which channels the elements of a vector belong to: all to one; each to the next one, the first a multiple of the
+// vector's width (channels_last); or any, with borders between channels wherever they fall.
 struct OneChannel {};
 struct Neighbours {};
 struct AnyChannels {};
 
-struct ChannelWalk {
+struct ChannelIndexer {
     int64_t elements;
-    Divider channels, inner;
-    explicit ChannelWalk(const Layer& size)
+    FastDivmod channels, inner;
+    explicit ChannelIndexer(const Layer& size)
         : elements(size.elements), channels(size.channels), inner(size.channels == 1 ? size.elements : size.inner) {}
 
     bool one_channel(int width) const { return inner.divisor % width == 0; }
@@ -57,25 +57,25 @@ struct ChannelWalk {
 };
 
 // The channel of a vector's first element, and how many elements there are from it to the next channel.
-struct ChannelPlace {
+struct ChannelPosition {
     int64_t channel, left;
 };
 
 template <typename Where>
-IAAT_DEVICE ChannelPlace channel_place(const ChannelWalk& walk, int64_t at) {
-    const int64_t run = std::is_same_v<Where, Neighbours> ? at : walk.inner.quotient(at);
-    const int64_t channel = run - walk.channels.quotient(run) * walk.channels.divisor;
-    return {channel, (run + 1) * walk.inner.divisor - at};
+IAAT_DEVICE ChannelPosition channel_position(const ChannelIndexer& indexer, int64_t at) {
+    const int64_t run = std::is_same_v<Where, Neighbours> ? at : indexer.inner.quotient(at);
+    const int64_t channel = run - indexer.channels.quotient(run) * indexer.channels.divisor;
+    return {channel, (run + 1) * indexer.inner.divisor - at};
 }
 
-// A vector's values of something that each channel has one of.
+// The values of a quantity with one value per channel, such as the scale, for each element of a vector.
 template <int kWidth, typename A>
 struct LaneValues {
     A lane[kWidth];
 };
 
 template <int kWidth, typename Where, typename A>
-IAAT_DEVICE LaneValues<kWidth, A> lane_values(const A* values, const ChannelWalk& walk, ChannelPlace place) {
+IAAT_DEVICE LaneValues<kWidth, A> lane_values(const A* values, const ChannelIndexer& indexer, ChannelPosition place) {
     LaneValues<kWidth, A> found;
     if constexpr (std::is_same_v<Where, Neighbours>) {
         constexpr int kPart = kFullWidth<A>;
@@ -94,8 +94,8 @@ IAAT_DEVICE LaneValues<kWidth, A> lane_values(const A* values, const ChannelWalk
         for (int lane = 0; lane < kWidth; ++lane) {
             found.lane[lane] = values[place.channel];
             if (--place.left == 0) {
-                place.left = walk.inner.divisor;
-                if (++place.channel == walk.channels.divisor) place.channel = 0;
+                place.left = indexer.inner.divisor;
+                if (++place.channel == indexer.channels.divisor) place.channel = 0;
             }
         }
     }
@@ -108,7 +108,7 @@ struct Forward {
     T *out, *x;
     const T* residual;
     const A *scale, *shift;
-    ChannelWalk walk;
+    ChannelIndexer indexer;
     Bounds<A> bounds;
 };
 
@@ -119,9 +119,9 @@ IAAT_DEVICE void forward_vector(const Forward<T>& pass, int64_t vector) {
     Vector<T, kWidth> x = read_vector<kWidth>(pass.x + at);
     Vector<T, kWidth> residual;
     if constexpr (kResidual) residual = read_vector<kWidth>(pass.residual + at);
-    const ChannelPlace place = channel_place<Where>(pass.walk, at);
-    const auto scale = lane_values<kWidth, Where>(pass.scale, pass.walk, place);
-    const auto shift = lane_values<kWidth, Where>(pass.shift, pass.walk, place);
+    const ChannelPosition place = channel_position<Where>(pass.indexer, at);
+    const auto scale = lane_values<kWidth, Where>(pass.scale, pass.indexer, place);
+    const auto shift = lane_values<kWidth, Where>(pass.shift, pass.indexer, place);
     if constexpr (kResidual) {
 #pragma unroll
         for (int lane = 0; lane < kWidth; ++lane)
@@ -142,7 +142,7 @@ struct Backward {
     const T* out;
     const A* scale;
     const T* residual;
-    ChannelWalk walk;
+    ChannelIndexer indexer;
     Bounds<A> bounds;
 };
 
@@ -154,8 +154,8 @@ IAAT_DEVICE void backward_vector(const Backward<T>& pass, int64_t vector) {
     const Vector<T, kWidth> out = read_vector<kWidth>(pass.out + at);
     Vector<T, kWidth> residual;
     if constexpr (kResidual) residual = read_vector<kWidth>(pass.residual + at);
-    const ChannelPlace place = channel_place<Where>(pass.walk, at);
-    const auto scale = lane_values<kWidth, Where>(pass.scale, pass.walk, place);
+    const ChannelPosition place = channel_position<Where>(pass.indexer, at);
+    const auto scale = lane_values<kWidth, Where>(pass.scale, pass.indexer, place);
 #pragma unroll
     for (int lane = 0; lane < kWidth; ++lane) {
         A slope = scale_shift_relu_backward(A(widen(grad.lane[lane])), A(widen(out.lane[lane])), scale.lane[lane],
@@ -167,21 +167,21 @@ IAAT_DEVICE void backward_vector(const Backward<T>& pass, int64_t vector) {
 }
 
 template <int kWidth, typename Where, bool kResidual, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) scale_shift_relu_kernel(Forward<T> pass) {
-    for_my_vectors(pass.walk.elements / kWidth,
-                   [&](int64_t vector) { forward_vector<kWidth, Where, kResidual>(pass, vector); });
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) scale_shift_relu_kernel(Forward<T> pass) {
+    grid_stride(pass.indexer.elements / kWidth,
+                [&](int64_t vector) { forward_vector<kWidth, Where, kResidual>(pass, vector); });
     if (std::is_same_v<Where, AnyChannels>)  // elsewhere vectors cover channels exactly
-        for_the_rest<kWidth>(pass.walk.elements,
-                             [&](int64_t element) { forward_vector<1, OneChannel, kResidual>(pass, element); });
+        tail<kWidth>(pass.indexer.elements,
+                     [&](int64_t element) { forward_vector<1, OneChannel, kResidual>(pass, element); });
 }
 
 template <int kWidth, typename Where, bool kResidual, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) scale_shift_relu_backward_kernel(Backward<T> pass) {
-    for_my_vectors(pass.walk.elements / kWidth,
-                   [&](int64_t vector) { backward_vector<kWidth, Where, kResidual>(pass, vector); });
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) scale_shift_relu_backward_kernel(Backward<T> pass) {
+    grid_stride(pass.indexer.elements / kWidth,
+                [&](int64_t vector) { backward_vector<kWidth, Where, kResidual>(pass, vector); });
     if (std::is_same_v<Where, AnyChannels>)
-        for_the_rest<kWidth>(pass.walk.elements,
-                             [&](int64_t element) { backward_vector<1, OneChannel, kResidual>(pass, element); });
+        tail<kWidth>(pass.indexer.elements,
+                     [&](int64_t element) { backward_vector<1, OneChannel, kResidual>(pass, element); });
 }
 
 // What differs between the launches of the two passes: kernels, and which values per channel they read.
@@ -199,17 +199,17 @@ struct BackwardKernels {
 
 // `aligned`: whether vectors of the tensors may be read; `values_aligned`: of the values per channel.
 template <typename Kernels, int kWidth, typename Pass>
-void launch(const Queue& queue, const Pass& pass, bool aligned, bool values_aligned) {
+void launch(const Launcher& launcher, const Pass& pass, bool aligned, bool values_aligned) {
     if (!aligned)
-        return queue.launch(Kernels::template kernel<1, OneChannel>, blocks_for(queue, pass.walk.elements), kThreads,
-                            pass);
-    const unsigned blocks = blocks_for(queue, pass.walk.elements / kWidth);
-    if (pass.walk.one_channel(kWidth))
-        queue.launch(Kernels::template kernel<kWidth, OneChannel>, blocks, kThreads, pass);
-    else if (pass.walk.neighbours(kWidth) && values_aligned)
-        queue.launch(Kernels::template kernel<kWidth, Neighbours>, blocks, kThreads, pass);
+        return launcher.launch(Kernels::template kernel<1, OneChannel>, grid_size(launcher, pass.indexer.elements),
+                               kThreads, pass);
+    const unsigned blocks = grid_size(launcher, pass.indexer.elements / kWidth);
+    if (pass.indexer.one_channel(kWidth))
+        launcher.launch(Kernels::template kernel<kWidth, OneChannel>, blocks, kThreads, pass);
+    else if (pass.indexer.neighbours(kWidth) && values_aligned)
+        launcher.launch(Kernels::template kernel<kWidth, Neighbours>, blocks, kThreads, pass);
     else
-        queue.launch(Kernels::template kernel<kWidth, AnyChannels>, blocks, kThreads, pass);
+        launcher.launch(Kernels::template kernel<kWidth, AnyChannels>, blocks, kThreads, pass);
 }
 
 }  // namespace
@@ -217,7 +217,7 @@ void launch(const Queue& queue, const Pass& pass, bool aligned, bool values_alig
 void launch_relu_backward(DType dtype, void* grad, const void* out, const void* other, int64_t elements, double floor,
                           double ceiling, int device, void* stream) {
     if (elements == 0) return;
-    const Queue queue("relu_backward", device, stream);
+    const Launcher launcher("relu_backward", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const Mask<T> mask{static_cast<T*>(grad), static_cast<const T*>(out), static_cast<const T*>(other), elements,
@@ -226,44 +226,44 @@ void launch_relu_backward(DType dtype, void* grad, const void* out, const void* 
         const bool full = all_aligned({grad, out, other});
         const auto kernel = other ? (full ? relu_backward_kernel<kWidth, true, T> : relu_backward_kernel<1, true, T>)
                                   : (full ? relu_backward_kernel<kWidth, false, T> : relu_backward_kernel<1, false, T>);
-        queue.launch(kernel, blocks_for(queue, elements / (full ? kWidth : 1)), kThreads, mask);
+        launcher.launch(kernel, grid_size(launcher, elements / (full ? kWidth : 1)), kThreads, mask);
     });
 }
 
 void launch_scale_shift_relu(DType dtype, void* out, void* x, const void* residual, const void* scale,
                              const void* shift, Layer size, double floor, double ceiling, int device, void* stream) {
     if (size.elements == 0) return;
-    const Queue queue("scale_shift_relu", device, stream);
+    const Launcher launcher("scale_shift_relu", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Forward<T>::A;
         const Forward<T> pass{
             static_cast<T*>(out),         static_cast<T*>(x),           static_cast<const T*>(residual),
-            static_cast<const A*>(scale), static_cast<const A*>(shift), ChannelWalk(size),
+            static_cast<const A*>(scale), static_cast<const A*>(shift), ChannelIndexer(size),
             {A(floor), A(ceiling)}};
         const bool aligned = all_aligned({out, x, residual}), values_aligned = all_aligned({scale, shift});
         if (residual)
-            launch<ForwardKernels<true, T>, kFullWidth<T>>(queue, pass, aligned, values_aligned);
+            launch<ForwardKernels<true, T>, kFullWidth<T>>(launcher, pass, aligned, values_aligned);
         else
-            launch<ForwardKernels<false, T>, kFullWidth<T>>(queue, pass, aligned, values_aligned);
+            launch<ForwardKernels<false, T>, kFullWidth<T>>(launcher, pass, aligned, values_aligned);
     });
 }
 
 void launch_scale_shift_relu_backward(DType dtype, void* grad, const void* out, const void* scale, const void* residual,
                                       Layer size, double floor, double ceiling, int device, void* stream) {
     if (size.elements == 0) return;
-    const Queue queue("scale_shift_relu_backward", device, stream);
+    const Launcher launcher("scale_shift_relu_backward", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Backward<T>::A;
-        const Backward<T> pass{
-            static_cast<T*>(grad),           static_cast<const T*>(out), static_cast<const A*>(scale),
-            static_cast<const T*>(residual), ChannelWalk(size),          blocking_bounds<T>(floor, ceiling)};
+        const Backward<T> pass{static_cast<T*>(grad),        static_cast<const T*>(out),
+                               static_cast<const A*>(scale), static_cast<const T*>(residual),
+                               ChannelIndexer(size),         blocking_bounds<T>(floor, ceiling)};
         const bool aligned = all_aligned({grad, out, residual}), values_aligned = all_aligned({scale});
         if (residual)
-            launch<BackwardKernels<true, T>, kFullWidth<T>>(queue, pass, aligned, values_aligned);
+            launch<BackwardKernels<true, T>, kFullWidth<T>>(launcher, pass, aligned, values_aligned);
         else
-            launch<BackwardKernels<false, T>, kFullWidth<T>>(queue, pass, aligned, values_aligned);
+            launch<BackwardKernels<false, T>, kFullWidth<T>>(launcher, pass, aligned, values_aligned);
     });
 }
 

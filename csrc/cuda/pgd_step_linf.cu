@@ -1,8 +1,8 @@
 // The fused step: x_adv + alpha * sign(grad), projected onto the ball round x and into the box, in place.
 #include <type_traits>
 
+#include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
-#include "cuda/walk.cuh"
 #include "cuda/warps.cuh"
 #include "math/dtypes.h"
 #include "math/linf.h"
@@ -31,7 +31,7 @@ struct Counts {
 template <int kWidth, bool kStats, typename T>
 IAAT_DEVICE void step_vector(const Step<T>& step, int64_t vector, Counts& counts) {
     using A = typename Step<T>::A;
-    const Place place = place_of<kWidth>(step.images, vector);
+    const VectorPosition place = vector_position<kWidth>(step.images, vector);
     const Vector<T, kWidth> x = read_vector<kWidth>(step.x + place.at);
     int64_t at = place.at, row = place.row;
 #pragma unroll 1
@@ -59,35 +59,35 @@ IAAT_DEVICE void step_vector(const Step<T>& step, int64_t vector, Counts& counts
 
 // One atomic addition a block and counter, and none of zero.
 IAAT_DEVICE void add_counts(const Counts& counts, unsigned long long* stats) {
-    __shared__ int32_t zeros[kThreads / kWarp], nans[kThreads / kWarp];
+    __shared__ int32_t zeros[kThreads / kWarpSize], nans[kThreads / kWarpSize];
     const int32_t zero = warp_sum(counts.zero), nan = warp_sum(counts.nan);
-    if (threadIdx.x % kWarp == 0) {
-        zeros[threadIdx.x / kWarp] = zero;
-        nans[threadIdx.x / kWarp] = nan;
+    if (threadIdx.x % kWarpSize == 0) {
+        zeros[threadIdx.x / kWarpSize] = zero;
+        nans[threadIdx.x / kWarpSize] = nan;
     }
     __syncthreads();
     if (threadIdx.x >= 2) return;
     const int32_t* warps = threadIdx.x == 0 ? zeros : nans;
     unsigned long long total = 0;
-    for (int warp = 0; warp < kThreads / kWarp; ++warp) total += uint32_t(warps[warp]);
+    for (int warp = 0; warp < kThreads / kWarpSize; ++warp) total += uint32_t(warps[warp]);
     if (total) atomicAdd(stats + threadIdx.x, total);
 }
 
 template <int kWidth, bool kStats, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) pgd_step_linf_kernel(Step<T> step) {
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) pgd_step_linf_kernel(Step<T> step) {
     const int64_t vectors = step.images.elements / kWidth;
     Counts counts;
-    for_my_vectors(vectors, [&](int64_t vector) { step_vector<kWidth, kStats>(step, vector, counts); });
-    for_the_rest<kWidth>(step.images.elements, [&](int64_t element) { step_vector<1, kStats>(step, element, counts); });
+    grid_stride(vectors, [&](int64_t vector) { step_vector<kWidth, kStats>(step, vector, counts); });
+    tail<kWidth>(step.images.elements, [&](int64_t element) { step_vector<1, kStats>(step, element, counts); });
     if (kStats) add_counts(counts, step.stats);
 }
 
 template <bool kStats, typename T>
-void launch(const Queue& queue, const Step<T>& step) {
+void launch(const Launcher& launcher, const Step<T>& step) {
     constexpr int kWidth = kFullWidth<T>;
     const bool full = step.images.fits(kWidth) && all_aligned({step.x_adv, step.grad, step.x});
-    queue.launch(full ? pgd_step_linf_kernel<kWidth, kStats, T> : pgd_step_linf_kernel<1, kStats, T>,
-                 blocks_for(queue, step.images.elements / (full ? kWidth : 1)), kThreads, step);
+    launcher.launch(full ? pgd_step_linf_kernel<kWidth, kStats, T> : pgd_step_linf_kernel<1, kStats, T>,
+                    grid_size(launcher, step.images.elements / (full ? kWidth : 1)), kThreads, step);
 }
 
 }  // namespace
@@ -95,7 +95,7 @@ void launch(const Queue& queue, const Step<T>& step) {
 void launch_pgd_step_linf(DType dtype, void* x_adv, const void* grad, const void* x, const void* eps, const void* alpha,
                           Rows size, double lo, double hi, bool targeted, int64_t* stats, int device, void* stream) {
     if (size.rows * size.row_elems == 0) return;
-    const Queue queue("pgd_step_linf", device, stream);
+    const Launcher launcher("pgd_step_linf", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Step<T>::A;
@@ -109,7 +109,7 @@ void launch_pgd_step_linf(DType dtype, void* x_adv, const void* grad, const void
                            A(hi),
                            A(targeted ? -1 : 1),
                            reinterpret_cast<unsigned long long*>(stats)};
-        stats ? launch<true>(queue, step) : launch<false>(queue, step);
+        stats ? launch<true>(launcher, step) : launch<false>(launcher, step);
     });
 }
 

@@ -1,8 +1,8 @@
 // The projection of x_adv onto the ball round x and into the box.
 #include <type_traits>
 
+#include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
-#include "cuda/walk.cuh"
 #include "math/dtypes.h"
 #include "math/linf.h"
 
@@ -24,7 +24,7 @@ struct Projection {
 template <int kWidth, typename T>
 IAAT_DEVICE void project_vector(const Projection<T>& projection, int64_t vector) {
     using A = typename Projection<T>::A;
-    const Place place = place_of<kWidth>(projection.images, vector);
+    const VectorPosition place = vector_position<kWidth>(projection.images, vector);
     const Vector<T, kWidth> x = read_vector<kWidth>(projection.x + place.at);
     int64_t at = place.at, row = place.row;
 #pragma unroll 1
@@ -42,10 +42,10 @@ IAAT_DEVICE void project_vector(const Projection<T>& projection, int64_t vector)
 }
 
 template <int kWidth, typename T>
-__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) project_linf_kernel(Projection<T> projection) {
-    for_my_vectors(projection.images.elements / kWidth,
-                   [&](int64_t vector) { project_vector<kWidth>(projection, vector); });
-    for_the_rest<kWidth>(projection.images.elements, [&](int64_t element) { project_vector<1>(projection, element); });
+__global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) project_linf_kernel(Projection<T> projection) {
+    grid_stride(projection.images.elements / kWidth,
+                [&](int64_t vector) { project_vector<kWidth>(projection, vector); });
+    tail<kWidth>(projection.images.elements, [&](int64_t element) { project_vector<1>(projection, element); });
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) project_linf_kernel(P
 void launch_project_linf(DType dtype, void* out, const void* x_adv, const void* x, const void* eps, Rows size,
                          double lo, double hi, int device, void* stream) {
     if (size.rows * size.row_elems == 0) return;
-    const Queue queue("project_linf", device, stream);
+    const Launcher launcher("project_linf", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Projection<T>::A;
@@ -66,8 +66,8 @@ void launch_project_linf(DType dtype, void* out, const void* x_adv, const void* 
                                        A(hi)};
         constexpr int kWidth = kFullWidth<T>;
         const bool full = projection.images.fits(kWidth) && all_aligned({out, x_adv, x});
-        queue.launch(full ? project_linf_kernel<kWidth, T> : project_linf_kernel<1, T>,
-                     blocks_for(queue, projection.images.elements / (full ? kWidth : 1)), kThreads, projection);
+        launcher.launch(full ? project_linf_kernel<kWidth, T> : project_linf_kernel<1, T>,
+                        grid_size(launcher, projection.images.elements / (full ? kWidth : 1)), kThreads, projection);
     });
 }
 

@@ -1,6 +1,6 @@
 // The CIFAR augmentation: bytes gathered by sample, cropped, flipped and turned into floats in one pass.
+#include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
-#include "cuda/walk.cuh"
 #include "math/augment.h"
 
 namespace iaat {
@@ -13,7 +13,7 @@ struct CropFlipBatch {
     const int64_t* index;
     Seed seed;  // key, stream
     int64_t n, size, height, channels, padding;
-    Divider width, pixels;  // of a row, of an image
+    FastDivmod width, pixels;  // of a row, of an image
     bool flip;
 };
 
@@ -50,8 +50,8 @@ IAAT_DEVICE void crop_pixels(const CropFlipBatch& b, int64_t first) {
 
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads) random_crop_flip_kernel(CropFlipBatch batch) {
-    for_my_vectors(batch.n * batch.pixels.divisor / kWidth,
-                   [&](int64_t vector) { crop_pixels<kWidth>(batch, vector * kWidth); });
+    grid_stride(batch.n * batch.pixels.divisor / kWidth,
+                [&](int64_t vector) { crop_pixels<kWidth>(batch, vector * kWidth); });
 }
 
 }  // namespace
@@ -64,13 +64,23 @@ void launch_random_crop_flip(float* out, const uint8_t* images, const int64_t* i
         throw std::invalid_argument("random_crop_flip: padding " + std::to_string(padding) +
                                     ", expected 0 to less than " + std::to_string(height < width ? height : width) +
                                     " pixels");
-    const Queue queue("random_crop_flip", device, stream);
-    const CropFlipBatch batch{out,      images,  index,          {seed, seed_size},       n,   size, height,
-                              channels, padding, Divider(width), Divider(height * width), flip};
+    const Launcher launcher("random_crop_flip", device, stream);
+    const CropFlipBatch batch{out,
+                              images,
+                              index,
+                              {seed, seed_size},
+                              n,
+                              size,
+                              height,
+                              channels,
+                              padding,
+                              FastDivmod(width),
+                              FastDivmod(height * width),
+                              flip};
     constexpr int kWidth = kFullWidth<float>;
     const bool full = width % kWidth == 0 && all_aligned({out});
-    queue.launch(full ? random_crop_flip_kernel<kWidth> : random_crop_flip_kernel<1>,
-                 blocks_for(queue, n * height * width / (full ? kWidth : 1)), kThreads, batch);
+    launcher.launch(full ? random_crop_flip_kernel<kWidth> : random_crop_flip_kernel<1>,
+                    grid_size(launcher, n * height * width / (full ? kWidth : 1)), kThreads, batch);
 }
 
 }  // namespace cuda

@@ -1,8 +1,8 @@
 // The random start: x plus Philox noise within the ball, clamped into the box.
 #include <type_traits>
 
+#include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
-#include "cuda/walk.cuh"
 #include "math/dtypes.h"
 #include "math/linf.h"
 #include "math/philox.h"
@@ -36,14 +36,15 @@ IAAT_DEVICE uint32_t word_of(const PhiloxState& words, int number) {
     return number < 2 ? low : high;
 }
 
-// A vector of x with all its candidates, so that x is read once. With kWholeBlocks every row begins a Philox block and
-// fills its last, so that the words of an element are known when compiling; else a block ends anywhere in a vector.
+// A vector of x with all its candidates, so that x is read once. With kWholeBlocks the length of a row is a multiple of
+// a Philox block's four words, so which word an element takes is known at compile time; otherwise a block may end
+// anywhere in a vector.
 template <int kWidth, bool kWholeBlocks, typename T>
 IAAT_DEVICE void start_vector(const Start<T>& start, const Stream& stream, int64_t vector) {
     using A = typename Start<T>::A;
-    const Place place = place_of<kWidth>(start.images, vector);
+    const VectorPosition place = vector_position<kWidth>(start.images, vector);
     const Vector<T, kWidth> x = read_vector<kWidth>(start.x + place.at);
-    // Whole blocks of a row leave no room for another row beside them.
+    // A vector that lies within a Philox block of a row holds no element of the next row.
     const int left = kWholeBlocks && kWidth <= kBlockElements ? kWidth : place.left;
     const RowValues<int64_t> sample = row_values<kWidth>(start.index, place.row, left);
     const int64_t column = place.at - place.row * start.images.row_elems.divisor;
@@ -70,16 +71,15 @@ IAAT_DEVICE void start_vector(const Start<T>& start, const Stream& stream, int64
     }
 }
 
-// Rows of whole blocks are the usual ones; they get the registers of five blocks to a multiprocessor, others what they
-// need.
+// Rows of whole Philox blocks are the usual ones; their kernel gets the registers of five thread blocks per SM, the
+// others what they need.
 template <int kWidth, bool kWholeBlocks, typename T>
 __global__ void __launch_bounds__(kThreads, kWholeBlocks && sizeof(T) < 8 ? 5 : 2)
     random_start_linf_kernel(Start<T> start) {
     const Stream stream{start.seed[0], uint32_t(start.seed[1]), uint32_t(start.seed[2])};
-    for_my_vectors(start.images.elements / kWidth,
-                   [&](int64_t vector) { start_vector<kWidth, kWholeBlocks>(start, stream, vector); });
-    for_the_rest<kWidth>(start.images.elements,
-                         [&](int64_t element) { start_vector<1, false>(start, stream, element); });
+    grid_stride(start.images.elements / kWidth,
+                [&](int64_t vector) { start_vector<kWidth, kWholeBlocks>(start, stream, vector); });
+    tail<kWidth>(start.images.elements, [&](int64_t element) { start_vector<1, false>(start, stream, element); });
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ void launch_random_start_linf(DType dtype, void* out, const void* x, const void*
                               int64_t seed_size, const int64_t* index, Rows size, double lo, double hi, int device,
                               void* stream) {
     if (size.rows * size.row_elems == 0) return;
-    const Queue queue("random_start_linf", device, stream);
+    const Launcher launcher("random_start_linf", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         using A = typename Start<T>::A;
@@ -105,7 +105,7 @@ void launch_random_start_linf(DType dtype, void* out, const void* x, const void*
         const auto kernel = !full                                  ? random_start_linf_kernel<1, false, T>
                             : size.row_elems % kBlockElements == 0 ? random_start_linf_kernel<kWidth, true, T>
                                                                    : random_start_linf_kernel<kWidth, false, T>;
-        queue.launch(kernel, blocks_for(queue, start.images.elements / (full ? kWidth : 1)), kThreads, start);
+        launcher.launch(kernel, grid_size(launcher, start.images.elements / (full ? kWidth : 1)), kThreads, start);
     });
 }
 

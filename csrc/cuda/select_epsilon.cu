@@ -28,29 +28,29 @@ struct Selection {
 // The largest of the logits seen so far and its class. As in torch.argmax, NaN is the largest of all, and the first of
 // equals counts.
 template <typename A>
-struct Largest {
+struct ArgMax {
     A value = -A(INFINITY);
-    int64_t of = INT64_MAX;
+    int64_t index = INT64_MAX;
 
-    IAAT_DEVICE void see(A other, int64_t other_of) {
+    IAAT_DEVICE void update(A other, int64_t other_index) {
         const bool nan = value != value, other_nan = other != other;
         const bool equal = value == other || (nan && other_nan);
-        if (equal ? other_of < of : (other_nan || (!nan && other > value))) {
+        if (equal ? other_index < index : (other_nan || (!nan && other > value))) {
             value = other;
-            of = other_of;
+            index = other_index;
         }
     }
-    IAAT_DEVICE void see_other_lanes() {
+    IAAT_DEVICE void reduce_over_warp() {
 #pragma unroll
-        for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-            const A other = __shfl_xor_sync(kFullWarp, value, apart);
-            see(other, __shfl_xor_sync(kFullWarp, of, apart));
+        for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+            const A other = __shfl_xor_sync(kFullMask, value, offset);
+            update(other, __shfl_xor_sync(kFullMask, index, offset));
         }
     }
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) select_epsilon_kernel(Selection<T> s) {
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) select_epsilon_kernel(Selection<T> s) {
     using A = typename Arithmetic<T>::type;
     const auto [i, lane] = warp_row();
     if (i >= s.samples) return;
@@ -59,16 +59,16 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp) select_epsilon_kernel(S
     const float prev = known ? s.memory[at] : NAN;
 
     const T *first = s.logits + i * s.classes, *second = first + s.samples * s.classes;
-    Largest<A> at_first, at_second;
-    for (int64_t j = lane; j < s.classes; j += kWarp) {
+    ArgMax<A> at_first, at_second;
+    for (int64_t j = lane; j < s.classes; j += kWarpSize) {
         const A a = widen(first[j]), b = widen(second[j]);
-        at_first.see(a, j);
-        at_second.see(b, j);
+        at_first.update(a, j);
+        at_second.update(b, j);
     }
-    at_first.see_other_lanes();
-    at_second.see_other_lanes();
+    at_first.reduce_over_warp();
+    at_second.reduce_over_warp();
     if (lane != 0) return;
-    const int64_t choice = choose_candidate(at_first.of == label, at_second.of == label);
+    const int64_t choice = choose_candidate(at_first.index == label, at_second.index == label);
     const float eps = smooth_epsilon(prev, choice, s.gamma, s.beta, s.keep, s.clamp_candidate,
                                      s.misclassified && s.misclassified[i], s.eps_min, s.eps_max);
     s.eps[i] = known ? eps : NAN;
@@ -83,7 +83,7 @@ void launch_select_epsilon(DType dtype, float* memory, int64_t size, const int64
                            int64_t classes, double gamma, double beta, double eps_min, double eps_max,
                            bool clamp_candidate, int device, void* stream) {
     if (samples == 0) return;
-    const Queue queue("select_epsilon", device, stream);
+    const Launcher launcher("select_epsilon", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         // The weights are rounded from double, as torch rounds Python's numbers.
@@ -103,7 +103,7 @@ void launch_select_epsilon(DType dtype, float* memory, int64_t size, const int64
                                      float(eps_min),
                                      float(eps_max),
                                      clamp_candidate};
-        queue.launch(select_epsilon_kernel<T>, blocks_of_warps(samples), kWarpsPerBlock * kWarp, selection);
+        launcher.launch(select_epsilon_kernel<T>, warp_grid_size(samples), kWarpsPerBlock * kWarpSize, selection);
     });
 }
 

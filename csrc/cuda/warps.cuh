@@ -1,4 +1,4 @@
-// Kernels that give every row of logits a warp: the launch, and reductions over its lanes.
+// Kernels that give every row of logits a warp: their grid, and butterfly reductions over the lanes.
 #pragma once
 
 #include "cuda/device.h"
@@ -14,24 +14,25 @@ struct WarpRow {
 };
 
 IAAT_DEVICE WarpRow warp_row() {
-    return {int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp, int(threadIdx.x % kWarp)};
+    return {int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize, int(threadIdx.x % kWarpSize)};
 }
 
-inline unsigned blocks_of_warps(int64_t rows) { return unsigned((rows + kWarpsPerBlock - 1) / kWarpsPerBlock); }
+inline unsigned warp_grid_size(int64_t rows) { return unsigned((rows + kWarpsPerBlock - 1) / kWarpsPerBlock); }
 
-// The sum over the lanes of a warp, in every lane: pairs half a warp apart first, then a quarter, and so on.
+// The sum over the lanes of a warp, in every lane: a butterfly reduction, lanes half a warp apart first, then a
+// quarter, and so on.
 template <typename T>
 IAAT_DEVICE T warp_sum(T value) {
 #pragma unroll
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) value += __shfl_xor_sync(kFullWarp, value, apart);
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullMask, value, offset);
     return value;
 }
 
 template <typename T>
 IAAT_DEVICE T warp_max(T value) {
 #pragma unroll
-    for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-        const T other = __shfl_xor_sync(kFullWarp, value, apart);
+    for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+        const T other = __shfl_xor_sync(kFullMask, value, offset);
         value = value < other ? other : value;
     }
     return value;

@@ -7,9 +7,9 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Whether softmax of a row of logits would be numbers: none is NaN, and the largest is finite.
+// Whether softmax of a row of logits is free of NaN: no logit is NaN, and the largest is finite.
 template <typename T>
-IAAT_HD bool all_classes_known(const T* logits, int64_t classes) {
+IAAT_HD bool softmax_is_finite(const T* logits, int64_t classes) {
     bool valid = true;
     auto largest = load(logits[0]);
     for (int64_t j = 0; j < classes; ++j) {

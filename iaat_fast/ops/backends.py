@@ -41,8 +41,10 @@ def load(backend: str, device: torch.device) -> ModuleType:
             raise Unavailable(f"Triton runs on CPU tensors only with TRITON_INTERPRET=1{seen}")
         return _import("triton", "is Triton installed? `pip install triton`")
     if device.type == "cpu":
-        return _import("native", "build it with `pip install .` where a C++ compiler is installed")
-    info = _import("native", "build it with `IAAT_CUDA=1 pip install .`")._C.build_info()
+        return _import(
+            "native.cpu", "build it with `pip install .` where a C++ compiler is installed"
+        )
+    info = _import("native.cpu", "build it with `IAAT_CUDA=1 pip install .`")._C.build_info()
     if torch.version.hip:
         raise Unavailable("iaat_fast._C has no kernels for AMD GPUs")
     if not info["cuda"]:
@@ -55,7 +57,7 @@ def load(backend: str, device: torch.device) -> ModuleType:
             f"{capability[0]}.{capability[1]} ({torch.cuda.get_device_name(device)}); "
             "rebuild it with IAAT_CUDA_ARCHS set to that"
         )
-    return _import("native_cuda", "")
+    return _import("native.cuda", "")
 
 
 def _import(module: str, advice: str) -> ModuleType:

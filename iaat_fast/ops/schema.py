@@ -1,12 +1,13 @@
-"""The ops of the `iaat_fast` namespace: schemas, shapes for tracing, and the one gradient.
+"""The ops of the `iaat_fast` namespace: schemas, results for tracing, and the one gradient.
 
 `Library.define` + `impl` rather than the `custom_op` decorator: a call costs about 3 us instead of about 50.
-Implementations are bound by `backends.py`; arguments are checked by the public functions in `__init__.py` and
-`layers.py`.
+Implementations are bound by `backends.py`; arguments are checked by the public functions in `functional.py`,
+`layers.py` and `stem.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,124 +56,37 @@ SCHEMAS = {
     ),
 }
 
-library = torch.library.Library(NAMESPACE, "DEF")
-for _name, _schema in SCHEMAS.items():
-    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+# The results that an op allocates, for tracing: of its arguments, the first that decide their shape.
+_RESULTS: dict[str, Callable[..., Any]] = {
+    "project_linf": lambda x_adv, *_: _like(x_adv),
+    "random_start_linf": lambda x, eps, *_: x.new_empty((eps.shape[0], *x.shape[1:])).contiguous(
+        memory_format=memory_format(x)
+    ),
+    "ce_cotangent": lambda logits, *_: logits.new_empty(logits.shape),
+    "select_epsilon_": lambda memory, index, *_: (
+        memory.new_empty(index.shape),  # eps
+        index.new_empty(index.shape),  # choice
+    ),
+    "random_crop_flip": lambda images, index, *_: images.new_empty(
+        (index.shape[0], images.shape[3], *images.shape[1:3]), dtype=torch.float32
+    ),
+    "scale_shift_relu": lambda x, *_: _like(x),
+    "stem_conv_relu": lambda x, mean, std, weight, *_: convolved(x, weight),
+}
 
 
-def _fake(name: str) -> Any:
-    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=library)
-
-
-@_fake("project_linf")
-def _(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
-    return torch.empty_like(x_adv, memory_format=memory_format(x_adv))
-
-
-@_fake("pgd_step_linf_")
-def _(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    eps: Tensor,
-    alpha: Tensor,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    stats: Tensor | None,
-) -> None:
-    return None
-
-
-@_fake("random_start_linf")
-def _(x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float) -> Tensor:
-    out = x.new_empty((eps.shape[0], *x.shape[1:]))
-    return out.contiguous(memory_format=memory_format(x))
-
-
-@_fake("ce_cotangent")
-def _(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-@_fake("select_epsilon_")
-def _(
-    memory: Tensor,
-    index: Tensor,
-    logits: Tensor,
-    y: Tensor,
-    gamma: float,
-    beta: float,
-    eps_min: float,
-    eps_max: float,
-    clamp_candidate: bool = False,
-    misclassified: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    return memory.new_empty(index.shape), index.new_empty(index.shape)
-
-
-@_fake("random_crop_flip")
-def _(images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool) -> Tensor:
-    _, height, width, channels = images.shape
-    return images.new_empty((index.shape[0], channels, height, width), dtype=torch.float32)
-
-
-@_fake("relu_backward_")
-def _(grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float) -> None:
-    return None
-
-
-@_fake("scale_shift_relu")
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    floor: float,
-    ceiling: float,
-) -> Tensor:
+def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
 
-@_fake("scale_shift_relu_backward_")
-def _(
-    grad: Tensor,
-    out: Tensor,
-    scale: Tensor,
-    residual: Tensor | None,
-    floor: float,
-    ceiling: float,
-) -> None:
-    return None
+def _nothing(*_: Any) -> None:
+    """Of an op that only writes in place."""
 
 
-@_fake("stem_conv_relu")
-def _(
-    x: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    floor: float,
-    ceiling: float,
-) -> Tensor:
-    return convolved(x, weight)
-
-
-@_fake("stem_conv_step_")
-def _(
-    x_adv: Tensor,
-    grad: Tensor,
-    weight: Tensor,
-    x: Tensor,
-    eps: Tensor,
-    alpha: Tensor,
-    lo: float,
-    hi: float,
-    targeted: bool,
-    stats: Tensor | None,
-) -> None:
-    return None
+library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _RESULTS.get(_name, _nothing), lib=library)
 
 
 def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

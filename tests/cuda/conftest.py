@@ -29,5 +29,5 @@ def memory(emulated: ModuleType) -> DeviceMemory:
 
 @pytest.fixture(scope="session")
 def native_cuda(emulated: ModuleType, memory: DeviceMemory) -> ModuleType:
-    """iaat_fast.ops.native_cuda on CPU tensors: a copy of the module, whose kernels run on the emulated device."""
+    """iaat_fast.ops.native.cuda on CPU tensors: a copy of the module, whose kernels run on the emulated device."""
     return guarded.load_native_cuda(guarded.extension(emulated, memory))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import iaat_fast
-from iaat_fast.ops import signatures
+from iaat_fast.ops.native import signatures
 from tests.cuda.emulator import DeviceMemory
 
 # Where CPU tensors are said to be: not the current device, so that the launchers have to switch to it and back.
@@ -75,12 +75,12 @@ def extension(emulated: ModuleType, memory: DeviceMemory) -> SimpleNamespace:
 
 
 def load_native_cuda(stand_in: SimpleNamespace) -> ModuleType:
-    """A copy of iaat_fast.ops.native_cuda that calls the stand-in, on device 3 and a stream of its own."""
+    """A copy of iaat_fast.ops.native.cuda that calls the stand-in, on device 3 and a stream of its own."""
     real = vars(iaat_fast).get("_C")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iaat_fast, "_C", stand_in, raising=False)
         patch.setattr(signatures, "queue", lambda device: (DEVICE, STREAM))
-        spec = importlib.util.find_spec("iaat_fast.ops.native_cuda")
+        spec = importlib.util.find_spec("iaat_fast.ops.native.cuda")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

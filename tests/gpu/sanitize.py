@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from iaat_fast.ops import native_cuda
+from iaat_fast.ops.native import cuda as native_cuda
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -175,7 +175,7 @@ def test_a_wait_would_show(device: torch.device) -> None:
 
 def test_a_failing_launch_names_its_op_and_leaves_the_device_usable(device: torch.device) -> None:
     """A device that is not there stands for any error of the CUDA runtime: others are hard to come by on purpose."""
-    native_cuda = pytest.importorskip("iaat_fast.ops.native_cuda", exc_type=ImportError)
+    native_cuda = pytest.importorskip("iaat_fast.ops.native.cuda", exc_type=ImportError)
     x, radii = torch.rand(4, 8, device=device), torch.full((4,), 0.1, device=device)
     addresses = (torch.empty_like(x).data_ptr(), x.data_ptr(), x.data_ptr(), radii.data_ptr())
     with pytest.raises(RuntimeError, match=r"project_linf: CUDA error: cudaErrorInvalidDevice: .+"):

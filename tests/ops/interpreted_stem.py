@@ -12,7 +12,7 @@ import torch
 
 from iaat_fast import ops
 from iaat_fast.ops import triton as triton_ops
-from iaat_fast.ops import triton_stem
+from iaat_fast.ops.triton import stem as triton_stem
 from tests.folded import rotated
 from tests.ops import stem_cases
 from tests.ops.stem_cases import (
@@ -100,7 +100,8 @@ def test_what_the_kernels_do_not_serve_is_the_references(
     if not served:
         monkeypatch.setattr(triton_stem, "_INT32_MAX", 100)
         case = Stem((3, 8, 5, 7), torch.float16)
-    monkeypatch.setattr(triton_stem, "stem", None)
+    monkeypatch.setattr(triton_stem, "stem_conv_relu_kernel", None)
+    monkeypatch.setattr(triton_stem, "stem_conv_step_kernel", None)
     assert_forward_right(case, triton_ops)
     assert_step_right(case, triton_ops)
 

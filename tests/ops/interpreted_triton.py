@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from iaat_fast import ops
-from iaat_fast.ops import checks, reference, triton_launch
+from iaat_fast.ops import checks, reference
 from iaat_fast.ops import triton as triton_ops
+from iaat_fast.ops.triton import common
 from tests.folded import rotated
 from tests.ops import cases
 from tests.ops.cases import LAYOUTS, Images, assert_same, candidates, dtypes
@@ -79,7 +80,7 @@ def test_images_of_every_layout(layout: object, k: int) -> None:
 def test_the_64_bit_path_of_large_tensors(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+    monkeypatch.setattr(common, "INT32_MAX", 0)
     assert_all_ops_agree(Images(shape, 3, torch.float32, LAYOUTS["contiguous"]))
 
 
@@ -164,7 +165,7 @@ def test_the_passes_on_several_tiles_and_on_their_64_bit_path(
         case.assert_same(triton_ops, (0.0, math.inf), branch=True)
         if shape[1] == 65:
             continue  # the largest: its tiles are those of the others, on this path
-        monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+        monkeypatch.setattr(common, "INT32_MAX", 0)
         case.assert_same(triton_ops, (0.0, math.inf), branch=True)
         monkeypatch.undo()
 

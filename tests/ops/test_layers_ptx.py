@@ -14,8 +14,7 @@ triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from iaat_fast.ops import triton_launch, triton_layers  # noqa: E402
-from iaat_fast.ops.triton_kernels import layers  # noqa: E402
+from iaat_fast.ops.triton import common, layers  # noqa: E402
 from tests.folded import rotated  # noqa: E402
 from tests.ops.cases import DTYPES, LAYOUTS, Layer, branches, dtypes  # noqa: E402
 from tests.ops.test_triton_ptx import (  # noqa: E402
@@ -48,7 +47,7 @@ def mask(
 ) -> Machine:
     case = Layer(shape, dtype, LAYOUTS[layout])
     args = (case.grad, case.out, case.branch if branch else None, 0.0, math.inf)
-    return compiled(layers, "relu_backward", lambda: triton_layers.relu_backward_(*args), target)
+    return compiled(layers, "relu_backward_kernel", lambda: layers.relu_backward_(*args), target)
 
 
 def forward(
@@ -56,8 +55,8 @@ def forward(
 ) -> Machine:
     case = Layer(shape, dtype, LAYOUTS[layout])
     args = (case.x, case.branch if branch else None, case.scale, case.shift, 0.0, math.inf)
-    name = "scale_shift_relu"
-    return compiled(layers, name, lambda: triton_layers.scale_shift_relu(*args), target)
+    name = "scale_shift_relu_kernel"
+    return compiled(layers, name, lambda: layers.scale_shift_relu(*args), target)
 
 
 def backward(
@@ -65,11 +64,11 @@ def backward(
 ) -> Machine:
     case = Layer(shape, dtype, LAYOUTS[layout])
     args = (case.grad, case.out, case.scale, case.branch if branch else None, 0.0, math.inf)
-    name = "scale_shift_relu_backward"
-    return compiled(layers, name, lambda: triton_layers.scale_shift_relu_backward_(*args), target)
+    name = "scale_shift_relu_backward_kernel"
+    return compiled(layers, name, lambda: layers.scale_shift_relu_backward_(*args), target)
 
 
-# Beside loads and stores of 128 bits of the tensors: how many values of each channel an op reads.
+# Besides loads and stores of 128 bits of the tensors: how many values of each channel an op reads.
 PASSES: dict[str, tuple[Callable[..., Machine], int, int, int]] = {
     "mask": (mask, 2, 1, 0),
     "forward": (forward, 1, 1, 2),
@@ -145,7 +144,7 @@ def test_the_64_bit_path_of_large_tensors_compiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     narrow = make(CUDA[90], *PLACES["channels_last"], torch.bfloat16, branch=True)
-    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+    monkeypatch.setattr(common, "INT32_MAX", 0)
     wide = make(CUDA[90], *PLACES["channels_last"], torch.bfloat16, branch=True)
     assert wide.count(VECTOR_LOAD) == narrow.count(VECTOR_LOAD)
     if values:

@@ -24,7 +24,7 @@ from tests.ops.cases import (
     shapes,
 )
 
-native = pytest.importorskip("iaat_fast.ops.native")
+native = pytest.importorskip("iaat_fast.ops.native.cpu")
 
 
 @dtypes

@@ -96,7 +96,7 @@ def test_the_reference_crops_the_same(case: tuple[int, ...], flip: bool) -> None
 def test_native_gives_the_bits_of_the_reference(
     isa: str, case: tuple[int, ...], flip: bool, seed: list[int]
 ) -> None:
-    from iaat_fast.ops import native
+    from iaat_fast.ops.native import cpu as native
 
     *shape, padding = case
     args = (pixels(*shape), samples(shape[0]), torch.tensor(seed), padding, flip)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from iaat_fast.ops import signatures
+from iaat_fast.ops.native import signatures
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ast.parse((ROOT / "iaat_fast" / "_C.pyi").read_text())

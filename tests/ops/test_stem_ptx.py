@@ -11,8 +11,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from iaat_fast.ops import triton_stem  # noqa: E402
-from iaat_fast.ops.triton_kernels import stem  # noqa: E402
+from iaat_fast.ops.triton import stem  # noqa: E402
 from tests.ops.test_triton_ptx import (  # noqa: E402
     CUDA,
     MI300,
@@ -54,7 +53,7 @@ def forward(
     x = torch.zeros(N, channels, height, width).contiguous(memory_format=layout)
     weight, channel = torch.zeros(outputs, channels, 3, 3, dtype=dtype), torch.ones(channels)
     args = (x, channel, channel, weight, weight[:, 0, 0, 0].contiguous(), 0.0, float("inf"))
-    return compiled(stem, "conv_relu", lambda: triton_stem.stem_conv_relu(*args), target)
+    return compiled(stem, "stem_conv_relu_kernel", lambda: stem.stem_conv_relu(*args), target)
 
 
 @functools.cache
@@ -71,7 +70,7 @@ def backward(
     weight, radius = torch.zeros(outputs, channels, 3, 3, dtype=dtype), torch.ones(N)
     stats = torch.zeros(2, dtype=torch.int64)
     args = (x.clone(), grad, weight, x, radius, radius, 0.0, 1.0, False, stats)
-    return compiled(stem, "conv_step", lambda: triton_stem.stem_conv_step_(*args), target)
+    return compiled(stem, "stem_conv_step_kernel", lambda: stem.stem_conv_step_(*args), target)
 
 
 @capabilities
@@ -97,8 +96,8 @@ def test_tensor_cores_multiply_and_nothing_spills(
 @cases
 def test_the_feature_maps_are_written_16_bytes_at_a_time(capability: int, case: Case) -> None:
     machine = forward(CUDA[capability], *case)
-    block = triton_stem._block(case[0][1])
-    tile = triton_stem._PIXELS * block * 2 // (16 * 128)  # of 128 threads
+    block = stem._block(case[0][1])
+    tile = stem._PIXELS * block * 2 // (16 * 128)  # of 128 threads
     assert machine.count(VECTOR_STORE) == tile
     assert machine.count(r"st\.global\.(?!v4\.b32|v2\.b64)") == 0
 
@@ -108,8 +107,8 @@ def test_the_feature_maps_are_written_16_bytes_at_a_time(capability: int, case: 
 def test_the_gradient_is_read_once_16_bytes_at_a_time(capability: int, case: Case) -> None:
     """Straight into shared memory, two rows ahead of the products."""
     machine = backward(CUDA[capability], *case)
-    block = triton_stem._block(case[0][1])
-    vectors = max(1, triton_stem._LINE * block * 2 // (16 * 128))
+    block = stem._block(case[0][1])
+    vectors = max(1, stem._LINE * block * 2 // (16 * 128))
     asynchronous = machine.count(r"cp\.async\.c[ag]\.shared\.global[^;]*0x10,")
     # In the loop over rows, and twice before it; of a wider stem in that over outputs, and once before it.
     assert asynchronous == vectors * (3 if block >= case[0][1] else 2)

@@ -26,8 +26,7 @@ from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from iaat_fast.ops import triton as triton_ops  # noqa: E402
-from iaat_fast.ops import triton_launch  # noqa: E402
-from iaat_fast.ops.triton_kernels import draws, linf, logit_rows  # noqa: E402
+from iaat_fast.ops.triton import common, draws, linf, logit_rows  # noqa: E402
 
 pytestmark = [
     pytest.mark.triton,
@@ -137,7 +136,7 @@ def step(
 ) -> Machine:
     x, x_adv, eps = images(shape, dtype, k)
     args = (x_adv, x_adv.clone(), x, eps, eps, 0.0, 1.0, False, stats)
-    return compiled(linf, "linf", lambda: triton_ops.pgd_step_linf_(*args), target)
+    return compiled(linf, "linf_kernel", lambda: triton_ops.pgd_step_linf_(*args), target)
 
 
 def projection(
@@ -145,19 +144,21 @@ def projection(
 ) -> Machine:
     x, x_adv, eps = images(shape, dtype, k)
     args = (x_adv, x, eps, 0.0, 1.0)
-    return compiled(linf, "linf", lambda: triton_ops.project_linf(*args), target)
+    return compiled(linf, "linf_kernel", lambda: triton_ops.project_linf(*args), target)
 
 
 def start(target: GPUTarget, shape: tuple[int, ...], dtype: torch.dtype, k: int = 1) -> Machine:
     x, _, eps = images(shape, dtype, k)
     args = (x, eps, torch.zeros(3, dtype=torch.int64), torch.arange(shape[0]), 0.0, 1.0)
-    return compiled(draws, "random_start", lambda: triton_ops.random_start_linf(*args), target)
+    return compiled(
+        draws, "random_start_kernel", lambda: triton_ops.random_start_linf(*args), target
+    )
 
 
 def cotangent(target: GPUTarget, classes: int, dtype: torch.dtype, **options: object) -> Machine:
     args = (torch.randn(128, classes).to(dtype), torch.zeros(128, dtype=torch.int64), False)
     call = functools.partial(triton_ops.ce_cotangent, *args)
-    return compiled(logit_rows, "saturation_proof", call, target, **options)
+    return compiled(logit_rows, "saturation_proof_kernel", call, target, **options)
 
 
 def selection(target: GPUTarget, classes: int, dtype: torch.dtype, samples: int = 128) -> Machine:
@@ -166,7 +167,7 @@ def selection(target: GPUTarget, classes: int, dtype: torch.dtype, samples: int 
     memory, misclassified = torch.zeros(samples), torch.zeros(samples, dtype=torch.bool)
     args = (memory, y, logits, y, 0.1, 0.1, 0.0, 1.0, True, misclassified)
     call = functools.partial(triton_ops.select_epsilon_, *args)
-    return compiled(logit_rows, "select_epsilon", call, target)
+    return compiled(logit_rows, "select_epsilon_kernel", call, target)
 
 
 def crop_flip(
@@ -174,7 +175,7 @@ def crop_flip(
 ) -> Machine:
     numbers = torch.zeros(4, dtype=torch.int64)
     args = (torch.zeros(shape, dtype=torch.uint8), numbers, numbers[:2], padding, True)
-    return compiled(draws, "crop_flip", lambda: triton_ops.random_crop_flip(*args), target)
+    return compiled(draws, "crop_flip_kernel", lambda: triton_ops.random_crop_flip(*args), target)
 
 
 # Rows longer than a tile; shorter; no multiple of a vector, the whole a multiple and not.
@@ -236,7 +237,7 @@ def test_unaligned_images_are_read_element_by_element() -> None:
     shape = (4, 64)
     x, eps = torch.zeros(257)[1:].view(shape), torch.ones(4)
     args = (x, x.clone(), x, eps, eps, 0.0, 1.0, False, None)
-    machine = compiled(linf, "linf", lambda: triton_ops.pgd_step_linf_(*args), CUDA[90])
+    machine = compiled(linf, "linf_kernel", lambda: triton_ops.pgd_step_linf_(*args), CUDA[90])
     assert machine.count(VECTOR_STORE) == 0
     assert machine.count(VECTOR_LOAD) == VECTORS  # the gradient, a tensor of its own
 
@@ -338,7 +339,7 @@ def test_sizes_of_one_compile(shape: tuple[int, ...]) -> None:
 def test_the_64_bit_path_of_large_tensors_compiles(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_launch, "INT32_MAX", 0)
+    monkeypatch.setattr(common, "INT32_MAX", 0)
     for make in (step, projection, start):
         machine = make(CUDA[90], shape, torch.float32)
         assert "div.s64" in machine.text

@@ -1,9 +1,25 @@
-"""What several kernels share: from the images' type to the arithmetic's and back, torch's clamp, a step."""
+"""What the kernels share: conversions to and from the arithmetic's type, torch's clamp, a step; and their launches.
+
+Arithmetic is that of reference.py and primitives.py, rounding for rounding: compiled without contraction into fused
+multiply-adds. Whatever decides the code (candidates, classes, channels, which path) is a `constexpr`, in capitals; the
+interpreter of Triton 3.6 cannot count a loop by anything else.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+
+# 4 warps with two vectors of 16 bytes a thread: in a step six loads in flight before the first is needed.
+VECTORS = 256
+WARPS = 4
+INT32_MAX = 2**31 - 1
+# Unlike 3.9, Triton 3.6 fuses multiplications and additions unless it is told not to.
+BITS = {"enable_fp_fusion": False}
 
 # The interpreter of Triton 3.6 to 3.9 truncates where bfloat16 is to be rounded, and reads its subnormals as 0.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -56,3 +72,15 @@ def count(counter, found):
     """Most tiles find nothing, and leave the one counter of all programs alone."""
     total = tl.sum(tl.sum(found, 1), 0)
     tl.atomic_add(counter, total.to(tl.int64), total > 0, sem="relaxed")
+
+
+def wide(elements: int) -> bool:
+    """Whether so many elements need 64 bits to count."""
+    return elements > INT32_MAX
+
+
+def on(device: torch.device) -> Any:
+    """Triton launches on the current device, whichever its arguments lie on."""
+    if device.type == "cpu" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

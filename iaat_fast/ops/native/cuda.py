@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from iaat_fast import _C
-from iaat_fast.ops import primitives, reference, signatures
-from iaat_fast.ops.compiled import CompiledOps
+from iaat_fast.ops import primitives, reference
+from iaat_fast.ops.native import signatures
+from iaat_fast.ops.native.compiled import CompiledOps
 
 try:
-    from iaat_fast.ops.triton_stem import stem_conv_relu as stem_conv_relu
-    from iaat_fast.ops.triton_stem import stem_conv_step_ as stem_conv_step_
+    from iaat_fast.ops.triton.stem import stem_conv_relu as stem_conv_relu
+    from iaat_fast.ops.triton.stem import stem_conv_step_ as stem_conv_step_
 except ImportError as error:
     logging.getLogger("iaat_fast").warning(
         "stem_conv_relu and stem_conv_step_ on CUDA: the slower reference: %s", error

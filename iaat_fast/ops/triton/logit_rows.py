@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+from iaat_fast.ops import checks, primitives
+from iaat_fast.ops.layout import written
+from iaat_fast.ops.triton.common import BITS, WARPS, clamp, on, rounded, widened
+
+_WIDTH = 1024  # classes at a time
 
 _SATURATION = tl.constexpr(1 / 4096)  # as in primitives.py
 
 
 @triton.jit
-def saturation_proof(
+def saturation_proof_kernel(
     out,
     plain,
     logits,
@@ -91,7 +97,7 @@ def _normalising_power(value):
 
 
 @triton.jit
-def select_epsilon(
+def select_epsilon_kernel(
     memory,
     index,
     logits,
@@ -153,3 +159,82 @@ def _is_argmax(logits, label, CLASSES: tl.constexpr, SAMPLES: tl.constexpr, WIDT
         larger = (z > mine) | (z != z) & (mine == mine)
         beaten += ((larger | as_large & before) & (column < CLASSES)).to(tl.int32)
     return known & (tl.sum(beaten, 1) == 0)
+
+
+def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    if logits.is_cpu:
+        checks.class_values(y, logits.shape[1])
+        checks.logit_values(logits)
+    logits, y = logits.contiguous(), y.contiguous()
+    rows, classes = logits.shape
+    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen. A class
+    # out of range would end the process there; the kernel below fills its row with NaN.
+    plain = primitives.softmax_minus_onehot(
+        logits if logits.dtype == torch.float64 else logits.float(), y.clamp(0, classes - 1)
+    )
+    out = torch.empty_like(logits)
+    if rows:
+        width = min(triton.next_power_of_2(classes), _WIDTH)
+        with on(logits.device):
+            saturation_proof_kernel[(rows,)](
+                out,
+                plain,
+                logits,
+                y,
+                y.shape[0],
+                CLASSES=classes,
+                WIDTH=width,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
+            )
+    return out
+
+
+def select_epsilon_(
+    memory: Tensor,
+    index: Tensor,
+    logits: Tensor,
+    y: Tensor,
+    gamma: float,
+    beta: float,
+    eps_min: float,
+    eps_max: float,
+    clamp_candidate: bool = False,
+    misclassified: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    samples, classes = index.shape[0], logits.shape[1]
+    if logits.is_cpu:
+        checks.index_values(index, memory.shape[0])
+        checks.class_values(y, classes)
+        checks.logit_values(logits)
+    values = memory.contiguous()
+    eps = memory.new_empty(samples)
+    choice = torch.empty(samples, dtype=torch.int64, device=memory.device)
+    if samples:
+        width = min(triton.next_power_of_2(classes), _WIDTH)
+        at_once = max(1, 128 // width)
+        with on(memory.device):
+            select_epsilon_kernel[(triton.cdiv(samples, at_once),)](
+                values,
+                index.contiguous(),
+                logits.contiguous(),
+                y.contiguous(),
+                None if misclassified is None else misclassified.contiguous(),
+                eps,
+                choice,
+                memory.shape[0],
+                samples,
+                gamma,
+                beta,
+                1 - beta,
+                eps_min,
+                eps_max,
+                CLASSES=classes,
+                CLAMP_CANDIDATE=clamp_candidate,
+                SAMPLES=at_once,
+                WIDTH=width,
+                num_warps=1 if width <= 128 else WARPS,
+                **BITS,
+            )
+        written(memory, values)
+    return eps, choice

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from iaat_fast import _C
-from iaat_fast.ops import checks, primitives, reference, signatures
-from iaat_fast.ops.compiled import CompiledOps
+from iaat_fast.ops import checks, primitives, reference
 from iaat_fast.ops.layout import convolved
+from iaat_fast.ops.native import signatures
+from iaat_fast.ops.native.compiled import CompiledOps
 
 _kernels = signatures.callers(_C, signatures.CPU, queued=False)
 _ops = CompiledOps(_kernels, primitives.stream_of)

@@ -6,10 +6,25 @@ vector at most.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from iaat_fast.ops.triton_kernels.arithmetic import count, projected, rounded, signed, widened
+from iaat_fast.ops import checks
+from iaat_fast.ops.layout import in_one_layout, memory_format, written
+from iaat_fast.ops.triton.common import (
+    BITS,
+    VECTORS,
+    WARPS,
+    count,
+    on,
+    projected,
+    rounded,
+    signed,
+    wide,
+    widened,
+)
 
 # How the row of an element is found, by the length of a row: the tile meets one border between rows at most; a vector
 # does; or a row is shorter than a vector.
@@ -19,7 +34,7 @@ ANY_BORDERS = tl.constexpr(2)
 
 
 @triton.jit
-def linf(
+def linf_kernel(
     out,
     x_adv,
     grad,
@@ -165,3 +180,86 @@ def _linf_tile(
     if stats is not None:
         count(stats, zeros)
         count(stats + 1, nans)
+
+
+def project_linf(x_adv: Tensor, x: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    if eps.is_cpu:
+        checks.radii_values(eps)
+    x_adv, x = in_one_layout(x_adv, x)
+    out = torch.empty_like(x_adv, memory_format=memory_format(x_adv))
+    _launch(out, x_adv, None, x, eps.contiguous(), None, None, lo, hi, False)
+    return out
+
+
+def pgd_step_linf_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    targeted: bool,
+    stats: Tensor | None,
+) -> None:
+    if eps.is_cpu:
+        checks.step_values(alpha, eps)
+    target, grad, x = in_one_layout(x_adv, grad, x)
+    counts = None if stats is None else stats.contiguous()
+    _launch(target, target, grad, x, eps.contiguous(), alpha.contiguous(), counts, lo, hi, targeted)
+    written(x_adv, target)
+    if stats is not None and counts is not None:
+        written(stats, counts)
+
+
+def _launch(
+    out: Tensor,
+    x_adv: Tensor,
+    grad: Tensor | None,
+    x: Tensor,
+    eps: Tensor,
+    alpha: Tensor | None,
+    stats: Tensor | None,
+    lo: float,
+    hi: float,
+    targeted: bool,
+) -> None:
+    """Launch the step, or the projection where there is no gradient, on tensors of one layout."""
+    elements, samples = x.numel(), x.shape[0]
+    if not elements:
+        return
+    row_elems, copies = elements // samples, x_adv.shape[0] // samples
+    vec = 16 // x.element_size()
+    if copies > 1 and elements % vec:  # the candidates' vectors would not be aligned
+        vec = 1
+    height = VECTORS * 16 // x.element_size() // vec
+    if row_elems >= height * vec:
+        rows = ONE_BORDER_A_TILE
+    else:
+        rows = ONE_BORDER_A_VECTOR if row_elems >= vec else ANY_BORDERS
+    vectors, tail = divmod(elements, vec)
+    with on(x.device):
+        linf_kernel[(max(1, triton.cdiv(vectors, height)),)](
+            out,
+            x_adv,
+            grad,
+            x,
+            eps,
+            alpha,
+            stats,
+            samples,
+            row_elems,
+            vectors,
+            tail,
+            lo,
+            hi,
+            COPIES=copies,
+            TARGETED=targeted,
+            TAIL=tail > 0,
+            WIDE=wide(elements + height * vec),
+            ROWS=rows.value,
+            HEIGHT=height,
+            VEC=vec,
+            num_warps=WARPS,
+            **BITS,
+        )

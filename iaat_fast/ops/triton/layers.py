@@ -6,14 +6,20 @@ its channels allow no more), so that a vector finds its channel once.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format, written
+from iaat_fast.ops.triton.common import BITS, VECTORS, WARPS, clamp, on, rounded, wide, widened
 
 
 @triton.jit
-def relu_backward(
+def relu_backward_kernel(
     grad,
     out,
     other,
@@ -40,7 +46,7 @@ def relu_backward(
 
 
 @triton.jit
-def scale_shift_relu(
+def scale_shift_relu_kernel(
     out,
     x,
     residual,
@@ -73,7 +79,7 @@ def scale_shift_relu(
 
 
 @triton.jit
-def scale_shift_relu_backward(
+def scale_shift_relu_backward_kernel(
     grad,
     out,
     scale,
@@ -131,3 +137,90 @@ def _blocked(reached, floor, ceiling, dtype: tl.constexpr, real: tl.constexpr):
     low = widened(rounded(tl.full((1, 1), floor, real), dtype), real)
     high = widened(rounded(tl.full((1, 1), ceiling, real), dtype), real)
     return (reached <= low) | (reached >= high)
+
+
+def relu_backward_(
+    grad: Tensor, out: Tensor, other: Tensor | None, floor: float, ceiling: float
+) -> None:
+    target, out = in_one_layout(grad, out)
+    vec = 16 // grad.element_size()
+    vec = vec if grad.numel() % vec == 0 else 1
+    tensors = (target, out, like(target, other))
+    _launch(relu_backward_kernel, tensors, vec, _blocking(floor, ceiling))
+    written(grad, target)
+
+
+def scale_shift_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    floor: float,
+    ceiling: float,
+) -> Tensor:
+    (target,) = in_one_layout(x)
+    out = torch.empty_like(x, memory_format=memory_format(x))
+    tensors = (out, target, like(target, residual), scale.contiguous(), shift.contiguous())
+    vec, where = _channels(target)
+    _launch(scale_shift_relu_kernel, tensors, vec, where | {"floor": floor, "ceiling": ceiling})
+    if residual is not None:
+        written(x, target)
+    return out
+
+
+def scale_shift_relu_backward_(
+    grad: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    residual: Tensor | None,
+    floor: float,
+    ceiling: float,
+) -> None:
+    target, out = in_one_layout(grad, out)
+    tensors = (target, out, scale.contiguous(), like(target, residual))
+    vec, where = _channels(target)
+    _launch(scale_shift_relu_backward_kernel, tensors, vec, where | _blocking(floor, ceiling))
+    written(grad, target)
+
+
+def _blocking(floor: float, ceiling: float) -> dict[str, Any]:
+    """The bounds that decide where the gradient is blocked; NaN, which no comparison meets, for an infinite one."""
+    return {
+        "floor": math.nan if floor == -math.inf else floor,
+        "ceiling": math.nan if ceiling == math.inf else ceiling,
+    }
+
+
+def _channels(x: Tensor) -> tuple[int, dict[str, Any]]:
+    """The longest vectors of a dense x that have one channel, or neighbouring ones each; and where the channels lie."""
+    channels, inner = channels_of(x)
+    if channels == 1:
+        inner = x.numel()
+    vec = 16 // x.element_size()
+    neighbours = inner == 1 and channels % vec == 0
+    if not neighbours and inner % vec:
+        vec = 1
+    return vec, {"channels": channels, "inner": inner, "NEIGHBOURS": neighbours}
+
+
+def _launch(
+    kernel: Any, tensors: tuple[Tensor | None, ...], vec: int, arguments: dict[str, Any]
+) -> None:
+    """One program per VECTORS times 16 bytes of the first of the tensors."""
+    first = tensors[0]
+    assert first is not None
+    elements = first.numel()
+    if not elements:
+        return
+    vectors, height = elements // vec, VECTORS * 16 // first.element_size() // vec
+    with on(first.device):
+        kernel[(triton.cdiv(vectors, height),)](
+            *tensors,
+            vectors=vectors,
+            WIDE=wide(elements + height * vec),
+            HEIGHT=height,
+            VEC=vec,
+            num_warps=WARPS,
+            **arguments,
+            **BITS,
+        )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from iaat_fast.ops.triton_kernels.arithmetic import clamp, rounded, widened
+from iaat_fast.ops import checks
+from iaat_fast.ops.layout import memory_format
+from iaat_fast.ops.triton.common import BITS, WARPS, clamp, on, rounded, wide, widened
+
+_PIXELS = 256  # a program
 
 _AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in primitives.py
 
@@ -25,7 +31,7 @@ def philox(key, c0, c1, c2, c3):
 
 
 @triton.jit
-def random_start(
+def random_start_kernel(
     out,
     x,
     eps,
@@ -101,7 +107,7 @@ def _noise(word, radius):
 
 
 @triton.jit
-def crop_flip(
+def crop_flip_kernel(
     out,
     images,
     index,
@@ -153,3 +159,74 @@ def _reflect(position, size):
     """Mirrored about the edge pixels, which are not repeated."""
     last = size - 1
     return last - tl.abs(last - tl.abs(position))
+
+
+def random_start_linf(
+    x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
+) -> Tensor:
+    if eps.is_cpu:
+        checks.radii_values(eps)
+    # The noise is drawn in logical element order, so the layout is put back afterwards.
+    layout, x = memory_format(x), x.contiguous()
+    rows, samples = eps.shape[0], x.shape[0]
+    out = x.new_empty((rows, *x.shape[1:]))
+    if out.numel():
+        row_elems = x.numel() // samples
+        row_blocks = (row_elems + 3) // 4
+        blocks = samples * row_blocks
+        # In float32 two blocks a thread. In the half types one: accesses of 8 bytes are enough where the rounds of
+        # Philox take the time, and those of 16 would send the noise through shared memory.
+        height = 2 * 32 * WARPS if x.dtype == torch.float32 else 32 * WARPS
+        with on(x.device):
+            random_start_kernel[(triton.cdiv(blocks, height),)](
+                out,
+                x,
+                eps.contiguous(),
+                seed.reshape(-1).contiguous(),
+                index.contiguous(),
+                samples,
+                row_elems,
+                row_blocks,
+                blocks,
+                lo,
+                hi,
+                COPIES=rows // samples,
+                ENTRIES=seed.numel(),
+                WHOLE=row_elems % 4 == 0,
+                WIDE=wide(4 * (blocks + height)),
+                LONG=row_blocks >= height,
+                HEIGHT=height,
+                num_warps=WARPS,
+                **BITS,
+            )
+    return out.contiguous(memory_format=layout)
+
+
+def random_crop_flip(
+    images: Tensor, index: Tensor, seed: Tensor, padding: int, flip: bool
+) -> Tensor:
+    size, height, width, channels = images.shape
+    if index.is_cpu:
+        checks.index_values(index, size)
+    out = torch.empty(
+        (index.shape[0], channels, height, width), dtype=torch.float32, device=images.device
+    )
+    if out.numel():
+        with on(images.device):
+            crop_flip_kernel[(index.shape[0], triton.cdiv(height * width, _PIXELS))](
+                out,
+                images.contiguous(),
+                index.contiguous(),
+                seed.reshape(-1).contiguous(),
+                size,
+                height,
+                width,
+                padding,
+                CHANNELS=channels,
+                ENTRIES=seed.numel(),
+                FLIP=flip,
+                PIXELS=_PIXELS,
+                num_warps=2,
+                **BITS,
+            )
+    return out

@@ -79,7 +79,7 @@ def measure_providers(
             [first_signs(attack, x[part], y[part]) for part in index.split(batch)]
         )
         row.figures = {
-            "taken": attack.network.taken,
+            "taken": attack.network.gradient_source,
             "robust": share,
             "points": 100 * (share - float(robust[PLAIN].double().mean())),
             "differ": float((robust[name] != robust[PLAIN]).double().mean()),
@@ -91,5 +91,5 @@ def measure_providers(
 def first_signs(attack: PGD, x: Tensor, y: Tensor) -> Tensor:
     """int8, the sign of the cross-entropy's gradient at x as the attack takes it."""
     with attack.network.attacked(x):
-        _, grad = attack.network.pull_back(x, lambda logits: softmax_minus_onehot(logits, y))
+        _, grad = attack.network.input_vjp(x, lambda logits: softmax_minus_onehot(logits, y))
     return grad.sign().to(torch.int8)

@@ -150,7 +150,7 @@ class APGD(Attack):
             with torch.no_grad():
                 logits = self.network.logits(state.x_adv)
             return logits if logits.dtype is torch.float64 else logits.float()
-        logits, state.grad = self.network.pull_back(
+        logits, state.grad = self.network.input_vjp(
             state.x_adv,
             lambda logits: self._cotangent(
                 logits,

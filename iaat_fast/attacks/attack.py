@@ -240,7 +240,7 @@ class Attack:
         with self.network.attacked(call.x, call.findings):
             if self._reads() or (self.bn == "train_update" and own):
                 call.findings.look()
-            call.x = self.network.laid_out(call.x)
+            call.x = self.network.to_channels_last(call.x)
             if self.loss == "kl":
                 call.goal = self._prediction(call)
             x_adv = self._attack(call)
@@ -341,7 +341,7 @@ class Attack:
             ahead = torch.zeros_like(logits).scatter_(1, target.view(-1, 1), one)
             return ahead.scatter_(1, y.view(-1, 1), -one)
 
-        logits, grad = self.network.pull_back(x_adv, cotangent)
+        logits, grad = self.network.input_vjp(x_adv, cotangent)
         call.count(grad)
         call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
         return logits, grad

@@ -23,7 +23,7 @@ Capture = Callable[[Callable[[], None], Any], Callable[[], None]]
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is launched now goes into a CUDA graph that somebody is capturing, and is not run."""
+    """Whether what is launched now goes into a CUDA graph that the caller is capturing, and is not run."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -42,7 +42,7 @@ def capture_cuda(
     failure: Exception | None = None
     try:
         # The outer block gives the current stream back: torch's own does not where the capture fails. Other threads,
-        # such as the one that pins memory for decoded images, go on meanwhile ("thread_local").
+        # such as the one that pins memory for decoded images, continue meanwhile ("thread_local").
         with (
             torch.cuda.stream(torch.cuda.current_stream(device)),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -54,7 +54,7 @@ def capture_cuda(
                 raise
     except Exception as error:
         _abandon(graph, device, pool)
-        # A capture that did not end leaves the generator in the belief that it goes on: the next dropout would fail.
+        # A capture that did not end leaves the generator in the belief that it continues: the next dropout would fail.
         generator.graphsafe_set_state(drawn)
         failure = failure or error
     if failure is None:
@@ -66,7 +66,7 @@ def capture_cuda(
         del failure
 
 
-# Torch's allocator may ask a graph whose capture did not end whether it goes on, so none of them is ever freed.
+# Torch's allocator may ask a graph whose capture did not end whether it continues, so none of them is ever freed.
 _abandoned: list[torch.cuda.CUDAGraph] = []
 
 
@@ -226,12 +226,12 @@ class GraphRunner:
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy tensors with one kernel for all of a dtype: a launch each would take longer than the copies."""
-    alike: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for place, value in zip(into, values, strict=True):
-        places, some = alike.setdefault(place.dtype, ([], []))
+        places, some = by_dtype.setdefault(place.dtype, ([], []))
         places.append(place)
         some.append(value)
-    for places, some in alike.values():
+    for places, some in by_dtype.values():
         torch._foreach_copy_(places, some)
 
 

@@ -40,7 +40,7 @@ class Stale(ValueError):
 
 
 def checked_late(device: torch.device) -> bool:
-    """Whether values are looked at beside the work, and heard of after it: where a read makes the host wait."""
+    """Whether values are looked at while the work runs and reported after it: where a read makes the host wait."""
     return device.type == "cuda"
 
 
@@ -284,12 +284,12 @@ def _norms(model: nn.Module, *, statistics: bool) -> list[Tensor]:
         named = (buffer for module in modules for buffer in module._buffers.items())
         weights += (buffer for name, buffer in named if name in _STATISTICS and buffer is not None)
     # One kernel takes many tensors, if all are of one kind.
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for weight in weights:
         if weight.is_floating_point() and weight.numel():
-            alike.setdefault((weight.device, weight.dtype), []).append(weight)
+            by_kind.setdefault((weight.device, weight.dtype), []).append(weight)
     with torch.no_grad():
-        return [torch.stack(torch._foreach_norm(weights)).sum() for weights in alike.values()]
+        return [torch.stack(torch._foreach_norm(weights)).sum() for weights in by_kind.values()]
 
 
 def _nan_weight(model: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""The network under attack: its logits, and what pulls a cotangent of the logits back to the images."""
+"""The network under attack: its logits, and the gradients of its images, from the live model or from a copy of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from iaat_fast.attacks import inputs, options
 from iaat_fast.attacks.cudagraph import GraphRunner, capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.gradients.copying import CopyMaker, Taken
+from iaat_fast.attacks.gradients.copying import ChosenSource, CopyMaker
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.attacks.gradients.shadow import Unshadowable
 from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
-from iaat_fast.attacks.gradients.verify import FrozenForward, how_far, refuse_random
-from iaat_fast.attacks.model.distributed import bare
+from iaat_fast.attacks.gradients.verify import FrozenForward, copy_error, refuse_random
+from iaat_fast.attacks.model.distributed import unwrap_ddp
 from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
 from iaat_fast.attacks.model.modules import modules_of, roots_of
-from iaat_fast.attacks.model.snapshot import Attributes, State
+from iaat_fast.attacks.model.snapshot import AttributeSnapshot, TensorSnapshot
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.malloc import no_malloc_trim
 
@@ -48,7 +48,7 @@ class Network:
         engine: "auto", "exact", "fast" or `EngineOptions`.
 
     Attributes:
-        taken: what the gradients come from, in words, after the first attack.
+        gradient_source: what the gradients come from, in words, after the first attack.
         classes: of the model as it is, once it has been called.
     """
 
@@ -61,24 +61,29 @@ class Network:
         engine: str | EngineOptions,
     ) -> None:
         options.check(precision, engine)
-        self.model = bare(model)
+        self.model = unwrap_ddp(model)
         checked_modules(self.model, bn)
         self.bn, self.precision, self.engine = bn, precision, engine
-        self.taken = "the live model"
+        self.gradient_source = "the live model"
         self.classes: int | None = None
         self._source: Source = ByAutograd(self.model)
         self._traced: Forward | None = None
-        self._sources: OrderedDict[Hashable, Taken] = OrderedDict()
+        self._sources: OrderedDict[Hashable, ChosenSource] = OrderedDict()
         self._made_for: Hashable = None
-        self._attributes: Attributes | None = None
+        self._attributes: AttributeSnapshot | None = None
         self._is_new = False
         self._stale: str | None = None
         self._frozen: dict[Hashable, FrozenForward] = {}
         self._has_replayed = False
-        self._watched: State | None = None
+        self._watched: TensorSnapshot | None = None
         self._graphs = GraphRunner()
         self._capturable = ("cuda",)
-        self._resolved, self._levers, self._coupled = "fp32", options.PLAIN, False
+        self._resolved, self._options, self._coupled = "fp32", options.PLAIN, False
+
+    @property
+    def taken(self) -> str:
+        """`gradient_source`, by its former name."""
+        return self.gradient_source
 
     def couples_samples(self) -> bool:
         """Whether a sample's logits depend on who else is in the batch."""
@@ -92,7 +97,7 @@ class Network:
     @property
     def saturation_proof(self) -> bool:
         """Whether cotangents may be scaled per sample; inside `attacked`."""
-        return self._levers.saturation_proof and not self._coupled
+        return self._options.saturation_proof and not self._coupled
 
     def in_mode(self) -> contextlib.AbstractContextManager[None]:
         """The model in the attack's mode, without anything to take gradients from."""
@@ -110,14 +115,16 @@ class Network:
             ValueError: the model has weights that are NaN (on a GPU where a copy is made, else the findings will
                 tell), or changes its weights or its mode in forward.
         """
-        resolved, levers = options.resolve(self.precision, self.engine, x.device, self.model)
+        resolved, engine_options = options.resolve(
+            self.precision, self.engine, x.device, self.model
+        )
         with (
             no_malloc_trim(x.device),
             # The switch of TF32 is the process's.
             attacked(self.model, self.bn, exclusively=resolved == "tf32"),
             _tf32(resolved == "tf32"),
         ):
-            self._resolved, self._levers = resolved, levers
+            self._resolved, self._options = resolved, engine_options
             self._coupled = self.couples_samples()
             self._prepare(x, findings)
             yield
@@ -129,12 +136,12 @@ class Network:
         """The live model's logits [N, C]."""
         return logits_of(self.model, x)
 
-    def pull_back(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits at x, and the gradient of the images that `cotangent(logits)` gives.
+    def input_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits at x, and the gradient of the images: the vector-Jacobian product with `cotangent(logits)`.
 
         Args:
             x: images [N, ...].
-            cotangent: maps logits [N, C], detached, in float32 or wider, to what is pulled back, of their shape.
+            cotangent: maps logits [N, C], detached, in float32 or wider, to the gradient of the loss by them, [N, C].
 
         Returns:
             Logits [N, C], detached, and the gradient, in the dtype of x.
@@ -156,7 +163,7 @@ class Network:
             self._look_at(logits, x)
             return cotangent(logits)
 
-        _, grad = self._source.input_vjp(self.laid_out(x.detach()), checked)
+        _, grad = self._source.input_vjp(self.to_channels_last(x.detach()), checked)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return grad.to(x.dtype)
@@ -177,20 +184,20 @@ class Network:
     def predict(self, x: Tensor) -> Tensor:
         """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
         with torch.no_grad():
-            logits = self._source.forward(self.laid_out(x))
+            logits = self._source.forward(self.to_channels_last(x))
             self._look_at(logits, x)
             return _wide(logits)
 
-    def laid_out(self, x: Tensor) -> Tensor:
-        """x in the memory format that the copy's kernels like."""
-        if self._traced is not None and self._levers.channels_last and x.dim() == 4:
+    def to_channels_last(self, x: Tensor) -> Tensor:
+        """x in channels_last, where gradients come from a copy whose convolutions are fastest so; else x itself."""
+        if self._traced is not None and self._options.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
     def captures(self, x: Tensor) -> bool:
         """Whether steps on x may be captured: on CUDA, of a module whose buffers stand still."""
         return (
-            self._levers.graph
+            self._options.graph
             and x.device.type in self._capturable
             and isinstance(self.model, nn.Module)
             and self.bn == "eval"
@@ -206,18 +213,18 @@ class Network:
         *,
         written: int,
     ) -> None:
-        """See `GraphRunner.run`; graphs of another model, or of other levers, are not used."""
+        """See `GraphRunner.run`; graphs of another model, or of other engine_options, are not used."""
         self._has_replayed = True
         self._graphs.run(
             (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
         )
 
     def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
-        """Let the findings know how far off the live forward is what gradients came from, on some of the images x.
+        """Compare what gradients came from with the live forward, on some of the images x, for the findings.
 
-        That is a copied forward, or the live one that captured steps have frozen. No hook, weight or attribute need
-        have changed for that: a global may decide, or a constant of the trace. In a CUDA graph that the caller captures
-        the live forward would be as frozen, so there nothing is done.
+        That is a copied forward, or the live one as captured steps hold it. The two may differ though no hook, weight
+        or attribute has changed: a global may decide, or a constant of the trace. While the caller captures a CUDA
+        graph nothing is done: in it, the live forward would be just as fixed.
 
         Args:
             gradients: images times steps of the attack, after which it is called, inside `attacked`: on a GPU the host
@@ -233,7 +240,7 @@ class Network:
                     self._frozen[shape] = FrozenForward(self.logits, x, self._graphs.capture)
             forward = self._frozen[shape]
         if forward is not None:
-            findings.look_at_copy(how_far(forward, self.logits, x, gradients))
+            findings.look_at_copy(copy_error(forward, self.logits, x, gradients))
 
     def give_up_copy(self, reason: str) -> None:
         """Take gradients from the live model, uncaptured, as long as it is the one that it is now."""
@@ -263,46 +270,48 @@ class Network:
             for root in roots_of(model):
                 findings.look_at_weights(root, self.bn)
         modules = modules_of(model)
-        self._watched = State(modules, self.bn)
+        self._watched = TensorSnapshot(modules, self.bn)
         if not isinstance(model, nn.Module):
             self._source, self._traced = ByAutograd(model), None
             return
-        made_for = (self._levers, self._resolved, self._watched.identity())
+        made_for = (self._options, self._resolved, self._watched.identity())
         if made_for != self._made_for or not (self._attributes and self._attributes.unchanged()):
             self._forget()
-            self._attributes, self._is_new = Attributes(modules), True
+            self._attributes, self._is_new = AttributeSnapshot(modules), True
             self._made_for, self.classes = made_for, None
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
             self._sources.move_to_end(shape)
-            self._source, self._traced, self.taken = self._sources[shape]
+            self._source, self._traced, self.gradient_source = self._sources[shape]
             self._source.refresh()
             return
-        if self._levers.shadow and findings is not None:
+        if self._options.shadow and findings is not None:
             findings.look()  # a copy is not judged by what it makes of NaN
         # Kept only when it is whole: making that was interrupted, by lack of memory say, begins again.
         self._sources[shape] = self._take_source(model, x)
-        self._source, self._traced, self.taken = self._sources[shape]
+        self._source, self._traced, self.gradient_source = self._sources[shape]
         if len(self._sources) > _PROGRAMS:
             self._sources.popitem(last=False)
             self._graphs.forget()
 
-    def _take_source(self, model: nn.Module, x: Tensor) -> Taken:
+    def _take_source(self, model: nn.Module, x: Tensor) -> ChosenSource:
         """The best copy that gives what the live model gives, else the live model; which it is is said once."""
-        low, levers = _DTYPES.get(self._resolved), self._levers
+        low, engine_options = _DTYPES.get(self._resolved), self._options
         what = "the live model" if low is None else f"the live model under {low} autocast"
         reasons = []
-        if levers.shadow:
+        if engine_options.shadow:
             if self.bn == "train_update":
                 reasons.append("its running statistics are to be updated")
             elif self._stale is not None:
                 reasons.append(self._stale)
             else:
-                maker = CopyMaker(model, self.logits, levers, self._resolved, low)
+                maker = CopyMaker(model, self.logits, engine_options, self._resolved, low)
                 copied = maker.make(x)
                 reasons = maker.reasons
                 if copied is not None:
-                    logger.info("attack: gradients come from %s%s", copied.what, _because(reasons))
+                    logger.info(
+                        "attack: gradients come from %s%s", copied.description, _because(reasons)
+                    )
                     return copied
             logger.warning("attack: gradients come from %s%s", what, _because(reasons))
         if self.captures(x) and not capturing(x.device):
@@ -311,7 +320,7 @@ class Network:
             except Unshadowable as reason:
                 self._stale = str(reason)
                 logger.info("attack: its steps are not captured (%s)", reason)
-        return Taken(ByAutograd(model, autocast=low), None, what)
+        return ChosenSource(ByAutograd(model, autocast=low), None, what)
 
 
 def _because(reasons: list[str]) -> str:

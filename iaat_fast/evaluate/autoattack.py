@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iaat_fast import validate
 from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.model import attacked, bare, logits_of
+from iaat_fast.attacks.model import attacked, logits_of, unwrap_ddp
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
@@ -220,7 +220,7 @@ def _check_attacks(model: nn.Module, attacks: Mapping[str, Attack]) -> None:
             raise TypeError(
                 f"attacks: {name!r} is {type(attack).__name__}, expected an attack of iaat_fast"
             )
-        if attack.model is not bare(model):
+        if attack.model is not unwrap_ddp(model):
             raise ValueError(f"attacks: {name!r} attacks another model")
         if attack.targeted is True:
             raise ValueError(f"attacks: {name!r} takes targets, expected one that takes classes")

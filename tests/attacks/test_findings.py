@@ -328,7 +328,7 @@ def test_nan_weights_are_named_after_the_call_and_mended_weights_attacked_again(
     options: dict[str, Any], bn_net: nn.Module, x: Tensor
 ) -> None:
     y, pgd, findings = torch.arange(8), PGD(bn_net, seed=0, **options), Findings("cpu")
-    expected, taken = pgd(x, y), pgd.network.taken
+    expected, taken = pgd(x, y), pgd.network.gradient_source
     weight = bn_net[0].weight
     kept = weight.detach().clone()
     with torch.no_grad():
@@ -342,7 +342,7 @@ def test_nan_weights_are_named_after_the_call_and_mended_weights_attacked_again(
     with torch.no_grad():
         weight.copy_(kept)
     assert torch.equal(pgd(x, y), expected)
-    assert pgd.network.taken == taken
+    assert pgd.network.gradient_source == taken
 
 
 @pytest.mark.parametrize("options", [{}, {"engine": "fast"}, {"precision": "bf16"}], ids=str)
@@ -381,7 +381,7 @@ def test_a_copy_is_not_judged_by_nan(spoil: str, bn_net: nn.Module, x: Tensor) -
     with torch.no_grad():
         bn_net[0].weight.copy_(kept)
     pgd(x, y)
-    assert pgd.network.taken.startswith("a copy")
+    assert pgd.network.gradient_source.startswith("a copy")
 
 
 @pytest.mark.usefixtures("late")

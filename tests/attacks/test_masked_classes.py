@@ -166,4 +166,4 @@ def test_replayed_steps_see_the_masks_of_the_day(net: nn.Sequential, x: Tensor) 
 def test_a_model_with_masked_classes_is_copied_as_any_other(net: nn.Sequential, x: Tensor) -> None:
     pgd = PGD(Masked(net, 3).eval(), EPS, steps=1, engine="fast")
     pgd(x, torch.zeros(8, dtype=torch.int64))
-    assert "a copy in its own precision" in pgd.network.taken
+    assert "a copy in its own precision" in pgd.network.gradient_source

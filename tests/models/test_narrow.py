@@ -97,7 +97,7 @@ def test_attacks_run_such_a_layer_as_any_other() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.Linear(54, 4)).eval()
     attack = PGD(model, eps=8 / 255, alpha=2 / 255, steps=2, engine="fast")
     attack(images(8), torch.tensor([0, 1]), seed=1)
-    assert attack.network.taken.endswith("with 1 BatchNorm layers folded")
+    assert attack.network.gradient_source.endswith("with 1 BatchNorm layers folded")
 
 
 @pytest.mark.slow

@@ -22,12 +22,13 @@ from iaat_fast.attacks.model.snapshot import preserved_rng
 from iaat_fast.attacks.options import EngineOptions
 
 
-class Taken(NamedTuple):
-    """What gradients come from; of a copy, its forward in the live model's precision, with its weights; in words."""
+class ChosenSource(NamedTuple):
+    """What gradients come from."""
 
     source: Source
     traced: Forward | None
-    what: str
+    """Of a copy: its forward in the live model's precision, on the live weights."""
+    description: str
 
 
 class CopyMaker:
@@ -36,8 +37,8 @@ class CopyMaker:
     Args:
         model: in the mode in which it is attacked.
         live: its forward.
-        levers: of the engine, with a shadow.
-        precision, low: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
+        options: of the engine, with a shadow.
+        precision, half: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
 
     Attributes:
         reasons: why there is none, or no better one.
@@ -47,21 +48,21 @@ class CopyMaker:
         self,
         model: nn.Module,
         live: Forward,
-        levers: EngineOptions,
+        options: EngineOptions,
         precision: str,
-        low: torch.dtype | None,
+        half: torch.dtype | None,
     ) -> None:
         # What torch.compile makes of a module calls the live one; its copy would, too.
         compiled = "_orig_mod" in model._modules
         self._model = model.get_submodule("_orig_mod") if compiled else model
-        self._live, self._levers = live, levers
-        self._precision, self._low = precision, low
+        self._live, self._options = live, options
+        self._precision, self._half = precision, half
         self.reasons: list[str] = []
 
-    def make(self, x: Tensor) -> Taken | None:
+    def make(self, x: Tensor) -> ChosenSource | None:
         """A copy that gives what the live model gives for some of the images x; None where there is none."""
         some = x[:IMAGES].contiguous()
-        program = self._levers.fold and not self._levers.compile
+        program = self._options.fold and not self._options.compile
         try:
             with preserved_rng(x.device):
                 # Tables that it keeps in globals are there before it is traced.
@@ -75,7 +76,9 @@ class CopyMaker:
             self.reasons.append(str(reason))
         return None
 
-    def _checked(self, make: Callable[[Tensor], Taken], some: Tensor, true: Tensor) -> Taken | None:
+    def _checked(
+        self, make: Callable[[Tensor], ChosenSource], some: Tensor, true: Tensor
+    ) -> ChosenSource | None:
         """Raises Unshadowable where no kind of copy would do."""
         try:
             made = make(some)
@@ -90,23 +93,27 @@ class CopyMaker:
             assert made.traced is not None
             with torch.no_grad():
                 compare_forwards(made.traced, some, true)
-            compare(made.source, self._live, some, self._precision, self._low)
+            compare(made.source, self._live, some, self._precision, self._half)
         except Unshadowable as reason:
             self.reasons.append(str(reason))
             return None
         return made
 
-    def _lowered(self, x: Tensor) -> Taken:
-        program = Program(self._model, x, dtype=self._low, channels_last=self._levers.channels_last)
+    def _lowered(self, x: Tensor) -> ChosenSource:
+        program = Program(
+            self._model, x, dtype=self._half, channels_last=self._options.channels_last
+        )
         rest = f", {len(program.by_autograd)} calls by autograd" if program.by_autograd else ""
-        kind = self._low or "its own precision"
+        kind = self._half or "its own precision"
         what = f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
-        return Taken(program, program.traced, what)
+        return ChosenSource(program, program.traced, what)
 
-    def _copied(self, x: Tensor) -> Taken:
-        low = self._low
-        shadow = Shadow(self._model, dtype=low, channels_last=self._levers.channels_last)
+    def _copied(self, x: Tensor) -> ChosenSource:
+        half = self._half
+        shadow = Shadow(self._model, dtype=half, channels_last=self._options.channels_last)
         shadow.refresh()
-        call = torch.compile(shadow.module) if self._levers.compile else shadow.module
-        source = ByAutograd(call, dtype=low, refresh=shadow.refresh)
-        return Taken(source, shadow.traced, f"a copy in {low or 'its own precision'}, not folded")
+        call = torch.compile(shadow.module) if self._options.compile else shadow.module
+        source = ByAutograd(call, dtype=half, refresh=shadow.refresh)
+        return ChosenSource(
+            source, shadow.traced, f"a copy in {half or 'its own precision'}, not folded"
+        )

@@ -50,7 +50,7 @@ class Shadow:
             id(tensor): _empty_twin(tensor, kept or tensor.dtype, channels_last)
             for tensor, kept in tensors
         }
-        # Prefilled, the memo keeps the copy from copying a weight: it takes the twin, for tied weights the same one.
+        # deepcopy takes what its memo holds in place of a copy: here the twin, for tied weights the same one.
         self.module: nn.Module = copied(model, dict(twins))
         self._model, self._dtype = model, dtype
         self._live = [tensor for tensor, _ in tensors]
@@ -63,7 +63,7 @@ class Shadow:
             torch._foreach_copy_(self._twins, self._live)
 
     def traced(self, x: Tensor) -> Tensor:
-        """What the copied modules give for images in the live model's precision: with its own tensors, if need be."""
+        """Logits [N, C] by the copied modules in the live model's precision, for which they run on its own tensors."""
         if self._dtype is None:
             logits: Tensor = self.module(x)
             return logits

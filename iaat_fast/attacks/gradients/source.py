@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.model.mode import own
+from iaat_fast.attacks.model.mode import private_copy
 
 Forward = Callable[[Tensor], Tensor]
 Cotangent = Callable[[Tensor], Tensor]
@@ -60,7 +60,7 @@ class ByAutograd:
         if self._autocast is not None:
             half = torch.autocast(x.device.type, self._autocast)
         with half:
-            return self._model(own(x, self._dtype))
+            return self._model(private_copy(x, self._dtype))
 
     def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
         leaf = x.detach().requires_grad_()

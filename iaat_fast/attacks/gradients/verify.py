@@ -10,7 +10,7 @@ from torch import Tensor
 from iaat_fast.attacks.cudagraph import Capture, Replayed
 from iaat_fast.attacks.gradients.shadow import Unshadowable, brief
 from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
-from iaat_fast.attacks.model.mode import own
+from iaat_fast.attacks.model.mode import private_copy
 from iaat_fast.attacks.model.snapshot import preserved_rng
 
 # How far a copy in the live precision may be off, |difference| / |live|, over some images. Folding rounds differently:
@@ -67,7 +67,7 @@ def compare(
         limits = (_LOGITS[precision], _GRADIENT[precision])
     else:
         limits = _limits_of_autocast(live, x, true, slope, precision, half)
-    errors = (float(off(logits, true)), _off_slope(grad, slope, without=0.0))
+    errors = (float(relative_error(logits, true)), _off_slope(grad, slope, without=0.0))
     for what, error_size, limit in zip(("logits", "gradients"), errors, limits, strict=True):
         if not error_size <= limit:
             raise Unshadowable(
@@ -85,7 +85,7 @@ def _limits_of_autocast(
 ) -> tuple[float, float]:
     try:
         logits, grad = _seen(ByAutograd(live, autocast=half), x)
-        found = [float(off(logits, true)), _off_slope(grad, slope, without=1.0)]
+        found = [float(relative_error(logits, true)), _off_slope(grad, slope, without=1.0)]
     except (RuntimeError, ValueError):  # no autocast for this device, or of this model
         found = [_AT_MOST, _AT_MOST]
     low, high = _limit(found[0], precision), _limit(found[1], precision)
@@ -110,10 +110,10 @@ def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _off_slope(grad: Tensor | None, slope: Tensor | None, *, without: float) -> float:
-    return without if grad is None or slope is None else float(off(grad, slope))
+    return without if grad is None or slope is None else float(relative_error(grad, slope))
 
 
-def off(value: Tensor, true: Tensor) -> Tensor:
+def relative_error(value: Tensor, true: Tensor) -> Tensor:
     """|value - true| / |true|, double []; equal infinities, of classes that are masked, are no difference."""
     value, true = value.double(), true.double()
     difference = torch.where(value == true, 0.0, value - true)
@@ -153,7 +153,7 @@ def refuse_random(live: Forward, x: Tensor) -> None:
         compare_again(live, some, logits_of_some(live, some))
 
 
-def how_far(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
+def copy_error(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
     """How far a copied forward is off the live one on some images, where 1 is as far as it may be: double [].
 
     Args:
@@ -165,7 +165,7 @@ def how_far(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor
     some = x[: IMAGES if gradients >= _FEW_GRADIENTS else _FEWER].contiguous()
     with torch.no_grad(), preserved_rng(x.device):
         true = live(some)
-        return off(traced(own(some)), true) / torch.finfo(true.dtype).eps ** 0.5
+        return relative_error(traced(private_copy(some)), true) / torch.finfo(true.dtype).eps ** 0.5
 
 
 def logits_of_some(live: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def compare_again(live: Callable[[Tensor], Tensor], x: Tensor, true: Tensor) -> 
     Raises ValueError where the copying has spoilt it.
     """
     try:
-        error_size = float(off(live(x), true))
+        error_size = float(relative_error(live(x), true))
     # Tensors without values, as there are in a trace, make anything fail.
     except Exception as error:
         raise ValueError(_KEEPS_TENSORS) from error
@@ -197,12 +197,12 @@ def compare_again(live: Callable[[Tensor], Tensor], x: Tensor, true: Tensor) -> 
 def compare_forwards(traced: Callable[[Tensor], Tensor], x: Tensor, true: Tensor) -> None:
     """Raise Unshadowable unless a copied forward, in the live model's precision, gives its logits `true` of x."""
     try:
-        logits = traced(own(x))
+        logits = traced(private_copy(x))
     except Exception as error:
         raise Unshadowable(f"its copy failed: {brief(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != true.shape:
         raise Unshadowable("its copy returns something else")
-    error_size = float(off(logits, true))
+    error_size = float(relative_error(logits, true))
     if not error_size <= _tight(true):
         raise Unshadowable(
             f"its copied forward is off by {error_size:.1e}, more than {_tight(true):.1g}"

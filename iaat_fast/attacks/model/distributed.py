@@ -1,4 +1,4 @@
-"""Modules whose forward waits for other ranks: DistributedDataParallel is passed by, sharded ones are refused."""
+"""Modules whose forward waits for other ranks: DistributedDataParallel is bypassed, sharded ones are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WAITING = (
 )
 
 
-def bare(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def unwrap_ddp(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The module inside a DistributedDataParallel wrapper, whose hooks and buffer broadcasts an attack must avoid."""
     owner: Any = model
     if isinstance(model, types.MethodType) and model.__name__ in ("forward", "__call__"):
@@ -55,7 +55,7 @@ def _is_sharded(parameter: Tensor | None) -> bool:
 
 
 @contextlib.contextmanager
-def passed_by(modules: list[nn.Module]) -> Iterator[None]:
+def bypass_ddp(modules: list[nn.Module]) -> Iterator[None]:
     """Within it, a DistributedDataParallel among the modules calls what it wraps and nothing else.
 
     Its own forward broadcasts buffers and, after the first backward, rebuilds buckets, both with all ranks, of which
@@ -69,7 +69,7 @@ def passed_by(modules: list[nn.Module]) -> Iterator[None]:
     try:
         for wrapper in wrappers:
             # Past nn.Module's search; a method, so that a copy's is bound to the copy.
-            object.__setattr__(wrapper, "forward", types.MethodType(_pass_by, wrapper))
+            object.__setattr__(wrapper, "forward", types.MethodType(_bypass, wrapper))
         yield
     finally:
         for wrapper, forward in zip(wrappers, before, strict=True):
@@ -78,5 +78,5 @@ def passed_by(modules: list[nn.Module]) -> Iterator[None]:
                 object.__setattr__(wrapper, "forward", forward)
 
 
-def _pass_by(wrapper: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
+def _bypass(wrapper: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
     return wrapper.module(*args, **kwargs)

@@ -50,7 +50,7 @@ def attacked(
 
     Other threads wait to enter with any module of it. Of a function, the modules found behind it are switched; where
     none is found, one in training mode that the function turns out to run is refused. A DistributedDataParallel wrapper
-    is passed by.
+    is bypassed.
 
     Args:
         bn: "eval", running statistics; "train", the batch's own statistics, buffers restored afterwards;
@@ -65,7 +65,7 @@ def attacked(
     modules = checked_modules(model, bn)
     with (
         _claimed([model, *modules], everything=exclusively),
-        distributed.passed_by(modules),
+        distributed.bypass_ddp(modules),
         _without_autocast(),
         _in_mode(modules, bn),
         contextlib.nullcontext() if modules else _no_training_behind(),
@@ -73,17 +73,17 @@ def attacked(
         yield
 
 
-def own(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Images for a forward to do as it likes with: one may normalise them in place, where the attack still needs them.
+def private_copy(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of the images for a forward, which may normalise them in place while the attack still needs them.
 
-    A copy takes 10 us of a step's host time; what was written by `x.data` or numpy could not be told afterwards.
+    It takes 10 us of a step's host time. Writes through `x.data` or numpy could not be detected afterwards.
     """
     return x.to(x.dtype if dtype is None else dtype, copy=True)
 
 
 def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
-    logits = model(own(x))
+    logits = model(private_copy(x))
     inputs.logits(logits, len(x))
     return logits
 

@@ -1,4 +1,4 @@
-"""The live model as Python sees it: whether it has changed since a copy was made, whether its forward changes it."""
+"""Snapshots of the live model: whether it has changed since a copy was made, and whether its own forward changes it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
-class State:
-    """Weights and modes of a model, to see whether its forward changes them."""
+class TensorSnapshot:
+    """Weights, buffers and modes of a model, to detect a forward that changes them."""
 
     def __init__(self, modules: list[nn.Module], bn: str) -> None:
         self.modules = modules
@@ -57,7 +57,7 @@ def _modes(modules: list[nn.Module]) -> list[bool]:
     return [module.training for module in with_mode(modules)]
 
 
-class Attributes:
+class AttributeSnapshot:
     """What else decides what a model computes: classes, hooks, and the attributes of its modules.
 
     Numbers, strings and tuples of them are compared by value, any other attribute by identity: what changes within a
@@ -130,7 +130,7 @@ def _comparable(value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         return tuple(map(_comparable, value))
-    if isinstance(value, types.MethodType):  # made anew whenever it is asked for
+    if isinstance(value, types.MethodType):  # a new object whenever it is asked for
         return value.__func__, id(value.__self__)
     return type(value), id(value)
 

@@ -95,8 +95,8 @@ def random_start_kernel(
         even = tl.join(_noise(c0, radius), _noise(c2, radius))
         odd = tl.join(_noise(c1, radius), _noise(c3, radius))
         noise = tl.reshape(tl.join(even, odd), place.shape)
-        begun = rounded(clamp(centre + noise, low, high), out.dtype.element_ty)
-        tl.store(out + first + k * candidate_elems + place, begun, inside)
+        started = rounded(clamp(centre + noise, low, high), out.dtype.element_ty)
+        tl.store(out + first + k * candidate_elems + place, started, inside)
 
 
 @triton.jit

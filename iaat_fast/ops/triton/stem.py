@@ -1,7 +1,7 @@
 """The stem: normalisation, 3x3 convolution of few channels and clamp; its gradient, taken as a PGD step.
 
 Both are bound by the one large tensor, of the O feature maps: it is written, or read, once, in 16-byte accesses, and
-what a convolution costs beside that is kept small by the tensor cores. Only half-precision weights come here.
+what a convolution costs besides is kept small by the tensor cores. Only half-precision weights come here.
 
 Forward, an implicit matrix product [pixels, 9*C] x [9*C, O]: the 9*C inputs of a pixel are so few that they are
 gathered from the images, through the L1 cache, and normalised where they arrive.

@@ -283,7 +283,7 @@ def test_what_cannot_be_copied_is_attacked_live_with_one_line_that_says_why(
     y = model(images).argmax(1)
     pgd = PGD(model, eps=0.05, alpha=0.01, steps=3, seed=0, **options)
     assert torch.equal(pgd(images, y), pgd(images, y))
-    assert "the live model" in pgd.network.taken
+    assert "the live model" in pgd.network.gradient_source
     assert len(caplog.records) == (1 if options else 0)
     assert ("cannot be copied" in caplog.text) == bool(options)
     assert all("\n" not in r.getMessage() and len(r.getMessage()) < 400 for r in caplog.records)

@@ -78,7 +78,7 @@ def cost_of_a_step(pgd: PGD, x: Tensor) -> Dispatched:
             pgd(x, y)
         found.append(seen)
     fewer, more = found
-    assert "copy" in pgd.network.taken
+    assert "copy" in pgd.network.gradient_source
     more.work.subtract(fewer.work)
     more.views.subtract(fewer.views)
     more.bytes -= fewer.bytes

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from iaat_fast.attacks import PGD, EngineOptions, Findings
 from iaat_fast.attacks.cudagraph import GraphRunner
 from iaat_fast.attacks.findings import Stale
-from iaat_fast.attacks.model.snapshot import Attributes
+from iaat_fast.attacks.model.snapshot import AttributeSnapshot
 from tests.attacks.every_attack import EVERY_ATTACK
 from tests.attacks.like_a_gpu import Recorder, check_late
 from tests.train.tape import Tape
@@ -118,7 +118,9 @@ def test_what_changes_after_the_first_attack_is_attacked(
     CHANGES[change](model)
     again = pgd(x, y)
     assert not torch.equal(again, before)
-    assert torch.equal(again, attack(model, **options)(x, y)) or "live" in pgd.network.taken
+    assert (
+        torch.equal(again, attack(model, **options)(x, y)) or "live" in pgd.network.gradient_source
+    )
     # Other precisions have other signs of gradients near 0, a copy of another model has many more.
     plain = attack(model, engine="exact")(x, y)
     assert (again != plain).sum() < (before != plain).sum() / 4
@@ -130,14 +132,14 @@ def test_every_attack_compares_its_copy_and_is_made_again_with_the_live_model(
 ) -> None:
     made = EVERY_ATTACK[name](model, engine=COPIES["program"]["engine"])
     made(x, y)
-    assert "copy" in made.network.taken
+    assert "copy" in made.network.gradient_source
     SMOOTH.update(smooth=True)
     live = EVERY_ATTACK[name](model, engine=LIVE)
     caplog.clear()
     for _ in range(2):
         assert torch.equal(made(x, y), live(x, y))
         assert made.stats == live.stats
-    assert made.network.taken == "the live model"
+    assert made.network.gradient_source == "the live model"
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "off by" in caplog.text
 
@@ -147,7 +149,7 @@ def test_so_does_deepfool(model: Net, x: Tensor, y: Tensor) -> None:
     test(x, y)
     SMOOTH.update(smooth=True)
     assert torch.equal(test(x, y), EVERY_ATTACK["DeepFool"](model, engine=LIVE)(x, y))
-    assert test.network.taken == "the live model"
+    assert test.network.gradient_source == "the live model"
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -211,7 +213,7 @@ def test_a_forwards_own_counters_and_caches_are_no_change(model: Net, x: Tensor,
 
 
 def test_attributes_stand_until_one_changes(model: Net) -> None:
-    seen = Attributes(list(model.modules()))
+    seen = AttributeSnapshot(list(model.modules()))
     assert seen.unchanged()
     model.scale = 2.0
     model.scale = 3.0
@@ -297,7 +299,7 @@ def test_a_model_that_draws_gets_no_copy_and_its_draws_are_its_own(
         np.random.seed(1)
         each(x, y)
         states.append((torch.rand(1).item(), random.random(), np.random.rand()))
-    assert "the live model" in pgd.network.taken
+    assert "the live model" in pgd.network.gradient_source
     assert "its forward is random" in caplog.text
     assert states[0] == states[1]
 
@@ -310,7 +312,7 @@ def test_masked_classes_do_not_make_a_copy_a_false_one(model: Net, x: Tensor) ->
 
     pgd = attack(Masked().eval(), **COPIES["program"])
     pgd(x, torch.zeros(6, dtype=torch.int64))
-    assert "copy" in pgd.network.taken
+    assert "copy" in pgd.network.gradient_source
 
 
 @pytest.mark.slow
@@ -318,10 +320,10 @@ def test_of_a_compiled_model_the_module_that_was_is_copied(x: Tensor, y: Tensor)
     model = torch.compile(Net().eval(), backend="eager")
     pgd = attack(model, **COPIES["program"])
     assert torch.equal(pgd(x, y), attack(Net().eval(), **COPIES["program"])(x, y))
-    assert "folded" in pgd.network.taken
+    assert "folded" in pgd.network.gradient_source
     model.register_forward_hook(lambda _, __, out: -out)
     pgd(x, y)
-    assert "the live model" in pgd.network.taken
+    assert "the live model" in pgd.network.gradient_source
 
 
 @functools.lru_cache
@@ -373,7 +375,7 @@ def test_a_part_that_copies_as_itself_is_attacked_live(
     with caplog.at_level(logging.INFO, "iaat_fast"):
         pgd = attack(model, **options)
         pgd(x, y)
-    assert "the live model" in pgd.network.taken
+    assert "the live model" in pgd.network.gradient_source
     assert "its copy is itself" in caplog.text
 
 
@@ -386,7 +388,7 @@ def test_an_object_that_takes_anothers_place_in_memory_is_another() -> None:
 
     module = nn.Identity()
     module.defence = Defence(1.0)
-    attributes = Attributes([module])
+    attributes = AttributeSnapshot([module])
     assert attributes.unchanged()
     del module.defence
     module.defence = Defence(2.0)

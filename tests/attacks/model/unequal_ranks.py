@@ -1,4 +1,4 @@
-"""What each rank of test_wrappers.py runs: `python -m tests.attacks.model.unequal_ranks FOLDER`, as under torchrun.
+"""What each rank of test_distributed.py runs: `python -m tests.attacks.model.unequal_ranks FOLDER`, as under torchrun.
 
 Each rank attacks every model in another number of steps, and saves FOLDER/<rank>.pt: per model, the images and whether
 the wrapper is as it was, or the error.

@@ -62,9 +62,9 @@ class Program:
         )
         if stem is None:
             stem = images.is_cuda and dtype in (torch.bfloat16, torch.float16)
-        taken = None
+        stem_step = None
         if stem and images.dtype == torch.float32:
-            taken = take_stem(steps, lowering.images)
+            stem_step = take_stem(steps, lowering.images)
         self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
         for step in steps.all:
             step.operation.bind(self._parameters)
@@ -76,7 +76,7 @@ class Program:
         self._exported = exported
         self._images = lowering.images.operation
         self._line = StraightLine(steps, lowering.images)
-        self._stem = None if taken is None else taken.operation
+        self._stem = None if stem_step is None else stem_step.operation
         self.operations = [step.operation for step in steps.all]
         self.by_autograd = tuple(
             str(node.target)

@@ -13,9 +13,9 @@ from iaat_fast.attacks.gradients.shadow import Shadow, Unshadowable
 from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
 from iaat_fast.attacks.gradients.verify import (
     IMAGES,
-    compare,
-    compare_again,
-    compare_forwards,
+    check_deterministic,
+    check_forward,
+    check_gradients,
     logits_of_some,
 )
 from iaat_fast.attacks.model.snapshot import preserved_rng
@@ -86,14 +86,14 @@ class CopyMaker:
             self.reasons.append(str(reason))
             made = None
         with torch.no_grad():
-            compare_again(self._live, some, true)
+            check_deterministic(self._live, some, true)
         if made is None:
             return None
         try:
             assert made.traced is not None
             with torch.no_grad():
-                compare_forwards(made.traced, some, true)
-            compare(made.source, self._live, some, self._precision, self._half)
+                check_forward(made.traced, some, true)
+            check_gradients(made.source, self._live, some, self._precision, self._half)
         except Unshadowable as reason:
             self.reasons.append(str(reason))
             return None

@@ -38,7 +38,7 @@ _KEEPS_TENSORS = (
 )
 
 
-def compare(
+def check_gradients(
     copy: Source,
     live: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -53,21 +53,24 @@ def compare(
         x: some images.
         precision, half: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
     """
-    true, slope = _seen(ByAutograd(live), x)
+    expected, expected_grad = _seen(ByAutograd(live), x)
     try:
         logits, grad = _seen(copy, x)
     # The copy runs the user's forward in another dtype: whatever that raises, the copy is of no use.
     except Exception as error:
         raise Unshadowable(f"its copy failed: {brief(error)}") from error
-    if not isinstance(logits, Tensor) or logits.shape != true.shape:
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
         raise Unshadowable("its copy returns something else")
-    if (grad is None) != (slope is None):
+    if (grad is None) != (expected_grad is None):
         raise Unshadowable("its copy has a gradient where it has none, or the other way round")
     if half is None:
         limits = (_LOGITS[precision], _GRADIENT[precision])
     else:
-        limits = _limits_of_autocast(live, x, true, slope, precision, half)
-    errors = (float(relative_error(logits, true)), _off_slope(grad, slope, without=0.0))
+        limits = _limits_of_autocast(live, x, expected, expected_grad, precision, half)
+    errors = (
+        float(relative_error(logits, expected)),
+        _gradient_error(grad, expected_grad, without=0.0),
+    )
     for what, error_size, limit in zip(("logits", "gradients"), errors, limits, strict=True):
         if not error_size <= limit:
             raise Unshadowable(
@@ -78,14 +81,17 @@ def compare(
 def _limits_of_autocast(
     live: Callable[[Tensor], Tensor],
     x: Tensor,
-    true: Tensor,
-    slope: Tensor | None,
+    expected: Tensor,
+    expected_grad: Tensor | None,
     precision: str,
     half: torch.dtype,
 ) -> tuple[float, float]:
     try:
         logits, grad = _seen(ByAutograd(live, autocast=half), x)
-        found = [float(relative_error(logits, true)), _off_slope(grad, slope, without=1.0)]
+        found = [
+            float(relative_error(logits, expected)),
+            _gradient_error(grad, expected_grad, without=1.0),
+        ]
     except (RuntimeError, ValueError):  # no autocast for this device, or of this model
         found = [_AT_MOST, _AT_MOST]
     low, high = _limit(found[0], precision), _limit(found[1], precision)
@@ -109,15 +115,19 @@ def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return source.input_vjp(x, cotangent)
 
 
-def _off_slope(grad: Tensor | None, slope: Tensor | None, *, without: float) -> float:
-    return without if grad is None or slope is None else float(relative_error(grad, slope))
+def _gradient_error(grad: Tensor | None, expected_grad: Tensor | None, *, without: float) -> float:
+    return (
+        without
+        if grad is None or expected_grad is None
+        else float(relative_error(grad, expected_grad))
+    )
 
 
-def relative_error(value: Tensor, true: Tensor) -> Tensor:
-    """|value - true| / |true|, double []; equal infinities, of classes that are masked, are no difference."""
-    value, true = value.double(), true.double()
-    difference = torch.where(value == true, 0.0, value - true)
-    size = torch.where(true.isinf(), 0.0, true).norm()
+def relative_error(value: Tensor, expected: Tensor) -> Tensor:
+    """|value - expected| / |expected|, double []; equal infinities, of classes that are masked, are no difference."""
+    value, expected = value.double(), expected.double()
+    difference = torch.where(value == expected, 0.0, value - expected)
+    size = torch.where(expected.isinf(), 0.0, expected).norm()
     return difference.norm() / size.clamp(min=1e-30)
 
 
@@ -150,7 +160,7 @@ def refuse_random(live: Forward, x: Tensor) -> None:
     """Raise Unshadowable where two forwards of some of the images x differ, or cannot be made of so few."""
     some = x[:IMAGES].contiguous()
     with preserved_rng(x.device), torch.no_grad():
-        compare_again(live, some, logits_of_some(live, some))
+        check_deterministic(live, some, logits_of_some(live, some))
 
 
 def copy_error(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
@@ -164,8 +174,11 @@ def copy_error(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Ten
     # Laid out as the example of a trace, whose views are of that.
     some = x[: IMAGES if gradients >= _FEW_GRADIENTS else _FEWER].contiguous()
     with torch.no_grad(), preserved_rng(x.device):
-        true = live(some)
-        return relative_error(traced(private_copy(some)), true) / torch.finfo(true.dtype).eps ** 0.5
+        expected = live(some)
+        return (
+            relative_error(traced(private_copy(some)), expected)
+            / torch.finfo(expected.dtype).eps ** 0.5
+        )
 
 
 def logits_of_some(live: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -180,35 +193,35 @@ def logits_of_some(live: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         raise Unshadowable(f"it does not take any number of images ({brief(error)})") from error
 
 
-def compare_again(live: Callable[[Tensor], Tensor], x: Tensor, true: Tensor) -> None:
+def check_deterministic(live: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
     """Raise Unshadowable where the live model draws random numbers, and gives others than before.
 
     Raises ValueError where the copying has spoilt it.
     """
     try:
-        error_size = float(relative_error(live(x), true))
+        error_size = float(relative_error(live(x), expected))
     # Tensors without values, as there are in a trace, make anything fail.
     except Exception as error:
         raise ValueError(_KEEPS_TENSORS) from error
-    if not error_size <= _tight(true):
+    if not error_size <= _tight(expected):
         raise Unshadowable(f"its forward is random: two of one batch are off by {error_size:.1e}")
 
 
-def compare_forwards(traced: Callable[[Tensor], Tensor], x: Tensor, true: Tensor) -> None:
-    """Raise Unshadowable unless a copied forward, in the live model's precision, gives its logits `true` of x."""
+def check_forward(traced: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
+    """Raise Unshadowable unless a copied forward, in the live model's precision, gives its logits `expected` of x."""
     try:
         logits = traced(private_copy(x))
     except Exception as error:
         raise Unshadowable(f"its copy failed: {brief(error)}") from error
-    if not isinstance(logits, Tensor) or logits.shape != true.shape:
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
         raise Unshadowable("its copy returns something else")
-    error_size = float(relative_error(logits, true))
-    if not error_size <= _tight(true):
+    error_size = float(relative_error(logits, expected))
+    if not error_size <= _tight(expected):
         raise Unshadowable(
-            f"its copied forward is off by {error_size:.1e}, more than {_tight(true):.1g}"
+            f"its copied forward is off by {error_size:.1e}, more than {_tight(expected):.1g}"
         )
 
 
-def _tight(true: Tensor) -> float:
-    eps = torch.finfo(true.dtype).eps
+def _tight(expected: Tensor) -> float:
+    eps = torch.finfo(expected.dtype).eps
     return min(_ROUNDINGS * eps, eps**0.5 / 4)

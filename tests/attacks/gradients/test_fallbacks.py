@@ -19,7 +19,7 @@ from iaat_fast.attacks import PGD
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.attacks.gradients.shadow import Shadow, Unshadowable
 from iaat_fast.attacks.gradients.source import ByAutograd, Cotangent, Source
-from iaat_fast.attacks.gradients.verify import compare
+from iaat_fast.attacks.gradients.verify import check_gradients
 from tests.attacks.networks import preactivation_resnet, with_statistics
 
 
@@ -205,7 +205,7 @@ def test_what_autograd_does_not_see_a_program_does_not_see(
         program = Program(model, images, dtype=None)
     except Unshadowable:
         return
-    compare(program, model, images, "fp32", None)
+    check_gradients(program, model, images, "fp32", None)
 
 
 class LeavesThingsBehind(Base):
@@ -336,7 +336,7 @@ def test_a_true_copy_of_a_deep_network_is_believed(
     precision: str, half: torch.dtype | None
 ) -> None:
     model, x = deep(), torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    compare(Program(model, x, dtype=half), model, x, precision, half)
+    check_gradients(Program(model, x, dtype=half), model, x, precision, half)
 
 
 @pytest.mark.parametrize(("precision", "half"), [("fp32", None), ("bf16", torch.bfloat16)])
@@ -354,9 +354,9 @@ def test_a_wrong_copy_is_rejected(precision: str, half: torch.dtype | None) -> N
         "NaN",
     ):
         with pytest.raises(Unshadowable, match="copy"):
-            compare(Wrong(source, spoil), model, x, precision, half)
-    compare(source, model, x, precision, half)
+            check_gradients(Wrong(source, spoil), model, x, precision, half)
+    check_gradients(source, model, x, precision, half)
     with torch.no_grad():
         copy.module[0].weight.neg_()
     with pytest.raises(Unshadowable, match="off by"):
-        compare(source, model, x, precision, half)
+        check_gradients(source, model, x, precision, half)

@@ -1,4 +1,4 @@
-"""What a rule is told of a call in a graph: its arguments, its shape, and which of them depend on the images."""
+"""What the rules share: the arguments and the shape of a call in a graph, and which of them depend on the images."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ExportedForward:
 
     Args:
         model: the live model, in the mode in which it is attacked. Its tensors are shared, nothing in it is changed.
-        images: an example; its shape but for the first dimension, its dtype and its device count.
+        images: an example; its shape without the first dimension, its dtype and its device count.
 
     Attributes:
         nodes: the calls, in order, whose results reach the logits.

@@ -1,8 +1,10 @@
 """The operations of a program: what each gives, and the gradients of what it read.
 
-`forward` takes the values of the operation's inputs and returns its own, with what `backward` needs besides as `extra`
-where `has_extra`. Operations that make a new tensor may end in a clamp to [floor, ceiling]: ReLU is 0 and infinity. Its
-gradient belongs to the reverse pass, which fuses it with the sum of gradients (`straight_line.py`).
+`forward` maps the inputs' values to the output; where `has_extra`, it returns (output, extra), and `extra` is handed to
+`backward`, which maps the output's gradient to those of the inputs. An operation that makes a new tensor may end in an
+activation, a clamp to [floor, ceiling]: ReLU is [0, infinity]. The clamp's gradient is not in `backward`: the reverse
+pass fuses it with the sum of gradients (`straight_line.py`). Values [N, ...] depend on the images; what depends on the
+weights alone is a twin (`parameters.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _scale_shift_relu_backward_ = torch.ops.iaat_fast.scale_shift_relu_backward_.def
 
 
 class Operation:
-    """Base: an operation on values that depend on the images.
+    """An operation on values that depend on the images: the base of all.
 
     Attributes:
         keeps: positions of the inputs whose values `backward` reads.
@@ -246,26 +248,6 @@ class WithConstant(Operation):
         return (sum_to(grad, extra),)
 
 
-class Cat(Operation):
-    """Concatenation."""
-
-    name = "cat"
-    fresh = False
-    has_extra = True
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self._dim = dim
-
-    def forward(self, *parts: Tensor) -> tuple[Tensor, Any]:
-        return self.clamp_(torch.cat(parts, self._dim)), [p.shape[self._dim] for p in parts]
-
-    def backward(
-        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
-    ) -> Gradients:
-        return grad.split(extra, self._dim)
-
-
 def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
-    """The gradient of what was broadcast from `shape`."""
+    """The gradient of a value of this shape that was broadcast to grad's: summed over what it was repeated along."""
     return grad if grad.shape == shape else grad.sum_to_size(shape)

@@ -23,7 +23,7 @@ class Program:
 
     Args:
         model: the live model, in the mode in which it is attacked; nothing in it is changed.
-        images: an example: the shape but for the number of images, the dtype and the device count.
+        images: an example: its shape without the first dimension, its dtype and its device count.
         dtype: precision of the program, None for that of the live weights. BatchNorm that is not folded computes in
             float32.
         fold: fold BatchNorm in eval mode into the layer before it.

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from iaat_fast.attacks.gradients.program.layers import Convolution, Linear, Stem
 from iaat_fast.attacks.gradients.program.operations import (
     Add,
-    Cat,
     Clamp,
     Images,
     Operation,
@@ -17,7 +16,7 @@ from iaat_fast.attacks.gradients.program.operations import (
 )
 from iaat_fast.attacks.gradients.program.parameters import Normalisation
 from iaat_fast.attacks.gradients.program.segment import OnSizes
-from iaat_fast.attacks.gradients.program.views import FlattenImages, Reshape
+from iaat_fast.attacks.gradients.program.views import Cat, FlattenImages, Reshape
 from iaat_fast.ops.stem import CHANNELS, MULTIPLE
 
 

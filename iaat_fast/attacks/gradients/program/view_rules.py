@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from iaat_fast.attacks.gradients.program import operations, views
+from iaat_fast.attacks.gradients.program import views
 from iaat_fast.attacks.gradients.program.calls import (
     SPLITS,
     Arguments,
@@ -37,7 +37,7 @@ def _cat(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     if not all(graph.varies(part) for part in parts):
         return None
     dim = a["dim"] % len(shape_of(node))
-    return (operations.Cat(dim), list(parts)) if dim > 0 else None
+    return (views.Cat(dim), list(parts)) if dim > 0 else None
 
 
 def _sized(

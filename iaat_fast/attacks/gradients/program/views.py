@@ -1,4 +1,4 @@
-"""Views, slices and borders of a program: what moves entries and computes nothing."""
+"""Views, slices, borders and concatenations of a program: what moves entries and computes nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,26 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks.gradients.program.operations import Gradients, Operation, sum_to
+
+
+class Cat(Operation):
+    """Concatenation."""
+
+    name = "cat"
+    fresh = False
+    has_extra = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self._dim = dim
+
+    def forward(self, *parts: Tensor) -> tuple[Tensor, Any]:
+        return self.clamp_(torch.cat(parts, self._dim)), [p.shape[self._dim] for p in parts]
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
+    ) -> Gradients:
+        return grad.split(extra, self._dim)
 
 
 class Reshape(Operation):

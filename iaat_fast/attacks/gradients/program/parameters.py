@@ -1,4 +1,4 @@
-"""What a program reads besides the images: twins, copies of the live weights in its precision with all that is folded in.
+"""What a program reads besides the images: twins, copies of the live weights in its precision with all folded in.
 
 Everything that depends on the model's tensors alone is computed when a program is refreshed, not in its steps:
 BatchNorm folded into the layer before it, normalisation into the layer after it, standardised or parametrised weights.

@@ -1,6 +1,6 @@
 """What several ops, backends and attacks compute: Philox's draws, softmax - onehot, the steps of the stem.
 
-Plain torch on any device. csrc/math and ops/triton_kernels hold the same arithmetic, rounding for rounding.
+Plain torch on any device. csrc/math and ops/triton hold the same arithmetic, rounding for rounding.
 """
 
 from __future__ import annotations

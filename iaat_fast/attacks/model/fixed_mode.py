@@ -40,7 +40,7 @@ def check(modules: list[nn.Module], bn: str) -> None:
 
     Args:
         modules: all of a model's, containers before what they contain.
-        bn: the mode wanted, see `model_state.attacked`.
+        bn: the mode wanted, see `mode.attacked`.
     """
     for layer in fixed_layers(modules):
         if layer.training and (layer.statistics or not layer.batch_norm):

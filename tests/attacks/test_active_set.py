@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor
 
-from iaat_fast.attacks.active_set import active_rows, bucket
+from iaat_fast.attacks.active_set import RunState, active_rows, bucket, run_active
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,41 @@ def test_compaction_keeps_the_active_rows_first() -> None:
     assert rows.tolist() == [1, 4]
     assert active_rows(torch.zeros(4, dtype=torch.bool)) is None
     assert active_rows(torch.ones(4, dtype=torch.bool)).tolist() == []  # type: ignore[union-attr]
+
+
+@dataclasses.dataclass
+class Counted(RunState):
+    """Rows that are found once they have taken as many steps as `wanted` says."""
+
+    results = ("found", "taken")
+    wanted: Tensor
+    taken: Tensor
+
+
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_rows_that_are_found_leave_the_batch_and_keep_their_results(shrinks: bool) -> None:
+    sizes = []
+
+    def step(state: Counted, number: int) -> None:
+        sizes.append(len(state.found))
+        state.taken = state.taken + (~state.found).int()
+        state.found = state.taken >= state.wanted
+
+    wanted = torch.tensor([3, 1, 1, 2, 1, 9, 1, 1])
+    state = Counted(found=wanted == 0, wanted=wanted, taken=torch.zeros_like(wanted))
+    whole = run_active(state, step, 20, shrinks=shrinks)
+    assert torch.equal(whole.taken, wanted)
+    assert bool(whole.found.all())
+    assert sizes == ([8, 3, 2, *[1] * 6] if shrinks else [8] * 20)
+
+
+def test_no_row_leaves_before_the_first_step_that_allows_it() -> None:
+    sizes = []
+
+    def step(state: Counted, number: int) -> None:
+        sizes.append(len(state.found))
+
+    found = torch.tensor([True, False])
+    state = Counted(found=found, wanted=found, taken=found)
+    run_active(state, step, 3, shrinks=True, compact_from=2)
+    assert sizes == [2, 2, 1]

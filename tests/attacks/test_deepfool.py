@@ -24,6 +24,7 @@ def size(x_adv: Tensor, x: Tensor) -> Tensor:
     return (x_adv - x).flatten(1).abs().amax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"steps": 1}, {"candidates": 3}, {"overshoot": 0.3}])
 def test_the_images_of_foolbox(
     options: dict[str, Any], net: nn.Module, x: Tensor, y: Tensor

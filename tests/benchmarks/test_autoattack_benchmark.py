@@ -34,6 +34,7 @@ def judged(robust: Callable[[Tensor], Tensor]) -> Callable[..., autoattack.Verdi
     return run
 
 
+@pytest.mark.slow
 def test_verdicts_are_compared_sample_by_sample(net: nn.Module, x: Tensor) -> None:
     y = torch.arange(12)
     providers = {

@@ -149,6 +149,7 @@ def test_both_sides_of_a_comparison_get_the_benchmarks_own_arguments(tmp_path: P
     assert registry.own([*argv, f"--out={tmp_path}"]) == [*argv[:3], "--steps", "2"]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_a_record_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

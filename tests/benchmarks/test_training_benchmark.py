@@ -136,6 +136,7 @@ def test_a_step_is_the_trainers_with_adapting_radii_and_weights_at_rest() -> Non
     assert 0 <= robust <= 1
 
 
+@pytest.mark.slow
 def test_a_case_that_raises_is_told() -> None:
     net, data, _ = WORKLOAD.build()
     authors, rows, layout = best_authors(WORKLOAD, net, data)
@@ -149,6 +150,7 @@ def test_a_case_that_raises_is_told() -> None:
     assert row.p50 is None
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_row_per_case_and_one_per_layout_of_the_authors(tmp_path: Path) -> None:
     some = ["adv bf16", "iaat lazy reuse fp32", "clean fp32"]
     argv = ["--quick", "--device", "cpu", "--rounds", "1", "--batch-size", "4", "--steps", "1"]

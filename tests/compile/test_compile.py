@@ -84,6 +84,7 @@ def images() -> list[Tensor]:
     ]
 
 
+@pytest.mark.slow
 @functions
 def test_ops_trace_without_graph_breaks(function: Callable[[Tensor], object]) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -91,6 +92,7 @@ def test_ops_trace_without_graph_breaks(function: Callable[[Tensor], object]) ->
         torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0, check_stride=True)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_projection_is_traced() -> None:
     def loss(x_adv: Tensor) -> Tensor:
         return (ops.project_linf(x_adv, X, EPS) ** 2).sum()

@@ -54,6 +54,7 @@ def test_a_checkpoint_of_torchvision_gives_the_same_logits_and_gradients(depth: 
         assert torch.equal(mine, expected)
 
 
+@pytest.mark.slow
 def test_attacks_fold_all_its_batchnorm() -> None:
     torch.manual_seed(0)
     model = models.build("imagenet-resnet50", num_classes=5, width=4).eval()

@@ -47,6 +47,7 @@ def test_no_number_is_written_with_an_exponent(capsys: pytest.CaptureFixture[str
     assert not re.search(r"\de[+-]\d", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10-resnet18", "imagenet-resnet50"])
 def test_networks_with_batch_norm(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(name, "--width", 2, "--gpus", 8) == 0

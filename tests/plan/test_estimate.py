@@ -126,6 +126,7 @@ def test_shares_of_samples_make_operations_modelled() -> None:
     assert source(strategy="batched") == "counted"
 
 
+@pytest.mark.slow
 def test_half_precision_attacks_a_folded_copy() -> None:
     plain = Counts(preset("cifar10-resnet18", model={"width": 4}), "fp32")
     half = Counts(

@@ -51,6 +51,7 @@ def built(runs: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
+@pytest.mark.slow
 def test_the_folder_holds_tables_figures_and_the_page(built: Path) -> None:
     assert {path.name for path in (built / "tables").iterdir()} == {
         f"table-{number}.{suffix}" for number in (1, 4) for suffix in ("md", "csv", "tex")
@@ -64,6 +65,7 @@ def test_the_folder_holds_tables_figures_and_the_page(built: Path) -> None:
     assert len(manifest["files"]) == 1 + 6 + len(figures)
 
 
+@pytest.mark.slow
 def test_figures_are_what_their_suffix_says(built: Path) -> None:
     for path in (built / "figures").iterdir():
         content = path.read_bytes()
@@ -83,6 +85,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 360])
 def test_the_page_in_a_browser(window: Any, built: Path, width: int, scheme: str) -> None:
@@ -112,6 +115,7 @@ def test_the_page_in_a_browser(window: Any, built: Path, width: int, scheme: str
     assert dark is (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_every_request_of_a_page_is_seen(window: Any, tmp_path: Path) -> None:
     """Of the page, of frames in it and of scripts, to whatever scheme, the browser's own among them."""
     (tmp_path / "frame.html").write_text("<img src='in-frame.png'>")
@@ -133,6 +137,7 @@ def test_every_request_of_a_page_is_seen(window: Any, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_requests_of_the_browsers_own_window_are_not_the_pages(window: Any, built: Path) -> None:
     page, tab = built / "index.html", window.current_window_handle
     requested(window)
@@ -144,6 +149,7 @@ def test_requests_of_the_browsers_own_window_are_not_the_pages(window: Any, buil
     assert requested(window) == [page.as_uri()]
 
 
+@pytest.mark.slow
 def test_the_figures_follow_the_readers_scheme(window: Any, built: Path) -> None:
     """The ink of a figure's axes, which is drawn on no background: dark on light pages, light on dark ones."""
     ink = {}
@@ -163,6 +169,7 @@ def test_the_figures_follow_the_readers_scheme(window: Any, built: Path) -> None
     assert lightest > 210
 
 
+@pytest.mark.slow
 def test_headings_and_tables_can_be_found_by_a_screen_reader(window: Any, built: Path) -> None:
     show(window, built / "index.html", width=1400, scheme="light")
     levels = window.execute_script(
@@ -196,6 +203,7 @@ def test_headings_and_tables_can_be_found_by_a_screen_reader(window: Any, built:
     assert all((built / name).is_file() for name in files)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_numbers_of_the_runs_and_of_the_paper(window: Any, built: Path) -> None:
     show(window, built / "index.html", width=1400, scheme="light")
     rows = window.execute_script(
@@ -213,6 +221,7 @@ def test_the_page_shows_the_numbers_of_the_runs_and_of_the_paper(window: Any, bu
     assert "trades <b>&: not evaluated" in text
 
 
+@pytest.mark.slow
 def test_what_a_run_ran_on_is_on_the_page(built: Path) -> None:
     page = (built / "index.html").read_text()
     for fact in (

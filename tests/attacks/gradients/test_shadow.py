@@ -120,6 +120,7 @@ def hooked() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "precision", "expected", "reason"),
     [

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SHOWN = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
 # What a shell without job control does to `pytest &`.
 BACKGROUND = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
@@ -16,6 +18,7 @@ def test_a_process_that_a_test_starts_can_be_interrupted() -> None:
     assert shown.stdout == "True\n"
 
 
+@pytest.mark.slow
 def test_so_it_can_where_pytest_itself_ignores_ctrl_c() -> None:
     test = f"{__file__}::{test_a_process_that_a_test_starts_can_be_interrupted.__name__}"
     pytest = [

@@ -59,6 +59,7 @@ def holder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Holder]:
         os.kill(holder.worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_free_though_its_worker_lives(
     holder: Holder, tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_the_lock_of_a_killed_process_is_free_though_its_worker_lives(
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
         with exclusive_lock(tmp_path / "new"):
@@ -80,6 +82,7 @@ def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
     holder.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["alone"], indirect=True)
 def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
     config = preset("digits", method="clean", run={"out": str(tmp_path), "tensorboard": False})
@@ -88,6 +91,7 @@ def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["alone"], indirect=True)
 def test_evaluate_suite_is_refused(holder: Holder, tmp_path: Path) -> None:
     split = Split(torch.zeros(4, 4, 4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ def small_restarts() -> survivors.Restarts:
     return survivors.Restarts(net, x, y, Setting(eps=1 / 255, alpha=0.5 / 255, steps=3), 3, 20)
 
 
+@pytest.mark.slow
 def test_survivors_have_the_verdicts_of_the_plain_loop() -> None:
     rows = survivors.measure_restarts("it", small_restarts(), rounds=1)
     figures = {row.provider: row.figures for row in rows}

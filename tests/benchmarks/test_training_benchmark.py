@@ -168,6 +168,7 @@ def test_a_run_leaves_a_row_per_case_and_one_per_layout_of_the_authors(tmp_path:
         assert figures["over_authors"] == pytest.approx(figures["authors_p50_s"] / row["p50"])
 
 
+@pytest.mark.slow
 def test_ratios_are_of_single_steps_however_many_a_call_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

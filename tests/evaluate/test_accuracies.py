@@ -100,6 +100,7 @@ def labelled(network: nn.Module) -> Split:
 ATTACK = {"eps": 0.02, "alpha": 0.004, "steps": 5, "restarts": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 150])
 def test_verdicts_do_not_depend_on_the_batch_size(
     network: nn.Module, labelled: Split, batch_size: int

@@ -35,6 +35,7 @@ def test_state_dicts_have_the_names_shapes_and_order_of_torchvision(depth: int) 
     assert shapes(ours) == shapes(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 50])
 def test_a_checkpoint_of_torchvision_gives_the_same_logits_and_gradients(depth: int) -> None:
     torch.manual_seed(0)

@@ -196,6 +196,7 @@ def test_a_sweeps_folder_stands_for_its_runs(
     assert err.endswith("runs/iaat-seed1: left out, its training has not ended\n")
 
 
+@pytest.mark.slow
 def test_all_that_lies_in_a_sweeps_folder_may_be_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -330,6 +330,7 @@ def test_the_command_writes_the_report_and_says_where(
     assert printed.err == ""
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_are_a_warning_and_no_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

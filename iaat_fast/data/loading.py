@@ -91,8 +91,13 @@ def load_digits() -> ImageData:
 
     The split is stratified by class and always the same.
     """
-    from sklearn.datasets import load_digits as embedded_digits
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.datasets import load_digits as embedded_digits
+        from sklearn.model_selection import train_test_split
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "digits: embedded in scikit-learn, which is not installed: pip install 'iaat-fast[train]'"
+        ) from error
 
     digits = embedded_digits()
     # Values are whole numbers 0..16; rounded to the nearest of 0..255, 16 becomes 255.

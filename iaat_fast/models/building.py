@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from iaat_fast import validate
+from iaat_fast import torchvision_ops, validate
 from iaat_fast.models.digits_cnn import DigitsCNN
 from iaat_fast.models.imagenet_resnet import BLOCKS, ImageNetResNet
 from iaat_fast.models.layers import STATISTICS, Normalize
@@ -144,7 +144,7 @@ def load_factory(spec: str) -> Callable[..., nn.Module]:
     """Import the callable that `spec` names: a function, or a class of modules.
 
     The module is searched for where Python searches: with `python -m`, the current directory first.
-    Importing it runs its code.
+    Importing it runs its code. It may import torchvision, also one whose compiled ops do not load with this torch.
 
     Args:
         spec: "package.module:function"; "function" may be dotted ("Class.method").
@@ -159,6 +159,7 @@ def load_factory(spec: str) -> Callable[..., nn.Module]:
     module_name, colon, attribute = spec.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(f"model factory: {spec!r}, expected 'package.module:function'")
+    torchvision_ops.declare()
     try:
         target: Any = importlib.import_module(module_name)
     # The module is the user's: whatever it raises while it is imported, the factory is unusable.

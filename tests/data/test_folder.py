@@ -280,7 +280,7 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'iaat-fast[imagenet]'" in done.stdout
+    assert "pip install 'iaat-fast[images]'" in done.stdout
 
 
 def test_a_worker_that_dies_is_said_so(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

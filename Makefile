@@ -56,7 +56,7 @@ install: $(INSTALLED) ## .venv, pinned requirements, editable build
 $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,triton,corruptions,test,peers,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,images,triton,corruptions,test,peers,dev]'
 	touch $@
 
 clean: ## remove what was built; keeps .venv and runs/

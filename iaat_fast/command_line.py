@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from iaat_fast import units
-from iaat_fast.entry import output_is_gone
+from iaat_fast.entry import output_is_gone, what_to_install
 from iaat_fast.validate import nearest, one_line
 
 T = TypeVar("T")
@@ -120,7 +120,8 @@ def refuse(prog: str, error: Exception, flags: Mapping[str, str]) -> int:
     """
     if isinstance(error, BrokenPipeError) and output_is_gone():
         raise error
-    print(f"{prog}: error: {with_flags(one_line(error), flags)}", file=sys.stderr)
+    text = what_to_install(error) or with_flags(one_line(error), flags)
+    print(f"{prog}: error: {text}", file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""Around every `python -m iaat_fast.COMMAND`: errors before it has started, its exit status, pipes closed on it.
+"""Around every command: what it needs, errors before it has started, its exit status, pipes closed on it.
 
 Kept apart from command_line.py, because it runs before torch and tyro, which take seconds, are imported.
 """
@@ -6,6 +6,7 @@ Kept apart from command_line.py, because it runs before torch and tyro, which ta
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import select
 import sys
@@ -14,6 +15,41 @@ from typing import NoReturn
 
 OUTPUTS = (1, 2)
 """File descriptors of standard output and error."""
+
+COMMANDS = {
+    "train": "train a network: clean, adversarially, with radii per sample",
+    "evaluate": "accuracy, natural and under attack, of a run or your own checkpoint",
+    "report": "finished runs as a table, or as a page of tables and figures",
+    "sweep": "train and evaluate a grid of runs: methods x radii x seeds",
+    "plan": "what a run will cost: operations, hours, memory",
+}
+"""The commands, each in `iaat_fast.<name>`, and what they do."""
+
+NEEDS = {
+    "train": ("tyro", "rich", "tqdm", "matplotlib"),
+    "evaluate": ("tyro", "rich", "tqdm"),
+    "report": ("tyro",),
+    "sweep": ("tyro", "rich", "tqdm", "matplotlib"),
+    "plan": ("tyro", "rich", "tqdm"),
+}
+"""Modules that commands cannot do without, besides the library's own; what only some runs need is said by those."""
+
+EXTRAS = {
+    "cv2": "corruptions",
+    "imagecorruptions": "corruptions",
+    "jinja2": "train",
+    "matplotlib": "train",
+    "PIL": "images",
+    "rich": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "submitit": "slurm",
+    "tensorboard": "train",
+    "torchvision": "images",
+    "tqdm": "train",
+    "tyro": "train",
+}
+"""Modules that are no requirement of the package: the extra that brings each."""
 
 
 def explain_early_errors() -> None:
@@ -24,8 +60,8 @@ def explain_early_errors() -> None:
     ) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
-        elif _is_of_backends(error):
-            print(f"iaat_fast: error: {error}", file=sys.stderr, flush=True)
+        elif text := (str(error) if _is_of_backends(error) else what_to_install(error)):
+            print(f"iaat_fast: error: {text}", file=sys.stderr, flush=True)
             os._exit(2)
         else:
             sys.__excepthook__(kind, error, trace)
@@ -37,13 +73,17 @@ def start(command: str, *, interrupted: str) -> NoReturn:
     """Run `iaat_fast.<command>.cli.main` on this process's arguments, and exit with its status.
 
     Ctrl-C is one line, also while torch is imported, which takes seconds; so is an IAAT_FAST_BACKEND that is not
-    available. Where the reader of the output has gone (`| head`) the exit is silent, with status 1 as Python's own.
+    available, and a module that is not installed. `--version` is answered without importing anything. Where the reader
+    of the output has gone (`| head`) the exit is silent, with status 1 as Python's own.
 
     Args:
         command: name of the package.
         interrupted: what to say at a KeyboardInterrupt that the command leaves to us; "" for nothing.
     """
     sys.excepthook = sys.__excepthook__
+    if "--version" in sys.argv[1:]:
+        print(versions())
+        sys.exit(0)
     try:
         status = _run(command, interrupted)
     except BrokenPipeError:
@@ -59,6 +99,43 @@ def start(command: str, *, interrupted: str) -> NoReturn:
     sys.exit(status)
 
 
+def prog(command: str) -> str:
+    """How a command was called, for its usage and its messages."""
+    script = f"iaat-fast {command}"
+    return script if sys.argv[0] == script else f"python -m iaat_fast.{command}"
+
+
+def versions() -> str:
+    """The versions of iaat_fast and of torch and the backends that are installed, in one line; imports none of them."""
+    from importlib import metadata
+
+    from iaat_fast import __version__
+
+    def installed(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return ""
+
+    backends = [
+        *(["native"] if _is_there("iaat_fast._C") else []),
+        *([f"triton {version}"] if (version := installed("triton")) else []),
+        "reference",
+    ]
+    torch = installed("torch") or "not installed"
+    return f"iaat_fast {__version__}, torch {torch}, backends: {', '.join(backends)}"
+
+
+def what_to_install(error: BaseException) -> str | None:
+    """ "needs X: pip install ..." where the error is that an optional module, or torch, is not installed."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    if name in ("torch", "numpy"):
+        return f"needs {name}: pip install {name}"
+    return f"needs {name}: pip install 'iaat-fast[{EXTRAS[name]}]'" if name in EXTRAS else None
+
+
 def output_is_gone() -> bool:
     """Whether nothing reads this process's standard output or error any more."""
     outputs = select.poll()
@@ -68,13 +145,19 @@ def output_is_gone() -> bool:
 
 
 def _run(command: str, interrupted: str) -> int:
+    missing = [name for name in NEEDS[command] if not _is_there(name)]
+    if missing:
+        names = ", ".join(missing)
+        print(f"iaat_fast.{command} needs {names}: pip install 'iaat-fast[train]'", file=sys.stderr)
+        return 2
     try:
         try:
             importlib.import_module("iaat_fast.ops")
         except (ValueError, ImportError) as error:
-            if not _is_of_backends(error):
+            text = str(error) if _is_of_backends(error) else what_to_install(error)
+            if text is None:
                 raise
-            print(f"python -m iaat_fast.{command}: error: {error}", file=sys.stderr)
+            print(f"{prog(command)}: error: {text}", file=sys.stderr)
             return 2
         return int(importlib.import_module(f"iaat_fast.{command}.cli").main(sys.argv[1:]))
     except SystemExit as stop:  # of --help, and of signals
@@ -83,6 +166,11 @@ def _run(command: str, interrupted: str) -> int:
         if interrupted:
             print(interrupted, file=sys.stderr)
         return int(getattr(stop, "status", 130))
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be imported, as far as that is seen without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def _is_of_backends(error: BaseException) -> bool:

@@ -246,7 +246,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_exit_statuses_stay(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
     for command in COMMANDS:
-        for words in ("--help", "--unknown", "missing"):
+        for words in ("--help", "--version", "--unknown", "missing"):
             lines.append(f"{command} {words}: {status(command, words, monkeypatch)}")
         # Ended from outside, in the middle of what it does.
         signals = (signal.SIGINT, signal.SIGTERM)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from iaat_fast import command_line, units, validate
 from iaat_fast.command_line import PixelList, Pixels, interpreter, optional, warn
+from iaat_fast.entry import prog
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
 from iaat_fast.evaluate.evaluation import folder_name, measure
@@ -28,7 +29,7 @@ from iaat_fast.evaluate.transfer import Surrogate, load_surrogate
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import check_folder, check_writable, write_json
 
-PROG = "python -m iaat_fast.evaluate"
+PROG = prog("evaluate")
 DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, on the test images.
 
 Of a training run: RUN is its folder; model, images and attack are by default those of its \

@@ -13,6 +13,7 @@ from rich.console import Console
 from iaat_fast import command_line, validate
 from iaat_fast.attacks.options import resolve_precision
 from iaat_fast.command_line import UsageError, optional
+from iaat_fast.entry import prog
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.methods import IAAT
 from iaat_fast.plan.cost import Counts
@@ -38,7 +39,7 @@ from iaat_fast.train.methods.passes import Fooled
 from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import PRESETS, preset
 
-PROG = "python -m iaat_fast.plan"
+PROG = prog("plan")
 DESCRIPTION = f"""What a training run will cost: operations, step time, hours, memory, what limits it.
 
 Presets: {", ".join(PRESETS)}. GPUs: {", ".join(GPUS)}.

@@ -12,12 +12,13 @@ import tyro
 
 from iaat_fast import command_line
 from iaat_fast.command_line import optional
+from iaat_fast.entry import prog
 from iaat_fast.report.build import build_report
 from iaat_fast.report.summary import read_run, summary_table
 from iaat_fast.run_folder import SWEEP_FILES, RunFolder
 from iaat_fast.storage import check_folder
 
-PROG = "python -m iaat_fast.report"
+PROG = prog("report")
 DESCRIPTION = """Compare finished runs: one Markdown row per method, mean ± standard deviation over \
 seeds, under the attack that closed their trainings and those of python -m iaat_fast.evaluate since. \
 Runs must agree in everything but the seed, the method and the fields of its attack and radii. The folder of \

@@ -16,6 +16,7 @@ from tyro.conf import arg
 
 from iaat_fast import command_line, units
 from iaat_fast.command_line import PixelList, UsageError, optional, warn
+from iaat_fast.entry import prog
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
 from iaat_fast.methods import COMPARED
@@ -30,7 +31,7 @@ from iaat_fast.sweep.launchers import Launcher, LocalLauncher
 from iaat_fast.sweep.slurm import SubmititLauncher, parse_parameters
 from iaat_fast.train.flags import FLAGS
 
-PROG = "python -m iaat_fast.sweep"
+PROG = prog("sweep")
 DESCRIPTION = """Train and evaluate a grid of runs: methods x radii x seeds.
 
 Every run is a folder of its own below --out, named after its point of the grid. What is done is \

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from iaat_fast import command_line, units, validate
 from iaat_fast.command_line import UsageError
+from iaat_fast.entry import prog
 from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.config import PROTOCOLS, TrainConfig
@@ -29,7 +30,7 @@ from iaat_fast.train.setup import recorded_config
 from iaat_fast.train.signals import Interrupted
 from iaat_fast.validate import one_line
 
-PROG = "python -m iaat_fast.train"
+PROG = prog("train")
 DESCRIPTION = f"""Train a network: clean, adversarially, instance adaptively (Balaji et al. 2019), or by \
 a baseline.
 

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import torch
 import tyro
@@ -61,20 +63,84 @@ class UsageError(ValueError):
     """The arguments are wrong; the message is one line."""
 
 
-def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str]) -> T:
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """What --help says above the flags: examples first, then the text.
+
+    Attributes:
+        prog: how the command was called.
+        text: paragraphs, an empty line between them.
+        examples: arguments, and what they do.
+    """
+
+    prog: str
+    text: str
+    examples: Sequence[tuple[str, str]]
+
+    def lines(self, width: int) -> list[str]:
+        """In lines of at most `width`; a long example is continued as a shell reads it."""
+        found = ["Examples:"]
+        for words, what in self.examples:
+            call = textwrap.wrap(
+                f"{self.prog} {words}", width - 4, subsequent_indent="    ", break_on_hyphens=False
+            )
+            found += [f"  # {what}", "  " + " \\\n  ".join(call)]
+        for paragraph in self.text.split("\n\n"):
+            found += ["", *textwrap.wrap(paragraph, width, break_on_hyphens=False)]
+        return found
+
+
+def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str], about: Help) -> T:
     """`command(argv)`, a call of `tyro.cli`, with tyro's boxes of errors turned into a UsageError.
+
+    `about` is put above the flags of --help: tyro would not break its lines.
 
     Raises:
         UsageError: bad arguments; the message names them, and the nearest flag to an unknown one.
         SystemExit: with status 0, after --help was printed.
     """
+    shown = _Shown(sys.stdout)
     with contextlib.redirect_stderr(io.StringIO()) as boxes:
         try:
-            return command(argv)
+            with contextlib.redirect_stdout(shown):
+                return command(argv)
         except SystemExit as stop:
             if stop.code in (0, None):
+                print(_help(shown.getvalue(), about), end="")
                 raise
             raise UsageError(_explain(boxes.getvalue(), command)) from None
+
+
+class _Shown(io.StringIO):
+    """What tyro prints, in the colours and with the boxes that `output` can show."""
+
+    def __init__(self, output: TextIO) -> None:
+        super().__init__()
+        self._output = output
+
+    def isatty(self) -> bool:
+        return self._output.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a property in typeshed too, of io.StringIO's type
+        return self._output.encoding
+
+
+def _help(of_tyro: str, about: Help) -> str:
+    """tyro's help, with what it is about below the usage, and --version among the options."""
+    usage, _, flags = of_tyro.partition("\n\n")
+    lines = []
+    for line in flags.splitlines():
+        lines.append(line)
+        if "-h, --help " in line:
+            texts = ("show this help message and exit", "show the versions and exit")
+            line = line.replace(texts[0], texts[1].ljust(len(texts[0])))
+            lines.append(line.replace("-h, --help ", "--version  "))
+    width = min(shutil.get_terminal_size().columns, 100)
+    usage_lines = textwrap.wrap(
+        usage, width, subsequent_indent=" " * len("usage: "), break_on_hyphens=False
+    )
+    return "\n".join([*usage_lines, "", *about.lines(width), "", *lines, ""])
 
 
 def _explain(boxes: str, command: Callable[[Sequence[str]], object]) -> str:

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units, validate
-from iaat_fast.command_line import PixelList, Pixels, interpreter, optional, warn
+from iaat_fast.command_line import Help, PixelList, Pixels, interpreter, optional, warn
 from iaat_fast.entry import prog
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
@@ -47,6 +47,15 @@ N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/2
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM."""
+EXAMPLES = (
+    ("runs/adv --steps 100 --restarts 5", "a run, under PGD with 100 steps and 5 restarts"),
+    ("runs/adv --suite cifar", "the same run, by all that the paper reports"),
+    (
+        "--model net:make --dataset cifar10 --eps 8",
+        "your own network: what make() of net.py returns",
+    ),
+)
+HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -148,7 +157,7 @@ FLAGS = {**command_line.flags_of(Command), "surrogate": "--against", "path": "--
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
-        command = command_line.parse(_tyro, argv)
+        command = command_line.parse(_tyro, argv, HELP)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)
             evaluate(command, Console())
@@ -160,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _tyro(argv: Sequence[str]) -> Command:
-    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+    return tyro.cli(Command, prog=PROG, description="", args=list(argv))
 
 
 def evaluate(command: Command, console: Console) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from iaat_fast import command_line, validate
 from iaat_fast.attacks.options import resolve_precision
-from iaat_fast.command_line import UsageError, optional
+from iaat_fast.command_line import Help, UsageError, optional
 from iaat_fast.entry import prog
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.methods import IAAT
@@ -50,6 +50,12 @@ them, and --measure times the passes on the device that is there. Every number s
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C."""
+EXAMPLES = (
+    ("cifar10-resnet18", "hours and memory of IAAT on 8 H100s"),
+    ("imagenet-resnet50 --gpus 8 16 32", "three numbers of GPUs next to each other"),
+    ("digits --gpus 1 --measure", "with the passes timed on the device that is here"),
+)
+HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,14 +131,14 @@ class Command:
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
-        plan(command_line.parse(_tyro, argv), Console())
+        plan(command_line.parse(_tyro, argv, HELP), Console())
     except command_line.REFUSALS as error:
         return command_line.refuse(PROG, error, FLAGS)
     return 0
 
 
 def _tyro(argv: Sequence[str]) -> Command:
-    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+    return tyro.cli(Command, prog=PROG, description="", args=list(argv))
 
 
 def plan(command: Command, console: Console) -> dict[str, Any]:

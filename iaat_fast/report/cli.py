@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from iaat_fast import command_line
-from iaat_fast.command_line import optional
+from iaat_fast.command_line import Help, optional
 from iaat_fast.entry import prog
 from iaat_fast.report.build import build_report
 from iaat_fast.report.summary import read_run, summary_table
@@ -30,6 +30,12 @@ been measured the same way.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C."""
+EXAMPLES = (
+    ("runs/adv runs/iaat", "a table of two runs, as Markdown"),
+    ("runs/* --out report", "every table and figure, on the page report/index.html"),
+    ("sweeps/cifar --out report", "the same, of all runs of a sweep"),
+)
+HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Command:
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
-        command = command_line.parse(_tyro, argv)
+        command = command_line.parse(_tyro, argv, HELP)
         if command.out is None:
             for name in ("evaluation", "data"):
                 if getattr(command, name) is not None:
@@ -120,4 +126,4 @@ def _warn(texts: Iterable[str]) -> None:
 
 
 def _tyro(argv: Sequence[str]) -> Command:
-    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+    return tyro.cli(Command, prog=PROG, description="", args=list(argv))

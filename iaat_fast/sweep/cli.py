@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from iaat_fast import command_line, units
-from iaat_fast.command_line import PixelList, UsageError, optional, warn
+from iaat_fast.command_line import Help, PixelList, UsageError, optional, warn
 from iaat_fast.entry import prog
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate import cli as evaluate
@@ -49,6 +49,18 @@ such as 8/255.
 Exit status: 0 all jobs are done; 1 some failed; 2 bad usage or bad input, with one line on \
 standard error and nothing started; 130 after Ctrl-C and 143 after SIGTERM, with the state of all \
 jobs saved."""
+EXAMPLES = (
+    ("digits --out sweeps/digits", "one run of each method on the digits"),
+    (
+        "cifar10-resnet18 --out sweeps/cifar --methods adv --eps 2 4 8",
+        "adversarial training at three radii, a run of each",
+    ),
+    (
+        "digits --out sweeps/digits --seeds 0 1 2 --suite quick --report",
+        "three seeds of each method, evaluated, and a page of the results",
+    ),
+)
+HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 SAVE_S = 60.0
 """How long jobs of a sweep that was killed may take to save their state before the next is refused."""
@@ -101,7 +113,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
         SystemExit: with status 0, after --help was printed.
     """
     words, training, evaluation = _divided(argv)
-    command = command_line.parse(_tyro, words)
+    command = command_line.parse(_tyro, words, HELP)
     grid = Grid(
         preset=command.preset,
         methods=command.methods,
@@ -115,7 +127,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
     if suite is None and evaluation:
         raise UsageError(f"{evaluation[0]}: after the second --, expected a --suite that it is for")
     # An unknown flag shall not have to wait for the trainings.
-    command_line.parse(_evaluation, ["RUN", *evaluation])
+    command_line.parse(_evaluation, ["RUN", *evaluation], evaluate.HELP)
     if command.jobs is not None and command.jobs < 1:
         raise UsageError(f"--jobs: {command.jobs}, expected at least 1")
     if command.launcher == "local" and command.slurm:
@@ -142,7 +154,7 @@ def _divided(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], tup
 
 
 def _tyro(argv: Sequence[str]) -> Command:
-    return tyro.cli(Command, prog=PROG, description=DESCRIPTION, args=list(argv))
+    return tyro.cli(Command, prog=PROG, description="", args=list(argv))
 
 
 def _evaluation(argv: Sequence[str]) -> evaluate.Command:

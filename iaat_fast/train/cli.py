@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units, validate
-from iaat_fast.command_line import UsageError
+from iaat_fast.command_line import Help, UsageError
 from iaat_fast.entry import prog
 from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
@@ -51,6 +51,15 @@ On K GPUs, or K processes: torchrun --nproc-per-node K -m iaat_fast.train ..., s
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint."""
+EXAMPLES = (
+    ("", "IAAT on the embedded digits"),
+    (
+        "cifar10-resnet18 --method adv --eps 8 --out runs/adv",
+        "adversarial training at 8/255 on CIFAR-10, into the folder runs/adv",
+    ),
+    ("--resume --out runs/adv", "go on with that run, where it was stopped"),
+)
+HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     config = _defaults(argv)
     default = Command(**{f.name: getattr(config, f.name) for f in fields(config)})
-    command = command_line.parse(partial(_tyro, default=default), argv)
+    command = command_line.parse(partial(_tyro, default=default), argv, HELP)
     if command.preset != default.preset and not command.resume:
         raise UsageError(f"PRESET comes before the flags: {command.preset} ...")
     refuse_unread(command.config, _given(argv), FLAGS.__getitem__)
@@ -126,7 +135,7 @@ def _tyro(argv: Sequence[str], default: Command) -> Command:
     return tyro.cli(
         Command,
         prog=PROG,
-        description=DESCRIPTION,
+        description="",
         args=list(argv),
         default=default,
         config=(tyro.conf.OmitArgPrefixes,),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from iaat_fast import validate
 from iaat_fast.attacks import AttackStats, inputs
 from iaat_fast.attacks.model import attacked, logits_of
-from iaat_fast.data import Samples, fetch
+from iaat_fast.attacks.model.modules import modules_of
+from iaat_fast.data import Samples, as_samples, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct
 from iaat_fast.malloc import no_malloc_trim
 
@@ -33,46 +34,71 @@ class RobustResult:
     gradients: AttackStats
 
 
-def accuracy(model: nn.Module, split: Samples, *, batch_size: int = 256) -> float:
+def accuracy(model: nn.Module, split: Any, y: Any = None, *, batch_size: int = 256) -> float:
     """Natural accuracy, the share of the samples classified correctly, in [0, 1].
 
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's
             device. It is evaluated in eval mode; its mode is restored.
-        split: the samples.
+        split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
+            `data.as_samples`.
+        y: labels [N] of images.
         batch_size: samples per forward.
 
     A sample whose logits hold a NaN counts as misclassified.
 
     Raises:
-        ValueError: an empty split, or a batch size below 1.
+        TypeError, ValueError: samples that are not as described, none, or labels that the model has no logit for; a
+            batch size below 1.
     """
-    return int(natural_verdicts(model, split, batch_size=batch_size).sum()) / len(split)
+    right = natural_verdicts(model, split, y, batch_size=batch_size)
+    return int(right.sum()) / len(right)
+
+
+def samples_for(model: nn.Module, split: Any, y: Any = None) -> Samples:
+    """`data.as_samples` on the model's device, that of its first weight."""
+    weights = (
+        tensor
+        for module in modules_of(model)
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    )
+    weight = next(weights, None)
+    return as_samples(split, y, device=None if weight is None else weight.device)
 
 
 def natural_verdicts(
-    model: nn.Module, split: Samples, *, batch_size: int = 256, samples: Tensor | None = None
+    model: nn.Module,
+    split: Any,
+    y: Any = None,
+    *,
+    batch_size: int = 256,
+    samples: Tensor | None = None,
 ) -> Tensor:
     """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`.
 
     With `samples`, numbers int64 [K], bool [K] of those.
     """
-    if len(split) == 0:
-        raise ValueError("split: empty, expected at least 1 sample")
     validate.integer("batch_size", batch_size, 1)
+    split = samples_for(model, split, y)
     if samples is None:
         samples = torch.arange(len(split), device=split.labels.device)
+    highest = int(split.labels.max())
     right = []
     with attacked(model, "eval"), torch.no_grad():
         for index in samples.split(batch_size):
-            x, y = fetch(split, index)
-            right.append(correct(logits_of(model, x), y).cpu())
+            x, labels = fetch(split, index)
+            logits = logits_of(model, x)
+            if highest >= logits.shape[1]:
+                raise ValueError(inputs.out_of_range(highest, logits.shape[1]))
+            right.append(correct(logits, labels).cpu())
     return torch.cat(right)
 
 
 def robust_accuracy(
     model: nn.Module,
-    split: Samples,
+    split: Any,
+    y: Any = None,
     *,
     eps: float,
     alpha: float,
@@ -99,7 +125,9 @@ def robust_accuracy(
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's
             device; its mode, gradients and buffers are as they were afterwards.
-        split: the samples.
+        split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
+            `data.as_samples`.
+        y: labels [N] of images.
         eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         alpha: step size, on the [0, 1] scale.
         steps: steps of each restart; 0 leaves the random start.
@@ -119,6 +147,7 @@ def robust_accuracy(
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """
+    split = samples_for(model, split, y)
     budget = AttackBudget(name="pgd", steps=steps, restarts=restarts)
     run = SharedPGD(
         model,
@@ -155,7 +184,7 @@ def check_model(model: nn.Module, *splits: Samples) -> None:
     x, _ = fetch(first, torch.zeros(1, dtype=torch.int64, device=first.labels.device))
     with attacked(model, "eval"), torch.no_grad():
         try:
-            logits = model(x)
+            logits = inputs.logits_in(model(x))
         except (RuntimeError, TypeError, ValueError) as error:
             detail = " ".join(str(error).split())
             raise ValueError(

@@ -15,7 +15,7 @@ from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.model import attacked, logits_of, unwrap_ddp
 from iaat_fast.data import Samples, fetch
-from iaat_fast.evaluate.accuracies import natural_verdicts
+from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
 
 # Each attack numbers its restarts from a multiple of this, which is more than any of them has, its targets included: so
@@ -109,9 +109,10 @@ class AutoAttackResult:
 
 def autoattack(
     model: nn.Module,
-    split: Samples,
-    *,
+    split: Any,
+    y: Any = None,
     eps: float = 8 / 255,
+    *,
     batch_size: int = 256,
     seed: int = 0,
     version: str = "standard",
@@ -121,6 +122,8 @@ def autoattack(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> AutoAttackResult:
     """Accuracy under AutoAttack, in eval mode.
+
+        autoattack(model, x, y, 8 / 255).accuracy
 
     Each attack takes on the samples that have stood so far. A sample counts as robust if it is classified correctly as
     it is and after every attack, as RobustBench counts. (`robust_accuracy` looks at attacked images only, as the IAAT
@@ -133,7 +136,9 @@ def autoattack(
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
             gradients and buffers are as they were afterwards.
-        split: the samples.
+        split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
+            `data.as_samples`.
+        y: labels [N] of images.
         eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         batch_size: samples attacked at once.
         seed: of the attacks' draws.
@@ -154,8 +159,7 @@ def autoattack(
     validate.choice("version", version, ("standard",))
     validate.int64("seed", seed)
     validate.integer("batch_size", batch_size, 1)
-    if len(split) == 0:
-        raise ValueError("split: empty, expected at least 1 sample")
+    split = samples_for(model, split, y)
     if attacks is None:
         attacks = standard(model)
         _check_classes(model, split)
@@ -177,10 +181,10 @@ def autoattack(
         todo = (result.correct & ~tested).nonzero()[:, 0].to(split.labels.device)
         for index in todo.split(batch_size) if len(todo) else ():
             started = time.perf_counter()
-            x, y = fetch(split, index)
-            x_adv = attack(x, y, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
+            x, labels = fetch(split, index)
+            x_adv = attack(x, labels, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
             correct, tested = result.correct.clone(), tested.clone()
-            correct[index.cpu()] = is_correct(attack.logits(x_adv), y).cpu()
+            correct[index.cpu()] = is_correct(attack.logits(x_adv), labels).cpu()
             tested[index.cpu()] = True
             seconds = result.seconds + time.perf_counter() - started
             result = dataclasses.replace(result, correct=correct, tested=tested, seconds=seconds)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iaat_fast import data as datasets
 from iaat_fast import models, validate
 from iaat_fast.data import Samples
-from iaat_fast.evaluate.accuracies import check_model
+from iaat_fast.evaluate.accuracies import check_model, samples_for
 from iaat_fast.evaluate.weights import fit_weights, plain_state_dict
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import load_tensors
@@ -65,12 +65,22 @@ class EvalTarget:
     description: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, split: Samples, *, dataset: str = CUSTOM) -> EvalTarget:
+    def of(
+        cls, model: nn.Module, split: Any, y: Any = None, *, dataset: str = CUSTOM
+    ) -> EvalTarget:
         """A model and samples from Python.
 
+        Args:
+            model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes].
+            split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
+                `data.as_samples`.
+            y: labels [N] of images.
+            dataset: its name in records.
+
         Raises:
-            ValueError: they do not fit each other.
+            TypeError, ValueError: samples that are not as described, or they and the model do not fit each other.
         """
+        split = samples_for(model, split, y)
         check_model(model, split)
         description = describe_target(
             model=(CUSTOM, None, None), data=(dataset, None), samples=len(split)

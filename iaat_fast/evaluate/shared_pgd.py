@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from iaat_fast import ops, validate
 from iaat_fast.attacks import PGD, AttackStats
-from iaat_fast.data import Samples, fetch
+from iaat_fast.data import Samples, as_samples, fetch
 from iaat_fast.evaluate.progress import Tally, WorkEstimator, charge, expected_passes
 
 MOST_STEPS = 50
@@ -141,8 +141,7 @@ class SharedPGD:
         keep: Keep | None = None,
         samples: Tensor | None = None,
     ) -> None:
-        if len(split) == 0:
-            raise ValueError("split: empty, expected at least 1 sample")
+        split = as_samples(split)
         samples = torch.arange(len(split)) if samples is None else samples.cpu()
         if len(samples) == 0:
             raise ValueError("samples: empty, expected at least 1 number")

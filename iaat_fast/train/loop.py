@@ -68,7 +68,7 @@ def fit(
     config: TrainConfig,
     *,
     model: nn.Module | None = None,
-    data: ImageData | None = None,
+    data: ImageData | tuple[Any, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -89,7 +89,8 @@ def fit(
         config: from `preset`, for instance `preset("digits", method="iaat")`.
         model: any module from images [N, C, H, W] float32 on [0, 1] to logits [N, classes], in
             place of the configuration's; it is moved to the device and trained in place.
-        data: images in place of the configuration's; `config.data.augment` still applies.
+        data: images in place of the configuration's, an `ImageData`, or (train, test), each (x, y), a Dataset or a
+            DataLoader without shuffling: see `data.as_image_data`; `config.data.augment` still applies.
         resume: continue the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
         overwrite: replace the run in `config.run.out`.
         on_epoch: called with each epoch's row of metrics.jsonl, on every rank.

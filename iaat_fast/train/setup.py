@@ -149,14 +149,26 @@ def _fresh(config: TrainConfig) -> Path:
 
 
 def make_parts(
-    config: TrainConfig, data: ImageData | None, model: nn.Module | None, device: torch.device
+    config: TrainConfig,
+    data: ImageData | tuple[Any, Any] | None,
+    model: nn.Module | None,
+    device: torch.device,
 ) -> tuple[ImageData, nn.Module]:
     """Images and network on their device: those given, else those of the configuration.
 
     Raises:
-        ValueError: they cannot be made, or do not fit each other.
+        TypeError, ValueError: they cannot be made, or do not fit each other.
     """
-    data = (_load_data(config) if data is None else data).to(device)
+    if data is None:
+        data = _load_data(config)
+    elif not isinstance(data, ImageData):
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise TypeError(
+                f"data: {type(data).__name__}, expected an ImageData or (train, test), each (x, y), a Dataset or a "
+                "DataLoader"
+            )
+        data = datasets.as_image_data(*data, name=CUSTOM)
+    data = data.to(device)
     if model is None:
         model = build_model(
             config, data.name, num_classes=data.num_classes, in_channels=data.train.channels

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from iaat_fast import ops
-from iaat_fast.data import ImageData, Split, epoch_order
+from iaat_fast.data import ImageData, Split, epoch_order, fetch
 from iaat_fast.evaluate import read_record, robust_accuracy
 from iaat_fast.evaluate.eval_target import weights_sha256
 from iaat_fast.run_folder import RunFolder
@@ -53,6 +54,43 @@ def test_a_model_of_one_logit_is_refused_before_the_folder_is_made(
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
     with pytest.raises(ValueError, match=r"^model: one logit per image, expected at least two cla"):
         fit(tiny_config(tmp_path / "run"), model=model, data=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_tensors_and_a_dataset_is_the_run_on_their_pixels(
+    tiny_config: Callable[..., TrainConfig],
+    tiny_data: ImageData,
+    tiny_model: Callable[[], nn.Module],
+    tmp_path: Path,
+) -> None:
+    train, test = (
+        (fetch(part, torch.arange(len(part)))) for part in (tiny_data.train, tiny_data.test)
+    )
+    own = (train, DataLoader(TensorDataset(*test), batch_size=5))
+    results = [
+        fit(tiny_config(tmp_path / name), model=tiny_model(), data=data, quiet=True)
+        for name, data in (("split", tiny_data), ("own", own))
+    ]
+    assert torch.equal(*(result.epsilon for result in results))
+    assert results[0].metrics[-1]["train_loss"] == results[1].metrics[-1]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (7, r"^data: int, expected an ImageData or \(train, test\)"),
+        ((torch.zeros(4, 1, 4, 4), torch.zeros(4)), r"^train: y: None, expected the labels of x"),
+    ],
+)
+def test_other_data_are_refused_before_the_folder_is_made(
+    tiny_config: Callable[..., TrainConfig],
+    tiny_model: Callable[[], nn.Module],
+    tmp_path: Path,
+    data: Any,
+    message: str,
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit(tiny_config(tmp_path / "run"), model=tiny_model(), data=data)
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
@@ -77,8 +79,14 @@ def pixel_distance(name: str, value: object, *, positive: bool = False) -> None:
         raise ValueError(f"{name}: {units.to_text(value)}/255, expected {expected}{likely}")
 
 
-def box(lo: float, hi: float) -> None:
-    """The bounds of the pixels; NaN is none."""
+def box(lo: Any, hi: Any) -> None:
+    """The bounds of the pixels, a number each; NaN is none."""
+    for name, value in (("lo", lo), ("hi", hi)):
+        if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.dim() == 0):
+            raise TypeError(
+                f"{name}: {type(value).__name__}, expected a number; a model over normalised images is attacked in "
+                "[0, 1] as models.normalized(model, mean, std)"
+            )
     if not lo <= hi:
         raise ValueError(f"lo, hi: {lo}, {hi}, expected lo <= hi")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,14 +78,35 @@ def out_of_range(label: float, classes: int) -> str:
     return f"y: {int(label)}, expected a class in 0 ... {classes - 1}"
 
 
+def logits_in(output: Any) -> Any:
+    """The logits in what a model returns: `.logits` of an output of Hugging Face's, anything else as it is."""
+    if isinstance(output, Tensor):
+        return output
+    held = getattr(output, "logits", None)
+    return held if isinstance(held, Tensor) else output
+
+
 def logits(found: object, images: int) -> None:
     """Raise ValueError unless a model has returned logits [N, C] of at least 2 classes for this number of images."""
-    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != images:
-        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"model: returned {what} for {images} images, expected [{images}, C]")
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"model: returned {type(found).__name__} for {images} images, expected [{images}, C], or an output with "
+            f"`logits`{_held(found)}"
+        )
+    if found.dim() != 2 or len(found) != images:
+        raise ValueError(
+            f"model: returned {tuple(found.shape)} for {images} images, expected [{images}, C]"
+        )
     if found.shape[1] < 2:
         count = ("no", "one")[found.shape[1]]
         raise ValueError(
             f"model: {count} logit per image, expected at least two classes (of a binary model's logit z, "
             "torch.cat([torch.zeros_like(z), z], 1))"
         )
+
+
+def _held(found: object) -> str:
+    """What a model's output that is no tensor has in it, in words."""
+    if isinstance(found, dict):
+        return f"; it has {', '.join(map(repr, found))}"
+    return f"; it has {len(found)} values" if isinstance(found, (tuple, list)) else ""

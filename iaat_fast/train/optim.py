@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from iaat_fast.attacks.inputs import logits_in
 from iaat_fast.methods import reads
 from iaat_fast.train.config import OptimConfig, TrainConfig
 
@@ -199,13 +200,15 @@ class MixedPrecision:
         return self._scaler.is_enabled()
 
     def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The output of `model` under autocast, as float32; with amp "off", its output as it is."""
+        """The logits of `model` under autocast, as float32; with amp "off", as they are."""
         if self._dtype is None:
-            return model(x)
+            logits: Tensor = logits_in(model(x))
+            return logits
         # Weights are read once a forward, so that a cache of their casts saves nothing; in a captured step it would
         # hold what the capture, and not the replay, has cast.
         with torch.autocast(self._device, self._dtype, cache_enabled=False):
-            return model(x).float()
+            wide: Tensor = logits_in(model(x)).float()
+            return wide
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""

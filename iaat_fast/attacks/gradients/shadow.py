@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from iaat_fast.attacks import inputs
+
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 _LONGEST = 120  # characters of another library's message that are repeated
@@ -65,10 +67,10 @@ class Shadow:
     def traced(self, x: Tensor) -> Tensor:
         """Logits [N, C] by the copied modules in the live model's precision, for which they run on its own tensors."""
         if self._dtype is None:
-            logits: Tensor = self.module(x)
+            logits: Tensor = inputs.logits_in(self.module(x))
             return logits
         live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        logits = torch.func.functional_call(self.module, live, (x,))
+        logits = inputs.logits_in(torch.func.functional_call(self.module, live, (x,)))
         return logits
 
 

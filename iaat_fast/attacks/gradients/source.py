@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from iaat_fast.attacks import inputs
 from iaat_fast.attacks.model.mode import private_copy
 
 Forward = Callable[[Tensor], Tensor]
@@ -60,7 +61,8 @@ class ByAutograd:
         if self._autocast is not None:
             half = torch.autocast(x.device.type, self._autocast)
         with half:
-            return self._model(private_copy(x, self._dtype))
+            logits: Tensor = inputs.logits_in(self._model(private_copy(x, self._dtype)))
+            return logits
 
     def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
         leaf = x.detach().requires_grad_()

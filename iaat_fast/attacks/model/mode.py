@@ -83,7 +83,7 @@ def private_copy(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
-    logits = model(private_copy(x))
+    logits: Tensor = inputs.logits_in(model(private_copy(x)))
     inputs.logits(logits, len(x))
     return logits
 

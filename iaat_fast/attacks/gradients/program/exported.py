@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from iaat_fast.attacks import inputs
 from iaat_fast.attacks.gradients.shadow import Unshadowable, brief, copied, refuse_hooks
 
 _TALKING = (
@@ -111,6 +112,18 @@ def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
                 waiting.extend(value)
 
 
+class _Logits(nn.Module):
+    """A model whose graph returns its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = inputs.logits_in(self.model(x))
+        return logits
+
+
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """The program for any number of images above 1. One that writes in place is made functional."""
     example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
@@ -118,7 +131,10 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         with _exporting, _silent(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                model, (example,), dynamic_shapes=({0: Dim("images", min=2)},), strict=False
+                _Logits(model),
+                (example,),
+                dynamic_shapes=({0: Dim("images", min=2)},),
+                strict=False,
             )
             if not _make_functional(program.graph):
                 program = program.run_decompositions({})

@@ -194,7 +194,7 @@ ERRORS = {
     "no_data": r"OSError: rank 1: .*no such folder or \.npz",
     "too_small_a_batch": r"ValueError: optim\.batch_size: 2, expected at least [46]",
     "batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm: on, expected a GPU",
-    "skipping_with_batch_norm_over_ranks": r"ValueError: .*: expected data\.on_bad_image 'stop'",
+    "skipping_with_batch_norm_over_ranks": r"ValueError: optim\.sync_batchnorm: on, expected data\.on_bad_image 'stop'",
     "too_small_a_last_batch": r"ValueError: optim\.sync_batchnorm: on, expected at least [23] images in the last",
 }
 

@@ -3,6 +3,7 @@
 from iaat_fast.attacks.apgd import APGD, APGDT
 from iaat_fast.attacks.call import AttackStats
 from iaat_fast.attacks.deepfool import DeepFool
+from iaat_fast.attacks.diversity import DIFGSM, TIFGSM
 from iaat_fast.attacks.fab import FABT
 from iaat_fast.attacks.fgsm import FGSM, MIFGSM
 from iaat_fast.attacks.findings import Findings
@@ -10,14 +11,21 @@ from iaat_fast.attacks.masking import MaskingReport, masking_report
 from iaat_fast.attacks.options import EngineOptions, scaled_step
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.attacks.square import Square
+from iaat_fast.attacks.transfer import NIFGSM, SINIFGSM, VMIFGSM, VNIFGSM
 
 __all__ = [
     "APGD",
     "APGDT",
+    "DIFGSM",
     "FABT",
     "FGSM",
     "MIFGSM",
+    "NIFGSM",
     "PGD",
+    "SINIFGSM",
+    "TIFGSM",
+    "VMIFGSM",
+    "VNIFGSM",
     "AttackStats",
     "DeepFool",
     "EngineOptions",

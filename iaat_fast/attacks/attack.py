@@ -38,6 +38,8 @@ class Attack:
 
     __signature__: ClassVar[inspect.Signature]
 
+    _draws = False  # whether steps are random, so that restarts differ also without a random start
+
     def __init_subclass__(cls) -> None:
         """Let `inspect.signature` and `help` name the shared keywords too."""
         super().__init_subclass__()
@@ -88,7 +90,7 @@ class Attack:
         validate.distance("eps", eps, lo, hi)
         if alpha is not None and not callable(alpha):
             validate.distance("alpha", alpha, lo, hi, positive=steps > 0)
-        if restarts > 1 and not random_start:
+        if restarts > 1 and not random_start and not self._draws:
             raise ValueError(f"restarts: {restarts} without random_start would all be the same")
         if steps == 0:
             warnings.warn(

@@ -57,10 +57,10 @@ class Call:
         """Let the noise be that of the restart of this number, counted from the call's first."""
         self.stream[1].fill_(self.restart + number)
 
-    def count(self, grad: Tensor, times: int = 1) -> None:
-        """Take note of gradients [rows, ...] that were taken."""
+    def count(self, grad: Tensor, times: int = 1, *, passes: int = 1) -> None:
+        """Take note of steps by gradients [rows, ...] that were taken, each in so many passes."""
         self.entries += times * grad.numel()
-        self.gradients += times * len(grad)
+        self.gradients += times * passes * len(grad)
 
     def indexing(self, y: Tensor, classes: int) -> Tensor:
         """Classes y of samples of this call as they may index logits, once the number of classes is known.

@@ -15,6 +15,9 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.pgd import PGD, Run
 
+# The op itself, behind the checks of the public function: a call's arguments are checked once.
+_pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
+
 
 class FGSM(PGD):
     """The fast gradient sign method: `PGD` with one step of size eps from x itself.
@@ -85,12 +88,24 @@ class MIFGSM(PGD):
         wide = torch.promote_types(x_adv.dtype, torch.float32)
         return dataclasses.replace(run, momentum=torch.zeros_like(x_adv, dtype=wide))
 
-    def _direction(self, grad: Tensor, momentum: Tensor) -> Tensor:
+    def _advance(self, run: Run, cotangent: Callable[[Tensor], Tensor], stats: Tensor) -> None:
+        direction = self._direction(run, self._gradient(run, cotangent))
+        box = self._rule()
+        _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *box, stats)
+
+    def _gradient(self, run: Run, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a step adds to the momentum, before it is normalised."""
+        return self.network.gradient(run.x_adv, cotangent)
+
+    def _direction(self, run: Run, grad: Tensor) -> Tensor:
+        """What the step takes the sign of: the momentum, with the gradient added."""
+        momentum = run.momentum
+        assert momentum is not None
         wide = grad.to(momentum.dtype)
         size = wide.abs().flatten(1).mean(1)
         size = torch.where(size == 0, 1.0, size)
         momentum.mul_(self.decay).add_(wide / as_column(size, wide))
-        if momentum.dtype is grad.dtype:
+        if momentum.dtype is run.x_adv.dtype:
             return momentum
         # A cast alone would make 0 of small entries. A NaN, which is counted, stays one.
-        return torch.where(momentum.isnan(), momentum, momentum.sign()).to(grad.dtype)
+        return torch.where(momentum.isnan(), momentum, momentum.sign()).to(run.x_adv.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
-
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
-_pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 
 
 class PGD(Attack):
@@ -67,6 +64,8 @@ class PGD(Attack):
 
     Source: Madry et al. 2018, Section 2.1; PGD_k of IAAT's Algorithms 1 and 2.
     """
+
+    _passes = 1  # gradients that a step takes
 
     def __init__(
         self,
@@ -125,23 +124,21 @@ class PGD(Attack):
             # In every step, for the logits, which say what is masked, are known in the graph alone.
             return random_targets(logits[: len(y)], y, draws)
 
+        written = [name for name in run.written if getattr(run, name) is not None]
+        names = [*written, "x", "eps", "alpha"]
+
         def step(tensors: Sequence[Tensor]) -> None:
-            x_adv, stats, *momentum = tensors[:written]
-            x, eps, alpha, *goals = tensors[written:]
+            stats, held, goals = tensors[0], tensors[1 : 1 + len(names)], tensors[1 + len(names) :]
             self._advance(
-                x_adv,
+                dataclasses.replace(run, **dict(zip(names, held, strict=True))),
                 lambda logits: self._cotangent(logits, aim(logits, *goals) if random else goals[0]),
-                *momentum,
-                rest=(x, eps, alpha, *self._rule(), stats),
+                stats,
             )
 
-        state = [run.x_adv, call.stats]
-        if run.momentum is not None:
-            state.append(run.momentum)
-        written, tensors = len(state), [*state, run.x, run.eps, run.alpha, *goals]
+        tensors = [call.stats, *(getattr(run, name) for name in names), *goals]
         key = (*self._rule(), self.loss)
-        self.network.replay(key, tensors, step, self.steps, written=written)
-        call.count(run.x_adv, self.steps)
+        self.network.replay(key, tensors, step, self.steps, written=1 + len(written))
+        call.count(run.x_adv, self.steps, passes=self._passes)
 
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
@@ -152,36 +149,17 @@ class PGD(Attack):
             seen = logits
             return self._cotangent(logits, self._goal(call, logits, run.rows))
 
-        self._advance(
-            run.x_adv,
-            cotangent,
-            run.momentum,
-            rest=(run.x, run.eps, run.alpha, *self._rule(), call.stats),
-        )
-        call.count(run.x_adv)
+        self._advance(run, cotangent, call.stats)
+        call.count(run.x_adv, passes=self._passes)
         return seen
 
-    def _advance(
-        self,
-        x_adv: Tensor,
-        cotangent: Callable[[Tensor], Tensor],
-        momentum: Tensor | None = None,
-        *,
-        rest: tuple[Any, ...],
-    ) -> None:
-        """One step of x_adv, in place, by the sign of its gradient or of the momentum; `rest` as of `ops`' step."""
-        if momentum is None:
-            self.network.step_(x_adv, cotangent, *rest)
-            return
-        direction = self._direction(self.network.gradient(x_adv, cotangent), momentum)
-        _pgd_step_linf_(x_adv, direction, *rest)
+    def _advance(self, run: Run, cotangent: Callable[[Tensor], Tensor], stats: Tensor) -> None:
+        """One step of a run, in place, by the sign of the gradient; zeros and NaNs are added to stats."""
+        box = self._rule()
+        self.network.step_(run.x_adv, cotangent, run.x, run.eps, run.alpha, *box, stats)
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         return Run.begin(call, x_adv, rows)
-
-    def _direction(self, grad: Tensor, momentum: Tensor) -> Tensor:
-        """What a step with momentum takes the sign of."""
-        raise NotImplementedError
 
     def _rule(self) -> tuple[float, float, bool]:
         return self.lo, self.hi, self.targeted is not False
@@ -191,9 +169,11 @@ class PGD(Attack):
 class Run:
     """The rows of one run: iterates (changed in place), centres, classes, radii, step sizes; their numbers or None.
 
-    momentum: of MI-FGSM, changed in place.
+    Of attacks with momentum, changed in place as well:
+    momentum: of MI-FGSM; variance: of VMI-FGSM; draws: int64 [n, 4], of those whose steps are random (`transfer.py`).
     """
 
+    written: ClassVar[tuple[str, ...]] = ("x_adv", "momentum", "variance", "draws")
     x_adv: Tensor
     x: Tensor
     y: Tensor
@@ -201,6 +181,8 @@ class Run:
     alpha: Tensor
     rows: Tensor | None
     momentum: Tensor | None = None
+    variance: Tensor | None = None
+    draws: Tensor | None = None
 
     @classmethod
     def begin(cls, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:

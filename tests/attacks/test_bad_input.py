@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from iaat_fast.attacks import (
     APGD,
     APGDT,
+    DIFGSM,
     FABT,
     FGSM,
     MIFGSM,
+    NIFGSM,
     PGD,
+    SINIFGSM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
     DeepFool,
     Square,
     scaled_step,
@@ -249,7 +255,12 @@ def test_the_call(
 
 
 @pytest.mark.parametrize(
-    "attack", [PGD, FGSM, MIFGSM, APGD, APGDT, DeepFool, FABT, Square], ids=lambda cls: cls.__name__
+    "attack",
+    [
+        *(PGD, FGSM, MIFGSM, NIFGSM, SINIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM),
+        *(APGD, APGDT, DeepFool, FABT, Square),
+    ],
+    ids=lambda cls: cls.__name__,
 )
 def test_every_attack_refuses_a_radius_of_another_scale(
     attack: Any, net: nn.Module, x: Tensor, y: Tensor

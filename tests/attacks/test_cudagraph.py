@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import MIFGSM, PGD, EngineOptions
+from iaat_fast.attacks import DIFGSM, MIFGSM, PGD, SINIFGSM, TIFGSM, VNIFGSM, EngineOptions
 from iaat_fast.attacks.cudagraph import _KEPT, GraphRunner, _steps_at_once, capture_cuda
 
 
@@ -130,14 +130,18 @@ def test_replays_on_other_losses(
     assert tape.replayed > 0
 
 
-def test_replays_carry_the_momentum(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    attack, tape = MIFGSM(net, steps=40), Tape()
+@pytest.mark.parametrize("cls", [MIFGSM, SINIFGSM, VNIFGSM, DIFGSM, TIFGSM])
+def test_replays_carry_the_momentum_and_the_draws(
+    cls: type[MIFGSM], net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    attack, tape = cls(net, steps=40, seed=0), Tape()
     attack.network._graphs = GraphRunner(tape)
     attack.network._capturable = ("cpu",)
-    expected = MIFGSM(net, steps=40)(x, y)
+    expected = cls(net, steps=40, seed=0)(x, y)
     for _ in range(4):
         assert torch.equal(attack(x, y), expected)
     assert tape.replayed > 2, "20 steps a graph: what the first leaves, the second goes on with"
+    assert torch.equal(attack(x, y, seed=1), cls(net, steps=40)(x, y, seed=1))
 
 
 def test_replays_see_new_weights_and_another_model_gets_new_graphs(

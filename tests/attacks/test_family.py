@@ -8,7 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import APGD, APGDT, FABT, FGSM, MIFGSM, PGD, DeepFool, Square
+from iaat_fast.attacks import (
+    APGD,
+    APGDT,
+    DIFGSM,
+    FABT,
+    FGSM,
+    MIFGSM,
+    NIFGSM,
+    PGD,
+    SINIFGSM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
+    DeepFool,
+    Square,
+)
 
 RADII = torch.tensor([0.0, 1, 2, 4, 8, 16, 32, 64]) / 255
 
@@ -17,6 +32,12 @@ FAMILY = {
     "PGD on C&W": (PGD, {"alpha": 0.005, "steps": 5, "loss": "cw"}),
     "PGD on DLR": (PGD, {"alpha": 0.005, "steps": 5, "loss": "dlr"}),
     "MI-FGSM": (MIFGSM, {"alpha": 0.005, "steps": 5}),
+    "NI-FGSM": (NIFGSM, {"alpha": 0.005, "steps": 5}),
+    "SI-NI-FGSM": (SINIFGSM, {"alpha": 0.005, "steps": 5, "m": 2}),
+    "VMI-FGSM": (VMIFGSM, {"alpha": 0.005, "steps": 5, "N": 2, "early_stop": True}),
+    "VNI-FGSM": (VNIFGSM, {"alpha": 0.005, "steps": 5, "N": 1, "restarts": 2}),
+    "DI-FGSM": (DIFGSM, {"alpha": 0.02, "steps": 5, "resize_rate": 0.6}),
+    "TI-FGSM": (TIFGSM, {"alpha": 0.02, "steps": 5, "len_kernel": 3, "resize_rate": 1.5}),
     "DeepFool": (DeepFool, {"steps": 5}),
     "APGD on CE": (APGD, {"steps": 10}),
     "APGD on DLR": (APGD, {"steps": 10, "loss": "dlr"}),

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from iaat_fast.attacks import (
     APGD,
     APGDT,
+    DIFGSM,
     FABT,
     FGSM,
     MIFGSM,
+    NIFGSM,
     PGD,
+    SINIFGSM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
     DeepFool,
     EngineOptions,
     Findings,
@@ -118,7 +124,14 @@ def test_a_call_with_findings_reads_nothing_and_gives_the_same(
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [(FGSM, {}), (MIFGSM, {"steps": 3}), (APGD, {"steps": 9, "early_stop": False})],
+    [
+        (FGSM, {}),
+        (MIFGSM, {"steps": 3}),
+        (SINIFGSM, {"steps": 2}),
+        (VNIFGSM, {"steps": 2, "N": 2}),
+        (TIFGSM, {"steps": 2}),
+        (APGD, {"steps": 9, "early_stop": False}),
+    ],
 )
 @pytest.mark.usefixtures("late_with_our_kernels")
 def test_other_attacks_read_once_too(
@@ -305,7 +318,12 @@ def test_nor_in_other_attacks(
 
 
 @pytest.mark.parametrize(
-    "cls", [PGD, FGSM, MIFGSM, APGD, APGDT, DeepFool, FABT, Square], ids=lambda cls: cls.__name__
+    "cls",
+    [
+        *(PGD, FGSM, MIFGSM, NIFGSM, SINIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM),
+        *(APGD, APGDT, DeepFool, FABT, Square),
+    ],
+    ids=lambda cls: cls.__name__,
 )
 @pytest.mark.usefixtures("late")
 def test_every_attack_names_nan_images_and_nan_weights(

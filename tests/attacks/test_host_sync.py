@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import APGD, FGSM, MIFGSM, PGD
+from iaat_fast.attacks import APGD, FGSM, MIFGSM, PGD, SINIFGSM, TIFGSM, VNIFGSM
 from tests.attacks.like_a_gpu import FETCHING, WAITING, Recorder
 
 
@@ -55,8 +55,9 @@ def test_fgsm_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
     assert not (WAITING | FETCHING) & set(loop_of(FGSM(net), x, y))
 
 
-def test_mifgsm_does_not_wait(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    assert not (WAITING | FETCHING) & set(loop_of(MIFGSM(net, steps=4), x, y))
+@pytest.mark.parametrize("attack", [MIFGSM, SINIFGSM, VNIFGSM, TIFGSM])
+def test_nor_does_a_momentum(attack: type[MIFGSM], net: nn.Module, x: Tensor, y: Tensor) -> None:
+    assert not (WAITING | FETCHING) & set(loop_of(attack(net, steps=4), x, y))
 
 
 @pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])

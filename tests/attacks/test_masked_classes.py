@@ -12,7 +12,23 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from iaat_fast.attacks import APGD, APGDT, FABT, FGSM, MIFGSM, PGD, DeepFool, Square, losses
+from iaat_fast.attacks import (
+    APGD,
+    APGDT,
+    DIFGSM,
+    FABT,
+    FGSM,
+    MIFGSM,
+    NIFGSM,
+    PGD,
+    SINIFGSM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
+    DeepFool,
+    Square,
+    losses,
+)
 from iaat_fast.attacks.cudagraph import GraphRunner
 from iaat_fast.attacks.targets import likely_targets, random_targets, target_draws
 
@@ -25,6 +41,12 @@ FAMILY = {
     "PGD to random targets": (PGD, {"alpha": EPS / 4, "targeted": "random"}),
     "FGSM": (FGSM, {}),
     "MI-FGSM": (MIFGSM, {"alpha": EPS / 4}),
+    "NI-FGSM": (NIFGSM, {"alpha": EPS / 4}),
+    "SI-NI-FGSM": (SINIFGSM, {"alpha": EPS / 4}),
+    "VMI-FGSM": (VMIFGSM, {"alpha": EPS / 4}),
+    "VNI-FGSM to random targets": (VNIFGSM, {"alpha": EPS / 4, "targeted": "random"}),
+    "DI-FGSM": (DIFGSM, {"alpha": EPS / 4, "resize_rate": 0.6}),
+    "TI-FGSM": (TIFGSM, {"alpha": EPS / 4, "len_kernel": 3}),
     "APGD on CE": (APGD, {"steps": 10}),
     "APGD on C&W": (APGD, {"steps": 10, "loss": "cw"}),
     "APGD on KL": (APGD, {"steps": 10, "loss": "kl"}),

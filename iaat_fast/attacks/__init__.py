@@ -10,6 +10,7 @@ from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.masking import MaskingReport, masking_report
 from iaat_fast.attacks.options import EngineOptions, scaled_step
 from iaat_fast.attacks.pgd import PGD
+from iaat_fast.attacks.result import AttackResult
 from iaat_fast.attacks.square import Square
 from iaat_fast.attacks.transfer import NIFGSM, SINIFGSM, VMIFGSM, VNIFGSM
 
@@ -26,6 +27,7 @@ __all__ = [
     "TIFGSM",
     "VMIFGSM",
     "VNIFGSM",
+    "AttackResult",
     "AttackStats",
     "DeepFool",
     "EngineOptions",

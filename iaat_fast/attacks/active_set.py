@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.passes import PassCounter, among
 from iaat_fast.ops.layout import memory_format
 
 # After how many steps an attack that stops early asks who is left. On an accelerator the answer makes the host wait.
@@ -94,6 +95,7 @@ def run_active(
     *,
     shrinks: bool,
     compact_from: int = 0,
+    passes: PassCounter | None = None,
 ) -> _State:
     """Take steps on the rows that are not found yet, in a batch that shrinks as rows are found.
 
@@ -103,6 +105,7 @@ def run_active(
         steps: how many.
         shrinks: whether rows may leave; not where batch statistics tie them together.
         compact_from: number of the first step before which they may.
+        passes: of the call.
 
     Returns:
         The state of all rows. Of its tensors the `results` are up to date.
@@ -117,7 +120,11 @@ def run_active(
                 state, place = state.only(rows), rows if place is None else place[rows]
                 if not len(rows):
                     break
-        step(state, number)
+        if place is None or passes is None:
+            step(state, number)
+        else:
+            with among(passes, place):
+                step(state, number)
     if place is not None:
         whole.put(place, state)
     return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import RestartOptions
-from iaat_fast.attacks.targets import likely_targets
+from iaat_fast.attacks.options import RestartOptions, Targeting
 
 # The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
@@ -64,7 +63,7 @@ class APGD(Attack):
         loss: str = "ce",
         rho: float = 0.75,
         random_start: bool = True,
-        targeted: bool | Literal["random"] = False,
+        targeted: Targeting = False,
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
@@ -101,7 +100,9 @@ class APGD(Attack):
 
         state = self._begin(call, x_adv, rows)
         shrinks = self.early_stop and not call.coupled
-        state = run_active(state, step, self.steps + 1, shrinks=shrinks, compact_from=1)
+        state = run_active(
+            state, step, self.steps + 1, shrinks=shrinks, compact_from=1, passes=call.passes
+        )
         x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.best)
         if rows is None:
             return x_adv, state.found, state.best_loss
@@ -137,7 +138,7 @@ class APGD(Attack):
         """Lines 7 and 8 of Algorithm 1; its first step, line 2, has no momentum."""
         x, eps, box = state.x, state.eps, (self.lo, self.hi)
         stepped = state.x_adv.clone()
-        descend = self.targeted is not False
+        descend = self._descends
         _pgd_step_linf_(stepped, state.grad, x, eps, state.step, *box, descend, call.stats)
         new = 1.0 if first else _MOMENTUM
         moved = state.x_adv + (stepped - state.x_adv) * new
@@ -172,7 +173,7 @@ class APGD(Attack):
 
     def _compare(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
         """Lines 3 to 5 and 9: the best iterates so far, and the count of steps that have raised the loss."""
-        targeted = self.targeted is not False
+        targeted = self._descends
         loss = losses.value(
             self.loss,
             logits,
@@ -214,7 +215,7 @@ class APGDT(APGD):
     """Targeted Auto-PGD: `APGD` towards each of the most likely wrong classes in turn.
 
     A sample is fooled when it gets any wrong class, and later targets leave it out. With its defaults it is the
-    "apgd-t" of AutoAttack.
+    "apgd-t" of AutoAttack. With `targeted=True`, y is the one target, and a sample is fooled when it gets that.
 
     Args:
         model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed: as `APGD`'s.
@@ -222,6 +223,7 @@ class APGDT(APGD):
         n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
             model has fewer, or masks some of them.
         restarts, random_start: per target.
+        targeted: False, these classes; else the one target that `PGD` says, and `n_target_classes` is not read.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -239,10 +241,12 @@ class APGDT(APGD):
         n_target_classes: int = 9,
         rho: float = 0.75,
         random_start: bool = True,
+        targeted: Targeting = False,
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
         validate.integer("n_target_classes", n_target_classes, 1)
+        validate.choice("loss", loss, losses.CLASS_LOSSES)
         super().__init__(
             model,
             eps,
@@ -250,7 +254,7 @@ class APGDT(APGD):
             loss=loss,
             rho=rho,
             random_start=random_start,
-            targeted="random",  # y is the true class; `_attack` sets the targets
+            targeted=targeted,
             early_stop=early_stop,
             **options,
         )
@@ -259,12 +263,15 @@ class APGDT(APGD):
     def _reads(self) -> bool:
         return True
 
+    def _aim(self, call: Call) -> None:
+        """`_attack` does."""
+
     def _attack(self, call: Call) -> Tensor:
         with torch.no_grad():
             logits = self.network.logits(call.x)
         call.y = call.indexing(call.y, logits.shape[1])
         self._look_at_masks(call, logits)
-        targets = likely_targets(logits, call.y, self.n_target_classes)
+        targets = self._targets(call, logits, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call)
         for k, target in enumerate(targets.unbind(1)):
@@ -272,8 +279,12 @@ class APGDT(APGD):
             self._run_restarts(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
         return worst.images
 
+    @property
+    def _descends(self) -> bool:
+        return True
+
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
-        return call.y[rows % len(call.y)]
+        return None if self.targeted is True else call.y[rows % len(call.y)]
 
 
 @dataclasses.dataclass

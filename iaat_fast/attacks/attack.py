@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,14 +18,25 @@ from iaat_fast.attacks import losses, options
 from iaat_fast.attacks.active_set import WorstCase
 from iaat_fast.attacks.call import AttackStats, Call, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
-from iaat_fast.attacks.model.mode import BN_MODES
+from iaat_fast.attacks.model.mode import BN_MODES, attacked
 from iaat_fast.attacks.network import Network
-from iaat_fast.attacks.options import EngineOptions, StepSize
-from iaat_fast.attacks.targets import random_targets, target_draws
+from iaat_fast.attacks.options import EngineOptions, StepSize, Targeting
+from iaat_fast.attacks.passes import PassCounter, among
+from iaat_fast.attacks.result import AttackResult, over_radii
+from iaat_fast.attacks.targets import (
+    chosen_by,
+    least_likely,
+    likely_targets,
+    random_targets,
+    target_draws,
+)
+from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
+
+_T = TypeVar("_T")
 
 
 class Attack:
@@ -59,7 +71,7 @@ class Attack:
         restarts: int = 1,
         random_start: bool = True,
         clamp_start: bool = True,
-        targeted: bool | Literal["random"] = False,
+        targeted: Targeting = False,
         lo: float = 0.0,
         hi: float = 1.0,
         bn: str = "eval",
@@ -77,7 +89,8 @@ class Attack:
             raise TypeError(f"model: {type(model).__name__}, expected a callable")
         validate.integer("steps", steps, 0)
         validate.integer("restarts", restarts, 1)
-        validate.choice("targeted", targeted, (False, True, "random"))
+        if not callable(targeted):
+            validate.choice("targeted", targeted, (False, True, "random", "least-likely"))
         validate.choice("bn", bn, BN_MODES)
         validate.choice("loss", loss, losses.LOSSES)
         if loss == "kl" and targeted is not False:
@@ -159,6 +172,140 @@ class Attack:
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
         """
+
+        def made(call: Call) -> Tensor:
+            return self._attack(call).contiguous(memory_format=memory_format(x))
+
+        x_adv, stats = self._answer(
+            x,
+            y,
+            made,
+            eps=self.eps if eps is None else eps,
+            alpha=alpha,
+            start=start,
+            index=index,
+            seed=seed,
+            candidate=candidate,
+            restart=restart,
+            findings=findings,
+        )
+        if findings is None:
+            stats.warn(zeros=self._moves_everywhere)
+        return x.detach().clone() if x_adv is None else x_adv
+
+    def run(
+        self,
+        x: Tensor,
+        y: Tensor,
+        epsilons: float | Tensor | Sequence[float | Tensor] | None = None,
+        *,
+        alpha: StepSize | None = None,
+        start: Tensor | None = None,
+        index: Tensor | None = None,
+        seed: int | None = None,
+        restart: int = 0,
+    ) -> AttackResult:
+        """Adversarial images for x with their verdicts, distances and costs, at one radius or at several.
+
+        A sample that the model gets wrong as it is (with `targeted=True`: that has its target) is a success with
+        x_adv = x, and is not attacked; AutoAttack counts so too. All others are given what `attack(x, y, eps=...)`
+        makes of them. Of several radii the smallest comes first, and a sample that falls there is not attacked again at
+        a larger one: its images lie in that ball too and are kept for it. So `success` never falls with the radius,
+        and the images at a larger one are those of a call of its own only where no smaller one has succeeded.
+
+        Args:
+            x, y, alpha, start, index, restart: as of a call. alpha may be a function of the radii, at each of them.
+            epsilons: radii, in any order: a list of floats or of tensors [N], a radius per sample; results are
+                [E, N, ...], in the list's order. A float or a tensor [N] alone: [N, ...]. None: the attack's own.
+            seed: of this call; every radius takes the same draws. None: the attack's own, else one drawn for the call.
+
+        Returns:
+            `AttackResult`. Verdicts are the live model's, with BatchNorm in the attack's mode, but without an update of
+            its running statistics. `self.stats` is of all radii together.
+
+        The device is waited for before each radius, for the samples that still stand, and at the end.
+
+        Raises:
+            TypeError, ValueError: an argument, or what the model returns, is not as described.
+        """
+        checks.images("x", x)
+        n, layout = len(x), memory_format(x)
+        radii, several = self._radii(epsilons, x)
+        if start is not None:
+            checks.same_images("start", start, "x", x, candidates=False)
+        if isinstance(alpha, Tensor) and alpha.dim() and alpha.shape != (n,):
+            raise ValueError(f"alpha: shape {tuple(alpha.shape)}, expected a float or [{n}]")
+        order = torch.zeros(1, n, dtype=torch.int64, device=x.device)
+        if several:
+            radii, order = radii.sort(dim=0, stable=True)
+            radii = radii.flatten()
+
+        def made(call: Call) -> AttackResult:
+            return over_radii(call, order, layout, self._attack, self._judge)
+
+        result, stats = self._answer(
+            x,
+            y,
+            made,
+            eps=radii,
+            alpha=alpha,
+            start=start,
+            index=index,
+            seed=seed,
+            candidate=0,
+            restart=restart,
+            findings=None,
+            passes=PassCounter(n, x.device),
+        )
+        stats.warn(zeros=self._moves_everywhere)
+        if result is None:
+            result = AttackResult.of_no_samples(x, len(order))
+        return result if several else result.of_radius(0)
+
+    def __repr__(self) -> str:
+        """The class and its options: those of the first places, and others that differ from their defaults."""
+        return options.described(self)
+
+    def _radii(
+        self, epsilons: float | Tensor | Sequence[float | Tensor] | None, x: Tensor
+    ) -> tuple[Any, bool]:
+        """The radii of a run, [E, N] of a list of them, and whether it is one."""
+        if epsilons is None:
+            return self.eps, False
+        if isinstance(epsilons, (int, float)) or (
+            isinstance(epsilons, Tensor) and epsilons.dim() < 2
+        ):
+            validate.distance("epsilons", epsilons, self.lo, self.hi)
+            return checks.per_row("epsilons", epsilons, len(x), x) if isinstance(
+                epsilons, Tensor
+            ) else epsilons, False
+        try:
+            every = list(epsilons)
+        except TypeError:
+            raise TypeError(
+                f"epsilons: {type(epsilons).__name__}, expected a float, a Tensor, a list of them or None"
+            ) from None
+        if not every:
+            raise ValueError("epsilons: empty, expected at least one radius")
+        for place, eps in enumerate(every):
+            validate.distance(f"epsilons[{place}]", eps, self.lo, self.hi)
+        rows = [checks.per_row(f"epsilons[{e}]", eps, len(x), x) for e, eps in enumerate(every)]
+        return torch.stack(rows), True
+
+    def _answer(
+        self,
+        x: Tensor,
+        y: Tensor,
+        work: Callable[[Call], _T],
+        *,
+        eps: float | Tensor,
+        alpha: StepSize | None,
+        start: Tensor | None,
+        seed: int | Tensor | None,
+        findings: Findings | None,
+        **others: Any,
+    ) -> tuple[_T | None, AttackStats]:
+        """What `work` makes of a call of these arguments, None where it has no rows; and its stats, also as `stats`."""
         if self.alpha is None and alpha is not None:
             raise TypeError(f"alpha: given, but {type(self).__name__} finds its own step sizes")
         # The loop needs gradients also where the caller, a validation loop for example, has switched them off.
@@ -170,32 +317,30 @@ class Attack:
             if start is None and self.loss == "kl" and not self.random_start:
                 raise ValueError("start: None, but without random_start the gradient of 'kl' is 0")
             arguments: dict[str, Any] = {
-                "eps": self.eps if eps is None else eps,
+                "eps": eps,
                 "alpha": self.alpha if alpha is None else alpha,
                 "start": start,
-                "index": index,
-                "candidate": candidate,
-                "restart": restart,
                 "findings": findings,
                 "box": (self.lo, self.hi),
                 "moves": self.steps > 0,
                 "coupled": self.network.couples_samples(),
+                **others,
             }
             call = prepare_call(x, y, seed=self.seed if seed is None else seed, **arguments)
             if call.rows == 0:
                 self.stats = AttackStats()
-                return call.x.clone()
+                return None, self.stats
             counted = call.stats.clone()
             try:
-                x_adv, zero, nan = self._made(call, memory_format(x), own=findings is None)
+                made, zero, nan = self._made(call, work, own=findings is None)
             except Stale as stale:
                 if findings is not None and not findings.heard_at_once:
                     raise  # of an earlier call: this one has been given findings, and hears nothing
                 self.network.give_up_copy(str(stale))
                 call.stats.copy_(counted)
                 call = prepare_call(x, y, seed=call.stream[0], **arguments)
-                x_adv, zero, nan = self._made(call, memory_format(x), own=findings is None)
-        # The warning is about this call, also where another thread has called in between.
+                made, zero, nan = self._made(call, work, own=findings is None)
+        # Returned, for another thread may call in between.
         self.stats = stats = AttackStats(
             total=call.entries,
             zero=zero,
@@ -205,10 +350,7 @@ class Attack:
         )
         if findings is not None:
             findings.entries += call.entries
-            return x_adv
-        # The DLR is constant where the true class has come down to the third place: a success, and a gradient of 0.
-        stats.warn(zeros=self.loss != "dlr" or self.targeted is not False)
-        return x_adv
+        return made, stats
 
     def with_steps(self, steps: int, alpha: StepSize | None) -> Self:
         """The same attack with another number of steps and step size; both share the copy of the model.
@@ -231,25 +373,60 @@ class Attack:
         with self.network.in_mode(), torch.no_grad():
             return self.network.logits(x)
 
-    def _made(
-        self, call: Call, layout: torch.memory_format, *, own: bool
-    ) -> tuple[Tensor, int, int]:
-        """The images of a call; with findings of its own, how many zeros and NaNs its gradients had.
+    def _made(self, call: Call, work: Callable[[Call], _T], *, own: bool) -> tuple[_T, int, int]:
+        """What `work` makes of a call; with findings of its own, how many zeros and NaNs its gradients had.
 
         Raises Stale where they come from a copy that no longer gives what the model gives, if this call hears of it.
         """
         call.planned = gradients = call.rows * self.steps * self.restarts
-        with self.network.attacked(call.x, call.findings):
+        if call.passes is not None:
+            call.passes.take()  # of an answer that has been given up
+        with self.network.attacked(call.x, call.findings, call.passes):
             if self._reads() or (self.bn == "train_update" and own):
                 call.findings.look()
             call.x = self.network.to_channels_last(call.x)
-            if self.loss == "kl":
-                call.goal = self._prediction(call)
-            x_adv = self._attack(call)
+            self._aim(call)
+            made = work(call)
             self.network.compare_copy(call.x, call.findings, gradients)
-        x_adv = x_adv.contiguous(memory_format=layout)
         zero, nan = call.findings.look() if own else (0, 0)
-        return x_adv, zero, nan
+        return made, zero, nan
+
+    def _aim(self, call: Call) -> None:
+        """Choose the goal of a call where that takes the logits at x; else it is chosen at the first gradient."""
+        if self.loss == "kl":
+            call.goal = self._prediction(call)
+        elif self.targeted == "least-likely" or callable(self.targeted):
+            with torch.no_grad():
+                logits = self.network.logits(call.x)
+            call.y = call.indexing(call.y, logits.shape[1])
+            call.goal = self._target(call, logits)
+            self._look_at_masks(call, logits)
+
+    def _target(self, call: Call, logits: Tensor) -> Tensor:
+        """int64 [N], the class that a targeted attack descends to, for logits [N, C]."""
+        if callable(self.targeted):
+            return chosen_by(self.targeted, logits, call.y)
+        if self.targeted == "least-likely":
+            return least_likely(logits, call.y)
+        if self.targeted == "random":
+            return random_targets(logits, call.y, target_draws(call.stream, call.index))
+        return call.y
+
+    def _targets(self, call: Call, logits: Tensor, most: int) -> Tensor:
+        """int64 [N, T], the targets that are tried in turn: the one, else up to `most` of the likely wrong classes."""
+        if self.targeted is False:
+            return likely_targets(logits, call.y, most)
+        return self._target(call, logits).unsqueeze(1)
+
+    @property
+    def _moves_everywhere(self) -> bool:
+        """Not where the true class has come down to the third place of a DLR: a success, and a gradient of 0."""
+        return self.loss != "dlr" or self._descends
+
+    @property
+    def _descends(self) -> bool:
+        """Whether the loss is that of a target."""
+        return self.targeted is not False
 
     def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""
@@ -266,7 +443,8 @@ class Attack:
             if not len(rows):
                 break
             start = self._start(call, restart)[rows]
-            worst.take(rows, *self._run_once(call, start, rows))
+            with among(call.passes, rows):
+                worst.take(rows, *self._run_once(call, start, rows))
 
     def _reads(self) -> bool:
         """Whether a call waits for the device on its way: then it may as well hear of bad values before it begins."""
@@ -319,7 +497,7 @@ class Attack:
     def _look_at_masks(self, call: Call, logits: Tensor) -> None:
         """Take note, at logits of all rows, whether masks leave a sample too few classes for its DLR."""
         if self.loss == "dlr":
-            last = losses.last_of_dlr(logits, targeted=self.targeted is not False)
+            last = losses.last_of_dlr(logits, targeted=self._descends)
             call.findings.look_at_dlr(last)
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
@@ -327,21 +505,21 @@ class Attack:
             self.loss,
             logits,
             goal,
-            targeted=self.targeted is not False,
+            targeted=self._descends,
             source=source,
             # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
             saturation_proof=self.network.saturation_proof,
         )
 
     def _lead_gradient(
-        self, call: Call, x_adv: Tensor, target: Tensor, y: Tensor
+        self, call: Call, x_adv: Tensor, target: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits [n, C] at x_adv, and the gradient of how far the target is ahead of the true class in them."""
+        """Logits [n, C] at x_adv, and the gradient of the `lead` in them."""
 
         def cotangent(logits: Tensor) -> Tensor:
             one = logits.new_ones(len(logits), 1)
             ahead = torch.zeros_like(logits).scatter_(1, target.view(-1, 1), one)
-            return ahead.scatter_(1, y.view(-1, 1), -one)
+            return ahead.scatter_(1, _rival(logits, target, y), -one)
 
         logits, grad = self.network.input_vjp(x_adv, cotangent)
         call.count(grad)
@@ -363,9 +541,33 @@ class Attack:
         rows = fooled.nonzero()[:, 0]
         if len(rows):
             with torch.no_grad():
-                fooled[rows] = self._fooled(self.network.logits(images[rows]), y[rows])
+                with among(self.network.passes, rows):
+                    logits = self.network.logits(images[rows])
+                fooled[rows] = self._fooled(logits, y[rows])
         return fooled
+
+    def _judge(self, call: Call, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """By the live model: the predictions for images, and whether the attack has succeeded there."""
+        # A verdict updates no running statistics.
+        quiet = self.bn == "train_update"
+        with torch.no_grad(), attacked(self.model, "train") if quiet else contextlib.nullcontext():
+            logits = self.network.logits(images)
+        checks.logit_values(logits)
+        y = call.indexing(y, logits.shape[1])
+        return logits.argmax(1), self._fooled(logits, y)
 
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
         right = logits.argmax(1) == y
         return right if self.targeted is True else ~right
+
+
+def lead(logits: Tensor, target: Tensor, y: Tensor | None) -> Tensor:
+    """[n], how far the target is ahead of the class y; with None, of the strongest other."""
+    ahead = logits.gather(1, target.view(-1, 1)) - logits.gather(1, _rival(logits, target, y))
+    return ahead[:, 0]
+
+
+def _rival(logits: Tensor, target: Tensor, y: Tensor | None) -> Tensor:
+    if y is not None:
+        return y.view(-1, 1)
+    return logits.scatter(1, target.view(-1, 1), -torch.inf).argmax(1, keepdim=True)

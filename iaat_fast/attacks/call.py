@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 
@@ -13,6 +14,7 @@ from iaat_fast.attacks import inputs
 from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.options import StepSize
+from iaat_fast.attacks.passes import PassCounter
 from iaat_fast.ops import checks
 
 # ReLU networks on real images give less than 1 % exact zeros; a masked gradient gives nearly all.
@@ -30,6 +32,7 @@ class Call:
     coupled: whether samples share batch statistics.
     goal: the classes whose loss is climbed or descended, or the prediction of "kl", once it is known.
     entries, gradients, planned: as in `AttackStats`.
+    passes: where the passes of each sample are counted, None where no one asks.
     """
 
     x: Tensor
@@ -48,6 +51,7 @@ class Call:
     entries: int = 0
     gradients: int = 0
     planned: int = 0
+    passes: PassCounter | None = None
 
     @property
     def rows(self) -> int:
@@ -61,6 +65,24 @@ class Call:
         """Take note of steps by gradients [rows, ...] that were taken, each in so many passes."""
         self.entries += times * grad.numel()
         self.gradients += times * passes * len(grad)
+
+    def of_samples(self, samples: Tensor, eps: Tensor, alpha: Tensor) -> Call:
+        """The call of some of the N samples alone, int64 [n], with one candidate each, of radii and step sizes [N]."""
+        part = copy.copy(self)
+        part.eps, part.alpha = eps, alpha
+        if len(samples) < len(self.y):
+            for name in ("x", "y", "index", "eps", "alpha", "start", "goal"):
+                value = getattr(part, name)
+                setattr(part, name, None if value is None else value[samples])
+        part.entries = part.gradients = 0
+        part.planned = self.planned * len(self.y) // self.rows
+        return part
+
+    def add(self, part: Call, *, of: int) -> None:
+        """Take note of what one `of` so many calls of some of the samples has counted, each planned for all samples."""
+        self.entries += part.entries
+        self.gradients += part.gradients
+        self.planned = part.planned * of
 
     def indexing(self, y: Tensor, classes: int) -> Tensor:
         """Classes y of samples of this call as they may index logits, once the number of classes is known.
@@ -95,6 +117,7 @@ def prepare_call(
     box: tuple[float, float],
     moves: bool,
     coupled: bool,
+    passes: PassCounter | None = None,
 ) -> Call:
     """Check the arguments of `Attack.__call__` and fill in what they leave out.
 
@@ -136,6 +159,7 @@ def prepare_call(
         stats=findings.counts[:2],
         coupled=coupled,
         restart=restart,
+        passes=passes,
     )
     if rows:
         call.largest_class = findings.look_at_values(

@@ -79,7 +79,10 @@ class DeepFool(Attack):
                 self._look(call, state)
 
         state = self._begin(call, x_adv)
-        state = run_active(state, step, self.steps + 1, shrinks=not call.coupled, compact_from=1)
+        shrinks = not call.coupled
+        state = run_active(
+            state, step, self.steps + 1, shrinks=shrinks, compact_from=1, passes=call.passes
+        )
         return state.x_adv, state.found, state.y
 
     def _begin(self, call: Call, x_adv: Tensor) -> _State:

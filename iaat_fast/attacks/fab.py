@@ -13,10 +13,10 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
-from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.attack import Attack, lead
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import RestartOptions, whole_box
-from iaat_fast.attacks.targets import likely_targets
+from iaat_fast.attacks.options import RestartOptions, Targeting, whole_box
+from iaat_fast.attacks.passes import among
 from iaat_fast.ops import checks
 
 # The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
@@ -54,6 +54,8 @@ class FABT(Attack):
         beta: how much of its perturbation an iterate that fools keeps, in [0, 1].
         search_steps: forwards of the final search, after every target; each leaves a tenth of the excess where the
             boundary is flat. 0 as in AutoAttack's code.
+        targeted: False, these classes; else the one target that `PGD` says, and `n_target_classes` is not read. With
+            True an image fools when it gets the target y, whose boundary with the strongest other class is followed.
         restarts: per target; the first starts at x, the others at random in the ball of half the radius.
         lo, hi, bn, precision, engine, seed: as `PGD`'s.
         early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False
@@ -79,6 +81,7 @@ class FABT(Attack):
         eta: float = 1.05,
         beta: float = 0.9,
         search_steps: int = 2,
+        targeted: Targeting = False,
         early_stop: bool = True,
         **options: Unpack[RestartOptions],
     ) -> None:
@@ -92,6 +95,7 @@ class FABT(Attack):
             whole_box(options) if eps is None else eps,
             None,
             steps,
+            targeted=targeted,
             early_stop=early_stop and eps is not None,
             **options,
         )
@@ -104,13 +108,16 @@ class FABT(Attack):
         checks.logit_values(logits)
         classes = logits.shape[1]
         call.y = call.indexing(call.y, classes)
-        targets = likely_targets(logits, call.y, self.n_target_classes)
+        targets = self._targets(call, logits, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call, drop=self.early_stop)
         for k, target in enumerate(targets.unbind(1)):
             call.goal = target
             self._run_restarts(call, worst, range(k * self.restarts, (k + 1) * self.restarts))
         return worst.images
+
+    def _aim(self, call: Call) -> None:
+        """`_attack` does."""
 
     def _start(self, call: Call, restart: int) -> Tensor:
         """x itself, or, from a target's second restart on, a point of the ball of half the radius."""
@@ -131,9 +138,10 @@ class FABT(Attack):
         assert rows is not None
         state = self._begin(call, x_adv, rows)
         move = functools.partial(self._move, call)
-        state = run_active(state, move, self.steps, shrinks=not call.coupled)
-        self._search(state)
-        return self._within_radius(state)
+        shrinks = not call.coupled
+        state = run_active(state, move, self.steps, shrinks=shrinks, passes=call.passes)
+        self._search(call, state)
+        return self._within_radius(call, state)
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
         assert call.goal is not None
@@ -151,7 +159,7 @@ class FABT(Attack):
             x_adv=x_adv,
             best=x,
             distance=distance,
-            margin=_margin(logits, y),
+            margin=self._margin(logits, y),
             ahead=torch.full_like(eps, torch.nan),
         )
 
@@ -161,14 +169,20 @@ class FABT(Attack):
             logits = self.network.logits(images)
         return logits if logits.dtype is torch.float64 else logits.float()
 
+    def _margin(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What falls to 0 where an image begins to fool."""
+        margin = losses.value("cw", logits, y, targeted=self.targeted is True)
+        return margin if self.targeted is True else -margin
+
     def _is_near(self, distance: Tensor, eps: Tensor) -> Tensor:
         """Whether images that fool, at this distance from x, are near enough to stop."""
         return distance <= (eps if self.early_stop else 0)
 
     def _move(self, call: Call, state: _State, number: int) -> None:
         """The loop body of Algorithm 1, the same in every step."""
-        logits, grad = self._lead_gradient(call, state.x_adv, state.target, state.y)
-        ahead = _ahead(logits, state.target, state.y)
+        source = None if self.targeted is True else state.y
+        logits, grad = self._lead_gradient(call, state.x_adv, state.target, source)
+        ahead = lead(logits, state.target, source)
         wide = state.distance.dtype
         w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
         x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
@@ -183,7 +197,8 @@ class FABT(Attack):
         logits, fooled = self._keep_nearer(state, moved)
         back = state.x + self.beta * (moved - state.x)
         state.x_adv = torch.where(as_column(fooled, back), back, moved)
-        state.ahead = torch.where(fooled, torch.nan, _ahead(logits, state.target, state.y).to(wide))
+        ahead = lead(logits, state.target, source).to(wide)
+        state.ahead = torch.where(fooled, torch.nan, ahead)
 
     def _keep_nearer(self, state: _State, images: Tensor) -> tuple[Tensor, Tensor]:
         """Keep images that fool and are nearer to x than the best so far; the logits of all, and who fools."""
@@ -197,26 +212,30 @@ class FABT(Attack):
         state.found = self._is_near(state.distance, state.eps)
         return logits, fooled
 
-    def _search(self, state: _State) -> None:
+    def _search(self, call: Call, state: _State) -> None:
         """Where the segment from x to the best image crosses the boundary: secants, with the crossing bracketed."""
         rows = (state.distance.isfinite() & ~state.found).nonzero()[:, 0]
         if not (self.search_steps and len(rows)):
             return
         some = state.only(rows)
+        with among(call.passes, rows):
+            self._bisect(some)
+        state.put(rows, some)
+
+    def _bisect(self, some: _State) -> None:
         way = some.best - some.x
         inside, above = torch.zeros_like(some.distance), some.margin
-        outside, below = torch.ones_like(inside), _margin(self._look(some.best), some.y)
+        outside, below = torch.ones_like(inside), self._margin(self._look(some.best), some.y)
         for _ in range(self.search_steps):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
             tried = (some.x + as_column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
             logits, fooled = self._keep_nearer(some, tried)
-            margin = _margin(logits, some.y)
+            margin = self._margin(logits, some.y)
             inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
             outside, below = torch.where(fooled, at, outside), torch.where(fooled, margin, below)
-        state.put(rows, some)
 
-    def _within_radius(self, state: _State) -> tuple[Tensor, Tensor, Tensor]:
+    def _within_radius(self, call: Call, state: _State) -> tuple[Tensor, Tensor, Tensor]:
         """The images, clipped to the radius where they lie outside; whether they fool; minus how far they were."""
         near = state.distance <= state.eps
         best = torch.where(as_column(state.distance.isfinite(), state.x), state.best, state.x_adv)
@@ -224,7 +243,8 @@ class FABT(Attack):
         if len(rows):
             clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
             best[rows] = clipped
-            near[rows] = self._fooled(self._look(clipped), state.y[rows])
+            with among(call.passes, rows):
+                near[rows] = self._fooled(self._look(clipped), state.y[rows])
         return best, near, -state.distance.clamp(max=torch.finfo(state.distance.dtype).max)
 
 
@@ -232,8 +252,9 @@ class FABT(Attack):
 class _State(RunState):
     """best: the nearest image that fools, x where there is none yet.
     distance: of the best image that fools, in the L-infinity norm; infinite where there is none yet.
-    margin: by how much the true class is ahead of all others at x.
-    ahead: how far the target is ahead of the true class at x_adv; NaN where the live model has not been asked.
+    margin: at x, by how much the true class is ahead of all others, or the target y behind one.
+    ahead: how far the target is ahead of the true class, or of all others, at x_adv; NaN where the live model has
+        not been asked.
     """
 
     results = ("found", "x_adv", "best", "distance")
@@ -246,14 +267,6 @@ class _State(RunState):
     distance: Tensor
     margin: Tensor
     ahead: Tensor
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    return -losses.value("cw", logits, y, targeted=False)
-
-
-def _ahead(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
-    return (logits.gather(1, target.view(-1, 1)) - logits.gather(1, y.view(-1, 1)))[:, 0]
 
 
 def step_to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, lo: float, hi: float) -> Tensor:

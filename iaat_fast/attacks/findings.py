@@ -244,7 +244,7 @@ class Findings:
                 "the model masks classes (logits of -inf) and leaves fewer than the loss 'dlr' is made of; samples "
                 "that this concerns are attacked by the margin, 'cw', instead",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         return counts
 

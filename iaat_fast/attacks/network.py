@@ -24,6 +24,7 @@ from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samp
 from iaat_fast.attacks.model.modules import modules_of, roots_of
 from iaat_fast.attacks.model.snapshot import AttributeSnapshot, TensorSnapshot
 from iaat_fast.attacks.options import EngineOptions
+from iaat_fast.attacks.passes import PassCounter
 from iaat_fast.malloc import no_malloc_trim
 
 logger = logging.getLogger("iaat_fast")
@@ -50,6 +51,7 @@ class Network:
     Attributes:
         gradient_source: what the gradients come from, in words, after the first attack.
         classes: of the model as it is, once it has been called.
+        passes: what counts the passes of each sample, inside `attacked`; None where no one asks.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Network:
         self.bn, self.precision, self.engine = bn, precision, engine
         self.gradient_source = "the live model"
         self.classes: int | None = None
+        self.passes: PassCounter | None = None
         self._source: Source = ByAutograd(self.model)
         self._traced: Forward | None = None
         self._sources: OrderedDict[Hashable, ChosenSource] = OrderedDict()
@@ -104,12 +107,15 @@ class Network:
         return attacked(self.model, self.bn)
 
     @contextlib.contextmanager
-    def attacked(self, x: Tensor, findings: Findings | None = None) -> Iterator[None]:
+    def attacked(
+        self, x: Tensor, findings: Findings | None = None, passes: PassCounter | None = None
+    ) -> Iterator[None]:
         """The model in the attack's mode and the copy fresh; afterwards the model is as it was.
 
         Args:
             x: images [N, ...] that are to be attacked.
             findings: look at the weights.
+            passes: count the passes of each sample.
 
         Raises:
             ValueError: the model has weights that are NaN (on a GPU where a copy is made, else the findings will
@@ -127,13 +133,23 @@ class Network:
             self._resolved, self._options = resolved, engine_options
             self._coupled = self.couples_samples()
             self._prepare(x, findings)
-            yield
+            self.passes = passes
+            try:
+                yield
+            finally:
+                self.passes = None
             if self._attributes is not None and self._is_new:
                 self._attributes.ignore_changes()
                 self._is_new = False
 
     def logits(self, x: Tensor) -> Tensor:
         """The live model's logits [N, C]."""
+        if self.passes is not None:
+            self.passes.add(len(x), backward=False)
+        return logits_of(self.model, x)
+
+    def _live(self, x: Tensor) -> Tensor:
+        """The same for comparisons, which are no part of an attack."""
         return logits_of(self.model, x)
 
     def input_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -163,6 +179,8 @@ class Network:
             self._look_at(logits, x)
             return cotangent(logits)
 
+        if self.passes is not None:
+            self.passes.add(len(x), backward=True)
         _, grad = self._source.input_vjp(self.to_channels_last(x.detach()), checked)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
@@ -179,11 +197,15 @@ class Network:
             self._look_at(logits, x_adv)
             return cotangent(logits)
 
+        if self.passes is not None:
+            self.passes.add(len(x_adv), backward=True)
         source.step_(x_adv, checked, *rest)
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
         with torch.no_grad():
+            if self.passes is not None:
+                self.passes.add(len(x), backward=False)
             logits = self._source.forward(self.to_channels_last(x))
             self._look_at(logits, x)
             return _wide(logits)
@@ -215,9 +237,11 @@ class Network:
     ) -> None:
         """See `GraphRunner.run`; graphs of another model, or of other engine_options, are not used."""
         self._has_replayed = True
+        passes, self.passes = self.passes, None  # a replay runs no Python that could count
         self._graphs.run(
             (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
         )
+        self.passes = passes
 
     def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
         """Compare what gradients came from with the live forward, on some of the images x, for the findings.
@@ -237,10 +261,10 @@ class Network:
             shape = (x.shape[1:], x.dtype, x.device)
             if shape not in self._frozen:
                 with torch.no_grad():
-                    self._frozen[shape] = FrozenForward(self.logits, x, self._graphs.capture)
+                    self._frozen[shape] = FrozenForward(self._live, x, self._graphs.capture)
             forward = self._frozen[shape]
         if forward is not None:
-            findings.look_at_copy(copy_error(forward, self.logits, x, gradients))
+            findings.look_at_copy(copy_error(forward, self._live, x, gradients))
 
     def give_up_copy(self, reason: str) -> None:
         """Take gradients from the live model, uncaptured, as long as it is the one that it is now."""
@@ -305,7 +329,7 @@ class Network:
             elif self._stale is not None:
                 reasons.append(self._stale)
             else:
-                maker = CopyMaker(model, self.logits, engine_options, self._resolved, low)
+                maker = CopyMaker(model, self._live, engine_options, self._resolved, low)
                 copied = maker.make(x)
                 reasons = maker.reasons
                 if copied is not None:
@@ -316,7 +340,7 @@ class Network:
             logger.warning("attack: gradients come from %s%s", what, _because(reasons))
         if self.captures(x) and not capturing(x.device):
             try:
-                refuse_random(self.logits, x)
+                refuse_random(self._live, x)
             except Unshadowable as reason:
                 self._stale = str(reason)
                 logger.info("attack: its steps are not captured (%s)", reason)

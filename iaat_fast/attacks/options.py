@@ -11,11 +11,13 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from iaat_fast import validate
+from iaat_fast import units, validate
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
 """A step size, one per sample, or a function of the radii [N], such as `scaled_step(steps)`."""
+Targeting = bool | Literal["random", "least-likely"] | Callable[[Tensor, Tensor], Tensor]
+"""What a targeted attack aims at, see `PGD`; a function of the logits [N, C] at x and of y gives int64 [N]."""
 
 
 def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor]:
@@ -53,7 +55,7 @@ class PGDOptions(RestartOptions, total=False):
     """Keywords of `PGD` and of what is made of it."""
 
     clamp_start: bool
-    targeted: bool | Literal["random"]
+    targeted: Targeting
     early_stop: bool
     loss: str
 
@@ -90,6 +92,42 @@ def refuse_unknown(attack: type, given: Iterable[str]) -> None:
         if name not in known:
             hint = validate.nearest(name, known.keys())
             raise TypeError(f"{attack.__name__}: unknown argument {name!r}, {hint}")
+
+
+def described(attack: object) -> str:
+    """`PGD(ResNet, eps=8/255, alpha=2/255, steps=10)`: options by position, and the others that are not the defaults.
+
+    Each is an attribute of its name; precision and engine are the network's.
+    """
+    shown = []
+    for name, option in inspect.signature(type(attack)).parameters.items():
+        holder = attack if hasattr(attack, name) else attack.network  # type: ignore[attr-defined]
+        value = getattr(holder, name)
+        if name == "model":
+            shown.append(_named(value) if inspect.isroutine(value) else type(value).__name__)
+        elif option.kind is not option.KEYWORD_ONLY or not _is(value, option.default):
+            shown.append(f"{name}={_shown(name, value)}")
+    return f"{type(attack).__name__}({', '.join(shown)})"
+
+
+def _is(value: object, default: object) -> bool:
+    return value is default or (not isinstance(value, Tensor) and value == default)
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor{list(value.shape)}"
+    if callable(value):
+        return _named(value)
+    if name in ("eps", "alpha") and isinstance(value, float):
+        return f"{units.to_text(value)}/255" if 0 < value < 1 else f"{value:g}"
+    return repr(value)
+
+
+def _named(function: object) -> str:
+    """A function by its name, or that of the one that has made it: `scaled_step`."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return str(name).partition(".<locals>")[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,11 @@ class PGD(Attack):
             leave it out; one that never falls keeps its iterate of largest loss.
         random_start: start uniformly in the ball instead of at x.
         clamp_start: clamp the random start to [lo, hi] (IAAT's released code does not).
-        targeted: False; True, y is the target; "random", y is the true class and the target is drawn uniformly from the
-            others that are not masked by logits of -infinity, once per sample and call.
+        targeted: False; True, y is the target, which is to be predicted. With what follows y is the true class, and any
+            other that is predicted is a success; classes masked by logits of -infinity are no targets. "random": drawn
+            uniformly from the others, once per sample and call. "least-likely": the one with the smallest logit at x. A
+            function of the logits [N, C] at x and of y, which gives int64 [N]; it is called once per call, outside of
+            steps.
         lo, hi: range of the pixels.
         bn: BatchNorm's mode during the attack: "eval"; "train", batch statistics, buffers restored; "train_update",
             batch statistics that also update the running ones (IAAT's released code). A traced, frozen or exported
@@ -107,7 +110,7 @@ class PGD(Attack):
 
         nothing_found = torch.zeros(len(run.y), dtype=torch.bool, device=run.y.device)
         state = _Search(found=nothing_found, kept=run.x_adv.clone(), **vars(run))
-        state = run_active(state, step, self.steps, shrinks=not call.coupled)
+        state = run_active(state, step, self.steps, shrinks=not call.coupled, passes=call.passes)
         x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.x_adv)
         fooled, loss = self._verdict(call, x_adv, state.y)
         return x_adv, state.found | fooled, loss
@@ -139,6 +142,8 @@ class PGD(Attack):
         key = (*self._rule(), self.loss)
         self.network.replay(key, tensors, step, self.steps, written=1 + len(written))
         call.count(run.x_adv, self.steps, passes=self._passes)
+        if call.passes is not None:
+            call.passes.add(len(run.x_adv), backward=True, times=self.steps * self._passes)
 
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
@@ -162,7 +167,7 @@ class PGD(Attack):
         return Run.begin(call, x_adv, rows)
 
     def _rule(self) -> tuple[float, float, bool]:
-        return self.lo, self.hi, self.targeted is not False
+        return self.lo, self.hi, self._descends
 
 
 @dataclasses.dataclass

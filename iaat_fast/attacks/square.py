@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
-from iaat_fast.attacks.options import RestartOptions
+from iaat_fast.attacks.options import RestartOptions, Targeting
 from iaat_fast.ops import checks, primitives
 
 # The op itself, behind the checks of the public function: a call's arguments are checked once.
@@ -70,7 +70,7 @@ class Square(Attack):
         *,
         p_init: float = 0.8,
         rescale_schedule: bool = False,
-        targeted: bool | Literal["random"] = False,
+        targeted: Targeting = False,
         **options: Unpack[RestartOptions],
     ) -> None:
         validate.integer("n_queries", n_queries, 0)
@@ -86,6 +86,10 @@ class Square(Attack):
             **options,
         )
         self.p_init, self.rescale_schedule = p_init, rescale_schedule
+
+    @property
+    def n_queries(self) -> int:
+        return self.steps
 
     def side(self, query: int, height: int, width: int) -> int:
         """The side, in pixels, of the square of this query, counted from 1."""
@@ -132,7 +136,10 @@ class Square(Attack):
             self._keep_better(call, state, tried, first=query == 0)
 
         state = self._begin(call, x_adv, rows)
-        state = run_active(state, step, self.steps + 1, shrinks=not call.coupled, compact_from=1)
+        shrinks = not call.coupled
+        state = run_active(
+            state, step, self.steps + 1, shrinks=shrinks, compact_from=1, passes=call.passes
+        )
         return state.best, state.found, state.loss
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
@@ -172,7 +179,7 @@ class Square(Attack):
         if first:
             checks.logit_values(logits)
         goal = self._goal(call, logits, state.rows)
-        targeted = self.targeted is not False
+        targeted = self._descends
         loss = losses.value(self.loss, logits, goal, targeted=targeted)
         loss = (-loss if targeted else loss).to(state.loss.dtype)
         searching = ~state.found

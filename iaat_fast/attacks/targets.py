@@ -1,6 +1,8 @@
-"""Targets for targeted attacks: random ones, and the most likely wrong classes."""
+"""Targets for targeted attacks: random ones, the most and the least likely wrong classes, and a caller's choice."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,6 +46,44 @@ def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
     number = (logits.gather(1, others) != -torch.inf).cumsum(1)  # of the ones left, from 1
     chosen = (draws.view(-1, 1) * number[:, -1:] >> 32) + 1
     return others.gather(1, torch.searchsorted(number, chosen).clamp(max=classes - 2))[:, 0]
+
+
+def least_likely(logits: Tensor, y: Tensor) -> Tensor:
+    """The wrong class with the smallest logit, those of -infinity left out: int64 [N]; y + 1, modulo C, without one.
+
+    Args:
+        logits: [N, C], at the clean images.
+        y: int64 [N], true classes.
+
+    Source: Kurakin, Goodfellow and Bengio 2017, "Adversarial examples in the physical world", Section 2.3.
+    """
+    others = logits.scatter(1, y.view(-1, 1), torch.inf)
+    others = others.masked_fill(logits == -torch.inf, torch.inf)
+    smallest, chosen = others.min(1)
+    return torch.where(smallest == torch.inf, (y + 1) % logits.shape[1], chosen)
+
+
+def chosen_by(choose: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
+    """What a caller's function of the logits [N, C] at x and the true classes [N] chooses: int64 [N].
+
+    Raises:
+        TypeError, ValueError: it returns anything but int64 [N] of wrong classes that there are. Reads.
+    """
+    target = choose(logits.clone(), y.clone())
+    if not isinstance(target, Tensor) or target.dtype is not torch.int64:
+        found = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise TypeError(f"targeted: returned {found}, expected int64 [{len(y)}]")
+    if target.shape != y.shape or target.device != y.device:
+        raise ValueError(
+            f"targeted: returned {tuple(target.shape)} on {target.device}, expected [{len(y)}] on {y.device}"
+        )
+    classes = logits.shape[1]
+    bad = target[(target < 0) | (target >= classes) | (target == y)]
+    if len(bad):
+        raise ValueError(
+            f"targeted: returned class {int(bad[0])}, expected one of 0 ... {classes - 1} other than the sample's y"
+        )
+    return target.detach()
 
 
 def likely_targets(logits: Tensor, y: Tensor, most: int) -> Tensor:

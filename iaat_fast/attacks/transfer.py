@@ -57,7 +57,7 @@ class TransferAttack(MIFGSM):
         assert run.momentum is not None
         reach = self.decay * run.alpha
         step = as_column(reach, run.momentum) * run.momentum
-        ahead = run.x_adv - step if self.targeted is not False else run.x_adv + step
+        ahead = run.x_adv - step if self._descends else run.x_adv + step
         return ahead.to(run.x_adv.dtype)
 
 
@@ -65,9 +65,7 @@ class _Summed(TransferAttack):
     """Sums gradients of a sample at several points, which no factor of their own may then distort."""
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
-        return losses.cotangent(
-            self.loss, logits, goal, targeted=self.targeted is not False, source=source
-        )
+        return losses.cotangent(self.loss, logits, goal, targeted=self._descends, source=source)
 
 
 class NIFGSM(TransferAttack):

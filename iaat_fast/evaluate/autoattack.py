@@ -76,6 +76,9 @@ class AutoAttackResult:
         stages: the attacks that are finished.
         tested: bool [N] on the CPU, samples that the current attack has attacked.
         seconds: the current attack has taken so far.
+        x_adv: float32 [N, C, H, W] on the CPU, only where they were asked for: of each sample the image that fools the
+            model, or, where it is wrong as it is or has stood so far, its own. One tensor that is filled while the
+            attacks run, shared by all results of the evaluation.
     """
 
     eps: float
@@ -86,6 +89,7 @@ class AutoAttackResult:
     stages: tuple[Stage, ...] = ()
     tested: Tensor | None = None
     seconds: float = 0.0
+    x_adv: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -98,7 +102,9 @@ class AutoAttackResult:
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, for `torch.save`; `from_state` reads them back."""
-        return dataclasses.asdict(self)
+        state = dataclasses.asdict(dataclasses.replace(self, x_adv=None))  # which would copy it
+        del state["x_adv"]
+        return state if self.x_adv is None else {**state, "x_adv": self.x_adv}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> AutoAttackResult:
@@ -117,6 +123,7 @@ def autoattack(
     seed: int = 0,
     version: str = "standard",
     attacks: Mapping[str, Attack] | None = None,
+    images: bool = False,
     resume: AutoAttackResult | None = None,
     save: Callable[[AutoAttackResult], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -144,6 +151,7 @@ def autoattack(
         seed: of the attacks' draws.
         version: "standard", the only one there is: see `standard`.
         attacks: others in its place, by name, in their order; their own radius and seed are not used.
+        images: also return the images, as `x_adv` of the result: 4 bytes a pixel of CPU memory.
         resume: an unfinished result of the same arguments, to continue from.
         save: called after each batch with what there is by then.
         progress: called after each batch as progress(attack, done, all), in samples.
@@ -169,8 +177,12 @@ def autoattack(
         result = AutoAttackResult(
             eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
         )
+        if images:
+            result = dataclasses.replace(result, x_adv=_own_images(split, batch_size))
     else:
         _check_resume(resume, eps=eps, seed=seed, attacks=tuple(attacks), samples=len(split))
+        if images and resume.x_adv is None:
+            raise ValueError("resume: made without images, expected one made with images=True")
         result = resume
     for number, (name, attack) in enumerate(attacks.items()):
         if number < len(result.stages):
@@ -184,8 +196,10 @@ def autoattack(
             x, labels = fetch(split, index)
             x_adv = attack(x, labels, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
             correct, tested = result.correct.clone(), tested.clone()
-            correct[index.cpu()] = is_correct(attack.logits(x_adv), labels).cpu()
-            tested[index.cpu()] = True
+            samples, stands = index.cpu(), is_correct(attack.logits(x_adv), labels).cpu()
+            correct[samples], tested[samples] = stands, True
+            if result.x_adv is not None:
+                result.x_adv[samples[~stands]] = x_adv.cpu()[~stands]
             seconds = result.seconds + time.perf_counter() - started
             result = dataclasses.replace(result, correct=correct, tested=tested, seconds=seconds)
             if save is not None:
@@ -200,6 +214,19 @@ def autoattack(
         if save is not None:
             save(result)
     return result
+
+
+def _own_images(split: Samples, batch_size: int) -> Tensor:
+    """float32 [N, C, H, W] on the CPU, batch by batch."""
+    every = torch.arange(len(split), device=split.labels.device).split(batch_size)
+    whole: Tensor | None = None
+    for index in every:
+        x, _ = fetch(split, index)
+        if whole is None:
+            whole = torch.empty(len(split), *x.shape[1:])
+        whole[index.cpu()] = x.cpu()
+    assert whole is not None
+    return whole
 
 
 def _check_classes(model: nn.Module, split: Samples) -> None:

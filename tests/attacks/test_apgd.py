@@ -221,7 +221,7 @@ def test_step_zero_is_the_start(net: nn.Module, x: Tensor, y: Tensor) -> None:
         (APGD, {"alpha": 0.1}, TypeError, "alpha"),
         (APGDT, {"n_target_classes": 0}, ValueError, r"^n_target_classes: 0, expected at least 1"),
         (APGDT, {"n_target_classes": 2.0}, TypeError, r"^n_target_classes: 2\.0, expected an int"),
-        (APGDT, {"targeted": True}, TypeError, "targeted"),
+        (APGDT, {"targeted": "likely"}, ValueError, "targeted"),
     ],
 )
 def test_bad_arguments(

@@ -106,6 +106,45 @@ def test_a_linear_model_is_measured_exactly(linear: InFloat64) -> None:
     assert 0.2 < result.accuracy < 0.7
 
 
+def test_images_on_request_are_those_that_fool_the_model_else_the_samples_own(
+    network: InFloat64,
+) -> None:
+    split = labelled(network, 24, wrong=6)
+    x, y = everything(split)
+    result = autoattack(network, split, eps=EPS, attacks=small(network), batch_size=7, images=True)
+    assert result.x_adv is not None
+    assert result.correct.any()
+    assert (result.natural & ~result.correct).any()
+    assert torch.equal(network(result.x_adv).argmax(1) == y, result.correct)
+    moved = (result.x_adv != x).flatten(1).any(1)
+    assert torch.equal(moved, result.natural & ~result.correct)
+    assert (result.x_adv - x).abs().max() <= EPS + 1e-6
+    plain = autoattack(network, split, eps=EPS, attacks=small(network), batch_size=7)
+    assert without_seconds(plain) == without_seconds(result)
+    assert plain.x_adv is None
+    assert "x_adv" not in plain.state()
+
+
+def test_images_survive_an_interruption(network: InFloat64) -> None:
+    split, saved = labelled(network, 12, wrong=6), []
+    options: dict[str, Any] = {"eps": EPS, "attacks": small(network), "batch_size": 5}
+
+    def keep(result: AutoAttackResult) -> None:
+        file = io.BytesIO()
+        torch.save(result.state(), file)
+        saved.append(file)
+
+    whole = autoattack(network, split, images=True, save=keep, **options)
+    saved[0].seek(0)
+    part = AutoAttackResult.from_state(torch.load(saved[0]))
+    assert not part.complete
+    resumed = autoattack(network, split, images=True, resume=part, **options)
+    assert torch.equal(resumed.x_adv, whole.x_adv)
+    part = dataclasses.replace(part, x_adv=None)
+    with pytest.raises(ValueError, match=r"^resume: made without images, expected one made with"):
+        autoattack(network, split, images=True, resume=part, **options)
+
+
 def test_the_standard_version_is_the_published_one(network: InFloat64) -> None:
     attacks = standard(network)
     assert list(attacks) == ["apgd-ce", "apgd-t", "fab-t", "square"]

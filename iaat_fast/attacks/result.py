@@ -1,0 +1,117 @@
+"""What `Attack.run` returns, and how it takes several radii: the smallest first, on the samples still standing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from iaat_fast.attacks.active_set import as_column
+from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.passes import among
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """What an attack has found, sample by sample: [N, ...], or [E, N, ...] of a list of E radii, in its order.
+
+        result = attack.run(x, y, epsilons=[2 / 255, 4 / 255, 8 / 255])
+        robust_accuracy = 1 - result.success.float().mean(-1)       # [3]
+
+    Args:
+        x_adv: images, in the dtype and on the device of x.
+        success: bool, whether the live model predicts what the attack wants for them: a class other than y, or with
+            `targeted=True` the target y.
+        predictions: int64, the class that the live model predicts for them.
+        distances: float32, how far they are from x in the L-infinity norm: what the attack has used of its radius.
+        forwards, backwards: int64, passes through the network or its copy that images of the sample took, in gradients,
+            queries and verdicts; of a list, those at each radius, so that their sum over E is the cost of them all.
+            The few images by which a copy is compared with the model are not counted.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    predictions: Tensor
+    distances: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def of_no_samples(cls, x: Tensor, radii: int) -> AttackResult:
+        """[E, 0, ...], for images [0, ...]."""
+        long = torch.zeros(radii, 0, dtype=torch.int64, device=x.device)
+        return cls(x.new_empty(radii, *x.shape), long.bool(), long, long.float(), long, long)
+
+    def of_radius(self, place: int) -> AttackResult:
+        """[N, ...], of the radius at this place of the list."""
+        return AttackResult(
+            **{field.name: getattr(self, field.name)[place] for field in dataclasses.fields(self)}
+        )
+
+
+Verdict = Callable[[Call, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of a call, images [n, ...] and classes [n]: the predictions, int64 [n], and whether the attack has succeeded."""
+
+
+def over_radii(
+    call: Call,
+    order: Tensor,
+    layout: torch.memory_format,
+    attack: Callable[[Call], Tensor],
+    verdict: Verdict,
+) -> AttackResult:
+    """Attack at each radius the samples that still stand; the images of the others are kept, for they lie within it.
+
+    Reads, at each radius, which samples those are.
+
+    Args:
+        call: its E candidates of a sample are the sample's radii, the smallest first; it counts passes.
+        order: int64 [E, N], the place of each of these radii in the result.
+        layout: the memory format of the images in verdicts and, of a single radius, in the result.
+        attack: images of a call with one candidate per sample.
+        verdict: by the live model.
+
+    Returns:
+        [E, N, ...] each.
+    """
+    assert call.passes is not None
+    n, samples = len(call.y), torch.arange(len(call.y), device=call.x.device)
+    eps, alpha = call.eps.view(-1, n), call.alpha.view(-1, n)
+    images = call.x.contiguous(memory_format=layout)
+    predictions, fallen = verdict(call, images, call.y)
+    distances = torch.zeros(n, dtype=torch.float32, device=images.device)
+    found = [
+        tensor.new_empty((len(eps), *tensor.shape))
+        for tensor in (images, fallen, predictions, distances, samples, samples)
+    ]
+    if len(eps) == 1:  # in its layout
+        found[0] = torch.empty_like(images, memory_format=layout).unsqueeze(0)
+    for k in range(len(eps)):
+        standing = (~fallen).nonzero()[:, 0]
+        if len(standing):
+            rows = samples if call.coupled else standing
+            part = call.of_samples(rows, eps[k], alpha[k])
+            with among(call.passes, rows):
+                made = attack(part).contiguous(memory_format=layout)
+                predicted, fooled = verdict(call, made, part.y)
+            call.add(part, of=len(eps))
+            stands = ~fallen[rows]
+            images = images.index_copy(
+                0, rows, torch.where(as_column(stands, made), made, images[rows])
+            )
+            predictions = predictions.index_copy(
+                0, rows, torch.where(stands, predicted, predictions[rows])
+            )
+            fallen = fallen.index_copy(0, rows, fooled | ~stands)
+            distances = _distances(images, call.x)
+        now = (images, fallen, predictions, distances, *call.passes.take())
+        for whole, tensor in zip(found, now, strict=True):
+            whole[order[k], samples] = tensor
+    return AttackResult(*found)
+
+
+def _distances(images: Tensor, x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (images.to(wide) - x.to(wide)).flatten(1).abs().amax(1).float()

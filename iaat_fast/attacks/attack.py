@@ -22,7 +22,7 @@ from iaat_fast.attacks.model.mode import BN_MODES, attacked
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import EngineOptions, StepSize, Targeting
 from iaat_fast.attacks.passes import PassCounter, among
-from iaat_fast.attacks.result import AttackResult, over_radii
+from iaat_fast.attacks.result import AttackResult, first_radius, no_samples, over_radii
 from iaat_fast.attacks.targets import (
     chosen_by,
     least_likely,
@@ -259,8 +259,8 @@ class Attack:
         )
         stats.warn(zeros=self._moves_everywhere)
         if result is None:
-            result = AttackResult.of_no_samples(x, len(order))
-        return result if several else result.of_radius(0)
+            result = no_samples(x, len(order))
+        return result if several else first_radius(result)
 
     def __repr__(self) -> str:
         """The class and its options: those of the first places, and others that differ from their defaults."""

@@ -13,7 +13,7 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.passes import among
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AttackResult:
     """What an attack has found, sample by sample: [N, ...], or [E, N, ...] of a list of E radii, in its order.
 
@@ -38,17 +38,17 @@ class AttackResult:
     forwards: Tensor
     backwards: Tensor
 
-    @classmethod
-    def of_no_samples(cls, x: Tensor, radii: int) -> AttackResult:
-        """[E, 0, ...], for images [0, ...]."""
-        long = torch.zeros(radii, 0, dtype=torch.int64, device=x.device)
-        return cls(x.new_empty(radii, *x.shape), long.bool(), long, long.float(), long, long)
 
-    def of_radius(self, place: int) -> AttackResult:
-        """[N, ...], of the radius at this place of the list."""
-        return AttackResult(
-            **{field.name: getattr(self, field.name)[place] for field in dataclasses.fields(self)}
-        )
+def no_samples(x: Tensor, radii: int) -> AttackResult:
+    """[E, 0, ...], for images [0, ...]."""
+    long = torch.zeros(radii, 0, dtype=torch.int64, device=x.device)
+    return AttackResult(x.new_empty(radii, *x.shape), long.bool(), long, long.float(), long, long)
+
+
+def first_radius(result: AttackResult) -> AttackResult:
+    """[N, ...] of [E, N, ...]."""
+    fields = dataclasses.fields(result)
+    return AttackResult(**{field.name: getattr(result, field.name)[0] for field in fields})
 
 
 Verdict = Callable[[Call, Tensor, Tensor], tuple[Tensor, Tensor]]

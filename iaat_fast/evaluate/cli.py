@@ -6,7 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -198,22 +198,20 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         folder = run.evaluation_dir / folder_name(
             target, suite, seed=command.seed, any_iterate=command.any_iterate
         )
-    with Progress() as tell:
-        settings = Settings(
-            folder=folder,
-            parts=_parts(command),
-            seed=command.seed,
-            batch_size=command.batch_size or defaults.get("batch_size", 256),
-            any_iterate=command.any_iterate,
-            surrogate=surrogate,
-            corruptions=command.corruptions,
-            adversarial=command.adversarial,
-            save_adversarial=command.save_adversarial,
-            overwrite=command.overwrite,
-            save_every=command.save_every,
-            tell=tell,
-        )
-        content = _measure(target, suite, settings)
+    settings = Settings(
+        folder=folder,
+        parts=_parts(command),
+        seed=command.seed,
+        batch_size=command.batch_size or defaults.get("batch_size", 256),
+        any_iterate=command.any_iterate,
+        surrogate=surrogate,
+        corruptions=command.corruptions,
+        adversarial=command.adversarial,
+        save_adversarial=command.save_adversarial,
+        overwrite=command.overwrite,
+        save_every=command.save_every,
+    )
+    content = _measure(target, suite, settings)
     # Written first: a pipe closed on the table costs nothing.
     if command.json is not None:
         write_json(command.json, content)
@@ -227,7 +225,8 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
 def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
     """`measure`; where it is stopped or runs out of memory, it is said how to continue."""
     try:
-        return measure(target, suite, settings)
+        with Progress() as tell:
+            return measure(target, suite, replace(settings, tell=tell))
     except (KeyboardInterrupt, SystemExit) as stop:
         words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
         kept = "nothing was kept" if settings.folder is None else f"kept in {settings.folder}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from torch import Tensor
 
@@ -139,6 +139,14 @@ class Rates:
         )
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line, by default on standard error: above the bar, where one is shown."""
+    from tqdm import tqdm  # belongs to an extra: attacks are measured without it
+
+    tqdm.write(text, file=file or sys.stderr)
+    (file or sys.stderr).flush()
+
+
 class Progress:
     """Passes done, out of those still expected, and the time to go at the rate so far.
 
@@ -149,13 +157,14 @@ class Progress:
     for themselves (gradients of images; with corruptions, images), so "to go" is of the part named.
     """
 
-    def __init__(self, *, every: float = 60.0) -> None:
-        """`every`: seconds between two lines, where standard error is no terminal."""
-        self._live = sys.stderr.isatty()
+    def __init__(self, *, every: float = 60.0, quiet: bool = False) -> None:
+        """`every`: seconds between two lines, where standard error is no terminal. `quiet`: show nothing."""
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
         self._every = every
 
     def __enter__(self) -> Progress:
-        from tqdm import tqdm  # belongs to an extra: attacks are measured without it
+        from tqdm import tqdm
 
         self._started = self._said = time.monotonic()
         self._first, self._done = 0.0, math.inf
@@ -178,6 +187,8 @@ class Progress:
             self._bar.set_description(name, refresh=False)
             self._bar.total = done + remaining
             self._bar.update(done - self._bar.n)
+            return
+        if self._quiet:
             return
         now = time.monotonic()
         if done < self._done:  # the first call of a part: nothing before it was timed

@@ -27,7 +27,8 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._total = self._done = self._failed = 0
+        self._total = self._done = self._failed = self._before = 0
+        self._began = 0.0
         self._running: dict[str, tuple[float, Log]] = {}
         # What is printed meanwhile rich shows above the live lines.
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -49,6 +50,7 @@ class Display:
     def start(self, *, total: int, done: int) -> None:
         """Say how many jobs there are, and how many of them are done already."""
         self._total, self._done = total, done
+        self._began, self._before = time.monotonic(), done
         self._say(f"{total} jobs, {done} of them done")
 
     def started(self, job: Job, log: Log) -> None:
@@ -59,7 +61,9 @@ class Display:
     def done(self, job: Job) -> None:
         """A job has come to its end."""
         self._done += 1
-        self._say(f"{job.name}: done in {self._end(job)}; {self._done} of {self._total} jobs done")
+        self._say(
+            f"{job.name}: done in {self._end(job)}; {self._done} of {self._total} jobs done{self._to_go()}"
+        )
 
     def failed(self, job: Job, line: str, log: Log) -> None:
         """A job has failed; `line` is the last of its log."""
@@ -69,7 +73,7 @@ class Display:
 
     def stopping(self, running: int) -> None:
         """The sweep was told to stop and waits for its jobs."""
-        self._say(f"stopping: {running} jobs save their state; once more ends them at once")
+        self._say(f"stopping: {running} jobs save their state; again to stop now")
 
     def stopped(self, job: Job) -> None:
         """A job has saved its state and ended."""
@@ -89,6 +93,12 @@ class Display:
         failed = f", {self._failed} failed" if self._failed else ""
         total = f"{self._done} of {self._total} jobs done, {len(self._running)} running{failed}"
         return Group(*lines, Text(total, style="bold"))
+
+    def _to_go(self) -> str:
+        """How long the jobs left will take, if as long as those done so far; "" where there are none."""
+        left = self._total - self._done - self._failed
+        seconds = (time.monotonic() - self._began) / max(self._done - self._before, 1) * left
+        return f", about {_duration(seconds)} to go" if left else ""
 
     def _end(self, job: Job) -> str:
         since, _ = self._running.pop(job.name, (time.monotonic(), None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from iaat_fast.evaluate import EvalTarget
 from iaat_fast.evaluate.eval_target import describe_target
 from iaat_fast.evaluate.evaluation import record_header
 from iaat_fast.evaluate.parts.part import Settings
+from iaat_fast.evaluate.progress import Progress
 from iaat_fast.evaluate.record import natural_row, open_record, pgd_row
 from iaat_fast.evaluate.suites import CLOSING, single
 from iaat_fast.train.distributed import SINGLE, Ranks
@@ -24,12 +26,17 @@ from iaat_fast.train.metrics import radius_statistics
 from iaat_fast.train.validation import shared_robust_accuracy, shared_verdicts
 
 
-def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
+def evaluate_run(
+    result: FitResult,
+    ranks: Ranks = SINGLE,
+    tell: Callable[[str, float, float], None] | None = None,
+) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
     The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever the protocol. All
     ranks take part; the first one writes a record of the suite "closing" (see `evaluate.record`) to the run folder,
-    with what is returned at its head: accuracies in [0, 1], radii and step size on the [0, 1] scale.
+    with what is returned at its head: accuracies in [0, 1], radii and step size on the [0, 1] scale. `tell` is called
+    as `evaluate.progress.Progress` is, in gradient passes of this rank's images.
     """
     how, seed = result.config.evaluation, result.config.run.seed
     model, test = result.evaluated, result.data.test
@@ -43,8 +50,19 @@ def evaluate_run(result: FitResult, ranks: Ranks = SINGLE) -> dict[str, Any]:
     started = time.perf_counter()
     natural = shared_verdicts(ranks, model, test, batch_size=how.batch_size)
     between = time.perf_counter()
+
+    def attacked(done: int, whole: int) -> None:
+        if tell is not None:
+            tell("closing evaluation", done * how.steps, (whole - done) * how.steps)
+
     robust = shared_robust_accuracy(
-        ranks, model, test, batch_size=how.batch_size, seed=seed, **settings
+        ranks,
+        model,
+        test,
+        batch_size=how.batch_size,
+        seed=seed,
+        progress=attacked,
+        **settings,
     )
     ended = time.perf_counter()
     results = {
@@ -110,7 +128,8 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> Non
     All ranks evaluate; the rest is the first one's.
     """
     try:
-        results = evaluate_run(result, ranks)
+        with Progress(quiet=not ranks.first) as tell:
+            results = evaluate_run(result, ranks, tell)
     except ValueError as error:
         last = result.metrics[-1]
         where = f"closing evaluation, after step {last['step']}, epoch {last['epoch']}"

@@ -207,10 +207,12 @@ class _Run:
             self.progress.start(f"fast: {in_words(config, state.device, self.ranks.count)}")
         if self.ranks.count > 1:
             self.progress.start(self.ranks.describe(config.optim.batch_size, len(self.data.train)))
+        several = self.ranks.count > 1
+        answer = "stopping after this step" + ("" if several else "; again to stop now")
         try:
             with (
                 no_malloc_trim(state.device),
-                StopSignals(patient=self.ranks.count > 1) as signals,
+                StopSignals(patient=several, answer=None if self.quiet else answer) as signals,
                 Checkpointer(self.folder, config.run, enabled=first) as self.checkpoints,
             ):
                 while state.step < self.total_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from iaat_fast.evaluate.progress import say
 from iaat_fast.storage import naming
 from iaat_fast.train.distributed import Ranks
 
@@ -34,12 +36,17 @@ def radius_statistics(eps: Tensor) -> dict[str, float]:
 class Progress:
     """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go.
 
+    Where standard error is no terminal, lines on standard output: one an epoch, and one a minute in longer epochs.
+
     Args:
         steps, done: of the run, and of them those done already.
         epochs: of the run.
         adaptive: whether each sample has a radius of its own, whose mean is shown.
         quiet: show nothing.
     """
+
+    EVERY_S = 60.0
+    """Seconds between two lines within an epoch."""
 
     def __init__(
         self, *, steps: int, done: int, epochs: int, adaptive: bool, quiet: bool = False
@@ -55,32 +62,49 @@ class Progress:
             dynamic_ncols=True,
             disable=not self.live,
         )
+        self._steps, self._done, self._before = steps, done, done
+        self._started = self._said = time.monotonic()
+        self._at = ""
 
     def start(self, text: str) -> None:
         """Print a line about the run, before its first step."""
         if not self.quiet:
-            print(text, flush=True)
+            say(text, sys.stdout)
 
     def step(self, epoch: int) -> None:
         """One step of the epoch with this index (from 0) is done."""
-        self._bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self._at = f"epoch {epoch + 1}/{self.epochs}"
+        self._done += 1
+        self._bar.set_description(self._at, refresh=False)
         self._bar.update()
 
     def values(self, *, loss: float, eps: float | None) -> None:
         """Show the mean loss of the epoch so far and the mean radius of the memory, if there is one to show."""
         radius = "" if eps is None else f", mean eps {eps * 255:.2f}/255"
         self._bar.set_postfix_str(f"loss {loss:.3f}{radius}", refresh=False)
+        if not self.quiet and not self.live and time.monotonic() - self._said >= self.EVERY_S:
+            self._say(
+                f"{self._at}: step {self._done} of {self._steps}, loss {loss:.4f}{radius}, {self._to_go()}"
+            )
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is over; `row` is its row of metrics.jsonl."""
         if not self.quiet and not self.live:
             radius = f"mean eps {row['eps_mean'] * 255:.2f}/255, " if self.adaptive else ""
-            print(
+            self._say(
                 f"epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.4f}, "
                 f"test accuracy {row['test_accuracy']:.2%}, "
-                f"{radius}{row['seconds']:.1f} s",
-                flush=True,
+                f"{radius}{row['seconds']:.1f} s, {self._to_go()}"
             )
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        print(text, flush=True)
+
+    def _to_go(self) -> str:
+        """The time that the steps left take at the rate of this process, its evaluations included."""
+        seconds = (time.monotonic() - self._started) / max(self._done - self._before, 1)
+        return f"{tqdm.format_interval(seconds * (self._steps - self._done))} to go"
 
     def close(self) -> None:
         """Leave the terminal to whoever prints next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -40,10 +41,12 @@ class StopSignals:
     Args:
         patient: a second does nothing. So with several ranks: a scheduler may signal torchrun and its ranks, and
             torchrun passes on its own; it kills those that take more than 30 s.
+        answer: line on standard error at the first signal; None: none.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
+    def __init__(self, *, patient: bool = False, answer: str | None = None) -> None:
         self._patient = patient
+        self._answer = answer
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
@@ -69,4 +72,9 @@ class StopSignals:
         if self.received is not None and not self._patient:
             # No clean-up: a checkpoint is replaced atomically, so the last good one is whole.
             os._exit(128 + signum)
+        if self.received is None and self._answer is not None:
+            # Past Python's buffers, in which the signal may have come; a terminal's line is cleared of a bar first.
+            clear = "\r\x1b[K" if os.isatty(2) else ""
+            with contextlib.suppress(OSError):
+                os.write(2, f"{clear}{self._answer}\n".encode())
         self.received = self.received or signum

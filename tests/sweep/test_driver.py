@@ -206,6 +206,22 @@ def test_a_job_gets_its_share_of_the_machine(bench: Bench, monkeypatch: pytest.M
     assert share(0, 1, gpus=[]) == {"OMP_NUM_THREADS": "5"}
 
 
+def test_a_line_says_how_long_the_jobs_left_will_take(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("iaat_fast.sweep.display.time.monotonic", lambda: now[0])
+    display = Display(Console(file=bench.shown, width=100))
+    first, second, *_ = bench.jobs(seeds=2)
+    display.start(total=5, done=1)
+    now[0] += 40
+    display.done(first)
+    now[0] += 50
+    display.done(second)
+    assert "2 of 5 jobs done, about 2:00 to go" in bench.text
+    assert "3 of 5 jobs done, about 1:30 to go" in bench.text
+
+
 def test_a_terminal_shows_a_live_line_for_each_running_job(bench: Bench) -> None:
     slow = "print('epoch 1/3: loss 2.1', flush=True); time.sleep(1.5)\n" + TRAIN
     jobs = bench.jobs(seeds=1, train_0=slow)

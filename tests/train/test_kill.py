@@ -111,7 +111,8 @@ def test_a_signal_saves_says_how_to_resume_and_changes_no_bit(
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    assert err.count("\n") == 1
+    assert err.startswith("stopping after this step; again to stop now\nstopped after step ")
+    assert err.count("\n") == 2
     assert f"--resume --out {tmp_path / 'run'}" in err
     assert RunFolder(tmp_path / "run").checkpoint()["step"] < 15
     assert_same_bits(finish(tmp_path / "run", "--resume"), reference)

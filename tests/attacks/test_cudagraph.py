@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iaat_fast.attacks import DIFGSM, MIFGSM, PGD, SINIFGSM, TIFGSM, VNIFGSM, EngineOptions
+from iaat_fast.attacks import (
+    DIFGSM,
+    MIFGSM,
+    PGD,
+    SINIFGSM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
+    EngineOptions,
+)
 from iaat_fast.attacks.cudagraph import _KEPT, GraphRunner, _steps_at_once, capture_cuda
 
 
@@ -142,6 +151,21 @@ def test_replays_carry_the_momentum_and_the_draws(
         assert torch.equal(attack(x, y), expected)
     assert tape.replayed > 2, "20 steps a graph: what the first leaves, the second goes on with"
     assert torch.equal(attack(x, y, seed=1), cls(net, steps=40)(x, y, seed=1))
+
+
+@pytest.mark.parametrize("cls", [PGD, VMIFGSM])
+def test_a_replayed_run_counts_the_passes_of_the_eager_one(
+    cls: type[PGD], net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    attack, tape = cls(net, steps=2, seed=0), Tape()
+    expected = attack.run(x, y)
+    attack.network._graphs = GraphRunner(tape)
+    attack.network._capturable = ("cpu",)
+    for _ in range(3):
+        result = attack.run(x, y)
+        assert torch.equal(result.forwards, expected.forwards)
+        assert torch.equal(result.backwards, expected.backwards)
+    assert tape.replayed > 0
 
 
 def test_replays_see_new_weights_and_another_model_gets_new_graphs(

@@ -1,4 +1,4 @@
-"""L-infinity attacks on image classifiers, with a radius and a step size of its own for every sample."""
+"""L-infinity attacks on image classifiers, in which every sample may have its own radius and step size."""
 
 from iaat_fast.attacks.apgd import APGD, APGDT
 from iaat_fast.attacks.call import AttackStats

@@ -1,4 +1,4 @@
-"""Which rows are still worth a step: the worst case over restarts, and the active rows of one run."""
+"""Which rows still need steps: the worst case over restarts, and the active rows of one run."""
 
 from __future__ import annotations
 
@@ -14,65 +14,65 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.passes import PassCounter, among
 from iaat_fast.ops.layout import memory_format
 
-# After how many steps an attack that stops early asks who is left. On an accelerator the answer makes the host wait.
+# Every how many steps rows that are done leave the batch. On an accelerator the host then waits for their number.
 _COMPACT_EVERY = {"cpu": 1}
 _COMPACT_EVERY_ELSEWHERE = 5
 
 
 class WorstCase:
-    """Per row, the worst images found over the restarts.
+    """Per row, the worst image found over the restarts.
 
-    A row that falls keeps its first adversarial example and is left out of later restarts, which changes no verdict;
-    one that never falls keeps its iterate of largest loss. Batch statistics tie rows together: then all of them run
-    each time, and fallen ones keep what they have.
+    A row that is fooled keeps its first adversarial example and is left out of later restarts, which changes no
+    verdict; a row that is never fooled keeps the image of largest loss. If rows share batch statistics, all of them run
+    in every restart, and fooled ones keep what they have.
 
-    With drop=False no row is left out, and each keeps its images of largest loss, fallen or not.
+    With drop=False no row is left out, and each keeps its image of largest loss, fooled or not.
     """
 
     def __init__(self, call: Call, *, drop: bool = True) -> None:
         self.images = call.per_candidate(call.x).clone(memory_format=memory_format(call.x))
         self._loss = call.eps.new_full((call.rows,), -torch.inf)
         self._all = torch.arange(call.rows, device=call.x.device)
-        self._fallen = torch.zeros(call.rows, dtype=torch.bool, device=call.x.device)
-        self._standing: Tensor | None = self._all  # None: to be counted
+        self._fooled = torch.zeros(call.rows, dtype=torch.bool, device=call.x.device)
+        self._remaining: Tensor | None = self._all  # None: `rows` has to read it
         self._coupled, self._drop = call.coupled, drop
 
     def rows(self) -> Tensor:
-        """int64, the rows that the next restart attacks; empty when all have fallen. Reads, after a restart."""
-        if self._standing is None:
-            self._standing = (~self._fallen).nonzero()[:, 0]
-        return self._all if self._coupled and len(self._standing) else self._standing
+        """int64 [n], the rows that the next restart attacks; empty if all are fooled. Waits for the device."""
+        if self._remaining is None:
+            self._remaining = (~self._fooled).nonzero()[:, 0]
+        return self._all if self._coupled and len(self._remaining) else self._remaining
 
     def take(self, rows: Tensor, x_adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
-        """Keep what a restart has made of `rows`."""
+        """Keep the images of a restart on `rows` [n] that are worse than those before; `fooled` bool [n], loss [n]."""
         loss = loss.to(self._loss.dtype)
         worse = loss > self._loss[rows]
         if self._drop:
             worse |= fooled
-            worse &= ~self._fallen[rows]
-        # Not by a mask as an index, whose entries the host would have to count.
+            worse &= ~self._fooled[rows]
+        # torch.where, because indexing with a mask makes the host wait for the number of its entries.
         self.images[rows] = torch.where(as_column(worse, x_adv), x_adv, self.images[rows])
         self._loss[rows] = torch.where(worse, loss, self._loss[rows])
         if self._drop:
-            self._fallen[rows] |= fooled
-            self._standing = None
+            self._fooled[rows] |= fooled
+            self._remaining = None
 
 
 @dataclasses.dataclass
 class RunState:
-    """What one run knows of its n rows: each field a tensor [n, ...], or None.
+    """The state of one run on its n rows: each field a tensor [n, ...], or None.
 
-    A step replaces tensors and does not write into them, since several names may share one.
+    A step replaces the tensors and does not write into them, since several fields may share one.
 
     found: bool [n], rows that need no further step.
-    results: the fields that are still wanted of a row after it has left the batch.
+    results: names of the fields that are still needed of a row after it has left the batch.
     """
 
     results: ClassVar[tuple[str, ...]]
     found: Tensor
 
     def only(self, rows: Tensor) -> Self:
-        """The state of some of the rows, by their place."""
+        """The state of some rows, given by their positions, int64."""
         some = copy.copy(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -80,7 +80,7 @@ class RunState:
         return some
 
     def put(self, rows: Tensor, some: Self) -> None:
-        """Take over the results of some of the rows, by their place."""
+        """Copy the results of `some` into the rows at these positions, int64."""
         for name in self.results:
             setattr(self, name, getattr(self, name).index_copy(0, rows, getattr(some, name)))
 
@@ -108,7 +108,7 @@ def run_active(
         passes: of the call.
 
     Returns:
-        The state of all rows. Of its tensors the `results` are up to date.
+        The state of all rows; of its tensors only the `results` are up to date.
     """
     whole, place = state, None
     for number in range(steps):
@@ -131,15 +131,15 @@ def run_active(
 
 
 def should_compact(step: int, device: torch.device) -> bool:
-    """Whether to ask, before a step of this number, who is left. Below 0 nothing is known yet."""
+    """Whether rows that are done leave the batch before this step; not before step 0."""
     return step >= 0 and step % _COMPACT_EVERY.get(device.type, _COMPACT_EVERY_ELSEWHERE) == 0
 
 
 def active_rows(found: Tensor) -> Tensor | None:
-    """The rows that stay, where that makes a smaller batch: int64, those not found first; None where all stay.
+    """The positions of the rows that stay in the batch, int64; None if all stay.
 
-    The sizes are those of `bucket`, filled up with rows that have been found, so that kernels are chosen, and graphs
-    captured, for few shapes. Reads one number from the device.
+    Rows that are not found come first; found ones fill the batch up to a size of `bucket`, so that kernels are tuned,
+    and graphs captured, for few shapes. Reads one number from the device.
 
     Args:
         found: bool [n], rows that need no further step.

@@ -1,4 +1,4 @@
-"""APGD, PGD with momentum that finds its own step sizes, and APGDT, the same towards each of the likely classes."""
+"""APGD, PGD with momentum that finds its own step sizes, and APGDT, its version with several targets in turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import RestartOptions, Targeting
 
-# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+# The registered ops, without the public functions' checks: a call checks its arguments itself.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 _project_linf = torch.ops.iaat_fast.project_linf.default
 
@@ -24,28 +24,28 @@ _MOMENTUM = 0.75  # alpha in the paper: the weight of the new step
 
 
 class APGD(Attack):
-    """Auto-PGD: steps with momentum whose size, per sample, is halved at checkpoints where the loss has stalled.
+    """Auto-PGD: steps with momentum whose size, per sample, is halved at checkpoints if the loss has stalled.
 
-    It starts with steps of 2 * eps. At a checkpoint a sample's step is halved, and its best iterate so far becomes the
-    current one, where less than a share `rho` of the steps since the last checkpoint have raised the loss, or where
-    neither the step nor the best loss has changed since then. All of it is per sample; so are the radii.
+    The first steps have size 2 * eps. At a checkpoint a sample's step is halved, and it continues from its best iterate
+    so far, if at most a share `rho` of the steps since the last checkpoint have raised the loss, or if the step was not
+    halved at the last checkpoint and the best loss has not grown since.
 
-    As in the authors' released code, whose numbers are the published ones, and unlike Algorithm 1: the periods between
-    checkpoints are rounded down (the same checkpoints at 100 steps); exactly `rho` of the steps is still too few; the
-    loss after the first step is compared with a loss of 0; the second condition waits for the second checkpoint. Unlike
-    there, the random start is uniform in the ball, not stretched to touch it, and at the last iterate only the logits
-    are taken, which saves a gradient.
+    Four details follow the authors' released code, which produced the published numbers, instead of Algorithm 1: the
+    periods between checkpoints are rounded down (the same checkpoints at 100 steps); a share of exactly `rho` counts as
+    too few; the loss after the first step is compared with a loss of 0; the second condition does not apply at the
+    first checkpoint. Two details differ from that code: the random start is uniform in the ball, not stretched to touch
+    its boundary, and no gradient is taken at the last iterate.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
-        rho: share of steps that must raise the loss.
+        rho: share of steps, in [0, 1], that must raise the loss for a step size to be kept.
         restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
-        early_stop: a sample keeps the first iterate that fools the model and leaves the batch. Otherwise it continues
-            and keeps the last one that does. No verdict depends on it. A sample that is never fooled keeps its iterate
-            of largest loss.
+        early_stop: a sample keeps the first iterate that fools the model and leaves the batch. False: it continues and
+            keeps the last such iterate. Whether a sample is fooled does not depend on it. A sample that is never fooled
+            keeps its iterate of largest loss.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -81,8 +81,8 @@ class APGD(Attack):
         )
         self.rho = rho
 
-    def _reads(self) -> bool:
-        return super()._reads() or self.network.is_shadowed
+    def _waits_for_device(self) -> bool:
+        return super()._waits_for_device() or self.network.is_shadowed
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
@@ -92,9 +92,9 @@ class APGD(Attack):
         def step(state: _State, number: int) -> None:
             if number:
                 self._move(call, state, first=number == 1)
-            logits = self._look(call, state, gradient=number < self.steps)
+            logits = self._evaluate(call, state, gradient=number < self.steps)
             self._keep_fooling(state, logits)
-            self._compare(call, state, logits, first=number == 0)
+            self._update_best(call, state, logits, first=number == 0)
             if number in periods:
                 self._halve(state, periods[number])
 
@@ -135,7 +135,7 @@ class APGD(Attack):
         )
 
     def _move(self, call: Call, state: _State, *, first: bool) -> None:
-        """Lines 7 and 8 of Algorithm 1; its first step, line 2, has no momentum."""
+        """Lines 7 and 8 of Algorithm 1; the first step, line 2, has no momentum."""
         x, eps, box = state.x, state.eps, (self.lo, self.hi)
         stepped = state.x_adv.clone()
         descend = self._descends
@@ -145,8 +145,8 @@ class APGD(Attack):
         moved += (state.x_adv - state.previous) * (1 - new)
         state.previous, state.x_adv = state.x_adv, _project_linf(moved, x, eps, *box)
 
-    def _look(self, call: Call, state: _State, *, gradient: bool) -> Tensor:
-        """The logits at the current iterates and, for another step, the gradient."""
+    def _evaluate(self, call: Call, state: _State, *, gradient: bool) -> Tensor:
+        """The logits [n, C] at the current iterates; with `gradient`, also sets state.grad."""
         if not gradient:
             with torch.no_grad():
                 logits = self.network.logits(state.x_adv)
@@ -171,8 +171,8 @@ class APGD(Attack):
         state.kept = torch.where(as_column(fooled, state.kept), state.x_adv, state.kept)
         state.found = state.found | fooled
 
-    def _compare(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
-        """Lines 3 to 5 and 9: the best iterates so far, and the count of steps that have raised the loss."""
+    def _update_best(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
+        """Lines 3 to 5 and 9: update the best iterates, and the count of steps that have raised the loss."""
         targeted = self._descends
         loss = losses.value(
             self.loss,
@@ -196,7 +196,7 @@ class APGD(Attack):
             state.loss = loss
 
     def _halve(self, state: _State, period: int) -> None:
-        """Lines 10 to 14, at a checkpoint `period` steps after the last one."""
+        """Lines 10 to 14: at a checkpoint, `period` steps after the last one, halve the steps of stalled samples."""
         stalled = ~state.halved & (state.best_loss <= state.checked_loss)
         halve = (state.raised <= self.rho * period) | stalled
         state.step = torch.where(halve, state.step / 2, state.step)
@@ -207,7 +207,7 @@ class APGD(Attack):
         state.raised = torch.zeros_like(state.raised)
 
     def _source(self, call: Call, rows: Tensor) -> Tensor | None:
-        """The true classes, where the loss needs them next to the targets."""
+        """int64 [n], the true classes, if the loss needs them in addition to the targets."""
         return None
 
 
@@ -220,9 +220,10 @@ class APGDT(APGD):
     Args:
         model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed: as `APGD`'s.
         loss: "dlr", which needs at least 4 classes; "ce" or "cw".
-        n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
-            model has fewer, or masks some of them.
-        restarts, random_start: per target.
+        n_target_classes: number of wrong classes to try, those with the largest logits at x first; fewer if the model
+            has fewer, or masks some by logits of -infinity.
+        restarts: runs per target.
+        random_start: as `PGD`'s.
         targeted: False, these classes; else the one target that `PGD` says, and `n_target_classes` is not read.
 
     Raises:
@@ -260,7 +261,7 @@ class APGDT(APGD):
         )
         self.n_target_classes = n_target_classes
 
-    def _reads(self) -> bool:
+    def _waits_for_device(self) -> bool:
         return True
 
     def _aim(self, call: Call) -> None:
@@ -269,7 +270,7 @@ class APGDT(APGD):
     def _attack(self, call: Call) -> Tensor:
         with torch.no_grad():
             logits = self.network.logits(call.x)
-        call.y = call.indexing(call.y, logits.shape[1])
+        call.y = call.safe_classes(call.y, logits.shape[1])
         self._look_at_masks(call, logits)
         targets = self._targets(call, logits, self.n_target_classes)
         call.planned *= targets.shape[1]
@@ -289,7 +290,15 @@ class APGDT(APGD):
 
 @dataclasses.dataclass
 class _State(RunState):
-    """kept: the iterates that fool the model, of the rows that are found; best: those of largest loss."""
+    """The n rows of a run; images are [n, ...], all else is [n].
+
+    kept: for rows that are found, an iterate that fools the model.
+    step: step size.
+    previous, grad: the iterate before x_adv, and the gradient at x_adv.
+    best, best_grad, best_loss: the iterate of largest loss, its gradient and its loss.
+    loss: at x_adv; checked_loss: best_loss at the last checkpoint.
+    raised: number of steps since then that have raised the loss; halved: whether the step was halved there.
+    """
 
     results = ("found", "kept", "best")
     kept: Tensor
@@ -311,10 +320,10 @@ class _State(RunState):
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """The steps after which step sizes may be halved, each with the number of steps since the checkpoint before.
+    """{checkpoint: steps since the checkpoint before it}; at a checkpoint step sizes may be halved.
 
-    The first period is 22 % of the steps, each one 3 % shorter than the one before it but no shorter than 6 %
-    (Croce and Hein 2020, Section 3.2), each rounded down to a whole number of steps but at least one.
+    The first period is 22 % of the steps; each later one is shorter by 3 % of the steps, down to 6 % (Croce and Hein
+    2020, Section 3.2). These three numbers of steps are rounded down, but are at least 1.
     """
     period, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     found, step = {}, period

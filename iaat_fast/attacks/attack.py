@@ -1,4 +1,4 @@
-"""What all attacks share: their arguments, the checks of a call, restarts, and the worst case per sample."""
+"""The base class of all attacks: constructor arguments, one call with its checks, restarts, and verdicts."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from iaat_fast.attacks.targets import (
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
 _T = TypeVar("_T")
 
 
 class Attack:
-    """Base of the L-infinity attacks. A subclass implements `_run_once`, one run from given starts.
+    """Base of the L-infinity attacks. A subclass implements `_run_once`, one run from given start images.
 
-    Args: as `PGD`'s; alpha is None for an attack that finds its own step sizes.
+    Args: as `PGD`'s, except that alpha is None for an attack that finds its own step sizes.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -53,7 +53,7 @@ class Attack:
     _draws = False  # whether steps are random, so that restarts differ also without a random start
 
     def __init_subclass__(cls) -> None:
-        """Let `inspect.signature` and `help` name the shared keywords too."""
+        """Make `inspect.signature` and `help` list the keywords shared by all attacks."""
         super().__init_subclass__()
         cls.__signature__ = options.full_signature(cls.__init__, Attack.__init__)
 
@@ -134,40 +134,42 @@ class Attack:
         restart: int = 0,
         findings: Findings | None = None,
     ) -> Tensor:
-        """Adversarial images for x.
+        """Make adversarial images for x.
 
         Args:
-            x: images [N, ...] in [lo, hi], floating point. Values outside by no more than float noise are accepted.
+            x: images [N, ...] in [lo, hi], floating point. Values may lie outside by rounding errors.
             y: int64 [N], true classes, or targets where `targeted` is True.
-            eps: radius of this call, a float or a tensor [N], at most hi - lo; a tensor [K*N] asks for K candidates
+            eps: radius for this call, a float or a tensor [N], at most hi - lo; a tensor [K*N] asks for K candidates
                 per sample.
-            alpha: step size of this call, a float, a tensor like eps or [N], or a function of the radii.
-            start: images like x (or the [K*N, ...] of the result) where the first gradient is taken.
-            index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
-            seed: of this call, an int, or an int64 tensor [] or [1] on the device of x.
+            alpha: step size for this call, a float, a tensor like eps or [N], or a function of the radii.
+            start: images [N, ...] or [K*N, ...] at which the first gradient is taken.
+            index: int64 [N], the samples' numbers in their data set: a sample's noise depends on its number, not on its
+                place in the batch; default 0 ... N-1.
+            seed: for this call, an int, or an int64 tensor [] or [1] on the device of x.
             candidate: number of the first candidate; another number draws other noise from the same seed.
-            restart: number of the first restart, likewise.
-            findings: where zero and NaN entries of gradients, and on a GPU whatever is wrong with values, are left to
-                be asked for later. None: the call asks itself.
+            restart: number of the first restart; another number draws other noise from the same seed.
+            findings: collects counts of zero and NaN gradient entries, and on a GPU also invalid values, so that the
+                caller reads them later. None: the call reads them itself before it returns.
 
         Returns:
             [K*N, ...] in the dtype, device and memory format of x; row k*N + i is candidate k of sample i. `self.stats`
-            then counts the gradients' entries, and a RuntimeWarning says where they could not have found anything.
-            With findings there is no warning, and `stats` has 0 for the zero and NaN entries, which are counted there.
+            then holds this call's counts, and a RuntimeWarning says if its gradients were mostly 0 or partly NaN. With
+            findings there is no warning, and the zero and NaN entries are counted in the findings, not in `stats`.
 
-        A GPU is waited for once, at the end. Values of arguments and weights are checked on the device while the attack
-        runs; what is wrong with them is raised then, in place of the result. Given findings, nothing waits, and the
-        call may be captured in a CUDA graph if an earlier one has been made outside of it, for a copy of the model is
-        compared with it when it is made. Calls that wait on their way (`restarts`, `early_stop`, and attacks from
-        whose batch samples leave: `APGDT`, `DeepFool`, `FABT`, `Square`; `APGD` on a copy) hear of bad values before
-        they begin, findings given or not; so do those that leave marks on the model (`bn="train_update"`), where none
-        are given.
+        Waiting for the GPU: a call without findings waits once, at its end. Values of arguments and weights are checked
+        on the device while the attack runs, and an error is raised at the end instead of a result. With findings
+        nothing waits, and the call may be captured in a CUDA graph, if one call with this model and shape was made
+        before the capture (a new copy of the model is first compared with the model). Two kinds of calls check values
+        before they start: those that wait anyway (`restarts`, `early_stop`, the attacks that drop samples from the
+        batch, `APGDT`, `DeepFool`, `FABT` and `Square`, and `APGD` on a copy); and, without findings, those that change
+        the model (`bn="train_update"`).
 
-        Calls from several threads on one model, or on models that share a module, are made one after the other, each
-        as if it were alone; on a GPU they belong on one stream. `stats` is then that of the call that ended last.
-        A call that finds its copy of the model, or its captured steps, to be out of date is made again with the live
-        model; on a GPU one that is given findings leaves that to them. Autocast around a call is off in
-        it, and inference mode, no_grad and the default dtype change nothing.
+        Threads: calls on one model, or on models that share a module, run one after the other; on a GPU they must use
+        one stream. `stats` is then that of the call that ended last.
+
+        A call that finds its copy of the model, or its captured steps, out of date is repeated with the live model; on
+        a GPU, a call with findings records this in them instead. Autocast is off inside a call, and inference mode,
+        no_grad and the default dtype have no effect on it.
 
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
@@ -308,7 +310,7 @@ class Attack:
         """What `work` makes of a call of these arguments, None where it has no rows; and its stats, also as `stats`."""
         if self.alpha is None and alpha is not None:
             raise TypeError(f"alpha: given, but {type(self).__name__} finds its own step sizes")
-        # The loop needs gradients also where the caller, a validation loop for example, has switched them off.
+        # Gradients are needed even if the caller, a validation loop for example, has switched them off.
         with torch.inference_mode(False), torch.enable_grad():
             if start is not None and self.restarts > 1:
                 raise ValueError(
@@ -332,14 +334,14 @@ class Attack:
                 return None, self.stats
             counted = call.stats.clone()
             try:
-                made, zero, nan = self._made(call, work, own=findings is None)
+                made, zero, nan = self._run_call(call, work, own=findings is None)
             except Stale as stale:
                 if findings is not None and not findings.heard_at_once:
-                    raise  # of an earlier call: this one has been given findings, and hears nothing
+                    raise  # found by an earlier call with the same findings
                 self.network.give_up_copy(str(stale))
                 call.stats.copy_(counted)
                 call = prepare_call(x, y, seed=call.stream[0], **arguments)
-                made, zero, nan = self._made(call, work, own=findings is None)
+                made, zero, nan = self._run_call(call, work, own=findings is None)
         # Returned, for another thread may call in between.
         self.stats = stats = AttackStats(
             total=call.entries,
@@ -353,7 +355,7 @@ class Attack:
         return made, stats
 
     def with_steps(self, steps: int, alpha: StepSize | None) -> Self:
-        """The same attack with another number of steps and step size; both share the copy of the model.
+        """The same attack with another number of steps and step size; it shares this attack's copy of the model.
 
         Args:
             steps, alpha: as `PGD`'s; alpha is None for an attack that finds its own step sizes.
@@ -373,16 +375,26 @@ class Attack:
         with self.network.in_mode(), torch.no_grad():
             return self.network.logits(x)
 
-    def _made(self, call: Call, work: Callable[[Call], _T], *, own: bool) -> tuple[_T, int, int]:
+    def _run_call(
+        self, call: Call, work: Callable[[Call], _T], *, own: bool
+    ) -> tuple[_T, int, int]:
         """What `work` makes of a call; with findings of its own, how many zeros and NaNs its gradients had.
 
-        Raises Stale where they come from a copy that no longer gives what the model gives, if this call hears of it.
+        Args:
+            layout: memory format of the result.
+            own: whether the findings belong to this call, which then reads them at its end.
+
+        Returns:
+            The images [K*N, ...] and the numbers of zero and NaN gradient entries, both 0 unless `own`.
+
+        Raises:
+            Stale: the gradients came from a copy that no longer matches the live model.
         """
         call.planned = gradients = call.rows * self.steps * self.restarts
         if call.passes is not None:
             call.passes.take()  # of an answer that has been given up
         with self.network.attacked(call.x, call.findings, call.passes):
-            if self._reads() or (self.bn == "train_update" and own):
+            if self._waits_for_device() or (self.bn == "train_update" and own):
                 call.findings.look()
             call.x = self.network.to_channels_last(call.x)
             self._aim(call)
@@ -398,7 +410,7 @@ class Attack:
         elif self.targeted == "least-likely" or callable(self.targeted):
             with torch.no_grad():
                 logits = self.network.logits(call.x)
-            call.y = call.indexing(call.y, logits.shape[1])
+            call.y = call.safe_classes(call.y, logits.shape[1])
             call.goal = self._target(call, logits)
             self._look_at_masks(call, logits)
 
@@ -437,7 +449,7 @@ class Attack:
         return worst.images
 
     def _run_restarts(self, call: Call, worst: WorstCase, restarts: range) -> None:
-        """Restarts of these numbers, which their noise follows, on the rows still standing."""
+        """Run these restarts, by number, on the rows that are not fooled yet; the number decides a restart's noise."""
         for restart in restarts:
             rows = worst.rows()
             if not len(rows):
@@ -446,22 +458,27 @@ class Attack:
             with among(call.passes, rows):
                 worst.take(rows, *self._run_once(call, start, rows))
 
-    def _reads(self) -> bool:
-        """Whether a call waits for the device on its way: then it may as well hear of bad values before it begins."""
+    def _waits_for_device(self) -> bool:
+        """Whether a call has to wait for the device before its end: then values are checked before it starts."""
         return self.restarts > 1 or self.early_stop
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run from the images x_adv, which may be overwritten, on some rows of the call.
+        """One run of the attack.
+
+        Args:
+            x_adv: start images [n, ...], which may be overwritten.
+            rows: int64 [n], the rows of the call that x_adv holds; None for all.
 
         Returns:
-            The images, whether they fool the model, and the loss that `_verdict` gives. With rows=None all rows run and
-            the last two may be anything: no one asks for the verdict, which costs a forward.
+            The images, whether they fool the model (bool [n]), and the loss of `_verdict` [n]. With rows=None the last
+            two are not used and may be any tensors: a verdict costs a forward.
         """
         raise NotImplementedError
 
     def _start(self, call: Call, restart: int) -> Tensor:
+        """The start images [K*N, ...] of a restart."""
         if call.start is not None:
             start = call.start.detach()
             start = start if len(start) == call.rows else call.per_candidate(start)
@@ -473,19 +490,19 @@ class Attack:
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)
 
     def _prediction(self, call: Call) -> Tensor:
-        """Log-probabilities [N, C] at x, by what gradients come from, so that the divergence from them is 0 at x."""
+        """Log-probabilities [N, C] at x, from the source of the gradients, so that the divergence at x is exactly 0."""
         log_p = self.network.predict(call.x).log_softmax(1)
-        call.indexing(call.y, log_p.shape[1])  # for the check: what is indexed is the prediction
+        call.safe_classes(call.y, log_p.shape[1])  # only to check y: "kl" does not index by class
         return log_p
 
     def _goal(self, call: Call, logits: Tensor, rows: Tensor | None) -> Tensor:
-        """The class whose loss is climbed, or for a target descended; for "kl" the prediction at x.
+        """The `goal` of the loss (see `losses.py`) for some rows, or for one candidate of all samples if rows is None.
 
         Args:
-            logits: [n, C] of those rows; of all rows of the call, where it has no goal yet.
+            logits: [n, C], of all rows of the call if it has no goal yet.
         """
         if call.goal is None:
-            y = call.indexing(call.y, logits.shape[1])
+            y = call.safe_classes(call.y, logits.shape[1])
             if self.targeted == "random":
                 draws = target_draws(call.stream, call.index)
                 call.goal = random_targets(logits[: len(y)], y, draws)
@@ -495,7 +512,7 @@ class Attack:
         return call.goal if rows is None else call.goal[rows % len(call.y)]
 
     def _look_at_masks(self, call: Call, logits: Tensor) -> None:
-        """Take note, at logits of all rows, whether masks leave a sample too few classes for its DLR."""
+        """Record in the findings whether logits of -infinity leave a sample too few classes for the loss "dlr"."""
         if self.loss == "dlr":
             last = losses.last_of_dlr(logits, targeted=self._descends)
             call.findings.look_at_dlr(last)
@@ -507,7 +524,7 @@ class Attack:
             goal,
             targeted=self._descends,
             source=source,
-            # Through batch statistics every sample's loss reaches every image, so there no sample's may be rescaled.
+            # False with batch statistics: every sample's loss then reaches every image, and must not be rescaled.
             saturation_proof=self.network.saturation_proof,
         )
 
@@ -527,15 +544,15 @@ class Attack:
         return logits, grad
 
     def _verdict(self, call: Call, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """By the live model: whether images fool it, and how much, for choosing among those that do not."""
+        """Whether images fool the live model, bool [n], and the loss [n] by which the worst of the others is chosen."""
         with torch.no_grad():
             logits = self.network.logits(x_adv)
-            y = call.indexing(y, logits.shape[1])
+            y = call.safe_classes(y, logits.shape[1])
             loss = F.cross_entropy(logits.float(), y, reduction="none")
         return self._fooled(logits, y), -loss if self.targeted is True else loss
 
     def _confirmed(self, images: Tensor, y: Tensor, fooled: Tensor) -> Tensor:
-        """Which of the images that fool the network gradients come from fool the live model."""
+        """`fooled` (bool [n], by the source of the gradients) restricted to images that fool the live model too."""
         if not self.network.is_shadowed:
             return fooled
         rows = fooled.nonzero()[:, 0]
@@ -553,7 +570,7 @@ class Attack:
         with torch.no_grad(), attacked(self.model, "train") if quiet else contextlib.nullcontext():
             logits = self.network.logits(images)
         checks.logit_values(logits)
-        y = call.indexing(y, logits.shape[1])
+        y = call.safe_classes(y, logits.shape[1])
         return logits.argmax(1), self._fooled(logits, y)
 
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:

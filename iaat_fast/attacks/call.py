@@ -1,4 +1,4 @@
-"""One call of an attack: its tensors, checked and completed, and what its gradients looked like."""
+"""One call of an attack: its arguments, checked and with defaults filled in, and the statistics of its gradients."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ SUSPICIOUS_ZEROS = 0.5
 class Call:
     """One call's tensors.
 
-    x, y, index: of the N samples.
-    eps, alpha: one value for each of the K*N rows, row k*N + i being candidate k of sample i.
-    stream: int64 [3], what the noise is a function of: key, restart, first candidate.
-    stats: the findings' counts of zero and NaN entries, which steps add to.
+    x, y, index: images [N, ...], int64 [N] and int64 [N], of the N samples.
+    eps, alpha: [K*N], one value for each row; row k*N + i is candidate k of sample i.
+    start: given start images [N, ...] or [K*N, ...], or None.
+    stream: int64 [3], key, restart and first candidate: the random numbers are a function of these.
+    stats: int64 [2], the findings' counts of zero and NaN gradient entries, to which steps add.
     coupled: whether samples share batch statistics.
     goal: the classes whose loss is climbed or descended, or the prediction of "kl", once it is known.
     entries, gradients, planned: as in `AttackStats`.
@@ -58,11 +59,11 @@ class Call:
         return len(self.eps)
 
     def begin_restart(self, number: int) -> None:
-        """Let the noise be that of the restart of this number, counted from the call's first."""
+        """Switch the noise to that of a restart, numbered from 0 within the call."""
         self.stream[1].fill_(self.restart + number)
 
     def count(self, grad: Tensor, times: int = 1, *, passes: int = 1) -> None:
-        """Take note of steps by gradients [rows, ...] that were taken, each in so many passes."""
+        """Count `times` steps along gradients [n, ...] like this one, each of `passes` passes through the network."""
         self.entries += times * grad.numel()
         self.gradients += times * passes * len(grad)
 
@@ -84,11 +85,11 @@ class Call:
         self.gradients += part.gradients
         self.planned = part.planned * of
 
-    def indexing(self, y: Tensor, classes: int) -> Tensor:
+    def safe_classes(self, y: Tensor, classes: int) -> Tensor:
         """Classes y of samples of this call as they may index logits, once the number of classes is known.
 
-        Raises ValueError where y holds a class that the model does not have, if that is known yet. Else it is
-        brought into range, and the findings will tell.
+        On a CPU, raises ValueError for a class that the model does not have. On a GPU classes are clamped into range,
+        and the findings report the error later.
         """
         if self.largest_class is None:
             return self.findings.look_at_classes(y, classes)
@@ -97,7 +98,7 @@ class Call:
         return y
 
     def per_candidate(self, x: Tensor) -> Tensor:
-        """x repeated for the candidates."""
+        """x [N, ...] repeated for the K candidates: [K*N, ...]."""
         copies = self.rows // len(x)
         return x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
 
@@ -119,10 +120,15 @@ def prepare_call(
     coupled: bool,
     passes: PassCounter | None = None,
 ) -> Call:
-    """Check the arguments of `Attack.__call__` and fill in what they leave out.
+    """Check the arguments of `Attack.__call__` and fill in the defaults; the findings check the values in tensors.
 
-    Their values are checked by the findings. `moves` says whether the attack takes a step, `coupled` whether the
-    samples share batch statistics.
+    Args:
+        box: (lo, hi).
+        moves: whether the attack takes a step.
+        coupled: whether the samples share batch statistics.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
     """
     checks.images("x", x)
     if capturing(x.device):
@@ -176,7 +182,7 @@ def prepare_call(
 
 
 def _check_captured(seed: int | Tensor | None, findings: Findings | None) -> None:
-    """Raise ValueError for what cannot be, or would be frozen, in a CUDA graph that the caller captures."""
+    """Raise ValueError for arguments that cannot be used, or would repeat in every replay, in a captured CUDA graph."""
     if findings is None:
         raise ValueError(
             "findings: None while a CUDA graph is captured, where nothing can be read; expected `Findings`"
@@ -199,13 +205,15 @@ def _findings(given: Findings | None, device: torch.device) -> Findings:
 
 
 def _stream(seed: int | Tensor | None, candidate: int, device: torch.device) -> Tensor:
-    """int64 [3]: key, restart, first candidate; made without a copy from the host, which would wait for the device."""
+    """int64 [3]: key, restart 0, first candidate; filled on the device, as a copy from the host would wait for it."""
     stream = torch.zeros(3, dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         stream[0].copy_(_seed(seed, device))
     else:
         if seed is None:
-            seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever the default device
+            seed = int(
+                torch.randint(2**63 - 1, (), device="cpu")
+            )  # even if the default device is another
         validate.int64("seed", seed)
         stream[0].fill_(seed)
     stream[2].fill_(candidate)
@@ -224,11 +232,11 @@ def _seed(seed: Tensor, device: torch.device) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class AttackStats:
-    """The input gradients of one call.
+    """Statistics of the input gradients of one call.
 
     total, zero, nan: entries of all gradients, and how many of them were 0 and NaN.
-    gradients: gradients taken, one image each, that is passes through the network and back.
-    planned: what they would have been with every sample in every step of every restart.
+    gradients: number of gradients, one forward and backward pass of one image each.
+    planned: `gradients` if no sample had left the batch early.
     """
 
     total: int = 0
@@ -238,7 +246,7 @@ class AttackStats:
     planned: int = 0
 
     def plus(self, call: AttackStats) -> AttackStats:
-        """These and those of one more call, of a plan that stays as it is."""
+        """The counts of both; `planned` stays that of self."""
         return dataclasses.replace(
             self,
             total=self.total + call.total,
@@ -248,11 +256,9 @@ class AttackStats:
         )
 
     def warn(self, *, zeros: bool = True) -> None:
-        """Warn where the attack was blind: torch.sign gives 0 for a NaN as for a 0, and the pixel stays put.
+        """Warn if entries were NaN or mostly 0: neither moves a pixel. zeros=False: many zeros are no reason to warn.
 
-        `zeros` says whether many zeros are suspicious.
-
-        The texts hold no counts, so that Python's own filter shows each of them once per place and not at every step.
+        The texts hold no counts, so that Python's filter shows each of them once per caller, not in every call.
         """
         if self.nan:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""CUDA graphs: steps captured once per shape and replayed, without Python and without gaps between kernels."""
+"""CUDA graphs: steps captured once per shape and replayed, without Python in between and gaps between kernels."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from torch import Tensor
 
 logger = logging.getLogger("iaat_fast")
 
-# Shapes whose graphs are kept: a data set's batches, its last one, and the buckets of the survivors' batches.
+# Number of graphs kept: for a data set's batches, its last batch, and the smaller batches of active rows.
 _KEPT = 8
-# Steps in one graph. A replay costs the host about 10 us, nothing against 20 passes through a network, and a capture
-# takes as long as an eager run.
+# Maximum number of steps in one graph. A replay costs the host about 10 us, little compared with 20 passes through a
+# network; a capture takes as long as an eager run of the steps.
 _LONGEST = 20
 
 Capture = Callable[[Callable[[], None], Any], Callable[[], None]]
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether what is launched now goes into a CUDA graph that the caller is capturing, and is not run."""
+    """Whether the caller is capturing a CUDA graph: kernels launched now are recorded and not run."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def capture_cuda(
     body: Callable[[], None], pool: Any, stream: torch.cuda.Stream | None = None
 ) -> Callable[[], None]:
-    """Capture what `body` launches, on a stream if given, into memory of `pool` or, for None, its own.
+    """Capture the kernels that `body` launches in a CUDA graph, and return the function that replays it.
 
-    Returns what replays it. Where capturing fails everything is as before, and what `body` raised is raised, else what
-    ended the capture.
+    Args:
+        body: launches the work.
+        pool: memory pool of the graph; None for a new one.
+        stream: where to capture; None for torch's capture stream.
+
+    Raises:
+        Exception: what `body` raised, else what made the capture fail. Everything is then as it was before.
     """
     device = torch.cuda.current_device() if stream is None else stream.device_index
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
@@ -41,8 +46,8 @@ def capture_cuda(
     drawn = generator.clone_state()
     failure: Exception | None = None
     try:
-        # The outer block gives the current stream back: torch's own does not where the capture fails. Other threads,
-        # such as the one that pins memory for decoded images, continue meanwhile ("thread_local").
+        # The outer block restores the current stream, which torch does not do if the capture fails. "thread_local":
+        # other threads, such as the one that pins memory for decoded images, may continue during the capture.
         with (
             torch.cuda.stream(torch.cuda.current_stream(device)),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -50,11 +55,11 @@ def capture_cuda(
             try:
                 body()
             except Exception as error:
-                failure = error  # ending the capture may raise another, which says less
+                failure = error  # ending the capture may raise a less helpful one
                 raise
     except Exception as error:
         _abandon(graph, device, pool)
-        # A capture that did not end leaves the generator in the belief that it continues: the next dropout would fail.
+        # A failed capture leaves the generator in its capturing state, in which the next dropout would fail.
         generator.graphsafe_set_state(drawn)
         failure = failure or error
     if failure is None:
@@ -62,36 +67,36 @@ def capture_cuda(
     try:
         raise failure
     finally:
-        # Kept by this frame, or as the context of another error, it would keep all the body's tensors.
+        # A reference from this frame would keep all tensors of `body` alive.
         del failure
 
 
-# Torch's allocator may ask a graph whose capture did not end whether it continues, so none of them is ever freed.
+# Graphs whose capture did not end. Torch's allocator may still call them, so they are never freed.
 _abandoned: list[torch.cuda.CUDAGraph] = []
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, device: int, pool: Any) -> None:
-    """Give back the memory of a capture that failed, which torch does only where it could be ended."""
+    """Free the memory of a failed capture; torch does so itself only if the capture could be ended."""
     try:
         graph.pool()
-    except RuntimeError:  # it was not
+    except RuntimeError:  # it could not be ended
         _abandoned.append(graph)
-        # As torch.cuda.use_mem_pool does. They are not public: without them the memory would stay reserved.
+        # As torch.cuda.use_mem_pool does. If a torch has no such functions, the memory stays reserved.
         with contextlib.suppress(AttributeError, RuntimeError):
             torch._C._cuda_endAllocateToPool(device, pool)
             torch._C._cuda_releasePool(device, pool)
 
 
 class Replayed:
-    """A function of no arguments that always reads and writes the same memory, as one graph.
+    """A function without arguments that always uses the same memory, run as a CUDA graph.
 
-    The first call runs it, which is the warm-up that capturing needs, the second captures it, later ones replay. Where
-    capturing fails, or the caller is capturing a graph, it is run.
+    The first call runs it eagerly, which is the warm-up that capturing needs; the second captures it; later ones replay
+    it. If capturing fails, or while the caller captures a graph, it runs eagerly.
 
     Args:
-        body: launches work, and looks at no values.
+        body: launches work and reads no values from the device.
         device: where it works.
-        capture: how it is captured, None not at all; the tests replace it.
+        capture: captures it; None: never.
     """
 
     def __init__(
@@ -122,13 +127,13 @@ class _Captured(NamedTuple):
 
 
 class GraphRunner:
-    """Runs steps that read and write a fixed list of tensors: eagerly the first time, captured afterwards.
+    """Runs steps on a list of tensors: eagerly in the first call with given shapes, by a CUDA graph in later ones.
 
-    The first call with a shape is the warm-up that capturing needs, and real work too. A capture that fails is reported
-    once, and everything runs eagerly from then on. Where the caller is capturing a graph, steps are launched into that.
+    The first call is also the warm-up that capturing needs. If a capture fails, that is logged once, and everything
+    runs eagerly from then on. While the caller captures a graph, steps are launched into that graph.
 
     Args:
-        capture: how steps are captured; the tests replace it.
+        capture: captures steps.
     """
 
     def __init__(self, capture: Capture = capture_cuda) -> None:
@@ -149,12 +154,12 @@ class GraphRunner:
         """`step(tensors)`, `steps` times.
 
         Args:
-            key: what, besides the tensors' shapes, strides, dtypes and devices, decides which kernels a step launches
-                and which other memory it reads: equal keys may share a graph.
-            tensors: what a step works on, first those that it writes in place.
-            step: launches one step on such tensors, with no look at their values.
-            steps: how many.
-            written: how many of the tensors a step writes; the others it only reads.
+            key: calls with equal keys, and tensors of equal shapes, strides, dtypes and devices, may share a graph: a
+                step launches the same kernels and reads the same other memory.
+            tensors: what a step works on, those that it writes in place first.
+            step: launches one step on such tensors, without reading values from the device.
+            steps: number of steps.
+            written: number of tensors that a step writes; it only reads the others.
         """
         if capturing(tensors[0].device):
             for _ in range(steps):
@@ -173,7 +178,7 @@ class GraphRunner:
         _copy(tensors[:written], captured.buffers[:written])
 
     def forget(self) -> None:
-        """Drop all graphs: the memory that they read is gone or means something else."""
+        """Drop all graphs, because the memory that they read is freed or reused."""
         self._graphs.clear()
 
     def _find(
@@ -183,7 +188,7 @@ class GraphRunner:
         step: Callable[[Sequence[Tensor]], None],
         at_once: int,
     ) -> _Captured | None:
-        """The graph of a key; None the first time, which is the warm-up."""
+        """The graph of a key, captured in the second call; None in the first, or if capturing fails."""
         if key not in self._graphs:
             self._remember(key, None)
             return None
@@ -225,7 +230,7 @@ class GraphRunner:
 
 
 def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy tensors with one kernel for all of a dtype: a launch each would take longer than the copies."""
+    """Copy tensors with one kernel per dtype: separate launches would take longer than the copies."""
     by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for place, value in zip(into, values, strict=True):
         places, some = by_dtype.setdefault(place.dtype, ([], []))
@@ -236,5 +241,5 @@ def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _steps_at_once(steps: int) -> int:
-    """The largest divisor of `steps` up to the longest graph."""
+    """Steps per graph: the largest divisor of `steps` up to _LONGEST."""
     return next(n for n in range(min(steps, _LONGEST), 0, -1) if steps % n == 0)

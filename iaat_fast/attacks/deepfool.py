@@ -1,4 +1,4 @@
-"""DeepFool in the L-infinity norm: to the nearest boundary of the linearised network, again and again."""
+"""DeepFool in the L-infinity norm: repeated steps to the nearest decision boundary of the linearised network."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import SharedOptions, whole_box
 from iaat_fast.attacks.targets import likely_targets
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _project_linf = torch.ops.iaat_fast.project_linf.default
 
-# Added to every distance, in logits over L1 norm, so that a step does not die on the boundary; and to the norm (both of
-# the authors' code and of foolbox).
+# Added to every distance (logits over L1 norm of the gradient), so that a step never becomes 0 at the boundary, and to
+# every norm. Both are from the authors' code and foolbox.
 _PAST, _TINY = 1e-4, 1e-8
 
 
 class DeepFool(Attack):
     """DeepFool: a small perturbation that fools, found by stepping to the nearest linearised decision boundary.
 
-    Each sample stops at its first iterate that fools the model, and leaves the batch; one that is misclassified already
-    stays as it is. Unlike PGD it looks for a small perturbation, not for the worst one in a ball: a radius only clips
+    Each sample stops at its first iterate that fools the model, and leaves the batch; a misclassified sample is not
+    changed. Unlike PGD, DeepFool looks for a small perturbation, not for the worst one in a ball: the radius only clips
     the iterates.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius of the ball that iterates are clipped to, a float or a tensor [N]; None, the whole box.
-        steps: the most steps; 0 gives x itself, with a warning.
-        overshoot: how far past the boundary, relative to the perturbation (eta in the paper).
-        candidates: classes that are tried, the true one and those with the largest logits at x. A step takes one pass
-            through the network and back for each but the true one.
+        steps: maximum number of steps; 0 gives x itself, with a warning.
+        overshoot: how far a step goes past the boundary, relative to its length (eta in the paper).
+        candidates: number of classes considered, at least 2: the true one, and the others with the largest logits at x.
+            A step takes candidates - 1 gradients.
         lo, hi, bn, precision, engine: as `PGD`'s.
 
     Raises:
@@ -63,20 +63,20 @@ class DeepFool(Attack):
         super().__init__(model, eps, None, steps, random_start=False, **options)
         self.overshoot, self.candidates = overshoot, candidates
 
-    def _reads(self) -> bool:
+    def _waits_for_device(self) -> bool:
         return True
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of all rows: there are no restarts to leave any out."""
+        """See `Attack._run_once`; rows is None, as there are no restarts."""
         assert rows is None
 
         def step(state: _State, number: int) -> None:
             if number:
                 self._move(state, *self._nearest(call, state))
             if number < self.steps:
-                self._look(call, state)
+                self._evaluate(call, state)
 
         state = self._begin(call, x_adv)
         shrinks = not call.coupled
@@ -89,7 +89,7 @@ class DeepFool(Attack):
         with torch.no_grad():
             logits = self.network.logits(call.per_candidate(call.x))
         classes = logits.shape[1]
-        call.y = call.indexing(call.y, classes)
+        call.y = call.safe_classes(call.y, classes)
         x, y = call.per_candidate(call.x), call.per_candidate(call.y)
         others = likely_targets(logits, y, self.candidates - 1)
         call.planned *= others.shape[1]
@@ -105,8 +105,8 @@ class DeepFool(Attack):
             grad=torch.zeros_like(x_adv),
         )
 
-    def _look(self, call: Call, state: _State) -> None:
-        """Take the logits and the first other class's gradient at the iterates; rows that fool the model are found."""
+    def _evaluate(self, call: Call, state: _State) -> None:
+        """Set the logits at the iterates, the gradient for the first other class, and which rows fool the model."""
         state.logits, state.grad = self._lead_gradient(
             call, state.x_adv, state.others[:, 0], state.y
         )
@@ -114,7 +114,7 @@ class DeepFool(Attack):
         state.found = state.found | self._confirmed(state.x_adv, state.y, fooled)
 
     def _nearest(self, call: Call, state: _State) -> tuple[Tensor, Tensor]:
-        """Lines 5 to 9: the distance to the nearest boundary, and the gradient of its class."""
+        """Lines 5 to 9: the distance [n] to the nearest boundary, and the gradient [n, ...] for its class."""
         grad = state.grad
         nearest = self._distance(state, state.logits, grad, 0)
         for k in range(1, state.others.shape[1]):
@@ -126,13 +126,14 @@ class DeepFool(Attack):
         return nearest, grad
 
     def _distance(self, state: _State, logits: Tensor, grad: Tensor, k: int) -> Tensor:
+        """[n], the L-infinity distance to the linearised boundary towards class state.others[:, k]."""
         behind = logits.gather(1, state.y.view(-1, 1)) - logits.gather(
             1, state.others[:, k : k + 1]
         )
         return behind[:, 0].abs() / (grad.flatten(1).to(logits.dtype).abs().sum(1) + _TINY)
 
     def _move(self, state: _State, distance: Tensor, grad: Tensor) -> None:
-        """Lines 10 and 11, with the overshoot in every iterate as in the authors' code; found rows stay."""
+        """Lines 10 and 11, with the overshoot in every step as in the authors' code; found rows do not move."""
         length = as_column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
         radius = as_column(state.eps, grad).to(grad.dtype)
         delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
@@ -144,7 +145,12 @@ class DeepFool(Attack):
 
 @dataclasses.dataclass
 class _State(RunState):
-    """others: int64 [n, T], the wrong classes that are tried; logits, grad: at x_adv, for the first of them."""
+    """The n rows of a run; images are [n, ...].
+
+    delta: perturbation before the projection into the box.
+    others: int64 [n, T], the wrong classes that are considered.
+    logits, grad: logits [n, C] at x_adv, and the gradient of (logit of others[:, 0] - logit of y).
+    """
 
     results = ("found", "x_adv")
     x: Tensor

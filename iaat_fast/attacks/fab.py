@@ -1,4 +1,4 @@
-"""FAB-T: small perturbations, found by going back and forth over the decision boundary towards given classes."""
+"""FAB-T: small perturbations, found by moving back and forth across the decision boundary to a target class."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from iaat_fast.attacks.options import RestartOptions, Targeting, whole_box
 from iaat_fast.attacks.passes import among
 from iaat_fast.ops import checks
 
-# The ops themselves, behind the checks of the public functions: a call's arguments are checked once.
+# The registered ops, without the public functions' checks: a call checks its arguments itself.
 _project_linf = torch.ops.iaat_fast.project_linf.default
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
-_TINY = 1e-8  # of the released code: keeps the weight of two steps of size 0 from being 0/0
-# How far past the crossing that a secant predicts the final search tries, as a share of the way left. Not less: an
-# image exactly on the boundary may no longer fool the model in a batch of another size or memory format.
+_TINY = 1e-8  # as in the released code: avoids 0/0 in the weight of two steps of size 0
+# How far past the predicted crossing the final search tries, as a share of the remaining distance. With less, an image
+# exactly on the boundary may no longer fool the model in a batch of another size or memory format.
 _BEYOND = 0.1
 
 
 class FABT(Attack):
     """The fast adaptive boundary attack, targeted: the nearest image that fools, over the most likely wrong classes.
 
-    Each step linearises the boundary between the true and the target class at the iterate, and goes past the nearest
-    point of that hyperplane within the box, with a bias towards the nearest such point to x itself. An iterate that
-    fools (it may get any wrong class) is drawn back towards x. So unlike PGD it looks for a small perturbation, not for
-    the worst one in a ball, and the loss' scale and saturation do not matter. Where the boundary lies is always asked
-    of the live model; a copy in another precision gives the gradients alone.
+    Each step linearises the boundary between the true and the target class at the iterate. It moves past the point of
+    that hyperplane, within the box, that is nearest to the iterate, averaged with the one nearest to x. An iterate that
+    gets any wrong class fools the model and is pulled back towards x. Unlike PGD, FAB looks for a small
+    perturbation, not for the worst one in a ball, and the scale and saturation of the loss do not matter. Whether an
+    image fools is always decided by the live model; a copy in another precision only gives gradients.
 
-    With its defaults it is the "fab-t" of AutoAttack, and a bit more: where the steps have found an image outside the
-    radius, a final search on the segment from x to it finds where that crosses the boundary, and what is still too far
-    is clipped to the radius and classified there. A sample that is misclassified already stays as it is.
+    With the defaults it is AutoAttack's "fab-t" with two additions: if the steps have only found an image outside the
+    radius, a final search finds where the segment from x to it crosses the boundary, and an image that is still outside
+    is clipped to the radius and classified again. A misclassified sample is not changed.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
-        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N]; None, the whole box, and no
-            early stop: the smallest perturbation there is.
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N]; None: the whole box without
+            early stop, to find the smallest perturbation.
         steps: number of steps per target, each a gradient and a forward; 0 gives the start, with a warning.
         n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
             model has fewer, or masks some of them.
@@ -58,16 +58,16 @@ class FABT(Attack):
             True an image fools when it gets the target y, whose boundary with the strongest other class is followed.
         restarts: per target; the first starts at x, the others at random in the ball of half the radius.
         lo, hi, bn, precision, engine, seed: as `PGD`'s.
-        early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False
-            continues for the nearest one, over all targets. No verdict depends on it.
+        early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False:
+            it continues for the nearest such image over all targets. Whether it is fooled does not depend on it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
 
     Source: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
         Algorithm 1 with the L-infinity norm; the targeted version: Croce and Hein 2020, "Reliable evaluation of
-        adversarial robustness with an ensemble of diverse parameter-free attacks". Constants and the projection where
-        the hyperplane misses the box are those of the code released with the latter, AutoAttack.
+        adversarial robustness with an ensemble of diverse parameter-free attacks". The constants, and the projection
+        if the hyperplane misses the box, follow the code released with the latter, AutoAttack.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FABT(Attack):
             logits = self.network.logits(call.x)
         checks.logit_values(logits)
         classes = logits.shape[1]
-        call.y = call.indexing(call.y, classes)
+        call.y = call.safe_classes(call.y, classes)
         targets = self._targets(call, logits, self.n_target_classes)
         call.planned *= targets.shape[1]
         worst = WorstCase(call, drop=self.early_stop)
@@ -120,7 +120,7 @@ class FABT(Attack):
         """`_attack` does."""
 
     def _start(self, call: Call, restart: int) -> Tensor:
-        """x itself, or, from a target's second restart on, a point of the ball of half the radius."""
+        """A target's first restart starts at x, later ones at random in the ball of half the radius."""
         if call.start is not None:
             return super()._start(call, restart).clamp(self.lo, self.hi)
         if restart % self.restarts == 0:
@@ -128,13 +128,13 @@ class FABT(Attack):
         call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self.lo, self.hi)
 
-    def _reads(self) -> bool:
+    def _waits_for_device(self) -> bool:
         return True
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss by which `WorstCase` orders images that do not fool within the radius is minus their distance."""
+        """See `Attack._run_once`; the loss is minus the distance, so that `WorstCase` prefers near images."""
         assert rows is not None
         state = self._begin(call, x_adv, rows)
         move = functools.partial(self._move, call)
@@ -147,7 +147,7 @@ class FABT(Attack):
         assert call.goal is not None
         n = len(call.y)
         x, y, eps = call.x[rows % n], call.y[rows % n], call.eps[rows]
-        logits = self._look(x)
+        logits = self._live_logits(x)
         wrong = self._fooled(logits, y)
         distance = torch.where(wrong, 0.0, torch.full_like(eps, torch.inf))
         return _State(
@@ -163,8 +163,8 @@ class FABT(Attack):
             ahead=torch.full_like(eps, torch.nan),
         )
 
-    def _look(self, images: Tensor) -> Tensor:
-        """The live model's logits, in float32 or wider: by a copy in half precision the boundary lies elsewhere."""
+    def _live_logits(self, images: Tensor) -> Tensor:
+        """The live model's logits, in float32 or wider; a half-precision copy has its boundary elsewhere."""
         with torch.no_grad():
             logits = self.network.logits(images)
         return logits if logits.dtype is torch.float64 else logits.float()
@@ -175,11 +175,11 @@ class FABT(Attack):
         return margin if self.targeted is True else -margin
 
     def _is_near(self, distance: Tensor, eps: Tensor) -> Tensor:
-        """Whether images that fool, at this distance from x, are near enough to stop."""
+        """Whether samples with a fooling image at this distance from x need no further step."""
         return distance <= (eps if self.early_stop else 0)
 
     def _move(self, call: Call, state: _State, number: int) -> None:
-        """The loop body of Algorithm 1, the same in every step."""
+        """The loop body of Algorithm 1; `number`, the step's, is not used."""
         source = None if self.targeted is True else state.y
         logits, grad = self._lead_gradient(call, state.x_adv, state.target, source)
         ahead = lead(logits, state.target, source)
@@ -201,8 +201,8 @@ class FABT(Attack):
         state.ahead = torch.where(fooled, torch.nan, ahead)
 
     def _keep_nearer(self, state: _State, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep images that fool and are nearer to x than the best so far; the logits of all, and who fools."""
-        logits = self._look(images)
+        """Keep images that fool and are nearer to x than the best so far; returns all logits, and which images fool."""
+        logits = self._live_logits(images)
         fooled = self._fooled(logits, state.y)
         wide = state.distance.dtype
         distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
@@ -213,7 +213,7 @@ class FABT(Attack):
         return logits, fooled
 
     def _search(self, call: Call, state: _State) -> None:
-        """Where the segment from x to the best image crosses the boundary: secants, with the crossing bracketed."""
+        """Find where the segment from x to the best image crosses the boundary, by the bracketed secant method."""
         rows = (state.distance.isfinite() & ~state.found).nonzero()[:, 0]
         if not (self.search_steps and len(rows)):
             return
@@ -225,7 +225,7 @@ class FABT(Attack):
     def _bisect(self, some: _State) -> None:
         way = some.best - some.x
         inside, above = torch.zeros_like(some.distance), some.margin
-        outside, below = torch.ones_like(inside), self._margin(self._look(some.best), some.y)
+        outside, below = torch.ones_like(inside), self._margin(self._live_logits(some.best), some.y)
         for _ in range(self.search_steps):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
@@ -236,7 +236,7 @@ class FABT(Attack):
             outside, below = torch.where(fooled, at, outside), torch.where(fooled, margin, below)
 
     def _within_radius(self, call: Call, state: _State) -> tuple[Tensor, Tensor, Tensor]:
-        """The images, clipped to the radius where they lie outside; whether they fool; minus how far they were."""
+        """The images, clipped to the radius; whether they fool; and minus their distances from x before clipping."""
         near = state.distance <= state.eps
         best = torch.where(as_column(state.distance.isfinite(), state.x), state.best, state.x_adv)
         rows = (~near).nonzero()[:, 0]
@@ -244,7 +244,7 @@ class FABT(Attack):
             clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
             best[rows] = clipped
             with among(call.passes, rows):
-                near[rows] = self._fooled(self._look(clipped), state.y[rows])
+                near[rows] = self._fooled(self._live_logits(clipped), state.y[rows])
         return best, near, -state.distance.clamp(max=torch.finfo(state.distance.dtype).max)
 
 
@@ -272,20 +272,20 @@ class _State(RunState):
 def step_to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, lo: float, hi: float) -> Tensor:
     """The smallest step d, in the L-infinity norm, with <w, d> = gap and x + d in [lo, hi].
 
-    Where the hyperplane misses the box, d goes as far towards it as the box allows.
+    If the hyperplane misses the box, d goes as far towards it as the box allows.
 
-    With a step of size t every pixel moves by min(t, its room in the direction of w), so <w, d> is a concave function
-    of t, piecewise linear; Newton's method from t = 0 climbs it from below and meets the solution after as many steps
-    as pieces it crosses, at worst. In practice that is about five passes over the images, where the paper's algorithm
-    sorts them.
+    In a step of size t every pixel moves by min(t, its distance from the bound it moves towards), so |<w, d>| is a
+    concave, piecewise linear function of t. Newton's method from t = 0 approaches the solution from below and takes at
+    most as many steps as there are pieces, in practice about five passes over the images; the paper's algorithm sorts
+    them instead.
 
     Args:
         x: points [N, D] in the box, float32 or float64.
         w: normals [N, D].
-        gap: [N], what is missing: b - <w, x> for the hyperplane <w, .> = b.
+        gap: [N], b - <w, x> for the hyperplane <w, .> = b.
 
     Returns:
-        [N, D]. Entries of w that are 0 give 0.
+        d, [N, D]; 0 where w is 0.
 
     Source: the problem: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", the projection onto a hyperplane and the box; the algorithm: derived here.

@@ -1,4 +1,4 @@
-"""FGSM, one full step along the sign of the gradient, and MI-FGSM, PGD's steps along a momentum of gradients."""
+"""FGSM, one full step along the sign of the gradient, and MI-FGSM, PGD with a momentum of gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.pgd import PGD, Run
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 
 
@@ -26,6 +26,9 @@ class FGSM(PGD):
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         **options: the keywords of `PGD`; `random_start=True` gives the variant of Wong et al. 2020.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
 
     Source: Goodfellow, Shlens and Szegedy 2015, "Explaining and harnessing adversarial examples", Section 4.
     """
@@ -50,15 +53,15 @@ class MIFGSM(PGD):
 
         momentum = decay * momentum + gradient / mean |gradient|
 
-    which the paper writes with the gradient's L1 norm: a factor common to all steps that no sign sees. `stats` counts
-    the zeros and NaNs of the momentum.
+    The paper divides by the gradient's L1 norm, which differs by a factor common to all steps and changes no sign.
+    `stats` counts the zeros and NaNs of the momentum.
 
     Args:
         model: maps images [N, ...] in [lo, hi] to logits [N, C].
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, as `PGD`'s; the paper takes eps / steps.
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
-        decay: of the momentum, mu in the paper; 0 gives `PGD`.
+        decay: factor of the old momentum, mu in the paper; 0 gives `PGD`.
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 
     Raises:
@@ -84,7 +87,7 @@ class MIFGSM(PGD):
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         run = super()._begin(call, x_adv, rows)
-        # Half types would lose the small entries' signs.
+        # In a half type small entries would round to 0 and lose their signs.
         wide = torch.promote_types(x_adv.dtype, torch.float32)
         return dataclasses.replace(run, momentum=torch.zeros_like(x_adv, dtype=wide))
 
@@ -107,5 +110,5 @@ class MIFGSM(PGD):
         momentum.mul_(self.decay).add_(wide / as_column(size, wide))
         if momentum.dtype is run.x_adv.dtype:
             return momentum
-        # A cast alone would make 0 of small entries. A NaN, which is counted, stays one.
+        # The sign, because a cast would round small entries to 0. NaN stays NaN, so that it is counted.
         return torch.where(momentum.isnan(), momentum, momentum.sign()).to(run.x_adv.dtype)

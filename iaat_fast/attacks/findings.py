@@ -1,4 +1,4 @@
-"""What attacks find out on the device, about arguments, weights and gradients, to be heard in one read."""
+"""What attacks find out on the device about arguments, weights and gradients, for the host to read at once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _T = TypeVar("_T")
 
 
 class Counts(NamedTuple):
-    """Entries of gradients that were 0, and that were NaN."""
+    """Numbers of gradient entries that were 0, and that were NaN."""
 
     zero: int
     nan: int
 
 
-# Doubles behind the counts, in the same tensor: the smallest and the largest values that were seen, whatever is NaN
-# first of all. Of weights it is a norm, since only NaN is looked for; of a copy, how far it is off, where 1 is too far.
+# Float64 values stored behind the counts, in the same tensor: the smallest and the largest values seen, or NaN. For
+# "weights" a norm, to detect NaN; for "copy" the error of `verify.copy_error`, at most 1; for "dlr" see `look_at_dlr`.
 _LOWEST = ("x", "y", "eps", "alpha", "weights", "index", "dlr")
 _HIGHEST = ("x", "y", "index", "eps", "copy")
 
@@ -36,34 +36,34 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class Stale(ValueError):
-    """A copy has been found not to give what the live model gives; the message says by how much."""
+    """A copy no longer gives the live model's logits; the message says by how much."""
 
 
 def checked_late(device: torch.device) -> bool:
-    """Whether values are looked at while the work runs and reported after it: where a read makes the host wait."""
+    """Whether values are checked on the device and errors raised later, because reading makes the host wait."""
     return device.type == "cuda"
 
 
 class Findings:
-    """What calls of attacks find out on a device, kept there until it is asked for.
+    """What calls of attacks find out on a device, kept there until it is read.
 
         findings = Findings(x.device)
         x_adv = pgd(x, y, seed=seed, findings=findings)     # reads nothing
         zero, nan = findings.settle()                       # one read; raises what the calls would have raised
 
-    A call that is given no findings makes its own, and settles them before it returns. On a CPU, where a read costs
-    nothing, values are checked before any work, so that only the counts are ever left to be settled.
+    A call without findings makes its own, and reads them before it returns. On a CPU, where reading is free, values
+    are checked before any work, and the findings only hold counts.
 
-    What is kept is one tensor of fixed length and address that changes in place, by operations of the device alone. So
-    calls may be captured in a CUDA graph, whose replays then add to it. The findings of calls on one model, on images
-    of one range and dtype may share it.
+    They are stored in one tensor of fixed size and address that device operations update in place, so that calls may
+    be captured in a CUDA graph, whose replays then add to it. Several calls may share findings if they attack one
+    model, on images of one range and dtype.
 
     Args:
-        device: that of the images.
+        device: device of the images.
 
     Attributes:
-        entries: of the calls' gradients, all of them; what replays of a graph add is for who replays it to count.
-        counts: int64, the zero and the NaN entries of the calls' gradients, then what is known of values.
+        entries: number of entries of the calls' gradients; replays of a CUDA graph are not counted.
+        counts: int64, the numbers of zero and NaN gradient entries, then the bits of the values seen.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -85,29 +85,29 @@ class Findings:
 
     @classmethod
     def of_one_call(cls, device: torch.device) -> Findings:
-        """Findings that live no longer than a call's tensors: what is wrong with one is looked up in it."""
+        """Findings of a single call, which keep its tensors so that an error can say where the bad value is."""
         findings = cls(device)
         findings._of_one_call = True
         return findings
 
     @property
     def heard_at_once(self) -> bool:
-        """Whether values are looked at when they are there, and raised then: on a CPU."""
+        """Whether bad values raise an error at once, as on a CPU."""
         return not self._late
 
     def settle(self) -> Counts:
-        """The counts since the last time, with one read from the device; all that was found is forgotten.
+        """The counts since the last `settle`, with one read from the device; then everything is reset.
 
         Raises:
-            ValueError: an argument of a call, or a weight of its model, had a value that it may not have; or gradients
-                came from a copy that no longer gives what the model gives (a call without findings repeats itself).
+            ValueError: an argument of a call, or a weight of its model, had an invalid value; or gradients came from a
+                copy that no longer matches the model (a call without findings repeats itself instead).
         """
         read = self._read()
         self._clear()
         return self._judge(*read)
 
     def look(self) -> Counts:
-        """As `settle`, but nothing is forgotten."""
+        """As `settle`, but nothing is reset."""
         return self._judge(*self._read())
 
     def look_at_values(
@@ -123,13 +123,16 @@ class Findings:
         radii_are_sound: bool,
         steps_are_sound: bool,
     ) -> int | None:
-        """Take note of pixels, classes, radii and (where the attack moves) step sizes; on a CPU check them at once.
+        """Record pixels, classes, radii and (if the attack moves) step sizes; on a CPU check them at once.
 
         Args:
-            radii_are_sound, steps_are_sound: they need no look on a GPU, where every look is a kernel.
+            x: images [N, ...].
+            y: int64 [N], classes.
+            eps, alpha: radii and step sizes [K*N].
+            radii_are_sound, steps_are_sound: known to be valid, so that a GPU saves the kernel that records them.
 
         Returns:
-            The largest class, where it is known already.
+            The largest class, on a CPU; None on a GPU.
 
         Raises:
             ValueError: on a CPU, a value out of range; findings of images of another range or dtype.
@@ -143,24 +146,24 @@ class Findings:
         if not radii_are_sound:
             self._keep_range("eps", eps)
         if moves and not steps_are_sound:
-            # In a ball that is a point a step of 0 is as good as any, but one of NaN is not.
+            # For radius 0 a step size of 0 is valid, but NaN is not.
             self._keep_lowest("alpha", torch.where(eps > 0, alpha, alpha.clamp(min=1)).min())
         if self._of_one_call:
             self._look_again = lambda: inputs.values(x, y, eps, alpha, lo, hi, moves=moves)
         return None
 
     def look_at_classes(self, y: Tensor, classes: int) -> Tensor:
-        """The classes y [N], brought into 0 ... classes - 1: an index out of range would take a GPU's process down.
+        """The classes y [N], clamped to 0 ... classes - 1: indexing out of range on a GPU would kill the process.
 
-        Raises ValueError for findings of a model of another number of classes.
+        Raises ValueError if earlier calls had another number of classes.
         """
         self._classes = _the_same("number of classes", self._classes, classes)
         return y.clamp(0, classes - 1)
 
     def look_at_samples(self, index: Tensor, size: int) -> Tensor:
-        """Sample numbers [N], brought into 0 ... size - 1 like classes; on a CPU raise ValueError at once for others.
+        """Sample numbers, int64 [N], clamped to 0 ... size - 1 like classes.
 
-        Raises ValueError for findings of a memory of another number of samples.
+        Raises ValueError if earlier calls had another number of samples; on a CPU, also for numbers out of range.
         """
         if not self._late:
             checks.index_values(index, size)
@@ -171,11 +174,11 @@ class Findings:
         return index.clamp(0, size - 1)
 
     def look_at_dlr(self, last: Tensor) -> None:
-        """Take note of `losses.last_of_dlr`: a RuntimeWarning will tell of DLRs that masks leave too few classes."""
+        """Record `losses.last_of_dlr` [n]; where it is -infinity, reading the findings gives a RuntimeWarning."""
         self._keep_lowest("dlr", last.min())
 
     def look_at_weights(self, model: nn.Module, bn: str) -> None:
-        """Take note of NaN weights, and running statistics where bn="eval" reads them; on a CPU raise ValueError."""
+        """Record NaN in weights and, with bn="eval", in running statistics; on a CPU raise ValueError at once."""
         norms = _norms(model, statistics=bn == "eval")
         if not self._late:
             if any(bool(norm.isnan()) for norm in norms):
@@ -188,7 +191,7 @@ class Findings:
             self._models.append(weakref.ref(model))
 
     def look_at_copy(self, off: Tensor) -> None:
-        """Take note of how far a copy is off the live model, above 1 too far; on a CPU raise Stale at once."""
+        """Record the error of a copy (`verify.copy_error`), at most 1 if it is valid; on a CPU raise Stale at once."""
         if not self._late:
             if not float(off) <= 1:
                 raise Stale(_differs(float(off)))
@@ -213,7 +216,7 @@ class Findings:
         self._values[len(_LOWEST) :].fill_(-torch.inf)
 
     def _read(self) -> tuple[Counts, dict[str, float], dict[str, float]]:
-        """The one read: counts, lowest and highest values."""
+        """Read counts, lowest and highest values from the device, all in one copy."""
         if capturing(self.counts.device):
             raise ValueError(
                 "findings: asked for while a CUDA graph is captured, where nothing can be read; expected a call with "
@@ -229,7 +232,7 @@ class Findings:
         """The counts, or ValueError for the first argument that holds a bad value, in the order of a CPU's checks."""
         problem = self._problem_of_values(lowest, highest)
         if problem and self._look_again is not None:
-            self._look_again()  # raises the same, and says where in the tensor
+            self._look_again()  # raises the same error with the position in the tensor
         if not problem and not lowest["weights"] >= 0:
             models = filter(None, (known() for known in self._models))
             problem = _holds_nan(next(filter(None, map(_nan_weight, models)), None))
@@ -271,19 +274,17 @@ class Findings:
 
 
 def _norms(model: nn.Module, *, statistics: bool) -> list[Tensor]:
-    """Numbers of which one is NaN where a weight is: one pass over the weights, and one number for each of their kinds.
+    """A number for each device and dtype of the weights, NaN if one of those weights holds NaN.
 
-    With `statistics`, running means and variances count as weights.
-
-    A norm is NaN where an entry is, and at worst infinite where none is, and so is a sum of norms. 2 ms for a ResNet-18
-    on two cores, where the norm of the largest entry takes 23.
+    With `statistics`, running means and variances count as weights. Each number is a sum of L2 norms: NaN if an entry
+    is NaN, otherwise finite or infinite. On two cores that takes 2 ms for a ResNet-18; the maximum norm takes 23 ms.
     """
     modules = modules_of(model)
     weights: list[Tensor] = [*parameters_of(modules)]
     if statistics:
         named = (buffer for module in modules for buffer in module._buffers.items())
         weights += (buffer for name, buffer in named if name in _STATISTICS and buffer is not None)
-    # One kernel takes many tensors, if all are of one kind.
+    # One kernel takes many tensors of the same device and dtype.
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for weight in weights:
         if weight.is_floating_point() and weight.numel():
@@ -293,7 +294,7 @@ def _norms(model: nn.Module, *, statistics: bool) -> list[Tensor]:
 
 
 def _nan_weight(model: nn.Module) -> str | None:
-    """The first weight or running statistic that holds NaN, in words."""
+    """The first weight or running statistic that holds NaN, in words; None if none does."""
     for what, tensors in (("weight", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
             looked_at = what == "weight" or name.rpartition(".")[2] in _STATISTICS
@@ -314,7 +315,7 @@ def _differs(off: float) -> str:
 
 
 def _the_same(what: str, known: _T | None, new: _T) -> _T:
-    """What a call brings, or ValueError where earlier calls brought something else."""
+    """`new`; raises ValueError if earlier calls had another value."""
     if known not in (None, new):
         raise ValueError(
             f"findings: those of calls whose {what} is {known}, expected others for calls with {new}"

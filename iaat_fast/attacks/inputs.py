@@ -1,4 +1,4 @@
-"""Checks of an attack's arguments: types and shapes, and the values inside tensors, with one read from the device."""
+"""Checks of the values in an attack's tensors, with one read from the device, and of the shape of a model's logits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from iaat_fast import units
 from iaat_fast.ops import checks
 
-# How far outside [lo, hi], as a share of hi - lo, a pixel may lie by rounding in a pipeline of the dtype:
-# about 100 roundings of float32, 2 of the half types.
+# How far outside [lo, hi], as a share of hi - lo, rounding in a data pipeline may put a pixel: about 100 roundings of
+# float32, 2 of the half types.
 _NOISE = {
     torch.float64: 1e-5,
     torch.float32: 1e-5,
@@ -19,7 +19,7 @@ _NOISE = {
     torch.bfloat16: 1.6e-2,
 }
 
-# A radius as wide as the box may have been rounded up by as much, in a tensor of bfloat16.
+# A radius of hi - lo, stored in bfloat16, may have been rounded up by this factor.
 _ROUNDED = 1 + 2**-8
 
 
@@ -55,12 +55,12 @@ def values(
 
 
 def radius_problem(largest: float, lo: float, hi: float) -> str | None:
-    """What is expected in place of radii the largest of which is this, in words; None where they are right."""
+    """What is expected instead, in words, if the largest radius exceeds the width of the box; else None."""
     return units.beyond(largest, lo, hi) if largest > (hi - lo) * _ROUNDED else None
 
 
 def pixels_problem(low: float, high: float, lo: float, hi: float, dtype: torch.dtype) -> str | None:
-    """What is wrong with images whose pixels go from `low` to `high`, in words."""
+    """What is wrong with images whose pixels range from `low` to `high`, in words; None if nothing is."""
     slack = _NOISE[dtype] * (hi - lo)
     if low >= lo - slack and high <= hi + slack:
         return None

@@ -1,18 +1,18 @@
-"""The losses that attacks climb: per-sample values, and their gradients with respect to the logits in closed form.
+"""The losses of the attacks: values per sample, and their gradients with respect to the logits in closed form.
 
-Each is a function of the logits z and a goal: the true class y, whose loss an attack ascends, or a target t, whose loss
-it descends. The goal of "kl" is a prediction, from which an attack moves away.
+Each is a function of the logits z and a goal: the true class y, whose loss an attack raises, or a target t, whose loss
+it lowers. The goal of "kl" is the prediction at the clean image; an attack raises the divergence from it.
 
     "ce"   cross-entropy
     "cw"   the margin max_{j != goal} z_j - z_goal (Carlini and Wagner 2017, Section V-A, f_6 without its floor)
     "dlr"  difference of logits ratio: the margin over z_(1) - z_(3), of the logits in descending order; for a target
            z_source - z_t over z_(1) - (z_(3) + z_(4)) / 2 (Croce and Hein 2020, Equations 6 and 7)
-    "kl"   the divergence KL(p || softmax(z)) from a prediction p, the one at the clean image (Zhang et al. 2019)
+    "kl"   the divergence KL(p || softmax(z)) from the prediction p at the clean image (Zhang et al. 2019)
 
-Where a targeted loss is not told the true class, the strongest class other than the target is the source.
+The source of a targeted loss is the true class, or, if that is not given, the largest class other than the target.
 
-A logit of -infinity masks its class. A DLR without the finite logits that it is made of would be 0, or NaN, and is the
-margin instead, sample by sample.
+A logit of -infinity masks its class. For a sample with too few finite logits for the DLR, which would be 0 or NaN, the
+margin is used instead.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ CLASS_LOSSES = ("ce", "cw", "dlr")
 """The losses whose goal is a class."""
 LOSSES = (*CLASS_LOSSES, "kl")
 
-_DLR_CLASSES = {False: 3, True: 4}  # that it needs; True: targeted
+_DLR_CLASSES = {False: 3, True: 4}  # {targeted: number of classes that the DLR needs}
 
-_TINY = (
-    1e-12  # of the released code: keeps 0/0, where the largest logits are all equal, from being NaN
-)
+_TINY = 1e-12  # as in the released code: avoids 0/0 if the largest logits are all equal
 
-# Of float32: 2 to this power is finite, and so is what it scales, which it brings below 1.
+# The largest power of two that rows are scaled by; 2**126 is finite in float32.
 _LARGEST_POWER = 126
 
 # The op itself, behind the checks of the public function.
@@ -42,18 +40,17 @@ _ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
 def value(
     loss: str, logits: Tensor, goal: Tensor, *, targeted: bool, source: Tensor | None = None
 ) -> Tensor:
-    """What orders a sample's iterates by the loss.
+    """The value by which a sample's iterates are ordered: the loss, or for "ce" a growing function of it.
 
     Args:
         loss: one of LOSSES.
         logits: [K*N, C].
         goal: int64 [N], true classes or targets; for "kl" log-probabilities [N, C].
         targeted: the goals are targets.
-        source: int64 [N], the true classes, next to targets.
+        source: int64 [N], the true classes, if the goals are targets.
 
     Returns:
-        [K*N]. For "ce" the log-odds log((1 - p_goal) / p_goal), of which the cross-entropy log(1 + exp(.)) is a growing
-        function: unlike it they do not saturate.
+        [K*N]. For "ce" the log-odds v = log((1 - p_goal) / p_goal): the cross-entropy, log(1 + exp(v)), saturates.
 
     Raises:
         ValueError: the loss needs more classes than the logits have.
@@ -76,12 +73,12 @@ def value(
 
 
 def zero(loss: str) -> float:
-    """What `value` gives where the loss is 0."""
+    """The `value` that stands for a loss of 0."""
     return -torch.inf if loss == "ce" else 0.0
 
 
 def last_of_dlr(logits: Tensor, *, targeted: bool) -> Tensor:
-    """[K*N], the smallest logit that a DLR is made of; -infinity where masks leave too few, so that it is the margin.
+    """[K*N], the smallest logit that the DLR reads; -infinity for samples where the margin replaces it.
 
     Raises:
         ValueError: the DLR needs more classes than the logits have.
@@ -99,18 +96,18 @@ def cotangent(
     source: Tensor | None = None,
     saturation_proof: bool = False,
 ) -> Tensor:
-    """The gradient of the summed loss with respect to the logits, [K*N, C], with the bits that autograd gives.
+    """The gradient of the summed loss with respect to the logits, [K*N, C], bit for bit autograd's.
 
-    Args: as of `value`, and
-        saturation_proof: "ce" by `ops.ce_cotangent` and "kl" likewise, each row times a positive factor; the others do
-            not saturate.
+    Args: as `value`'s, and
+        saturation_proof: compute "ce" by `ops.ce_cotangent`, and "kl" in a similar way: exact where the loss saturates,
+            with each row scaled by a positive factor. The other losses do not saturate.
 
     Raises:
         ValueError: the loss needs more classes than the logits have.
     """
     if loss == "ce" and saturation_proof:
         return _ce_cotangent(logits, goal, targeted)
-    # The op above widens what it reads.
+    # ce_cotangent above does this itself.
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     if loss == "kl":
         return _kl_cotangent(
@@ -137,11 +134,12 @@ def cotangent(
 
 
 def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> Tensor:
-    """softmax(z) - p, by the very kernel that autograd calls: the same bits.
+    """softmax(z) - p [K*N, C], by the kernel that autograd calls, so that the bits are the same.
 
-    Where p saturates in the class that it predicts, the difference there has lost its bits, and the others may be too
-    small to be told from 0. If `saturation_proof`, such rows are made of exponentials shifted by the largest of the
-    other classes, with minus their differences' sum where p is largest; the other rows are scaled by a power of two.
+    If the largest entry of p rounds to 1, the difference in its class has lost its bits, and the others may be too
+    small to differ from 0. With `saturation_proof`, such rows are differences of exponentials that are shifted by the
+    largest log-probability of the other classes, and the predicted class gets minus the sum of the others; the
+    remaining rows are scaled by a power of two.
     """
     log_q = torch._log_softmax(logits, 1, False)
     plain = torch._log_softmax_backward_data(-log_p.exp(), log_q, 1, logits.dtype)
@@ -152,17 +150,17 @@ def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> T
     top = log_p.argmax(1, keepdim=True)
     others_p, others_q = (log.scatter(1, top, -torch.inf) for log in (log_p, log_q))
     largest = torch.maximum(others_p, others_q).amax(1, keepdim=True)
-    # Finite also where all others are masked: their differences are 0, not NaN.
+    # Finite even if all other classes are masked: their differences are then 0, not NaN.
     largest = largest.clamp(min=torch.finfo(largest.dtype).min)
     shifted = (others_q - largest).exp() - (others_p - largest).exp()
     shifted = shifted.scatter(1, top, -shifted.sum(1, keepdim=True))
-    # 1 - p of the class predicted; without cancellation, for p itself rounds to 1.
+    # 1 - p of the predicted class, as a sum, because p itself rounds to 1.
     missing = others_p.exp().sum(1, keepdim=True)
     return torch.where(missing <= SATURATION, shifted, scaled)
 
 
 def _rival(loss: str, logits: Tensor, goal: Tensor, source: Tensor | None) -> Tensor:
-    """[K*N, 1], the class that the goal is compared with: the source of a DLR, else the strongest other one."""
+    """[K*N, 1], the class that the goal is compared with: a given source for "dlr", else the largest other one."""
     if source is not None and loss == "dlr":
         return _per_candidate(source, logits).view(-1, 1)
     return logits.scatter(1, goal, -torch.inf).argmax(1, keepdim=True)
@@ -176,7 +174,7 @@ def _spread(logits: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
 
 
 def _is_infinite(margin: Tensor, spread: Tensor) -> Tensor:
-    """bool [K*N, 1], where a masked class is part of a DLR, which has no gradient there: the margin alone has one."""
+    """bool [K*N, 1], whether the DLR reads a masked class, so that the margin replaces it."""
     return margin.isinf() | spread.isinf()
 
 

@@ -1,4 +1,4 @@
-"""Signs of masked gradients: where an attack on the cross-entropy measures a robustness that is not there."""
+"""Signs of masked gradients, which make a model look more robust to attacks on the cross-entropy than it is."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from iaat_fast.ops import checks, primitives
 
 @dataclasses.dataclass(frozen=True)
 class MaskingReport:
-    """Shares in [0, 1]; all but `correct` are near 0 for a network whose gradients can be trusted.
+    """Shares in [0, 1]; all except `correct` are near 0 for a network whose gradients can be trusted.
 
-    samples: how many images the shares are of.
+    samples: number of images.
     correct: samples that are classified correctly without an attack.
     zero_gradients: entries of the cross-entropy's gradient at x that are exactly 0.
     saturated: samples with p_y >= 1 - 2**-12 at x, whose cross-entropy has next to no gradient.
@@ -62,15 +62,15 @@ def masking_report(
 ) -> MaskingReport:
     """Look for signs of masked gradients in a model.
 
-    All attacks start at x and are those of the plain loop (`engine="exact"`): the saturation-proof cotangent of the
-    other engines would hide what is looked for. Three PGD attacks and an FGSM.
+    It runs three PGD attacks, on different losses, and an FGSM. All start at x and use `engine="exact"`, because the
+    other engines keep the gradients of saturated samples and would hide what is looked for.
 
     Args:
-        model: maps images [N, ...] in [lo, hi] to logits [N, C]. With two classes there is no DLR, and C&W alone is the
-            stronger loss.
+        model: maps images [N, ...] in [lo, hi] to logits [N, C]. With two classes the DLR is left out.
         x: images [N, ...], N >= 1.
         y: int64 [N], true classes.
-        eps, alpha: radius and step size, floats or tensors [N]; alpha also a function of the radii.
+        eps: radius, a float or a tensor [N].
+        alpha: step size of PGD, a float, a tensor [N], or a function of the radii.
         steps: of PGD, at least 1.
         lo, hi: range of the pixels.
         batch_size: images attacked at once.
@@ -98,7 +98,7 @@ def masking_report(
     zero, found = 0, torch.zeros(4, dtype=torch.int64, device=x.device)
     for part in torch.arange(n, device=x.device).split(batch_size):
         images, classes, radius, size = x[part], y[part], radii[part], sizes[part]
-        with warnings.catch_warnings():  # of what the report says
+        with warnings.catch_warnings():  # the report shows the same
             warnings.filterwarnings("ignore", ".*gradient entries are", RuntimeWarning)
             by_fgsm = _fooled(fgsm, fgsm(images, classes, eps=radius), classes)
             logits = fgsm.logits(images).double()

@@ -1,4 +1,4 @@
-"""The network under attack: its logits, and the gradients of its images, from the live model or from a copy of it."""
+"""The network under attack: its logits, and the gradients of images, from the live model or from a copy of it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from iaat_fast.malloc import no_malloc_trim
 
 logger = logging.getLogger("iaat_fast")
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Shapes of images whose programs are kept: an attack goes through data sets one after the other.
+# Number of image shapes whose gradient sources are kept.
 _PROGRAMS = 4
 
 
 class Network:
-    """A model as attacks see it. Verdicts come from the live model, gradients from a copy where there is one.
+    """A model as attacks use it: verdicts come from the live model, gradients from a copy if there is one.
 
     Args:
         model: maps images [N, ...] to logits [N, C].
@@ -70,7 +70,7 @@ class Network:
         self.classes: int | None = None
         self.passes: PassCounter | None = None
         self._source: Source = ByAutograd(self.model)
-        self._traced: Forward | None = None
+        self._copied_forward: Forward | None = None
         self._sources: OrderedDict[Hashable, ChosenSource] = OrderedDict()
         self._made_for: Hashable = None
         self._attributes: AttributeSnapshot | None = None
@@ -89,21 +89,21 @@ class Network:
         return self.gradient_source
 
     def couples_samples(self) -> bool:
-        """Whether a sample's logits depend on who else is in the batch."""
+        """Whether a sample's logits depend on the other samples in the batch."""
         return couples_samples(self.model, self.bn)
 
     @property
     def is_shadowed(self) -> bool:
-        """Whether gradients come from a copy, or under autocast, and not from the live model as it is."""
-        return self._traced is not None or self._resolved in _DTYPES
+        """Whether gradients come from a copy or under autocast, so that its logits may differ from the live model's."""
+        return self._copied_forward is not None or self._resolved in _DTYPES
 
     @property
     def saturation_proof(self) -> bool:
-        """Whether cotangents may be scaled per sample; inside `attacked`."""
+        """Whether cotangents may be scaled per sample. Valid inside `attacked`."""
         return self._options.saturation_proof and not self._coupled
 
     def in_mode(self) -> contextlib.AbstractContextManager[None]:
-        """The model in the attack's mode, without anything to take gradients from."""
+        """A context with the model in the attack's mode, for forwards without gradients."""
         return attacked(self.model, self.bn)
 
     @contextlib.contextmanager
@@ -118,15 +118,15 @@ class Network:
             passes: count the passes of each sample.
 
         Raises:
-            ValueError: the model has weights that are NaN (on a GPU where a copy is made, else the findings will
-                tell), or changes its weights or its mode in forward.
+            ValueError: the model cannot be attacked in this mode, has NaN weights (on a GPU only if a copy is made,
+                otherwise the findings report it), or its forward changes its weights or mode.
         """
         resolved, engine_options = options.resolve(
             self.precision, self.engine, x.device, self.model
         )
         with (
             no_malloc_trim(x.device),
-            # The switch of TF32 is the process's.
+            # TF32 is switched for the whole process.
             attacked(self.model, self.bn, exclusively=resolved == "tf32"),
             _tf32(resolved == "tf32"),
         ):
@@ -153,16 +153,20 @@ class Network:
         return logits_of(self.model, x)
 
     def input_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits at x, and the gradient of the images: the vector-Jacobian product with `cotangent(logits)`.
+        """Logits at x, and the vector-Jacobian product of `cotangent(logits)`: the gradient of the images.
 
         Args:
             x: images [N, ...].
-            cotangent: maps logits [N, C], detached, in float32 or wider, to the gradient of the loss by them, [N, C].
+            cotangent: maps detached logits [N, C], in float32 or float64, to the gradient of the loss with respect to
+                them, [N, C].
 
         Returns:
-            Logits [N, C], detached, and the gradient, in the dtype of x.
+            Detached logits [N, C] in float32 or float64, and the gradient [N, ...] in the dtype of x.
+
+        Raises:
+            ValueError: the model does not return logits [N, C], or they have no gradient with respect to the images.
         """
-        wide = x  # until the logits are there
+        wide = x  # replaced by the logits below
 
         def widened(logits: Tensor) -> Tensor:
             nonlocal wide
@@ -173,10 +177,10 @@ class Network:
         return wide, grad
 
     def gradient(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
-        """The gradient alone; `cotangent` is given the logits in the precision in which they were made."""
+        """Only the gradient of `input_vjp`; `cotangent` gets the logits in the dtype of the gradient source."""
 
         def checked(logits: Tensor) -> Tensor:
-            self._look_at(logits, x)
+            self._check_logits(logits, x)
             return cotangent(logits)
 
         if self.passes is not None:
@@ -187,14 +191,14 @@ class Network:
         return grad.to(x.dtype)
 
     def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
-        """One PGD step on x_adv, in place: `ops.pgd_step_linf_` with `gradient`; `rest` are its arguments from x on."""
+        """One PGD step on x_adv, in place: `ops.pgd_step_linf_` with `gradient`; `rest`: its arguments from x on."""
         source = self._source
         if not (isinstance(source, Program) and source.takes_steps):
             _pgd_step_linf_(x_adv, self.gradient(x_adv, cotangent), *rest)
             return
 
         def checked(logits: Tensor) -> Tensor:
-            self._look_at(logits, x_adv)
+            self._check_logits(logits, x_adv)
             return cotangent(logits)
 
         if self.passes is not None:
@@ -202,22 +206,22 @@ class Network:
         source.step_(x_adv, checked, *rest)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Logits [N, C] of what gradients come from, in float32 or wider, without a gradient; inside `attacked`."""
+        """Logits [N, C] of the gradient source, in float32 or float64, without a gradient; inside `attacked`."""
         with torch.no_grad():
             if self.passes is not None:
                 self.passes.add(len(x), backward=False)
             logits = self._source.forward(self.to_channels_last(x))
-            self._look_at(logits, x)
+            self._check_logits(logits, x)
             return _wide(logits)
 
     def to_channels_last(self, x: Tensor) -> Tensor:
-        """x in channels_last, where gradients come from a copy whose convolutions are fastest so; else x itself."""
-        if self._traced is not None and self._options.channels_last and x.dim() == 4:
+        """x in channels_last if gradients come from a copy in that memory format; else x itself."""
+        if self._copied_forward is not None and self._options.channels_last and x.dim() == 4:
             return x.contiguous(memory_format=torch.channels_last)
         return x
 
     def captures(self, x: Tensor) -> bool:
-        """Whether steps on x may be captured: on CUDA, of a module whose buffers stand still."""
+        """Whether steps on x may be captured in a CUDA graph: on CUDA, for a module whose buffers do not change."""
         return (
             self._options.graph
             and x.device.type in self._capturable
@@ -235,7 +239,7 @@ class Network:
         *,
         written: int,
     ) -> None:
-        """See `GraphRunner.run`; graphs of another model, or of other engine_options, are not used."""
+        """See `GraphRunner.run`; the key also includes the state of the model and the engine's options."""
         self._has_replayed = True
         passes, self.passes = self.passes, None  # a replay runs no Python that could count
         self._graphs.run(
@@ -244,19 +248,22 @@ class Network:
         self.passes = passes
 
     def compare_copy(self, x: Tensor, findings: Findings, gradients: int) -> None:
-        """Compare what gradients came from with the live forward, on some of the images x, for the findings.
+        """Compare the copied or captured forward with the live one on some of the images x, and record the error.
 
-        That is a copied forward, or the live one as captured steps hold it. The two may differ though no hook, weight
-        or attribute has changed: a global may decide, or a constant of the trace. While the caller captures a CUDA
-        graph nothing is done: in it, the live forward would be just as fixed.
+        They may differ even though no hook, weight or attribute has changed, because the forward may depend on a
+        global variable, or on a value that tracing made a constant. Does nothing while the caller captures a CUDA
+        graph, in which the live forward would be fixed too.
+
+        Call it inside `attacked` after the steps: on a GPU the host then launches it while the steps still run.
 
         Args:
-            gradients: images times steps of the attack, after which it is called, inside `attacked`: on a GPU the host
-                then launches it while the steps still run.
+            x: images [N, ...] of the attack.
+            findings: where the error is recorded.
+            gradients: images times steps of the attack.
         """
         if capturing(x.device):
             return
-        forward = self._traced
+        forward = self._copied_forward
         if forward is None and self._has_replayed:
             shape = (x.shape[1:], x.dtype, x.device)
             if shape not in self._frozen:
@@ -267,19 +274,19 @@ class Network:
             findings.look_at_copy(copy_error(forward, self._live, x, gradients))
 
     def give_up_copy(self, reason: str) -> None:
-        """Take gradients from the live model, uncaptured, as long as it is the one that it is now."""
+        """Take gradients from the live model, without CUDA graphs, until the model changes."""
         self._forget()
         self._stale = reason
 
     def _forget(self) -> None:
-        """Drop what was made of another model."""
+        """Drop copies and graphs, which were made from an earlier state of the model."""
         self._sources.clear()
         self._graphs.forget()
         self._frozen.clear()
         self._stale = None
 
-    def _look_at(self, logits: Tensor, x: Tensor) -> None:
-        """Check their shape, and the first time in an attack what the forward did to the model."""
+    def _check_logits(self, logits: Tensor, x: Tensor) -> None:
+        """Check the logits' shape and, after an attack's first forward, that it has not changed the model."""
         inputs.logits(logits, len(x))
         self.classes = logits.shape[1]
         if self._watched is not None:
@@ -287,7 +294,7 @@ class Network:
             self._watched = None
 
     def _prepare(self, x: Tensor, findings: Findings | None) -> None:
-        """Make what gradients come from, or refresh what there is; look at the weights first."""
+        """Record NaN weights, then make the source of the gradients, or refresh the existing one."""
         model = self.model
         self._has_replayed = False
         if findings is not None:
@@ -296,7 +303,7 @@ class Network:
         modules = modules_of(model)
         self._watched = TensorSnapshot(modules, self.bn)
         if not isinstance(model, nn.Module):
-            self._source, self._traced = ByAutograd(model), None
+            self._source, self._copied_forward = ByAutograd(model), None
             return
         made_for = (self._options, self._resolved, self._watched.identity())
         if made_for != self._made_for or not (self._attributes and self._attributes.unchanged()):
@@ -306,20 +313,20 @@ class Network:
         shape = (x.shape[1:], x.dtype, x.device)
         if shape in self._sources:
             self._sources.move_to_end(shape)
-            self._source, self._traced, self.gradient_source = self._sources[shape]
+            self._source, self._copied_forward, self.gradient_source = self._sources[shape]
             self._source.refresh()
             return
         if self._options.shadow and findings is not None:
-            findings.look()  # a copy is not judged by what it makes of NaN
-        # Kept only when it is whole: making that was interrupted, by lack of memory say, begins again.
-        self._sources[shape] = self._take_source(model, x)
-        self._source, self._traced, self.gradient_source = self._sources[shape]
+            findings.look()  # raises for NaN, with which no copy could be compared
+        # Stored only when complete: if making it fails, for lack of memory say, the next call tries again.
+        self._sources[shape] = self._make_source(model, x)
+        self._source, self._copied_forward, self.gradient_source = self._sources[shape]
         if len(self._sources) > _PROGRAMS:
             self._sources.popitem(last=False)
             self._graphs.forget()
 
-    def _take_source(self, model: nn.Module, x: Tensor) -> ChosenSource:
-        """The best copy that gives what the live model gives, else the live model; which it is is said once."""
+    def _make_source(self, model: nn.Module, x: Tensor) -> ChosenSource:
+        """The best copy that matches the live model, else the live model; logs which one it is."""
         low, engine_options = _DTYPES.get(self._resolved), self._options
         what = "the live model" if low is None else f"the live model under {low} autocast"
         reasons = []

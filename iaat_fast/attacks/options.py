@@ -1,4 +1,4 @@
-"""What attacks' constructors share: step sizes, keywords, and precision and engine, resolved for a device."""
+"""Options of the attacks' constructors: step sizes, shared keywords, precision and engine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ Targeting = bool | Literal["random", "least-likely"] | Callable[[Tensor, Tensor]
 
 
 def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor]:
-    """The step size max(eps / (steps / 2), floor): the whole ball can be crossed in `steps` steps.
+    """The step size max(eps / (steps / 2), floor), with which `steps` steps can cross the whole ball.
 
-    Pass it as `PGD(alpha=scaled_step(10))`. Source: the authors' released code for IAAT.
+    Pass it as `PGD(alpha=scaled_step(10))`. Raises ValueError for steps < 1 or floor <= 0.
+
+    Source: the authors' released code for IAAT.
     """
     validate.integer("steps", steps, 1)
     validate.number("floor", floor, above=True)
@@ -52,7 +54,7 @@ class RestartOptions(SharedOptions, total=False):
 
 
 class PGDOptions(RestartOptions, total=False):
-    """Keywords of `PGD` and of what is made of it."""
+    """Keywords of `PGD` and its subclasses."""
 
     clamp_start: bool
     targeted: Targeting
@@ -61,19 +63,16 @@ class PGDOptions(RestartOptions, total=False):
 
 
 def whole_box(options: SharedOptions) -> float:
-    """The radius of which a ball holds all images, for attacks to which eps=None means that.
-
-    Raises ValueError for lo > hi.
-    """
+    """The radius hi - lo, whose ball around any image is the whole box. Raises ValueError for lo > hi."""
     lo, hi = options.get("lo", 0.0), options.get("hi", 1.0)
     validate.box(lo, hi)
     return hi - lo
 
 
 def full_signature(init: Callable[..., None], base: Callable[..., None]) -> inspect.Signature:
-    """The signature of a constructor whose `**options: Unpack[...]` are keywords of `base`, with each of them by name.
+    """The signature of a constructor, its `**options: Unpack[SomeOptions]` replaced by the keywords of SomeOptions.
 
-    Keywords that are not annotated with `Unpack` stay as they are.
+    Their defaults are those of `base`. Other `**keywords` stay as they are.
     """
     _, *own = inspect.signature(init).parameters.values()
     if not own or not str(own[-1].annotation).startswith("Unpack["):
@@ -132,15 +131,19 @@ def _named(function: object) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """The engine's options, each of which may be switched alone.
+    """The engine's options; each may be switched alone, except that `fold` and `compile` need `shadow`.
 
-    shadow: take gradients from a frozen copy of the model. Off, from the live model, under autocast in half precision.
+    shadow: take gradients from a frozen copy of the model. Off: from the live model, under autocast in half precision.
     fold: lower the copy to a program of fused operations without autograd, BatchNorm in eval mode folded into the layer
-        before it; needs the shadow.
+        before it.
     channels_last: store the copy's weights and the images channels last.
-    compile: `torch.compile` the copy instead of lowering it; minutes the first time.
-    saturation_proof: replace the cotangent of saturated samples (`ops.ce_cotangent`) instead of losing their gradient.
-    graph: on CUDA, capture the steps once per shape and replay them: the same kernels without their launches.
+    compile: `torch.compile` the copy instead of lowering it, which takes minutes the first time.
+    saturation_proof: keep the gradient of samples whose "ce" (`ops.ce_cotangent`) or "kl" saturates.
+    graph: on CUDA, capture the steps once per shape in a CUDA graph and replay it: the same kernels, launched at once.
+
+    Raises:
+        TypeError: an option that is not a bool.
+        ValueError: `fold` or `compile` without `shadow`.
     """
 
     shadow: bool = True
@@ -175,7 +178,7 @@ def check(precision: str, engine: str | EngineOptions) -> None:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: half precision where it multiplies matrices in it, else fp32."""
+    """What "auto" means on a device: bf16 or fp16 if its matrix units compute in it, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -186,7 +189,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """AMX or AVX512_BF16. With the latter a PGD on ResNet-18 takes half as long as in fp32, with neither longer."""
+    """Whether the CPU has AMX or AVX512_BF16: without either, bf16 is slower than fp32 (AVX512_BF16: twice as fast)."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
@@ -195,8 +198,8 @@ def resolve(
 ) -> tuple[str, EngineOptions]:
     """The precision and the engine's options for a model on a device.
 
-    precision="auto" takes no half precision on a CPU for depthwise convolutions, which are slower in it (PGD-10 on a
-    MobileNetV2: 0.98 × plain in bf16, 1.67 × in fast fp32; EfficientNet-B0: 0.79 × and 1.32 ×).
+    On a CPU, precision="auto" is fp32 for models with depthwise convolutions, which are slower in bf16 (speed of PGD-10
+    relative to the plain loop, MobileNetV2: 0.98 in bf16, 1.67 in fast fp32; EfficientNet-B0: 0.79 and 1.32).
     """
     resolved = resolve_precision(precision, device)
     if precision == "auto" and device.type == "cpu" and resolved != "fp32" and _depthwise(model):
@@ -205,7 +208,7 @@ def resolve(
 
 
 def _depthwise(model: object) -> bool:
-    """Whether a convolution has a group for each of its input channels."""
+    """Whether the model has a depthwise convolution: one group for each input channel."""
     if not isinstance(model, nn.Module):
         return False
     layers = (m for m in model.modules() if isinstance(m, nn.Conv2d))

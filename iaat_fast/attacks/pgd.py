@@ -1,4 +1,4 @@
-"""PGD in the L-infinity norm, with a radius and a step size of its own for every sample."""
+"""PGD in the L-infinity norm; every sample may have its own radius and step size."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class PGD(Attack):
         x_adv = pgd(x, y, eps=radii)              # a radius per sample, [N]; [K*N]: K candidates each
         x_adv = pgd(x, y, start=x_start)          # a given start instead of the random one
 
-    In float32 the iterates are, bit for bit, those of the plain PyTorch loop from the same start, except of samples
-    that saturate: where p_y >= 1 - 2**-12 the plain gradient has lost its bits, and `ops.ce_cotangent` restores them.
-    The model's mode, gradients and buffers are as they were afterwards (but see `bn`), and nothing in the loop waits
-    for the device.
+    In float32 the iterates are bit for bit those of the plain PyTorch loop from the same start, except for samples
+    whose loss saturates (p_y >= 1 - 2**-12): there the plain gradient has lost its bits, and `ops.ce_cotangent`
+    restores them. A call leaves the model's mode, gradients and buffers as they were (but see `bn`), and nothing in the
+    loop waits for the device.
 
     Args:
-        model: maps images [N, ...] in [lo, hi] to logits [N, C], C >= 2; normalisation belongs in it. A function (a
-            bound method, a partial, a closure) is attacked as the modules found behind it: in the attack's mode, and
-            with their buffers left alone. DistributedDataParallel, also inside it, is passed by; modules that are
-            spread over ranks (FSDP, tensor parallel) are refused, since ranks may take different numbers of forwards.
+        model: maps images [N, ...] in [lo, hi] to logits [N, C], C >= 2, and does its own normalisation. For a function
+            (a bound method, a partial, a closure) the modules found in it are put in the attack's mode and restored.
+            DistributedDataParallel wrappers are bypassed; modules spread over ranks (FSDP, tensor parallel) are
+            refused, since ranks may take different numbers of forwards.
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
         alpha: step size, a float, a tensor [N], or a function of the radii such as `scaled_step(steps)`.
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
-        restarts: independent random starts. A sample that falls keeps its first adversarial example, and later restarts
-            leave it out; one that never falls keeps its iterate of largest loss.
+        restarts: number of runs from independent random starts. A sample that is fooled keeps its first adversarial
+            example, and later restarts leave it out; one that is never fooled keeps the result of largest loss.
         random_start: start uniformly in the ball instead of at x.
         clamp_start: clamp the random start to [lo, hi] (IAAT's released code does not).
         targeted: False; True, y is the target, which is to be predicted. With what follows y is the true class, and any
@@ -47,20 +47,20 @@ class PGD(Attack):
             function of the logits [N, C] at x and of y, which gives int64 [N]; it is called once per call, outside of
             steps.
         lo, hi: range of the pixels.
-        bn: BatchNorm's mode during the attack: "eval"; "train", batch statistics, buffers restored; "train_update",
-            batch statistics that also update the running ones (IAAT's released code). A traced, frozen or exported
-            model has "eval" alone. SyncBatchNorm on batch statistics needs as many forwards of every rank.
+        bn: BatchNorm's mode during the attack: "eval"; "train": batch statistics, buffers restored; "train_update":
+            batch statistics that also update the running ones (IAAT's released code). Traced, frozen and exported
+            models allow only "eval". SyncBatchNorm on batch statistics needs as many forwards on every rank.
         precision: of the gradients: "fp32"; "tf32"; "bf16" or "fp16", from a copy of the model; "auto", by hardware.
-            Verdicts, of restarts and of `early_stop`, are the live model's.
-        engine: where gradients come from. "exact": the arithmetic of the plain loop, also where cross-entropy
-            saturates. "fast": a frozen copy with BatchNorm folded and channels last, whose float32 rounds otherwise.
-            `EngineOptions`: each option by itself. "auto": in fp32 exact except at saturation, else fast.
+            Whether a sample is fooled, for restarts and `early_stop`, is always decided by the live model.
+        engine: where gradients come from. "exact": the arithmetic of the plain loop, even where cross-entropy
+            saturates. "fast": a frozen copy with BatchNorm folded, channels last; float32 results differ by rounding.
+            `EngineOptions`: chosen options. "auto": in fp32, "exact" except at saturation; in other precisions, "fast".
         early_stop: keep, for every sample, the first iterate that fools the model instead of the last iterate.
         seed: of the random start and targets, the same in every call; None draws one per call from torch's generator.
         loss: "ce", cross-entropy; "cw", the margin of Carlini and Wagner 2017; "dlr", the difference of logits ratio of
-            Croce and Hein 2020, for at least 3 classes, with targets 4 (where logits of -infinity mask the others,
-            the margin in its place, and a RuntimeWarning); "kl", the divergence from the prediction at x
-            of Zhang et al. 2019 (TRADES), which has no targets, and at x no gradient, so that it needs a start.
+            Croce and Hein 2020, which needs 3 classes, or 4 with targets (if logits of -infinity leave a sample fewer,
+            it is attacked by the margin, with a RuntimeWarning); "kl", the divergence from the prediction at x of Zhang
+            et al. 2019 (TRADES), which has no targets, and no gradient at x: it needs a random or given start.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -98,7 +98,7 @@ class PGD(Attack):
         return x_adv, *self._verdict(call, x_adv, run.y)
 
     def _run_to_first(self, call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep every row's first iterate that fools the model; rows that have one leave the batch."""
+        """As `_run_once`, keeping every row's first iterate that fools the model; such rows leave the batch."""
 
         def step(state: _Search, number: int) -> None:
             before = state.x_adv.clone()
@@ -116,15 +116,15 @@ class PGD(Attack):
         return x_adv, state.found | fooled, loss
 
     def _replay(self, call: Call, run: Run, classes: int) -> None:
-        """All steps, in place, by a graph where one has been captured."""
+        """All steps, in place, by replaying a CUDA graph if one has been captured."""
         n, random = len(call.y), self.targeted == "random"
-        goal = call.indexing(call.y, classes) if call.goal is None else call.goal
+        goal = call.safe_classes(call.y, classes) if call.goal is None else call.goal
         goals = [goal, target_draws(call.stream, call.index)] if random else [goal]
         if run.rows is not None:
             goals = [each[run.rows % n] for each in goals]
 
         def aim(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
-            # In every step, for the logits, which say what is masked, are known in the graph alone.
+            # In every step: which classes are masked is only known from the logits, inside the graph.
             return random_targets(logits[: len(y)], y, draws)
 
         written = [name for name in run.written if getattr(run, name) is not None]
@@ -147,7 +147,7 @@ class PGD(Attack):
 
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
-        seen = run.x_adv  # until the logits are there
+        seen = run.x_adv  # replaced by the logits below
 
         def cotangent(logits: Tensor) -> Tensor:
             nonlocal seen
@@ -159,7 +159,7 @@ class PGD(Attack):
         return seen
 
     def _advance(self, run: Run, cotangent: Callable[[Tensor], Tensor], stats: Tensor) -> None:
-        """One step of a run, in place, by the sign of the gradient; zeros and NaNs are added to stats."""
+        """One step of a run, in place, along the sign of the gradient; zeros and NaNs are added to stats, int64 [2]."""
         box = self._rule()
         self.network.step_(run.x_adv, cotangent, run.x, run.eps, run.alpha, *box, stats)
 
@@ -172,10 +172,16 @@ class PGD(Attack):
 
 @dataclasses.dataclass
 class Run:
-    """The rows of one run: iterates (changed in place), centres, classes, radii, step sizes; their numbers or None.
+    """The n rows of one run.
 
-    Of attacks with momentum, changed in place as well:
-    momentum: of MI-FGSM; variance: of VMI-FGSM; draws: int64 [n, 4], of those whose steps are random (`transfer.py`).
+    x_adv: iterates [n, ...], changed in place.
+    x: ball centres [n, ...], or [N, ...] if rows is None.
+    y: int64, classes, as many as centres.
+    eps, alpha: radii and step sizes [n].
+    rows: int64 [n], the rows of the call that these are; None for all.
+    momentum, variance, draws: changed in place; those of MI-FGSM and of VMI-FGSM [n, ...], and int64 [n, 4] for random
+        steps (`transfer.py`); None for other attacks.
+    written: names of the fields that steps change in place.
     """
 
     written: ClassVar[tuple[str, ...]] = ("x_adv", "momentum", "variance", "draws")
@@ -191,7 +197,7 @@ class Run:
 
     @classmethod
     def begin(cls, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
-        if rows is None:  # x is read in place by all candidates
+        if rows is None:  # all candidates share x
             return cls(x_adv, call.x, call.y, call.eps, call.alpha, None)
         n = len(call.y)
         return cls(
@@ -201,7 +207,7 @@ class Run:
 
 @dataclasses.dataclass(kw_only=True)
 class _Search(Run, RunState):
-    """A run that stops early; kept: the first iterates that fool the model, of the rows that are found."""
+    """A run that stops early; kept: for rows that are found, their first iterates that fool the model."""
 
     results = ("found", "kept", "x_adv")
     kept: Tensor

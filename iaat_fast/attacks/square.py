@@ -19,40 +19,40 @@ from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import RestartOptions, Targeting
 from iaat_fast.ops import checks, primitives
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _project_linf = torch.ops.iaat_fast.project_linf.default
 
 # Queries (of 10,000) after which the share of pixels in a square is halved, as in the released code.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE = 10_000
 
-# Counter blocks of the queries' draws; those of the stripes lie below, those of random targets above.
+# First Philox counter block of the queries' draws; the stripes use blocks below, random targets one above.
 _QUERIES = 2**28
-# Queries whose draws are made at once: Philox takes about 150 small operations, however many words it gives.
+# Number of queries whose draws are made at once: Philox takes about 150 small operations for any number of words.
 _AHEAD = 64
 
 
 class Square(Attack):
-    """Square Attack: squares of random place and sign, kept where they raise the margin loss.
+    """Square Attack: squares of random place and sign, kept if they raise the margin loss.
 
-    It sees the logits only, so masked gradients do not hide anything from it. It starts from vertical stripes of ±eps;
-    each query puts one square, in each channel all at +eps or all at -eps, into the best image so far. A sample that
-    is fooled leaves the batch; one that never is keeps its image of largest loss.
+    It uses the logits only, so masked gradients do not mislead it. It starts from vertical stripes of ±eps; each query
+    sets one square of the best image so far, in each channel, to x + eps or to x - eps. A sample that is fooled leaves
+    the batch; one that is never fooled keeps its image of largest loss.
 
-    The draws are words of Philox with key = seed and counter = (block, sample number, candidate, restart), where every
-    query has blocks of its own: a sample's squares do not depend on the batch, nor on which samples have left it.
-    `stats` stays empty: there are no gradients.
+    The draws are words of Philox with key = seed and counter = (block, sample number, candidate, restart), and every
+    query has its own blocks: a sample's squares do not depend on the batch, nor on which samples have left it. `stats`
+    stays empty, as there are no gradients.
 
-    As in the paper and unlike AutoAttack's code, every sample has squares of its own, and a square may touch the last
-    row and column. As in AutoAttack's code, and unlike the paper's, a square that changes nothing is not drawn again.
+    As in the paper and unlike AutoAttack's code, every sample draws its own squares, and a square may touch the last
+    row and column. As in AutoAttack's code and unlike the paper's, a square that changes nothing is not drawn again.
 
     Args:
         model: maps images [N, C, H, W] in [lo, hi] to logits [N, classes].
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
-        n_queries: squares that are tried, one forward each; 0 leaves the stripes, with a warning.
+        n_queries: number of squares tried, one forward each; 0 gives the stripes, with a warning.
         p_init: share of an image's pixels in the first squares, in (0, 1]; halved after 10, 50, 200, 500, 1000, 2000,
             4000, 6000 and 8000 queries.
-        rescale_schedule: stretch these numbers from 10,000 queries to `n_queries`. AutoAttack does not.
+        rescale_schedule: rescale these numbers from 10,000 queries to `n_queries`. AutoAttack does not.
         restarts, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
 
     Raises:
@@ -106,7 +106,7 @@ class Square(Attack):
         return super()._attack(call)
 
     def _start(self, call: Call, restart: int) -> Tensor:
-        """Vertical stripes, or the images that were given, brought into the ball."""
+        """Vertical stripes, or the given start images projected into the ball."""
         call.begin_restart(restart)
         if call.start is not None:
             start = super()._start(call, restart)
@@ -119,7 +119,7 @@ class Square(Attack):
         return torch.where(up.view(-1, channels, 1, width), high, low)
 
     def _corners(self, call: Call) -> tuple[Tensor, Tensor]:
-        """x + eps and x - eps, within the box: all that a pixel is ever set to."""
+        """x + eps and x - eps clamped to the box, [K*N, C, H, W] each: the only values that pixels are set to."""
         x = call.per_candidate(call.x)
         return (
             _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi),
@@ -156,8 +156,10 @@ class Square(Attack):
         )
 
     def _proposal(self, call: Call, state: _State, query: int) -> Tensor:
-        """The best images with a square each (Algorithm 2). Where pixels are corners already, the paper's ±2 eps and
-        projection come to setting them to a corner."""
+        """The best images with one more square each (Algorithm 2).
+
+        Pixels are set to x ± eps, which is what the paper's change by ±2 eps and projection amount to.
+        """
         channels, height, width = state.best.shape[1:]
         ahead = (query - 1) % _AHEAD
         if ahead == 0:
@@ -174,7 +176,7 @@ class Square(Attack):
         return torch.where(inside.unsqueeze(1), torch.where(up, state.high, state.low), state.best)
 
     def _keep_better(self, call: Call, state: _State, tried: Tensor, *, first: bool) -> None:
-        """The second half of Algorithm 1's loop: keep what raises the loss; found rows stay as they are."""
+        """The second half of Algorithm 1's loop: keep images that raise the loss; found rows do not change."""
         logits = self.network.predict(tried)
         if first:
             checks.logit_values(logits)
@@ -192,7 +194,12 @@ class Square(Attack):
 
 @dataclasses.dataclass
 class _State(RunState):
-    """high, low: x + eps and x - eps within the box; words: of the queries whose draws have been made ahead."""
+    """The n rows of a run.
+
+    high, low: x + eps and x - eps, clamped to the box.
+    loss: of the best images, [n].
+    words: int64 [n, queries, words], random words drawn for the next queries.
+    """
 
     results = ("found", "best", "loss")
     rows: Tensor
@@ -205,7 +212,7 @@ class _State(RunState):
 
 
 def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:
-    """Philox's words of some rows of a call in a restart: int64 [rows, blocks, 4]."""
+    """Philox's words for rows [n] of a call and counter blocks [b] in the current restart: int64 [n, b, 4]."""
     key, restart, first_candidate = call.stream.unbind()
     n = len(call.y)
     sample, candidate = call.index[rows % n], first_candidate + rows // n
@@ -222,7 +229,7 @@ def _bits(words: Tensor, count: int) -> Tensor:
 
 
 def _range(word: Tensor, side: int, size: int) -> Tensor:
-    """Which of `size` places lie in a range of `side` whose begin the words choose, uniformly: bool [n, size]."""
+    """Which of `size` positions lie in a random range of length `side`, chosen by word [n]: bool [n, size]."""
     begin = (word * (size - side + 1) >> 32).view(-1, 1)
     at = torch.arange(size, device=word.device)
     return (at >= begin) & (at < begin + side)

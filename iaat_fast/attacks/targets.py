@@ -9,15 +9,15 @@ from torch import Tensor
 
 from iaat_fast.ops import primitives
 
-# Counter block of the target: images of fewer than 2**34 elements never reach it.
+# Philox counter block of the targets; the noise of an image of fewer than 2**34 elements does not reach it.
 _TARGET_BLOCK = 2**32 - 1
 
 
 def target_draws(seed: Tensor, index: Tensor) -> Tensor:
-    """What random targets are made of: int64 [N], uniform words of 32 bits, a function of (seed, sample number) alone.
+    """Uniform 32-bit words, int64 [N], for `random_targets`; they depend on the seed and the sample number only.
 
     Args:
-        seed: int64, first entry the key of the attack.
+        seed: int64 [1] to [3]; its first entry is the attack's key.
         index: int64 [N], sample numbers.
     """
     key = primitives.stream_of(seed)[0]
@@ -26,7 +26,7 @@ def target_draws(seed: Tensor, index: Tensor) -> Tensor:
 
 
 def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
-    """A class other than y for every sample, uniform over those that are not masked by a logit of -infinity.
+    """A random class other than y for every sample, uniform over the classes whose logit is not -infinity.
 
     Args:
         logits: [N, C], C at least 2.
@@ -43,7 +43,9 @@ def random_targets(logits: Tensor, y: Tensor, draws: Tensor) -> Tensor:
     """
     classes = logits.shape[1]
     others = (y.view(-1, 1) + torch.arange(1, classes, device=y.device)) % classes
-    number = (logits.gather(1, others) != -torch.inf).cumsum(1)  # of the ones left, from 1
+    number = (logits.gather(1, others) != -torch.inf).cumsum(
+        1
+    )  # number of each unmasked class, from 1
     chosen = (draws.view(-1, 1) * number[:, -1:] >> 32) + 1
     return others.gather(1, torch.searchsorted(number, chosen).clamp(max=classes - 2))[:, 0]
 
@@ -87,15 +89,15 @@ def chosen_by(choose: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Ten
 
 
 def likely_targets(logits: Tensor, y: Tensor, most: int) -> Tensor:
-    """The wrong classes with the largest logits, those first: int64 [N, T] with T <= min(most, C - 1).
+    """The wrong classes in descending order of their logits, int64 [N, T].
 
-    Classes that are masked by a logit of -infinity are none of them: T is the number of wrong classes that the sample
-    with the most of them has left. A sample with fewer begins again with its first. Reads one number from the device.
+    Classes masked by a logit of -infinity are left out: T is `most`, or less if no sample has so many wrong classes
+    left. A sample with fewer than T repeats its classes from the first. Reads one number from the device.
 
     Args:
         logits: [N, C], at the clean images.
         y: int64 [N], true classes.
-        most: how many to give.
+        most: the largest T.
 
     Raises:
         ValueError: no sample has a wrong class left.

@@ -17,7 +17,7 @@ from iaat_fast.attacks.fgsm import MIFGSM
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.pgd import Run
 
-# The op itself, behind the checks of the public function: a call's arguments are checked once.
+# The registered op, without the public function's checks: a call checks its arguments itself.
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
 # Odd numbers (of L'Ecuyer 1999 and of Fibonacci hashing), a multiple of which leads to the key of a draw, and to the

@@ -1,4 +1,4 @@
-"""The radius of every sample, and Algorithm 2 of IAAT, which adapts it."""
+"""The memory of every sample's radius, and IAAT's Algorithm 2, which adapts it."""
 
 from iaat_fast.epsilon.memory import EpsilonMemory, Selection
 

@@ -18,7 +18,7 @@ MISCLASSIFIED = ("algorithm2", "shrink")
 EPS_MIN_BOUNDS = ("memory", "images")
 WARM_UP_RULES = ("visited", "correct")
 
-# Number of the final attack's noise; 0, 1 and 2 are the candidates'.
+# Candidate number of the final attack, which selects its noise; 0, 1 and 2 are the candidates'.
 _FINAL = 3
 
 
@@ -32,8 +32,8 @@ class Selection(_Chosen):
     """What `EpsilonMemory.select` finds for a batch; it unpacks as (eps, choice, x_adv).
 
     eps: float32 [N], smoothed and clamped, as stored in the memory; with eps_min_bounds="images" at least eps_min.
-    choice: int64 [N], 0 (prev + gamma), 1 (prev) or 2 (prev - gamma).
-    x_adv: [N, ...], adversarial images at eps, made as `final` says.
+    choice: int64 [N], 0 (prev + gamma), 1 (prev) or 2 (prev - gamma), where prev is the old radius.
+    x_adv: [N, ...], adversarial images within eps, made as `final` says.
     """
 
     _correct: Tensor | None = None
@@ -64,28 +64,29 @@ class EpsilonMemory:
 
     Args:
         size: number of samples.
-        gamma: distance of the candidates prev + gamma, prev, prev - gamma; on the scale of the images.
+        gamma: distance of the candidate radii prev + gamma, prev and prev - gamma, where prev is the stored radius; all
+            radii are on the scale of the images.
         beta: smoothing constant in [0, 1]: eps = (1 - beta) * prev + beta * choice.
-        init: radius of all samples at first.
-        eps_min, eps_max: bounds of the result; None is the width of the attack's box, hi - lo, beyond which a radius
-            means nothing.
-        eps_min_bounds: what eps_min bounds. "memory", the radius that is stored and the next visit starts from;
-            "images", that of the images trained on alone, below which the stored one may fall (the paper to the letter:
-            Appendix D.2 bounds what Algorithm 2 returns, and its line 12 has stored it by then).
-        strategy: how the candidates are attacked. prev - gamma, which the algorithm never tests, is attacked with
-            final="reuse" alone.
+        init: initial radius of all samples.
+        eps_min, eps_max: bounds of the result; eps_max=None is the width of the attack's box, hi - lo.
+        eps_min_bounds: what eps_min bounds. "memory": the stored radius, from which the sample's next visit starts.
+            "images": only the radius of the images that are returned; the stored one may be smaller (the paper to the
+            letter: Appendix D.2 bounds what Algorithm 2 returns, after its line 12 has stored it).
+        strategy: how the candidates are attacked. The algorithm never tests prev - gamma, so that it is attacked only
+            with final="reuse".
             "batched": all candidates in one batch, classified in one forward.
-            "lazy": prev + gamma on all samples, then prev on those that it fooled: fewest passes, the same radii and
-            choices.
-            "sequential": prev, then prev + gamma, each on the whole batch, then both verdicts: the order in which
-            BatchNorm in train mode sees them in the authors' released code.
-        final: the adversarial images returned. "exact": another attack at the smoothed radius (Algorithm 1, line 8).
-            "reuse": the chosen candidate's images projected into the smoothed ball, an approximation that saves it.
-        clamp: where a radius is kept from becoming negative: "result" (after smoothing, as in the paper) or "candidate"
-            (before, as in the released code).
-        misclassified: what a sample whose clean image is misclassified does: "algorithm2", the same as any other
-            (paper); "shrink", its candidate is 0 (released code).
-        device: of the memory.
+            "lazy": prev + gamma on all samples, then prev on the samples that this fooled: the fewest gradients, with
+            the same radii and choices.
+            "sequential": prev, then prev + gamma, each on the whole batch, then a forward for each: the order of the
+            authors' released code, which matters to BatchNorm in train mode.
+        final: the adversarial images returned. "exact": those of another attack at the smoothed radius (Algorithm 1,
+            line 8). "reuse": those of the chosen candidate, projected into the smoothed ball, which saves that attack
+            but is an approximation.
+        clamp: when negative radii are clamped to 0: "result", after smoothing (paper); "candidate", before smoothing
+            (released code).
+        misclassified: the rule for samples whose clean image is misclassified: "algorithm2", the same as for others
+            (paper); "shrink", their candidate is 0 (released code).
+        device: where the memory is stored.
 
     Attributes:
         values: float32 [size], the radii.
@@ -158,14 +159,14 @@ class EpsilonMemory:
         rule: str = "visited",
         findings: Findings | None = None,
     ) -> Tensor:
-        """Store and return the radii [N] of a warm-up step, in which every sample has the same.
+        """Store and return the radii, float32 [N], of a warm-up step, in which all samples have the same radius.
 
         Args:
             index: int64 [N], sample numbers.
-            eps_w: the radius used in warm-up.
+            eps_w: the radius of the warm-up, on the scale of the images.
             correct: bool [N], whether the clean image is classified correctly; needed by rule "correct".
             rule: "visited", eps_w for every sample (paper); "correct", 0 for misclassified ones (released code).
-            findings: where an index out of range is noted on a GPU, which is then not read; None: it is raised here.
+            findings: on a GPU, where an index out of range is recorded without waiting; None: it is raised here.
 
         Raises:
             TypeError: an index that is not int64.
@@ -187,12 +188,12 @@ class EpsilonMemory:
         return eps
 
     def store(self, index: Tensor, eps: Tensor, *, findings: Findings | None = None) -> None:
-        """Replace the radii of some samples by those that another rule than Algorithm 2 has found.
+        """Replace the radii of some samples, for rules other than Algorithm 2.
 
         Args:
             index: int64 [N], distinct sample numbers.
-            eps: float32 [N].
-            findings: as of `warm_up`.
+            eps: float32 [N], the new radii.
+            findings: as `warm_up`'s.
 
         Raises:
             TypeError: an index that is not int64.
@@ -208,10 +209,10 @@ class EpsilonMemory:
         self._write(index, known, eps)
 
     def _known(self, index: Tensor, n: int | None, findings: Findings | None) -> Tensor:
-        """The index, checked before any work: a negative number would count from the end of the memory.
+        """The index, checked before any work, since a negative number would silently count from the end.
 
-        With findings on a GPU, where nothing is read, numbers out of range are noted there and are others here: one
-        beyond the end would take the GPU's process down.
+        On a GPU with findings, numbers out of range are recorded there and clamped here: indexing with them would kill
+        the process.
         """
         checks.int64_vector("index", index, n, self.values.device)
         if findings is not None:
@@ -220,7 +221,7 @@ class EpsilonMemory:
         return index
 
     def _write(self, index: Tensor, known: Tensor, eps: Tensor) -> None:
-        """Store radii; nothing where the index was out of range."""
+        """Store radii, except where the index was out of range (there `known`, of `_known`, differs from it)."""
         self.values[known] = torch.where(index == known, eps, self.values[known])
 
     def select(
@@ -239,30 +240,30 @@ class EpsilonMemory:
         """Run Algorithm 2 for a batch, update the memory, and make the adversarial images to train on.
 
         Args:
-            attack: PGD_k of the algorithm, such as `attacks.PGD`; its last iterate decides.
+            attack: PGD_k of the algorithm, such as `attacks.PGD`; its result decides whether a candidate fools.
             x: images [N, ...].
             y: int64 [N], true classes.
             index: int64 [N], distinct sample numbers.
             correct: bool [N], whether the clean image is classified correctly; needed by "shrink", unless judge.
-            judge: classify the clean images, in one forward with the candidates where the strategy allows, before the
-                attacks where it does not. The selection's `correct` holds the verdicts.
-            seed: of the attacks' noise and random targets, which the candidates share, an int or an int64 tensor [] or
+            judge: classify the clean images and return the result as the selection's `correct`: "batched" and "lazy" in
+                one forward with a candidate, "sequential" before the attacks.
+            seed: of the attacks' noise and random targets, shared by the candidates: an int, or an int64 tensor [] or
                 [1]; None draws one from torch's generator.
-            final_attack: the one at the smoothed radius, where `attack` is a weaker one (ImageNet: PGD-10 selects,
-                PGD-30 trains); None: `attack`.
-            findings: where what is wrong with values on a GPU, of the attacks and of index, is left; the memory is
-                updated all the same, except at an index out of range. None: it is raised here. With findings,
-                "batched", and "sequential" with final "exact", read nothing on the host and may be captured in a CUDA
-                graph; "lazy" reads which samples have been fooled.
+            final_attack: the attack at the smoothed radius, if it differs from `attack` (ImageNet: PGD-10 selects,
+                PGD-30 trains).
+            findings: on a GPU, where invalid values in index and in the attacks' arguments are recorded; the memory is
+                updated nevertheless, except at an index out of range. None: they are raised here. With findings,
+                "batched", and "sequential" with final="exact", never wait for the device and may be captured in a CUDA
+                graph; "lazy" waits to read which samples are fooled.
 
         Returns:
-            `Selection`: eps, choice, x_adv; and `correct` where that was asked or given.
+            `Selection`: eps, choice and x_adv; also `correct`, with judge or if it was given.
 
         Raises:
             TypeError: an index that is not int64.
             ValueError: index out of range, or of another length than x; gamma or a bound beyond the width of the
-                attack's box; correct of another length or not bool; "batched" or "lazy" with an attack that uses batch
-                statistics.
+                attack's box; correct missing, of another length or not bool; "batched" or "lazy" with an attack that
+                uses batch statistics.
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
@@ -282,9 +283,11 @@ class EpsilonMemory:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
         prev, width = self.values[known], attack.hi - attack.lo
-        # A ball as wide as the box holds all of it already. A radius beyond that is left for the attack to refuse.
+        # A ball of radius `width` contains the whole box. A larger stored radius is kept: the attack refuses it.
         radii = [torch.maximum((prev + self.gamma).clamp(max=width), prev), prev]
-        if self.final == "reuse":  # Algorithm 2 falls back to the third candidate without a test.
+        if (
+            self.final == "reuse"
+        ):  # which may need the images of the third candidate, taken without a test
             radii.append((prev - self.gamma).clamp(min=0.0))
         candidates = STRATEGIES[self.strategy](attack, batch, torch.stack(radii), self._chunker)
         eps, choice = ops.select_epsilon_(

@@ -1,4 +1,4 @@
-"""How Algorithm 2's candidates are attacked: all in one batch, only where needed, or one after the other."""
+"""How Algorithm 2's candidates are attacked: all in one batch, only on the samples that need it, or in sequence."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from iaat_fast.attacks.findings import Findings
 
 logger = logging.getLogger("iaat_fast")
 
-# Where the steps of an attack are captured, once for each size of batch. On a CPU every image costs its share of time.
+# Devices on which batches are padded to few sizes, because steps are captured once per size. On a CPU padding costs.
 _PADDED_ON = ("cuda",)
 
 
 class Attack(Protocol):
-    """What `select` asks of an attack; `attacks.PGD` is one."""
+    """The interface that `select` needs of an attack; `attacks.PGD` has it."""
 
     lo: float
     hi: float
@@ -37,19 +37,19 @@ class Attack(Protocol):
         seed: int | Tensor,
         candidate: int,
     ) -> Tensor:
-        """Given findings too where `select` is: `findings=`, see `attacks.Attack`."""
+        """See `attacks.Attack`. With a `findings` argument too, if `select` is called with one."""
         ...
 
     def logits(self, x: Tensor) -> Tensor: ...
 
 
 class Candidates(NamedTuple):
-    """What is known of the candidates prev + gamma, prev and prev - gamma.
+    """The candidates prev + gamma, prev and prev - gamma, after their attacks.
 
-    eps: [K, N], the radii of those that may be attacked: all three, or the two that Algorithm 2 tests.
-    x_adv: [N, ...] images of each, None where it was not attacked.
-    logits: [3N, C]; anything for the third, to which Algorithm 2 falls back without a test.
-    correct: bool [N], whether the clean images are classified correctly, where that was asked or is known.
+    eps: [K, N], radii of the candidates that may be attacked: all three, or only the two that Algorithm 2 tests.
+    x_adv: images [N, ...] for each of the three, None for one that was not attacked.
+    logits: [3N, C]; those of the third are not used, since Algorithm 2 takes it without a test.
+    correct: bool [N], whether the clean images are classified correctly; None if unknown.
     """
 
     eps: Tensor
@@ -60,11 +60,11 @@ class Candidates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The samples under selection: images [N, ...], classes, numbers, the seed of the attacks' noise.
+    """Samples: images x [N, ...], classes y and sample numbers index, int64 [N], and the seed of the attacks' noise.
 
-    classify_clean: whether the clean images are to be classified too.
-    correct: bool [N], whether they are classified correctly, where that is known already.
-    findings: where attacks leave what is wrong with values; None: they raise it.
+    classify_clean: whether the clean images still have to be classified.
+    correct: bool [N], whether they are classified correctly; None if unknown.
+    findings: passed to the attacks.
     """
 
     x: Tensor
@@ -80,7 +80,7 @@ class Batch:
         return Batch(x, y, index, self.seed, False, None, self.findings)
 
     def classify(self, attack: Attack, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of attacked images, and the clean verdicts: in one forward where they are still to be made."""
+        """Logits of attacked images, and `correct`, from one forward if the clean images are to be classified."""
         if not self.classify_clean:
             return attack.logits(x_adv), self.correct
         logits, clean = attack.logits(torch.cat([x_adv, self.x])).split([len(x_adv), len(self.x)])
@@ -94,22 +94,22 @@ class Batch:
 
 
 class OOMChunker:
-    """Attacks a batch of candidates in the largest parts that fit into memory, found by halving where it runs out."""
+    """Attacks a batch of candidates; when memory runs out, it halves the batch, and remembers the number of parts."""
 
     def __init__(self) -> None:
         self._parts = 1
 
     def attacked(self, attack: Attack, batch: Batch, eps: Tensor) -> Tensor:
-        """The images [K*N, ...] of all candidates, eps [K, N].
+        """The images [K*N, ...] of all candidates at radii eps [K, N].
 
-        The noise follows the samples, so they are those of one batch up to the rounding of the model's forward.
+        They do not depend on the number of parts, except for rounding in the model's forward.
         """
         n = eps.shape[1]
         while True:
             try:
                 return self._in_parts(attack, batch, eps)
             except torch.OutOfMemoryError:
-                # A graph under capture would keep what it was given already, and the parts on top of it.
+                # A CUDA graph under capture would keep the memory of the failed attempt in addition.
                 if 2 * self._parts > n or capturing(batch.x.device):
                     raise
                 self._parts *= 2
@@ -133,7 +133,7 @@ class OOMChunker:
 
 
 def batched(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
-    """All K candidates as one batch of K*N; their verdicts, and the clean images', in one forward of (K + 1)*N."""
+    """Attack all K candidates as one batch of K*N; classify them, and clean images if asked, in one forward."""
     x_adv = chunker.attacked(attack, batch, eps)
     logits, correct = batch.classify(attack, x_adv)
     images: list[Tensor | None] = [*x_adv.chunk(len(eps))]
@@ -143,9 +143,9 @@ def batched(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> C
 
 
 def sequential(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
-    """The second and the first candidate, each on the whole batch, then the verdicts on both.
+    """Attack the second and then the first candidate, each on the whole batch, then classify both.
 
-    This is the order of the forwards in the authors' released code, which BatchNorm's running statistics remember.
+    The order of forwards is that of the authors' released code, since it affects BatchNorm's running statistics.
     """
     correct = batch.correct
     if batch.classify_clean:
@@ -159,7 +159,7 @@ def sequential(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -
 
 
 def lazy(attack: Attack, batch: Batch, eps: Tensor, chunker: OOMChunker) -> Candidates:
-    """The first candidate, and the second where the first fooled the model."""
+    """Attack the first candidate, and the second only on samples that the first fooled."""
     first = batch.attacked(attack, eps[0], 0)
     logits, correct = batch.classify(attack, first)
     fooled = logits.argmax(1) != batch.y
@@ -175,7 +175,7 @@ STRATEGIES = {"batched": batched, "lazy": lazy, "sequential": sequential}
 
 
 def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: Tensor) -> Tensor:
-    """Each sample's images of the candidate it chose; a third candidate not attacked yet is attacked now."""
+    """The images [N, ...] of each sample's chosen candidate (`choice`, int64 [N]); attacks the third one if needed."""
     first, second, third = candidates.x_adv
     assert first is not None
     assert second is not None
@@ -183,13 +183,13 @@ def chosen_images(attack: Attack, batch: Batch, candidates: Candidates, choice: 
     if third is None:
         rows = _rows(attack, is_third)
         third = _attacked_there(attack, batch, rows, is_third, candidates.eps[2], 2, second)
-    # Not by a list of rows, whose length the host would have to wait for.
+    # torch.where, because for a list of rows the host would wait for its length.
     chosen = torch.where(as_column(choice == 0, first), first, second)
     return torch.where(as_column(is_third, first), third, chosen)
 
 
 def _rows(attack: Attack, wanted: Tensor) -> Tensor:
-    """int64, the rows that are wanted; where steps are captured, filled up with others to one of few sizes."""
+    """int64, the wanted rows; on CUDA padded with other rows to one of few batch sizes."""
     if attack.bn != "eval" or wanted.device.type not in _PADDED_ON:
         return wanted.nonzero()[:, 0]
     rows = active_rows(~wanted)
@@ -205,7 +205,7 @@ def _attacked_there(
     candidate: int,
     others: Tensor,
 ) -> Tensor:
-    """`others` [N, ...], except in the wanted rows: they are attacked at eps [N]. What else `rows` holds is padding."""
+    """`others` [N, ...] with the wanted rows replaced by attacked images at radii eps [N]; `rows` is from `_rows`."""
     if not len(rows):
         return others
     made = others.clone()

@@ -1,4 +1,4 @@
-"""The model under attack: its modules, its mode, and what it is seen to be before and after."""
+"""The model under attack: finding its modules, setting and restoring its mode, and detecting changes to it."""
 
 from iaat_fast.attacks.model.distributed import unwrap_ddp
 from iaat_fast.attacks.model.mode import attacked, logits_of

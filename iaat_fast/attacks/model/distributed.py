@@ -1,4 +1,4 @@
-"""Modules whose forward waits for other ranks: DistributedDataParallel is bypassed, sharded ones are refused."""
+"""Modules whose forward waits for other ranks: DistributedDataParallel is bypassed, sharded modules are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# Looked up only where the user has imported them, which takes seconds.
+# (module, class) pairs, looked up in sys.modules: importing them here would take seconds.
 _WAITING = (
     ("torch.distributed.fsdp", "FullyShardedDataParallel"),
     ("torch.distributed.fsdp", "FSDPModule"),
@@ -21,7 +21,7 @@ _WAITING = (
 
 
 def unwrap_ddp(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The module inside a DistributedDataParallel wrapper, whose hooks and buffer broadcasts an attack must avoid."""
+    """The module in a DistributedDataParallel wrapper, whose hooks an attack must not run; else the model itself."""
     owner: Any = model
     if isinstance(model, types.MethodType) and model.__name__ in ("forward", "__call__"):
         owner = model.__self__
@@ -33,7 +33,7 @@ def has_ranks() -> bool:
 
 
 def refuse_sharded(modules: list[nn.Module]) -> None:
-    """Raise ValueError for modules that need the other ranks in every forward: one that takes fewer would hang all."""
+    """Raise ValueError for modules whose forward needs all ranks: if one rank took fewer forwards, all would hang."""
     if not has_ranks() or torch.distributed.get_world_size() == 1:
         return
     kinds = tuple(
@@ -56,10 +56,10 @@ def _is_sharded(parameter: Tensor | None) -> bool:
 
 @contextlib.contextmanager
 def bypass_ddp(modules: list[nn.Module]) -> Iterator[None]:
-    """Within it, a DistributedDataParallel among the modules calls what it wraps and nothing else.
+    """A context in which DistributedDataParallel wrappers among the modules only call the module that they wrap.
 
-    Its own forward broadcasts buffers and, after the first backward, rebuilds buckets, both with all ranks, of which
-    another may attack in fewer steps. Compiled code that holds the wrapper is guarded by its `forward`.
+    Their own forward broadcasts buffers and, after the first backward, rebuilds buckets; both need all ranks, but ranks
+    may take different numbers of steps. Compiled code that uses a wrapper notices the change of its `forward`.
     """
     if not has_ranks():
         yield
@@ -68,7 +68,7 @@ def bypass_ddp(modules: list[nn.Module]) -> Iterator[None]:
     before = [wrapper.__dict__.get("forward") for wrapper in wrappers]
     try:
         for wrapper in wrappers:
-            # Past nn.Module's search; a method, so that a copy's is bound to the copy.
+            # Without nn.Module's slow __setattr__. A method, so that deepcopy binds it to the copied wrapper.
             object.__setattr__(wrapper, "forward", types.MethodType(_bypass, wrapper))
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The model as an attack needs it: in a chosen mode, to one attack at a time, and afterwards as it was."""
+"""Prepare the model for an attack: set its mode, lock it against other threads, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BN_MODES = ("eval", "train", "train_update")
 
 
 def couples_samples(model: Callable[[Tensor], Tensor], bn: str) -> bool:
-    """Whether a sample's logits depend on who else is in the batch: BatchNorm on the batch's own statistics."""
+    """Whether a sample's logits depend on the rest of the batch, because BatchNorm uses batch statistics."""
     modules = modules_of(model)
     return any(
         bn != "eval" or getattr(layer, "running_mean", None) is None
@@ -28,9 +28,10 @@ def couples_samples(model: Callable[[Tensor], Tensor], bn: str) -> bool:
 
 
 def checked_modules(model: Callable[[Tensor], Tensor], bn: str) -> list[nn.Module]:
-    """`modules_of` a model; ValueError for one that cannot be attacked in this mode.
+    """`modules_of` a model.
 
-    Its layers are fixed in another mode, it is a function without a module, or it is spread over ranks.
+    Raises ValueError if it cannot be attacked in this mode: its layers have another fixed mode, it is a function in
+    which no module is found, or it is spread over ranks.
     """
     modules = modules_of(model)
     if bn != "eval" and not modules:
@@ -46,18 +47,16 @@ def checked_modules(model: Callable[[Tensor], Tensor], bn: str) -> list[nn.Modul
 def attacked(
     model: Callable[[Tensor], Tensor], bn: str, *, exclusively: bool = False
 ) -> Iterator[None]:
-    """Put the model in evaluation mode, its BatchNorm layers in the mode `bn`, and restore it on the way out.
+    """A context with the model in evaluation mode and its BatchNorm layers in mode `bn`; both are restored at its end.
 
-    Other threads wait to enter with any module of it. Of a function, the modules found behind it are switched; where
-    none is found, one in training mode that the function turns out to run is refused. A DistributedDataParallel wrapper
-    is bypassed.
+    Other threads that enter with one of its modules wait. For a function, the modules found in it are switched; if none
+    is found, the function may not run a module in training mode. DistributedDataParallel wrappers are bypassed.
+    The caller's autocast is off inside.
 
     Args:
-        bn: "eval", running statistics; "train", the batch's own statistics, buffers restored afterwards;
-            "train_update", the batch's own statistics, which also update the running ones.
-        exclusively: other threads wait whatever their model is.
-
-    Autocast that the caller has switched on is off inside: verdicts and gradients are those of the model as it is.
+        bn: "eval": running statistics; "train": batch statistics, and buffers are restored; "train_update": batch
+            statistics, which also update the running ones.
+        exclusively: whether other threads wait whatever their model is.
 
     Raises:
         ValueError: the model cannot be attacked in this mode, see `checked_modules`.
@@ -74,15 +73,15 @@ def attacked(
 
 
 def private_copy(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of the images for a forward, which may normalise them in place while the attack still needs them.
+    """A copy of the images for a forward, which might overwrite them, by normalising in place for example.
 
-    It takes 10 us of a step's host time. Writes through `x.data` or numpy could not be detected afterwards.
+    It takes 10 us of a step's host time. Detecting writes instead would miss those through `x.data` or numpy.
     """
     return x.to(x.dtype if dtype is None else dtype, copy=True)
 
 
 def logits_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The model's logits [N, C] of images [N, ...]; ValueError for anything else, or fewer than two classes."""
+    """The model's logits [N, C] of images [N, ...]. Raises ValueError if it does not return [N, C] with C >= 2."""
     logits: Tensor = inputs.logits_in(model(private_copy(x)))
     inputs.logits(logits, len(x))
     return logits
@@ -101,7 +100,7 @@ def _in_mode(modules: list[nn.Module], bn: str) -> Iterator[None]:
     switched = fixed_mode.with_mode(modules)
     trained = set(map(id, _batch_norms(modules))) if bn != "eval" else ()
     modes = [(module, module.training) for module in switched]
-    # Into buffers made in inference mode nothing can write outside it.
+    # Buffers made in inference mode cannot change here.
     buffers = [b for b in buffers_of(modules) if not b.is_inference()] if bn == "train" else []
     saved = [(buffer, buffer.clone()) for buffer in buffers]
     try:
@@ -125,7 +124,7 @@ def _set_mode(module: nn.Module, training: bool) -> None:
     if module.training == training:
         return
     if type(module).__setattr__ is nn.Module.__setattr__:
-        # Past its search among parameters, buffers and modules, for every module of a network in training mode.
+        # nn.Module.__setattr__ would search parameters, buffers and modules, for every module of the network.
         object.__setattr__(module, "training", training)
     else:
         module.training = training
@@ -133,7 +132,10 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 @contextlib.contextmanager
 def _no_training_behind() -> Iterator[None]:
-    """Refuse, before it runs, a module in training mode in a function in which no module was found."""
+    """A context in which a forward of BatchNorm or dropout in training mode, or of a sharded module, is an error.
+
+    For functions in which no module was found.
+    """
     thread = threading.get_ident()
 
     def look(module: nn.Module, images: object) -> None:
@@ -153,16 +155,17 @@ def _no_training_behind() -> Iterator[None]:
         handle.remove()
 
 
-# Which thread holds which objects, by number; None is everything.
+# (thread, ids of the objects that it holds); None: it holds everything.
 _claims: list[tuple[int, set[int] | None]] = []
 _released = threading.Condition()
 
 
 @contextlib.contextmanager
 def _claimed(objects: list[object], *, everything: bool) -> Iterator[None]:
-    """Wait until no other thread holds any of the objects, and hold them; a thread may hold what it holds already.
+    """A reentrant lock on some objects: waits until no other thread holds any of them, then holds all.
 
-    By module, not by model: two models may share a network. All at once, so no two threads wait for each other's.
+    On modules rather than models, because two models may share a network. All are taken at once, so that no two threads
+    can wait for each other.
     """
     thread, numbers = threading.get_ident(), None if everything else set(map(id, objects))
     mine = (thread, numbers)

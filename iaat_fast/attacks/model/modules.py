@@ -1,4 +1,4 @@
-"""The modules of a model, also of one that is a function: a bound method, a partial, a closure, an object with one."""
+"""The modules of a model, which may also be a function: a bound method, a partial, a closure, a callable object."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# An ensemble has a few members; what is longer holds data.
+# Longer containers hold data rather than the members of an ensemble, and are not searched.
 _LONGEST = 100
-# Objects that are opened one inside the other: a function's object, and a wrapper among its attributes.
+# Levels of nested objects that are searched: the model, and a wrapper among its attributes.
 _DEEPEST = 2
 
 
 def modules_of(model: Callable[[Tensor], Tensor]) -> list[nn.Module]:
-    """What `model.modules()` gives, in another order; of a function, the modules found behind it (`roots_of`).
+    """The modules of `model.modules()`, breadth first; for a function, those of the modules found in it (`roots_of`).
 
-    Every call of an attack asks for modules, parameters and buffers, six times in all, while a GPU stands idle: there a
-    loop over the modules' dictionaries takes a fraction of the time of the recursive generators of `torch.nn`.
+    Every call of an attack reads modules, parameters and buffers six times while the GPU is idle; a loop over the
+    modules' dictionaries takes a fraction of the time of torch's recursive generators.
     """
     queue = roots_of(model)
     found = {id(root): root for root in queue}
@@ -45,17 +45,16 @@ def buffers_of(modules: list[nn.Module]) -> list[Tensor]:
 
 
 def roots_of(model: Callable[[Tensor], Tensor]) -> list[nn.Module]:
-    """The modules that a model may run, as far as they can be found without running it; itself, if it is one.
+    """The modules that a model may run, as far as they can be found without running it; the model itself if it is one.
 
-    Looked through: the object of a bound method, what a partial holds, a function's closure, defaults and the globals
-    that it reads (also of another file, and functions of the same file), the attributes of an object, lists, tuples and
-    dicts.
-    A closure may hold another module in the next call, so each call looks again.
+    It searches the object of a bound method, the contents of a partial, a function's closure, defaults and attributes,
+    the globals that it reads (modules from other files, functions of the same file), the attributes of an object,
+    lists, tuples, sets and dicts. Nothing is cached, as a closure may hold another module in the next call.
     """
     if isinstance(model, nn.Module):
         return [model]
     found: list[nn.Module] = []
-    seen: dict[int, Any] = {}  # kept alive, so that no number is given twice
+    seen: dict[int, Any] = {}  # kept alive, so that no id is used twice
     waiting: list[tuple[Any, int]] = [(model, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -87,7 +86,7 @@ def _parts(value: types.MethodType | functools.partial[Any]) -> Iterable[Any]:
 
 
 def _held_by(function: types.FunctionType) -> Iterator[Any]:
-    """What a function has of its own: cells, defaults, attributes (what a decorator wraps) and the globals it reads."""
+    """What a function holds: closure, defaults, attributes (a decorator's __wrapped__ say), and globals it reads."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -104,14 +103,14 @@ def _held_by(function: types.FunctionType) -> Iterator[Any]:
             named = (vars(value).get(attribute) for attribute in function.__code__.co_names)
             yield from (held for held in named if isinstance(held, nn.Module))
             continue
-        # Not into other files' functions, which would lead through whole libraries.
+        # Functions of other files are skipped: they would lead through whole libraries.
         if not isinstance(value, types.FunctionType) or value.__globals__ is function.__globals__:
             yield value
 
 
 @functools.lru_cache
 def _globals_read(code: types.CodeType) -> frozenset[str]:
-    """The names of globals that code reads, comprehensions and functions in it included."""
+    """The names of globals that code reads, including comprehensions and nested functions."""
     found = {
         str(step.argval)
         for step in dis.get_instructions(code)

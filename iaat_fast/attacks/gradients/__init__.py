@@ -1,1 +1,1 @@
-"""Where the gradients of images come from: the live model by autograd, a copy of it, or a program made of it."""
+"""Sources of image gradients: autograd on the live model or on a copy of it, or a program made from the model."""

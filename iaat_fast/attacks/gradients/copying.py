@@ -1,4 +1,4 @@
-"""The best copy of a model to take gradients from: a program, else a shadow, else none."""
+"""Choose the copy of a model that gives gradients: a program (fastest), else a shadow, else none."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from iaat_fast.attacks.options import EngineOptions
 
 
 class ChosenSource(NamedTuple):
-    """What gradients come from."""
+    """A gradient source, and the copy behind it."""
 
     source: Source
-    traced: Forward | None
-    """Of a copy: its forward in the live model's precision, on the live weights."""
+    copied_forward: Forward | None
+    """The copy's forward on the live weights, in the live model's precision; None if the source is the live model."""
     description: str
 
 
@@ -35,13 +35,14 @@ class CopyMaker:
     """Makes the best copy of a model.
 
     Args:
-        model: in the mode in which it is attacked.
+        model: the live model, in the mode in which it is attacked.
         live: its forward.
-        options: of the engine, with a shadow.
-        precision, half: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
+        options: of the engine, with `shadow` on.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+        half: torch.bfloat16 or torch.float16; None for the other precisions.
 
     Attributes:
-        reasons: why there is none, or no better one.
+        reasons: why better kinds of copies, or all of them, were rejected.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class CopyMaker:
         precision: str,
         half: torch.dtype | None,
     ) -> None:
-        # What torch.compile makes of a module calls the live one; its copy would, too.
+        # A module made by torch.compile calls the original module, and so would its copy: copy the original instead.
         compiled = "_orig_mod" in model._modules
         self._model = model.get_submodule("_orig_mod") if compiled else model
         self._live, self._options = live, options
@@ -60,15 +61,17 @@ class CopyMaker:
         self.reasons: list[str] = []
 
     def make(self, x: Tensor) -> ChosenSource | None:
-        """A copy that gives what the live model gives for some of the images x; None where there is none."""
+        """The best copy that matches the live model on some of the images x [N, ...]; None if there is none."""
         some = x[:IMAGES].contiguous()
         program = self._options.fold and not self._options.compile
         try:
             with preserved_rng(x.device):
-                # Tables that it keeps in globals are there before it is traced.
+                # A first forward lets the model fill tables in global variables before it is traced.
                 with torch.no_grad():
                     true = logits_of_some(self._live, some)
-                for make in (self._lowered, self._copied) if program else (self._copied,):
+                for make in (
+                    (self._make_program, self._make_shadow) if program else (self._make_shadow,)
+                ):
                     copied = self._checked(make, some, true)
                     if copied is not None:
                         return copied
@@ -79,7 +82,7 @@ class CopyMaker:
     def _checked(
         self, make: Callable[[Tensor], ChosenSource], some: Tensor, true: Tensor
     ) -> ChosenSource | None:
-        """Raises Unshadowable where no kind of copy would do."""
+        """Make a copy and compare it; None, with a reason, if it fails. Raises Unshadowable if no kind can match."""
         try:
             made = make(some)
         except Unshadowable as reason:
@@ -90,30 +93,30 @@ class CopyMaker:
         if made is None:
             return None
         try:
-            assert made.traced is not None
+            assert made.copied_forward is not None
             with torch.no_grad():
-                check_forward(made.traced, some, true)
+                check_forward(made.copied_forward, some, true)
             check_gradients(made.source, self._live, some, self._precision, self._half)
         except Unshadowable as reason:
             self.reasons.append(str(reason))
             return None
         return made
 
-    def _lowered(self, x: Tensor) -> ChosenSource:
+    def _make_program(self, x: Tensor) -> ChosenSource:
         program = Program(
             self._model, x, dtype=self._half, channels_last=self._options.channels_last
         )
         rest = f", {len(program.by_autograd)} calls by autograd" if program.by_autograd else ""
         kind = self._half or "its own precision"
         what = f"a copy in {kind}{rest}, with {program.folded} BatchNorm layers folded"
-        return ChosenSource(program, program.traced, what)
+        return ChosenSource(program, program.copied_forward, what)
 
-    def _copied(self, x: Tensor) -> ChosenSource:
+    def _make_shadow(self, x: Tensor) -> ChosenSource:
         half = self._half
         shadow = Shadow(self._model, dtype=half, channels_last=self._options.channels_last)
         shadow.refresh()
         call = torch.compile(shadow.module) if self._options.compile else shadow.module
         source = ByAutograd(call, dtype=half, refresh=shadow.refresh)
         return ChosenSource(
-            source, shadow.traced, f"a copy in {half or 'its own precision'}, not folded"
+            source, shadow.copied_forward, f"a copy in {half or 'its own precision'}, not folded"
         )

@@ -1,4 +1,4 @@
-"""The shadow: a frozen copy of a model in the attack's precision, differentiated by autograd; or why there is none."""
+"""The shadow: a copy of a model with frozen weights, in the attack's precision, differentiated by autograd."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from iaat_fast.attacks import inputs
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
-_LONGEST = 120  # characters of another library's message that are repeated
+_LONGEST = 120  # maximum length, in characters, of a quoted error message
 
 
 class Unshadowable(Exception):
-    """A model of which no copy of this kind can be made; the message says why."""
+    """No copy of this kind can be made of the model; the message says why."""
 
 
 def brief(error: Exception) -> str:
-    """The type of an error and how its message begins."""
+    """The type of an error and the first line of its message, shortened."""
     first = next(iter(str(error).strip().splitlines()), "")
     return (
         f"{type(error).__name__}: {first if len(first) <= _LONGEST else first[:_LONGEST] + ' ...'}"
@@ -31,18 +31,18 @@ def brief(error: Exception) -> str:
 
 
 class Shadow:
-    """A copy of a model whose weights stand still, refreshed from the live ones.
+    """A copy of a model, in which each parameter and buffer has a twin: a frozen tensor, refreshed from the live one.
 
     Args:
         model: the live model, in the mode in which it is attacked.
-        dtype: of the copy's weights, None for their own. BatchNorm keeps its own: statistics need the range.
-        channels_last: store convolutions channels last.
+        dtype: of the twins; None for that of the live tensors. BatchNorm keeps its dtype: statistics need its range.
+        channels_last: store the weights of convolutions channels last.
 
     Attributes:
-        module: maps images of `dtype` to logits.
+        module: the copy; it maps images [N, ...] of `dtype` to logits [N, C].
 
     Raises:
-        Unshadowable: the model has hooks, which belong to the live one, or cannot be copied with these weights.
+        Unshadowable: the model has hooks, or cannot be copied.
     """
 
     def __init__(self, model: nn.Module, *, dtype: torch.dtype | None, channels_last: bool) -> None:
@@ -52,20 +52,23 @@ class Shadow:
             id(tensor): _empty_twin(tensor, kept or tensor.dtype, channels_last)
             for tensor, kept in tensors
         }
-        # deepcopy takes what its memo holds in place of a copy: here the twin, for tied weights the same one.
-        self.module: nn.Module = copied(model, dict(twins))
+        # deepcopy uses the entries of its memo instead of copies: here the twins, one for each group of tied weights.
+        self.module: nn.Module = copy_modules(model, dict(twins))
         self._model, self._dtype = model, dtype
         self._live = [tensor for tensor, _ in tensors]
         self._twins = [twins[id(tensor)] for tensor in self._live]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the live weights, in one pass."""
+        """Copy the live tensors into their twins."""
         if self._live:
             torch._foreach_copy_(self._twins, self._live)
 
-    def traced(self, x: Tensor) -> Tensor:
-        """Logits [N, C] by the copied modules in the live model's precision, for which they run on its own tensors."""
+    def copied_forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] by the copied modules on the live tensors, and so in the live model's precision.
+
+        Without a `dtype` the twins are used, which hold the same values.
+        """
         if self._dtype is None:
             logits: Tensor = inputs.logits_in(self.module(x))
             return logits
@@ -77,7 +80,7 @@ class Shadow:
 def _with_dtypes(
     model: nn.Module, dtype: torch.dtype | None
 ) -> Iterator[tuple[Tensor, torch.dtype | None]]:
-    """Every parameter and buffer once, and the dtype of its twin."""
+    """Every parameter and buffer once, with the dtype of its twin; None for its own."""
     seen: set[int] = set()
     for module in model.modules():
         keeps = isinstance(module, BatchNorm)
@@ -97,7 +100,7 @@ def _empty_twin(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> Tens
 
 
 def refuse_hooks(model: nn.Module) -> None:
-    """Raise Unshadowable where a module has hooks, or a forward that was put in: they belong to the live model."""
+    """Raise Unshadowable if a module has hooks or a replaced forward, which would run on the live model."""
     if nn.modules.module._has_any_global_hook():
         raise Unshadowable("all modules have hooks")
     for name, module in model.named_modules():
@@ -110,8 +113,8 @@ def refuse_hooks(model: nn.Module) -> None:
         if any(hooks):
             raise Unshadowable(f"{name or 'the model'} has hooks")
         forward = module.__dict__.get("forward")
-        # A method of the module itself is copied with it; whatever else it calls would be the live model's. A
-        # DistributedDataParallel wrapper, whose forward is that of its module meanwhile, is left out of a copy.
+        # A bound method of the module itself is copied with it; anything else might use the live model.
+        # DistributedDataParallel, whose forward `bypass_ddp` replaces during an attack, is left out of copies.
         if forward is not None and not (
             isinstance(module, DistributedDataParallel)
             or (isinstance(forward, types.MethodType) and forward.__self__ is module)
@@ -119,15 +122,15 @@ def refuse_hooks(model: nn.Module) -> None:
             raise Unshadowable(f"{name or 'the model'} has another forward than its class")
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy`, in which `memo` has the tensors that the copy is to hold in place of the model's.
+def copy_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy` of a model; `memo` maps ids of its tensors to those that the copy uses instead.
 
-    A DistributedDataParallel wrapper is left out: its copy would hook live parameters that are shared, and take part
-    in the training of the live model.
+    DistributedDataParallel wrappers are left out: a copy of one would hook shared live parameters and take part in the
+    training of the live model.
 
     Raises:
-        Unshadowable: it cannot be copied, copies its tensors itself, so that none could be refreshed (TorchScript), or
-            the copy holds modules of the live model, on which its forward would leave traces.
+        Unshadowable: the model cannot be copied; ignores `memo`, so that the copy could not be refreshed (TorchScript);
+            or the copy contains modules of the live model, which its forward might change.
     """
     expected = {id(memo[id(tensor)]) for tensor in _tensors(model) if id(tensor) in memo}
     live = {id(module) for module in model.modules()}
@@ -136,7 +139,7 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(module, DistributedDataParallel):
                 memo[id(module)] = copy.deepcopy(module.module, memo)
         twin: nn.Module = copy.deepcopy(model, memo)
-    # Copying runs code of whatever the model holds: locks, open files and the like raise what they please.
+    # The objects in a model run their own code when copied: locks, open files and others may raise anything.
     except Exception as error:
         raise Unshadowable(f"it cannot be copied ({brief(error)})") from error
     for name, module in twin.named_modules():
@@ -153,7 +156,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own parameters and buffers, without those of the modules in it."""
+    """A module's own parameters and buffers, without those of its submodules."""
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None:
             yield tensor

@@ -1,4 +1,4 @@
-"""What gradients of images come from: the live model, a copy of it, or a program."""
+"""The interface of a gradient source, and the source that uses autograd."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from iaat_fast.attacks.model.mode import private_copy
 
 Forward = Callable[[Tensor], Tensor]
 Cotangent = Callable[[Tensor], Tensor]
+"""Maps logits [N, C] to the gradient of the loss with respect to them, [N, C]."""
 
 _MADE_IN_INFERENCE_MODE = (
     "model: weights made in torch.inference_mode, expected others: autograd cannot go through them; make the model "
@@ -28,11 +29,11 @@ class Source(Protocol):
         """Logits [N, C] of images [N, ...]."""
 
     def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the gradient of the images for `cotangent(logits)`; None where there is none."""
+        """Logits, and the gradient of the images for `cotangent(logits)`; None if logits do not depend on images."""
 
     @property
     def refresh(self) -> Callable[[], None]:
-        """Called, takes over the live weights."""
+        """A function that copies the live weights."""
 
 
 class ByAutograd:
@@ -40,9 +41,9 @@ class ByAutograd:
 
     Args:
         model: maps images to logits.
-        dtype: what images are cast to, None for their own.
-        autocast: half precision to run under.
-        refresh: takes over the live weights.
+        dtype: what images are cast to; None: not cast.
+        autocast: half precision to run under; None: no autocast.
+        refresh: copies the live weights; None if the model is the live one.
     """
 
     def __init__(
@@ -80,4 +81,4 @@ class ByAutograd:
 
 
 def _nothing() -> None:
-    """A live model is always fresh."""
+    """The refresh of a live model."""

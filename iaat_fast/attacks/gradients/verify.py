@@ -1,4 +1,4 @@
-"""Whether a copy of a model gives what the live model gives, when it is made and after every attack."""
+"""Compare a copy of a model with the live model: when the copy is made, and after every attack."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
 from iaat_fast.attacks.model.mode import private_copy
 from iaat_fast.attacks.model.snapshot import preserved_rng
 
-# How far a copy in the live precision may be off, |difference| / |live|, over some images. Folding rounds differently:
-# logits by 1e-6, gradients by up to 1e-3 where that flips a ReLU. A wrong trace is off by about 1.
+# Allowed error of a copy in the live precision, |difference| / |live|, over some images. Folding changes logits by
+# 1e-6, and gradients by up to 1e-3 where rounding flips a ReLU. The error of a wrong trace is about 1.
 _LOGITS = {"fp32": 1e-3, "tf32": 1e-2}
 _GRADIENT = {"fp32": 0.05, "tf32": 0.2}
-# In half precision a copy is judged by what autocast does to the live model: deep networks lose most of their bits in
-# either (a ResNet-50's logits 0.26 in the copy, 0.30 under autocast). Twice that, since over a few images both are
-# noise; at least some roundings of 8 bits; and never as much as unrelated numbers, or zeros, are off.
+# In half precision, where deep networks lose most of their bits (error of a ResNet-50's logits: 0.26 in the copy, 0.30
+# under autocast), a copy may have twice the error of the live model under autocast, since both are noisy over a few
+# images. The limit is at least _AT_LEAST, a few roundings, and at most _AT_MOST: unrelated numbers have an error of 1.
 _TIMES_AUTOCAST = 2.0
 _AT_LEAST = {"bf16": 0.05, "fp16": 0.01}
 _AT_MOST = 0.95
-# Images on which a copy is compared with the live model; fewer after an attack of few gradients, of whose work two
-# forwards of more would not be a small part.
+# Number of images on which a copy is compared with the live model; _FEWER after an attack of less than _FEW_GRADIENTS
+# gradients, so that the comparison stays a small part of the work.
 IMAGES, _FEWER, _FEW_GRADIENTS = 8, 2, 512
-# Whether a copied forward is still the live one is asked of logits in the live model's own precision: by the same
-# operations on the same tensors, so mostly with the same bits, whatever precision the copy computes in. In any attack
-# they may be off by half of the bits, |difference| / |live|; when the copy is made by a hundred roundings, at most a
-# quarter of that, so that what passes then passes later. Two forwards of a live model that draws nothing are held to
-# the latter, too: kernels may add in another order.
+# Copied forwards are compared in the live model's precision: the same operations on the same tensors give mostly the
+# same bits, whatever the precision of the gradients. After an attack |difference| / |live| may be sqrt(eps), half of
+# the bits. When the copy is made it may be _ROUNDINGS * eps, and at most a quarter of sqrt(eps), so that a copy that
+# passes then passes later. This limit also holds for two forwards of the live model: kernels may sum in another order.
 _ROUNDINGS = 100.0
 _KEEPS_TENSORS = (
     "model: its forward keeps tensors outside of its modules, expected it not to: copying has left one there that has "
@@ -48,15 +47,15 @@ def check_gradients(
     """Raise Unshadowable unless a copy gives the live model's logits and gradients, up to its precision.
 
     Args:
-        copy: made of the live model.
-        live: the model.
-        x: some images.
-        precision, half: "bf16" and torch.bfloat16, say; None for a precision that is no half one.
+        copy: the gradient source to check.
+        live: the live model's forward.
+        x: some images [n, ...].
+        precision, half: as `CopyMaker`'s.
     """
-    expected, expected_grad = _seen(ByAutograd(live), x)
+    expected, expected_grad = _logits_and_gradient(ByAutograd(live), x)
     try:
-        logits, grad = _seen(copy, x)
-    # The copy runs the user's forward in another dtype: whatever that raises, the copy is of no use.
+        logits, grad = _logits_and_gradient(copy, x)
+    # The copy runs the user's forward in another dtype, which may raise anything.
     except Exception as error:
         raise Unshadowable(f"its copy failed: {brief(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
@@ -87,7 +86,7 @@ def _limits_of_autocast(
     half: torch.dtype,
 ) -> tuple[float, float]:
     try:
-        logits, grad = _seen(ByAutograd(live, autocast=half), x)
+        logits, grad = _logits_and_gradient(ByAutograd(live, autocast=half), x)
         found = [
             float(relative_error(logits, expected)),
             _gradient_error(grad, expected_grad, without=1.0),
@@ -99,13 +98,13 @@ def _limits_of_autocast(
 
 
 def _limit(autocast: float, precision: str) -> float:
-    if not autocast >= 0:  # NaN: an overflow of autocast's says nothing of the copy
+    if not autocast >= 0:  # NaN: autocast overflowed, which does not mean that the copy is wrong
         return _AT_MOST
     return min(max(_TIMES_AUTOCAST * autocast, _AT_LEAST[precision]), _AT_MOST)
 
 
-def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the gradient for a cotangent that no two classes share."""
+def _logits_and_gradient(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the gradient for a cotangent that differs between all classes."""
 
     def cotangent(logits: Tensor) -> Tensor:
         classes = torch.arange(1, logits.shape[-1] + 1, device=logits.device)
@@ -116,6 +115,7 @@ def _seen(source: Source, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _gradient_error(grad: Tensor | None, expected_grad: Tensor | None, *, without: float) -> float:
+    """The relative error; `without` if there is no gradient."""
     return (
         without
         if grad is None or expected_grad is None
@@ -124,7 +124,7 @@ def _gradient_error(grad: Tensor | None, expected_grad: Tensor | None, *, withou
 
 
 def relative_error(value: Tensor, expected: Tensor) -> Tensor:
-    """|value - expected| / |expected|, double []; equal infinities, of classes that are masked, are no difference."""
+    """|value - expected| / |expected|, float64 []; equal infinities (of masked classes) count as no difference."""
     value, expected = value.double(), expected.double()
     difference = torch.where(value == expected, 0.0, value - expected)
     size = torch.where(expected.isinf(), 0.0, expected).norm()
@@ -132,12 +132,15 @@ def relative_error(value: Tensor, expected: Tensor) -> Tensor:
 
 
 class FrozenForward:
-    """The live forward as a CUDA graph holds it, captured when an attack's steps are: what Python decided then stays.
+    """The live forward captured in a CUDA graph, as an attack's captured steps contain it.
+
+    What Python code in the forward decided during the capture stays fixed in both, so comparing this with the live
+    forward detects that captured steps are out of date.
 
     Args:
         live: the forward.
-        x: images like those that it will be given, at least one.
-        capture: as of `Replayed`.
+        x: images [N, ...], N >= 1, of the shape that it will get.
+        capture: as `Replayed`'s.
     """
 
     def __init__(self, live: Forward, x: Tensor, capture: Capture) -> None:
@@ -157,34 +160,34 @@ class FrozenForward:
 
 
 def refuse_random(live: Forward, x: Tensor) -> None:
-    """Raise Unshadowable where two forwards of some of the images x differ, or cannot be made of so few."""
+    """Raise Unshadowable if two forwards of some of the images x differ, or the model does not take so few images."""
     some = x[:IMAGES].contiguous()
     with preserved_rng(x.device), torch.no_grad():
         check_deterministic(live, some, logits_of_some(live, some))
 
 
-def copy_error(traced: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
-    """How far a copied forward is off the live one on some images, where 1 is as far as it may be: double [].
+def copy_error(copied: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
+    """The error of a copied forward on some images, relative to the allowed one: float64 [], valid if at most 1.
 
     Args:
-        traced, live: the forwards.
-        x: images of an attack.
-        gradients: how many it has taken.
+        copied, live: the forwards.
+        x: images [N, ...] of an attack.
+        gradients: number of gradients that the attack has taken.
     """
-    # Laid out as the example of a trace, whose views are of that.
+    # Contiguous like the example that was traced: the trace's views depend on the memory format.
     some = x[: IMAGES if gradients >= _FEW_GRADIENTS else _FEWER].contiguous()
     with torch.no_grad(), preserved_rng(x.device):
         expected = live(some)
         return (
-            relative_error(traced(private_copy(some)), expected)
+            relative_error(copied(private_copy(some)), expected)
             / torch.finfo(expected.dtype).eps ** 0.5
         )
 
 
 def logits_of_some(live: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The live model's logits of some images, before it is copied: tables that it keeps in globals are made by then.
+    """The live model's logits of some images x.
 
-    Raises Unshadowable where it does not take them, or fewer: the attack's own batch may be fine all the same.
+    Raises Unshadowable if the model does not take so few images; the attack's own batch may still work.
     """
     try:
         live(x[:_FEWER])
@@ -194,34 +197,35 @@ def logits_of_some(live: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def check_deterministic(live: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
-    """Raise Unshadowable where the live model draws random numbers, and gives others than before.
+    """Raise Unshadowable if the live model no longer gives the logits `expected` of x: its forward is random.
 
-    Raises ValueError where the copying has spoilt it.
+    Raises ValueError if it fails now, because copying has changed tensors that it keeps outside of its modules.
     """
     try:
         error_size = float(relative_error(live(x), expected))
-    # Tensors without values, as there are in a trace, make anything fail.
+    # Tracing leaves tensors without values in such places, and these may raise anything.
     except Exception as error:
         raise ValueError(_KEEPS_TENSORS) from error
-    if not error_size <= _tight(expected):
+    if not error_size <= _forward_limit(expected):
         raise Unshadowable(f"its forward is random: two of one batch are off by {error_size:.1e}")
 
 
-def check_forward(traced: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
-    """Raise Unshadowable unless a copied forward, in the live model's precision, gives its logits `expected` of x."""
+def check_forward(copied: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
+    """Raise Unshadowable unless a copied forward, in the live model's precision, gives the logits `expected` of x."""
     try:
-        logits = traced(private_copy(x))
+        logits = copied(private_copy(x))
     except Exception as error:
         raise Unshadowable(f"its copy failed: {brief(error)}") from error
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
         raise Unshadowable("its copy returns something else")
     error_size = float(relative_error(logits, expected))
-    if not error_size <= _tight(expected):
+    if not error_size <= _forward_limit(expected):
         raise Unshadowable(
-            f"its copied forward is off by {error_size:.1e}, more than {_tight(expected):.1g}"
+            f"its copied forward is off by {error_size:.1e}, more than {_forward_limit(expected):.1g}"
         )
 
 
-def _tight(expected: Tensor) -> float:
+def _forward_limit(expected: Tensor) -> float:
+    """The allowed relative error of two forwards in one precision."""
     eps = torch.finfo(expected.dtype).eps
     return min(_ROUNDINGS * eps, eps**0.5 / 4)

@@ -1,10 +1,13 @@
-"""The gradient of the images as a program: a straight line of fused operations, without autograd and weight gradients.
+"""Programs: forward and image gradient of a model as two lists of fused operations, without autograd.
 
-The forward is exported to a graph of ATen calls (`exported.py`), each call lowered to an operation that knows its own
-gradient (`lowering.py`, by the rules in `layer_rules.py` and `view_rules.py`, to those of `operations.py`, `layers.py`
-and `views.py`), neighbours fused (`steps.py`), what depends on the weights alone taken out of the steps
-(`parameters.py`), and all of it put in a straight line with its reverse (`straight_line.py`). What is not known runs by
-autograd in between (`segment.py`). `Program` holds the result.
+How a program is made:
+    1. `exported.py` exports the model's forward to a graph of ATen calls.
+    2. `lowering.py` turns each call into an operation that knows its gradient (`operations.py`, `layers.py`,
+       `views.py`), by the rules in `layer_rules.py` and `view_rules.py`. Unknown calls are grouped into segments that
+       use autograd (`segment.py`).
+    3. `steps.py` fuses neighbouring operations.
+    4. `parameters.py` computes everything that depends on the weights only, when the program is refreshed.
+    5. `straight_line.py` orders the operations, and their gradients in reverse, as instructions.
 """
 
 from iaat_fast.attacks.gradients.program.program import Program

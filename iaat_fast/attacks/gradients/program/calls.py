@@ -1,4 +1,4 @@
-"""What the rules share: the arguments and the shape of a call in a graph, and which of them depend on the images."""
+"""Helpers of the rules: arguments and shapes of a call in a graph, and which of them depend on the images."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ Arguments = dict[str, Any]
 Lowered = tuple[Operation, list[Node]]
 """An operation and the nodes that it reads."""
 Rule = Callable[["Dependence", Node, Arguments], Lowered | None]
-"""The operation of a call; None for a form of the call that the rule does not do."""
+"""Maps a call to its operation and the nodes read; None for a form of the call that is not supported."""
 
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
 class Dependence:
-    """Which nodes of a graph depend on the model's tensors alone; the others depend on the images, or their number.
+    """Tells static nodes, which depend only on the model's tensors, from those that depend on images or their number.
 
     Args:
-        static: those nodes; it may grow.
+        static: the static nodes; the set may grow later.
     """
 
     def __init__(self, static: set[Node]) -> None:
         self.static = static
 
-    def changes(self, value: Any) -> bool:
-        """Whether an argument depends on the images, or on their number."""
+    def depends_on_images(self, value: Any) -> bool:
+        """Whether an argument depends on the images or on their number."""
         return isinstance(value, Node) and value not in self.static
 
     def varies(self, value: Any) -> bool:
         """Whether an argument is a floating-point tensor that depends on the images."""
         return (
-            self.changes(value)
+            self.depends_on_images(value)
             and isinstance(value.meta.get("val"), Tensor)
             and value.meta["val"].is_floating_point()
         )
 
     def constant(self, value: Any) -> bool:
-        """Whether an argument is a number, or depends on the model's tensors alone."""
+        """Whether an argument is a number or a static node."""
         return value in self.static if isinstance(value, Node) else value is not None
 
 
-class Same(Operation):
-    """Nothing is done: the value is its input's."""
+class Identity(Operation):
+    """Marks a call whose value is that of its input, so that no step is made."""
 
 
 def shape_of(node: Node) -> tuple[int | None, ...]:
-    """The shape of a node's tensor, None for a size that depends on the number of images; () for no tensor."""
+    """The shape of a node's tensor, with None for sizes that depend on the number of images; () for other values."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return ()
@@ -77,6 +77,6 @@ def arguments_of(node: Node) -> Arguments:
 
 
 def as_list(value: Any, length: int) -> list[int]:
-    """An argument that may be one number for all dimensions."""
+    """An argument as a list; one number stands for `length` equal ones."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values * length if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""A model's forward as a functional ATen graph, without a trace left in the live model."""
+"""Export a model's forward to a functional graph of ATen calls, without changing the live model."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.gradients.shadow import Unshadowable, brief, copied, refuse_hooks
+from iaat_fast.attacks.gradients.shadow import Unshadowable, brief, copy_modules, refuse_hooks
 
-_TALKING = (
+_NOISY_LOGGERS = (
     "torch.export",
     "torch._subclasses.fake_tensor",
     "torch.fx.experimental.symbolic_shapes",
 )
-# Exporting, warning filters and levels of loggers are the process's, whichever thread attacks.
+# torch.export, warning filters and logger levels are global state: one thread exports at a time.
 _exporting = threading.RLock()
-_ON_SIZES = {getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")}
+_SIZE_FUNCTIONS = {
+    getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod", "neg")
+}
 
 
 class ExportedForward:
-    """The graph of a model's forward, for any number of images of one shape.
+    """The ATen graph of a model's forward, for any number of images of one shape.
 
     Args:
-        model: the live model, in the mode in which it is attacked. Its tensors are shared, nothing in it is changed.
-        images: an example; its shape without the first dimension, its dtype and its device count.
+        model: the live model, in the mode in which it is attacked. Its tensors are shared; nothing in it is changed.
+        images: an example [N, ...]; only its shape without N, its dtype and its device matter.
 
     Attributes:
-        nodes: the calls, in order, whose results reach the logits.
+        nodes: the nodes that the logits depend on, in order.
         images, logits: the nodes of the argument and of the result.
-        live: the live tensor behind each parameter, buffer and constant that the graph reads.
+        live: {node: live tensor} for each parameter, buffer and constant that the graph reads.
 
     Raises:
         Unshadowable: the model has hooks, cannot be copied or exported, fixes the number of images, draws random
@@ -79,7 +81,7 @@ class ExportedForward:
 
     @torch.no_grad()
     def run(self, x: Tensor) -> Tensor:
-        """The graph as it stands, call by call, on the live tensors: the logits [N, C] of images [N, ...]."""
+        """Run the graph, call by call, on the live tensors: the logits [N, C] of images x [N, ...]."""
         values: dict[Node, Any] = {**self.live, self.images: x}
         for node in self.nodes:
             if node.op == "placeholder":
@@ -93,13 +95,13 @@ class ExportedForward:
 
 
 def _structural_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor: exporting runs the forward, which may leave things behind."""
+    """A copy of the modules that shares all tensors: exporting runs the forward, which may set attributes."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in _tensors_within(model)}
-    return copied(model, shared)
+    return copy_modules(model, shared)
 
 
 def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and plain tensors among the attributes or in containers there."""
+    """Parameters, buffers, and tensors among the modules' attributes, also inside lists, tuples and dicts."""
     for module in model.modules():
         waiting: list[Any] = list(module.__dict__.values())
         while waiting:
@@ -125,10 +127,13 @@ class _Logits(nn.Module):
 
 
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """The program for any number of images above 1. One that writes in place is made functional."""
+    """Export for any number of images above 1, and replace in-place calls by functional ones.
+
+    Raises Unshadowable if the model cannot be exported.
+    """
     example = torch.zeros((2, *images.shape[1:]), dtype=images.dtype, device=images.device)
     try:
-        with _exporting, _silent(), warnings.catch_warnings(), torch.enable_grad():
+        with _exporting, _quiet_export(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 _Logits(model),
@@ -138,7 +143,7 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
             )
             if not _make_functional(program.graph):
                 program = program.run_decompositions({})
-    # Exporting runs the user's forward on tensors without values: whatever that raises, there is no graph.
+    # Exporting runs the user's forward on tensors without values, which may raise anything.
     except Exception as error:
         raise Unshadowable(f"it cannot be exported ({brief(error)})") from error
     return program
@@ -150,10 +155,11 @@ def _writes(node: Node) -> bool:
 
 
 def _make_functional(graph: Graph) -> bool:
-    """Turn each `relu_` into a `relu`, in place; False, with nothing changed, where one of them has to be run as it is.
+    """Replace every in-place call of the graph (`relu_`) by its functional form (`relu`).
 
-    torch's own decomposition does it for any graph, by tracing it three times more: seconds for a deep network. Here a
-    call is taken if the memory it writes to held one value and what such calls made of it; views may come later.
+    Returns False, with nothing changed, if that is not safe for one of them. torch's decomposition handles any graph,
+    but traces it three more times, which takes seconds for a deep network. Here a call is replaced if the memory that
+    it overwrites has only held one value and results of such calls; views of it may follow later.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     sharing: dict[int, list[Node]] = defaultdict(list)
@@ -176,18 +182,18 @@ def _make_functional(graph: Graph) -> bool:
 
 
 def _is_idle_dropout(node: Node) -> bool:
-    """Whether a call is dropout in eval mode, which leaves its argument as it is."""
+    """Whether a call is in-place dropout in eval mode, which changes nothing."""
     idle = (torch.ops.aten.dropout_.default, torch.ops.aten.feature_dropout_.default)
     return node.target in idle and node.args[2] is False
 
 
 def _functional(node: Node) -> torch._ops.OpOverload | None:
-    """The call that returns what this one writes to its first argument, None where there is none."""
+    """The functional form of an in-place call, `relu` for `relu_`; None if there is none."""
     written = node.target
     assert isinstance(written, torch._ops.OpOverload)
     values = [n.meta.get("val") for n in node.all_input_nodes]
     dtypes = {value.dtype for value in values if isinstance(value, Tensor)}
-    # Of several dtypes the result of the one has the first argument's, of the other that of all.
+    # With mixed dtypes the two forms differ: one keeps the first argument's dtype, the other promotes.
     if not written._opname.endswith("_") or not isinstance(node.meta.get("val"), Tensor):
         return None
     packet = getattr(getattr(torch.ops, written.namespace), written._opname[:-1], None)
@@ -199,9 +205,9 @@ def _functional(node: Node) -> torch._ops.OpOverload | None:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what torch logs of a model that it cannot export: tracebacks, for one that has a fallback."""
-    loggers = [logging.getLogger(name) for name in _TALKING]
+def _quiet_export() -> Iterator[None]:
+    """A context without torch's log of failed exports: long tracebacks, although there is a fallback."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -232,14 +238,14 @@ def _needed(result: Node) -> set[Node]:
 
 
 def _refuse_unknown(node: Node) -> None:
-    """Only ATen operations and arithmetic on sizes can be run from the graph as they stand."""
+    """Raise Unshadowable for a node that is no operator call or arithmetic on sizes, reads values, or is random."""
     if node.op == "placeholder":
         return
     target = node.target
     if node.op != "call_function" or not (
         isinstance(target, torch._ops.OpOverload)
         or target is operator.getitem
-        or target in _ON_SIZES
+        or target in _SIZE_FUNCTIONS
     ):
         raise Unshadowable(f"its graph calls {target}")
     if not isinstance(target, torch._ops.OpOverload):
@@ -253,7 +259,7 @@ def _refuse_unknown(node: Node) -> None:
 def _is_random(target: torch._ops.OpOverload, node: Node) -> bool:
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    # Dropout and attention draw only if they are told to.
+    # Dropout and attention are random only with these arguments.
     arguments = {argument.name: argument for argument in target._schema.arguments}
     for position, name in enumerate(arguments):
         value = node.args[position] if position < len(node.args) else node.kwargs.get(name)

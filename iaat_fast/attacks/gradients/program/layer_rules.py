@@ -1,4 +1,7 @@
-"""Rules for convolutions, linear layers, BatchNorm, activations, pooling and arithmetic."""
+"""Rules (`calls.Rule`) for convolutions, linear layers, BatchNorm, activations, pooling and arithmetic.
+
+A rule returns None for forms of a call that it does not support; they are then left to autograd.
+"""
 
 from __future__ import annotations
 

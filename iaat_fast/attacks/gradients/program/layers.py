@@ -16,16 +16,16 @@ _scale_shift_relu = torch.ops.iaat_fast.scale_shift_relu.default
 _stem_conv_relu = torch.ops.iaat_fast.stem_conv_relu.default
 _stem_conv_step_ = torch.ops.iaat_fast.stem_conv_step_.default
 
-_FUSED_CHANNELS = 8  # input channels below which cuDNN's fused convolutions are not taken
-# What oneDNN's post-ops and cuDNN's fused convolutions compute in.
+_FUSED_CHANNELS = 8  # cuDNN's fused convolutions are used from so many input channels
+# The dtypes of oneDNN's and cuDNN's fused convolutions.
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Convolution(Operation):
-    """A convolution with bias, then the sum with a second input, then the clamp: one operation where a library has it.
+    """A convolution with bias, then the sum with an optional second input, then the clamp.
 
-    On CUDA cuDNN's through torch, which ends in a ReLU; on the CPU oneDNN's post-ops. Where cuDNN has none (no ReLU,
-    ReLU6), bias, sum and clamp take one pass after the convolution.
+    All are one operation if a library has it: on CUDA cuDNN, if the clamp is a ReLU; on the CPU oneDNN. Otherwise, on
+    CUDA, bias, sum and clamp are one kernel after the convolution.
     """
 
     name = "convolution"
@@ -56,8 +56,8 @@ class Convolution(Operation):
         fuses = weight.dim() == 4 and not self.transposed and weight.dtype in _FUSED_DTYPES
         self._run = self._plain
         if fuses and weight.is_cuda and torch.version.hip is None:
-            # Of grouped convolutions and of those of few channels, cuDNN's fused form may have no engine or a slow one
-            # (a 7x7 stem has been 17 times slower so): torch's own choice, and a pass.
+            # For groups or few channels cuDNN's fused form may have no engine, or a slow one (17 times slower for a 7x7
+            # stem), so torch chooses the convolution, and a second kernel does the rest.
             fast = self.groups == 1 and weight.shape[1] >= _FUSED_CHANNELS
             self._run = self._cudnn if relu and fast else self._then_pass
         elif fuses and weight.is_cpu and _onednn_computes(weight.dtype):
@@ -144,11 +144,11 @@ class Convolution(Operation):
 
 
 class Stem(Convolution):
-    """The first convolution in one kernel from the float32 images: `ops.stem_conv_relu`.
+    """The first convolution, run in one kernel from the float32 images: `ops.stem_conv_relu`.
 
     Args:
-        convolution: of 3x3 places, stride and padding 1, that alone reads the images.
-        shift: of their normalisation, None for 0; its scale is in the weight.
+        convolution: 3x3, stride and padding 1, the only reader of the images.
+        normalisation: that of the images, whose shift is applied here (its scale is in the weight); None for none.
     """
 
     name = "stem"
@@ -187,7 +187,7 @@ class Stem(Convolution):
         return super().backward(grad, [x.to(grad.dtype)], output, extra)
 
     def step_(self, grad: Tensor, x_adv: Tensor, *rest: Any) -> None:
-        """The gradient of the images and the PGD step with it: `ops.stem_conv_step_`, whose arguments `rest` are."""
+        """The gradient of the images and the PGD step along it: `ops.stem_conv_step_`, with arguments `rest`."""
         _stem_conv_step_(x_adv, grad, self.weight, *rest)
 
 
@@ -270,7 +270,7 @@ class AvgPool(Operation):
 
 
 class AdaptiveAvgPool(Operation):
-    """Average over as many windows as the output has places; to one place it is a mean."""
+    """Adaptive average pooling to an output of a given size (height, width)."""
 
     name = "adaptive_avg_pool"
     keeps = (0,)
@@ -311,12 +311,12 @@ class Mean(Operation):
             for dim in self._dims:
                 grad = grad.unsqueeze(dim)
         averaged = math.prod(x.shape[dim] for dim in self._dims)
-        # Divided while it is spread, into memory laid out as the input is: one pass.
+        # Divided and expanded in one kernel, into the memory format of the input.
         return (torch.div(grad.expand_as(x), averaged, out=torch.empty_like(x)),)
 
 
 def _onednn_computes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in a precision on this processor."""
+    """Whether oneDNN convolves in this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""From a graph of ATen calls to the steps of a program: one rule per kind of call, autograd for the rest."""
+"""Turn a graph of ATen calls into the steps of a program: one rule per kind of call, autograd for the rest."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from iaat_fast.attacks.gradients.program import operations
 from iaat_fast.attacks.gradients.program.calls import (
     BATCH_NORMS,
     Dependence,
+    Identity,
     Lowered,
-    Same,
     arguments_of,
     aten,
     shape_of,
 )
 from iaat_fast.attacks.gradients.program.exported import ExportedForward
 from iaat_fast.attacks.gradients.program.layer_rules import LAYER_RULES
-from iaat_fast.attacks.gradients.program.segment import OnSizes, Pick, Segment
+from iaat_fast.attacks.gradients.program.segment import Pick, Segment, SizeArithmetic
 from iaat_fast.attacks.gradients.program.steps import Step, Steps
 from iaat_fast.attacks.gradients.program.view_rules import VIEW_RULES, part_of_split
 
@@ -36,7 +36,7 @@ _IDENTITIES = {
     aten.lift_fresh_copy.default,
 }
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout}
-# What a segment that is open takes in, rather than being closed by it.
+# Cheap calls, which do not end the current segment, but become part of it if they read its values.
 _CHEAP = {
     aten.view.default,
     aten._unsafe_view.default,
@@ -56,8 +56,13 @@ class Lowering:
 
     Args:
         exported: the graph.
-        dtype: of the program, None for the live model's.
-        channels_last: whether images are to lie channels last.
+        dtype: of the program; None for the live model's.
+        channels_last: whether images are stored channels last.
+
+    Attributes:
+        steps: the result.
+        images: the step of the images.
+        static: nodes that depend on the model's tensors only, in order.
     """
 
     def __init__(
@@ -68,73 +73,77 @@ class Lowering:
         self.static: list[Node] = [n for n in exported.nodes if n in exported.live]
         self._is_static = set(self.static)
         self._dependence = Dependence(self._is_static)
-        self._of: dict[Node, Step] = {}
-        self._open: list[Node] = []
-        self._traced: torch.dtype = exported.images.meta["val"].dtype
+        self._step_of: dict[Node, Step] = {}
+        self._segment_nodes: list[Node] = []
+        self._traced_dtype: torch.dtype = exported.images.meta["val"].dtype
         self._dtype = dtype
         for node in exported.nodes:
             if node is exported.images:
                 images = operations.Images(None, dtype, channels_last=channels_last)
-                self.images = self._of[node] = self.steps.add(images, [], shape_of(node))
+                self.images = self._step_of[node] = self.steps.add(images, [], shape_of(node))
             elif node not in self._is_static:
-                self._take(node)
-        self._close()
-        self.steps.result = self._of[exported.logits]
+                self._lower(node)
+        self._end_segment()
+        self.steps.result = self._step_of[exported.logits]
         self.steps.drop_unused()
 
-    def _take(self, node: Node) -> None:
+    def _lower(self, node: Node) -> None:
+        """Make a step of a node, or add it to the static nodes or to the current segment."""
         read = node.all_input_nodes
         if all(n in self._is_static for n in read) and node.op != "placeholder":
             self.static.append(node)
             self._is_static.add(node)
             return
-        inside = [n for n in read if n in self._open]
+        inside = [n for n in read if n in self._segment_nodes]
         if inside and (node.target in _CHEAP or self._rule(node) is None):
-            self._open.append(node)
+            self._segment_nodes.append(node)
             return
         if inside:
-            self._close()
+            self._end_segment()
         lowered = self._rule(node)
         if lowered is None:
-            self._close()
-            self._open.append(node)
+            self._end_segment()
+            self._segment_nodes.append(node)
             return
         operation, inputs = lowered
-        if isinstance(operation, Same):
-            self._of[node] = self._of[inputs[0]]
+        if isinstance(operation, Identity):
+            self._step_of[node] = self._step_of[inputs[0]]
             return
-        if not isinstance(operation, OnSizes):
-            self._close()
-        self._of[node] = self.steps.add(operation, [self._of[n] for n in inputs], shape_of(node))
+        if not isinstance(operation, SizeArithmetic):
+            self._end_segment()
+        self._step_of[node] = self.steps.add(
+            operation, [self._step_of[n] for n in inputs], shape_of(node)
+        )
 
     def _rule(self, node: Node) -> Lowered | None:
-        """The operation of a node; None where there is none, or the call has a form that it does not do."""
+        """The operation of a node and the nodes it reads; None if there is no rule for this form of the call."""
         if node.target is operator.getitem:
             source = node.args[0]
             if isinstance(source, Node) and source.target in BATCH_NORMS and node.args[1] == 0:
-                return Same(), [source]
+                return Identity(), [source]
             return part_of_split(self._dependence, source, node.args[1])
-        if _on_sizes(node):
+        if _is_size_arithmetic(node):
             read = list(dict.fromkeys(node.all_input_nodes))
             places = {n: i for i, n in enumerate(read)}
-            return OnSizes(node.target, node.args, places), read
+            return SizeArithmetic(node.target, node.args, places), read
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
         arguments = arguments_of(node)
         first: Any = next(iter(arguments.values()), None)
         if node.target in _IDENTITIES:
-            return (Same(), [first]) if self._dependence.changes(first) else None
+            return (Identity(), [first]) if self._dependence.depends_on_images(first) else None
         if node.target in _CASTS:
-            same = arguments.get("dtype") in (None, self._traced) and self._dependence.changes(
-                first
-            )
-            return (Same(), [first]) if same else None
+            same = arguments.get("dtype") in (
+                None,
+                self._traced_dtype,
+            ) and self._dependence.depends_on_images(first)
+            return (Identity(), [first]) if same else None
         rule = _RULES.get(node.target)
         return None if rule is None else rule(self._dependence, node, arguments)
 
-    def _close(self) -> None:
-        """Make a segment of the nodes that are open."""
-        nodes, self._open = self._open, []
+    def _end_segment(self) -> None:
+        """Make a segment of the nodes collected so far, if any."""
+        nodes, self._segment_nodes = self._segment_nodes, []
         if not nodes:
             return
         within = set(nodes)
@@ -164,14 +173,15 @@ class Lowering:
             outputs,
             static=self._is_static,
             keep_dtype=norm_weights,
-            dtypes=(self._traced, self._dtype or self._traced),
+            dtypes=(self._traced_dtype, self._dtype or self._traced_dtype),
         )
-        step = self.steps.add(segment, [self._of[n] for n in inputs], ())
+        step = self.steps.add(segment, [self._step_of[n] for n in inputs], ())
         for position, node in enumerate(outputs):
-            self._of[node] = self.steps.add(Pick(position), [step], shape_of(node))
+            self._step_of[node] = self.steps.add(Pick(position), [step], shape_of(node))
 
 
-def _on_sizes(node: Node) -> bool:
+def _is_size_arithmetic(node: Node) -> bool:
+    """Whether a node reads a size, or computes with Python numbers."""
     if node.target in (aten.sym_size.int, aten.sym_size.default):
         return True
     return callable(node.target) and getattr(node.target, "__module__", "") == "_operator"

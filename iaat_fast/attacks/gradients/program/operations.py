@@ -1,10 +1,10 @@
-"""The operations of a program: what each gives, and the gradients of what it read.
+"""The operations of a program: the base class, elementwise operations and BatchNorm.
 
-`forward` maps the inputs' values to the output; where `has_extra`, it returns (output, extra), and `extra` is handed to
-`backward`, which maps the output's gradient to those of the inputs. An operation that makes a new tensor may end in an
-activation, a clamp to [floor, ceiling]: ReLU is [0, infinity]. The clamp's gradient is not in `backward`: the reverse
-pass fuses it with the sum of gradients (`straight_line.py`). Values [N, ...] depend on the images; what depends on the
-weights alone is a twin (`parameters.py`).
+`forward` maps the values of the inputs to the output; with `has_extra` it returns (output, extra). `backward` maps the
+gradient of the output, and the extra, to the gradients of the inputs. An operation that makes a new tensor may end in
+an activation, a clamp to [floor, ceiling]; ReLU is [0, infinity]. The clamp's gradient is not part of `backward`: the
+reverse pass fuses it with the sum of gradients (`straight_line.py`). Inputs and outputs [N, ...] depend on the images;
+tensors that depend only on the weights are twins (`parameters.py`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ _scale_shift_relu_backward_ = torch.ops.iaat_fast.scale_shift_relu_backward_.def
 
 
 class Operation:
-    """An operation on values that depend on the images: the base of all.
+    """The base of all operations.
 
     Attributes:
         keeps: positions of the inputs whose values `backward` reads.
-        keeps_output: whether it reads the output.
-        fresh: whether the gradients it returns are tensors of their own, which may be overwritten.
-        owns_output: whether its output is a tensor of its own, so that a clamp may follow in place.
+        keeps_output: whether `backward` reads the output.
+        fresh: whether the gradients that `backward` returns are new tensors, which may be overwritten.
+        owns_output: whether the output is a new tensor, so that a clamp may follow in place.
+        has_extra: whether `forward` also returns an extra for `backward`.
+        floor, ceiling: bounds of the clamp at the end; infinite for none.
     """
 
     name = ""
@@ -50,7 +52,7 @@ class Operation:
         return self.floor > -math.inf or self.ceiling < math.inf
 
     def bind(self, parameters: Parameters) -> None:
-        """Take the twins it reads; called once what is folded into them is decided."""
+        """Get the twins that the operation reads; called once, after all fusions."""
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
@@ -68,7 +70,7 @@ class Operation:
 
 
 class Images(Operation):
-    """The images, as the first layer reads them: normalisation's shift, the program's precision and memory format."""
+    """Prepare the images for the first layer: subtract the normalisation's shift, set dtype and memory format."""
 
     name = "images"
     owns_output = False
@@ -83,7 +85,7 @@ class Images(Operation):
         super().__init__()
         self.normalisation, self._dtype, self._channels_last = normalisation, dtype, channels_last
         self.shift: Tensor | None = None
-        self.raw = False  # the stem reads the images themselves
+        self.raw = False  # True: passed on unchanged, as the stem reads them
 
     def bind(self, parameters: Parameters) -> None:
         if self.normalisation is not None:
@@ -98,14 +100,14 @@ class Images(Operation):
             layout = torch.channels_last
         if self.shift is None:
             return x.to(dtype, memory_format=layout)
-        # Subtracted before it is rounded, in one pass with the change of precision and layout.
+        # Subtracted before rounding, in one kernel with the change of dtype and memory format.
         return torch.sub(x, self.shift, out=torch.empty_like(x, dtype=dtype, memory_format=layout))
 
 
 class ScaleShift(Operation):
-    """BatchNorm in eval mode that no layer takes in, with the residual before it and the clamp after it in one pass.
+    """BatchNorm in eval mode that is not folded into a layer, with a sum before it and a clamp after it in one kernel.
 
-    A second input is added to the first, in place, before: the first then holds the sum.
+    An optional second input is first added to the first one, in place, so that the first then holds the sum.
     """
 
     name = "batch_norm"
@@ -124,13 +126,13 @@ class ScaleShift(Operation):
         return out
 
     def backward_(self, grad: Tensor, output: Tensor, residual: Tensor | None) -> Tensor:
-        """The gradient of the sum before it, written over grad; `residual` is what else reaches that sum."""
+        """The gradient of the sum, written over grad; `residual`, another gradient of that sum, is added."""
         _scale_shift_relu_backward_(grad, output, self._scale, residual, self.floor, self.ceiling)
         return grad
 
 
 class Clamp(Operation):
-    """ReLU, ReLU6 or hardtanh by itself, of a value that others read, too."""
+    """ReLU, ReLU6 or hardtanh that is not fused into the operation before it."""
 
     name = "clamp"
     fresh = False
@@ -151,7 +153,7 @@ class Clamp(Operation):
 
 
 class Pointwise(Operation):
-    """A smooth activation: `forward(x)` and its derivative from the input or from the output."""
+    """An elementwise activation; backward(grad, value) gets the input, or the output with `from_output`."""
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class Add(Operation):
 
 
 class Mul(Operation):
-    """The product of two values, either of which may be broadcast: a gate of squeeze and excitation, say."""
+    """The product of two values, either of which may be broadcast (squeeze-and-excitation for example)."""
 
     name = "mul"
     keeps = (0, 1)
@@ -221,7 +223,7 @@ class WithConstant(Operation):
         self.fresh = kind not in ("add", "sub")
 
     def per_channel(self, channels: int) -> Node | float | None:
-        """The constant, where it is a number or holds one for each channel of images; else None."""
+        """The constant if it is a number, or a node with one value or one per channel of [N, C, H, W]; else None."""
         if not isinstance(self._constant, Node):
             return float(self._constant)
         shape = tuple(self._constant.meta["val"].shape)
@@ -249,5 +251,5 @@ class WithConstant(Operation):
 
 
 def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
-    """The gradient of a value of this shape that was broadcast to grad's: summed over what it was repeated along."""
+    """The gradient of a value of this shape that was broadcast to grad's: grad summed over the broadcast dimensions."""
     return grad if grad.shape == shape else grad.sum_to_size(shape)

@@ -1,7 +1,7 @@
-"""What a program reads besides the images: twins, copies of the live weights in its precision with all folded in.
+"""The parameters of a program: twins, made from the live weights in the program's precision.
 
-Everything that depends on the model's tensors alone is computed when a program is refreshed, not in its steps:
-BatchNorm folded into the layer before it, normalisation into the layer after it, standardised or parametrised weights.
+Everything that depends only on the model's tensors is computed when a program is refreshed, not in its steps: BatchNorm
+folded into the layer before it, the images' normalisation folded into the first layer, and parametrised weights.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Norm:
 
 @dataclasses.dataclass(eq=False)
 class Normalisation:
-    """What is done to each channel of the images before the first layer: "add", "sub", "mul" or "div" by a value.
+    """The operations on each channel of the images before the first layer: ("add" | "sub" | "mul" | "div", value).
 
-    All of it is (x - shift) * scale: the scale goes into the layer's weight, the shift stays, for zero padding comes
-    after it.
+    Together they are (x - shift) * scale. The scale is folded into the layer's weight; the shift is not, because the
+    layer pads with zeros after it.
     """
 
     channels: int
@@ -44,12 +44,12 @@ class Normalisation:
 class Affine:
     """Weight and bias of a convolution or linear layer, and what is folded into them.
 
-    weight, bias: nodes of the layer's own.
-    norm: the BatchNorm that follows.
-    normalisation: of the images, where they are what the layer reads.
-    added: the layer whose output is added to this one's: its bias is added to this one's, too.
-    out_dim: the dimension of the weight that counts output channels.
-    image: (C, H * W) where the layer reads a flattened channels_last tensor, whose features come in another order.
+    weight, bias: nodes of the layer's weight and bias.
+    norm: the BatchNorm after the layer.
+    normalisation: that of the images, if the layer reads them.
+    added: a layer whose output is added to this one's; its bias is folded into this one's too.
+    out_dim: the weight's dimension of output channels.
+    image: (C, H * W) if the layer reads a flattened channels_last tensor, whose features are in another order.
     """
 
     weight: Node
@@ -67,12 +67,12 @@ class Affine:
 
 
 class Parameters:
-    """The twins of a program, made one by one while it is lowered, and refreshed together.
+    """The twins of a program: made one by one when its operations ask for them, refreshed together.
 
     Args:
-        exported: the graph, whose live tensors are read.
-        static: its nodes that depend on these tensors alone, in order.
-        dtype: of the twins of floating-point tensors; None for their own.
+        exported: the graph and its live tensors.
+        static: its nodes that depend on these tensors only, in order.
+        dtype: of the twins of floating-point tensors; None for that of the live tensors.
         channels_last: store weights of convolutions over images channels last.
     """
 
@@ -94,10 +94,10 @@ class Parameters:
         self._biases: dict[Affine, Tensor] = {}
         self._shifts: dict[Normalisation, Tensor] = {}
         with torch.no_grad():
-            self._values: dict[Node, Any] = self._evaluated()
+            self._values: dict[Node, Any] = self._evaluate_static()
 
     def plain(self, node: Node, *, keep_dtype: bool = False) -> Any:
-        """The twin of what a static node gives, or that itself where it is no tensor."""
+        """The twin of a static node's value, or the value itself if it is not a tensor."""
         value = self._values[node]
         if not isinstance(value, Tensor):
             return value
@@ -106,7 +106,7 @@ class Parameters:
         return self._plain[node, keep_dtype]
 
     def norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
-        """Scale and shift [C], float32 (float64 for a model in float64)."""
+        """A BatchNorm's scale and shift [C], float32 (float64 for a model in float64)."""
         if norm not in self._norms:
             ((scale, shift),) = _scales_and_shifts([norm], self._values)
             wide = torch.float64 if scale.dtype == torch.float64 else torch.float32
@@ -116,12 +116,12 @@ class Parameters:
     def weight(self, affine: Affine) -> Tensor:
         """The folded weight."""
         if affine not in self._weights:
-            # Its values come with `refresh`: what is folded into it may still grow.
+            # `refresh` sets its values: more may be folded into it until then.
             self._weights[affine] = self._twin(self._values[affine.weight], False)
         return self._weights[affine]
 
     def bias(self, affine: Affine, *, wide: bool = False) -> Tensor | None:
-        """The folded bias [C], None where there is none; `wide`: in float32."""
+        """The folded bias [C], in float32 if `wide`; None if there is none."""
         if not affine.has_bias:
             return None
         if affine not in self._biases:
@@ -131,7 +131,7 @@ class Parameters:
         return self._biases[affine]
 
     def shift(self, normalisation: Normalisation) -> Tensor:
-        """What is subtracted from the images, [C, 1, 1], in their dtype."""
+        """The shift subtracted from the images, [C, 1, 1], in their dtype."""
         if normalisation not in self._shifts:
             shift, _ = self._shift_and_scale(normalisation, self._values)
             self._shifts[normalisation] = shift.clone()
@@ -139,8 +139,8 @@ class Parameters:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the live tensors: a launch per folded weight, and a handful for all the rest."""
-        values = self._evaluated()
+        """Recompute all twins from the live tensors: a launch per folded weight, and a few for all others."""
+        values = self._evaluate_static()
         folded = list({a.norm: None for a in self._folding() if a.norm is not None} | self._norms)
         norms = dict(zip(folded, _scales_and_shifts(folded, values), strict=True))
         twins, sources = list(self._plain.values()), [values[node] for node, _ in self._plain]
@@ -152,7 +152,7 @@ class Parameters:
             sources.append(self._shift_and_scale(normalisation, values)[0])
         for affine, twin in self._weights.items():
             factor = None if affine.norm is None else norms[affine.norm][0]
-            weight = _in_order(values[affine.weight], affine)
+            weight = _columns_in_memory_order(values[affine.weight], affine)
             scales = [] if factor is None else [_along(factor, affine.out_dim, weight.dim())]
             if affine.normalisation is not None:
                 _, scale = self._shift_and_scale(affine.normalisation, values)
@@ -176,7 +176,7 @@ class Parameters:
         return [*norms, *(tensor for twins in rest for tensor in twins.values())]
 
     def _folding(self) -> list[Affine]:
-        """The layers with a twin, and those whose bias went into them."""
+        """The layers with a twin, and those whose bias is folded into theirs."""
         found, waiting = [], list({**self._weights, **self._biases})
         while waiting:
             affine = waiting.pop()
@@ -185,8 +185,8 @@ class Parameters:
                 waiting.append(affine.added)
         return found
 
-    def _evaluated(self) -> dict[Node, Any]:
-        """What the static nodes give for the live tensors as they are."""
+    def _evaluate_static(self) -> dict[Node, Any]:
+        """The values of the static nodes, from the present live tensors."""
         values: dict[Node, Any] = dict(self._live)
         for node in self._static:
             assert callable(node.target)
@@ -198,7 +198,7 @@ class Parameters:
     def _shift_and_scale(
         self, normalisation: Normalisation, values: dict[Node, Any]
     ) -> tuple[Tensor, Tensor]:
-        """(x - shift) * scale: [C, 1, 1] and [C]."""
+        """The shift [C, 1, 1] and scale [C] of (x - shift) * scale."""
         channels = normalisation.channels
         scale = self._like_images.new_ones(channels)
         offset = self._like_images.new_zeros(channels)
@@ -215,6 +215,7 @@ class Parameters:
         return (-offset / scale).view(channels, 1, 1), scale
 
     def _twin(self, tensor: Tensor, keep_dtype: bool) -> Tensor:
+        """A copy in the twins' dtype and memory format."""
         lowered = self._dtype is not None and tensor.is_floating_point() and not keep_dtype
         layout = torch.contiguous_format
         if self._channels_last and tensor.dim() == 4:
@@ -226,7 +227,7 @@ class Parameters:
 
 
 def _scales_and_shifts(norms: list[Norm], values: dict[Node, Any]) -> list[tuple[Tensor, Tensor]]:
-    """BatchNorm as x * scale + shift; a few launches for all layers together."""
+    """(scale, shift) [C] of each BatchNorm as x * scale + shift; a few launches for all layers together."""
     if not norms:
         return []
     scales = torch._foreach_add([values[n.variance] for n in norms], [n.eps for n in norms])
@@ -257,12 +258,12 @@ def _bias(
 
 
 def _along(values: Tensor, dim: int, dims: int) -> Tensor:
-    """[C] to be broadcast along one dimension of a weight."""
+    """Values [C], shaped to broadcast along dimension `dim` of a tensor of `dims` dimensions."""
     return values.view([-1 if d == dim else 1 for d in range(dims)])
 
 
-def _in_order(weight: Tensor, affine: Affine) -> Tensor:
-    """The columns of a linear layer's weight in the order in which its features lie in memory."""
+def _columns_in_memory_order(weight: Tensor, affine: Affine) -> Tensor:
+    """A linear layer's weight with its columns in the order of the features in memory (see `Affine.image`)."""
     if affine.image is None:
         return weight
     channels, places = affine.image

@@ -1,4 +1,4 @@
-"""A program: made of a model once, refreshed from its weights, run for logits and gradients of the images."""
+"""A program: made from a model once, refreshed from its weights, run for logits and image gradients."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Program:
 
     Args:
         model: the live model, in the mode in which it is attacked; nothing in it is changed.
-        images: an example: its shape without the first dimension, its dtype and its device count.
-        dtype: precision of the program, None for that of the live weights. BatchNorm that is not folded computes in
+        images: an example [N, ...]; only its shape without N, its dtype and its device matter.
+        dtype: precision of the program; None for that of the live weights. BatchNorm that is not folded computes in
             float32.
         fold: fold BatchNorm in eval mode into the layer before it.
-        channels_last: lay images out channels last.
-        stem: take the first convolution in one kernel from float32 images, and its gradient with the step, where it is
-            of 3x3 places over few channels. None: on CUDA, in half precision.
+        channels_last: store images channels last.
+        stem: run a first 3x3 convolution over few channels as `ops.stem_conv_relu`, in one kernel from the float32
+            images, and its gradient in one kernel with the PGD step. None: on CUDA, in half precision.
 
     Attributes:
-        refresh: called, takes over the live weights.
-        folded: number of BatchNorm layers that are gone.
-        by_autograd: names of the calls that autograd differentiates.
+        refresh: a function that copies the live weights.
+        folded: number of BatchNorm layers folded.
+        by_autograd: names of the ATen calls that autograd differentiates.
 
     Raises:
         Unshadowable: no program can be made of the model; the message says why.
@@ -68,7 +68,7 @@ class Program:
         self._parameters = Parameters(exported, lowering.static, dtype, channels_last=channels_last)
         for step in steps.all:
             step.operation.bind(self._parameters)
-        # A launch for every folded layer, and a handful for the rest: on CUDA one graph.
+        # A launch for every folded layer, and a few for the rest: on CUDA captured in one graph.
         self.refresh = Replayed(
             self._parameters.refresh, images.device, capture_cuda if images.is_cuda else None
         )
@@ -89,14 +89,14 @@ class Program:
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images [N, ...], in the program's precision."""
         line = self._line
-        slots = line.empty()
+        slots = line.empty_slots()
         slots[line.images] = self._images.forward(x)
         line.run(line.predict, slots)
         logits: Tensor = slots[line.logits]
         return logits
 
-    def traced(self, x: Tensor) -> Tensor:
-        """Logits by the forward as it was exported, on the live tensors in their precision; nothing is fused."""
+    def copied_forward(self, x: Tensor) -> Tensor:
+        """Logits [N, C] by the exported graph, not fused, on the live tensors in their precision."""
         return self._exported.run(x)
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class Program:
     ) -> tuple[Tensor, Tensor | None]:
         """Logits [N, C], and the gradient of the images for `cotangent(logits)`, in the program's precision.
 
-        The gradient is None where nothing of the logits depends on the images' values.
+        The gradient is None if the logits do not depend on the values of the images.
         """
         slots = self.run_forward(x)
         logits = self.logits(slots)
@@ -113,12 +113,18 @@ class Program:
 
     @property
     def takes_steps(self) -> bool:
-        """Whether `step_` is there, which does not write the gradient of the images."""
+        """Whether the program has a stem, so that `step_` may be called."""
         return isinstance(self._stem, Stem) and self._line.first_layer is not None
 
     @torch.no_grad()
     def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
-        """One PGD step, in place: `ops.pgd_step_linf_` with this gradient; `rest` are its arguments from x on."""
+        """One PGD step, in place, which never stores the gradient of the images.
+
+        Args:
+            x_adv: float32 images [K*N, C, H, W], overwritten.
+            cotangent: as `input_vjp`'s.
+            rest: the arguments of `ops.pgd_step_linf_` from x on.
+        """
         assert isinstance(self._stem, Stem)
         assert self._line.first_layer is not None
         slots = self.run_forward(x_adv)
@@ -127,25 +133,25 @@ class Program:
         self._stem.step_(slots[self._line.first_layer], x_adv, *rest)
 
     def run_forward(self, x: Tensor) -> Slots:
-        """The first half of `input_vjp`: what it keeps for the second, logits included."""
+        """The first half of `input_vjp`: the forward; returns the slots that hold logits and saved values."""
         line = self._line
-        slots = line.empty()
+        slots = line.empty_slots()
         slots[line.images] = self._images.forward(x)
         line.run(line.forward, slots)
         return slots
 
     def logits(self, slots: Slots) -> Tensor:
-        """Those of `run_forward`."""
+        """The logits [N, C] in the slots of `run_forward`."""
         logits: Tensor = slots[self._line.logits]
         return logits
 
     def run_backward(self, slots: Slots, cotangent: Tensor) -> Tensor | None:
-        """The second half: the gradient of the images. Uses up what it is given."""
+        """The second half of `input_vjp`: the gradient of the images. The slots cannot be used again."""
         line = self._line
         slots[line.cotangent] = cotangent.to(self.logits(slots).dtype)
         line.run(line.backward, slots)
         return None if line.gradient is None else slots[line.gradient]
 
     def tensors(self) -> list[Tensor]:
-        """The twins of the live tensors."""
+        """All tensors computed from the live ones (`parameters.py`)."""
         return self._parameters.tensors()

@@ -1,4 +1,4 @@
-"""Parts of a forward that a program does not know: run as they stand, and differentiated by autograd."""
+"""Segments: parts of a forward without a rule, run call by call and differentiated by autograd."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate, map_arg
 from iaat_fast.attacks.gradients.program.operations import Gradients, Operation
 from iaat_fast.attacks.gradients.program.parameters import Parameters
 
-# The graph was traced with contiguous images: of memory that is channels last a view may have to be a copy.
+# The graph was traced with contiguous images; on channels_last memory its views may need a copy.
 _ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
     (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default),
     torch.ops.aten.reshape.default,
@@ -21,14 +21,15 @@ _ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
 
 
 class Segment(Operation):
-    """A run of nodes as one operation with several outputs.
+    """A sequence of nodes as one operation with several outputs, which `Pick` separates.
 
     Args:
-        nodes: in order.
-        inputs: the nodes outside whose values they read, in the order of the operation's inputs.
-        outputs: those whose values are read outside.
+        nodes: the nodes, in order.
+        inputs: nodes outside the segment that it reads, in the order of the operation's inputs.
+        outputs: nodes of the segment that are read outside.
+        static: nodes that depend only on the model's tensors.
         keep_dtype: static nodes whose twins keep their dtype.
-        dtypes: the dtype of the images in the graph, and the one of the program.
+        dtypes: the dtype of the images in the graph, and that of the program.
     """
 
     name = "autograd"
@@ -91,7 +92,7 @@ class Segment(Operation):
         return detached, (leaves, results)
 
     def backward_all(self, grads: Sequence[Tensor | None], extra: Any) -> Gradients:
-        """The gradients of the inputs from those of the outputs; None where nothing reaches an output."""
+        """The gradients of the inputs from those of the outputs (None: no gradient) and the extra of `forward`."""
         leaves, results = extra
         reached = [
             (result, grad)
@@ -130,8 +131,14 @@ class Pick(Operation):
         return results[self.position]
 
 
-class OnSizes(Operation):
-    """Arithmetic on numbers of images; nothing flows back."""
+class SizeArithmetic(Operation):
+    """Arithmetic on sizes, such as the number of images; it has no gradient.
+
+    Args:
+        target: the function.
+        arguments: its arguments, which may contain nodes.
+        places: {node: position among the operation's inputs}.
+    """
 
     name = "sizes"
     owns_output = False

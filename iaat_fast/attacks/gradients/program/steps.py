@@ -1,4 +1,4 @@
-"""The steps of a program before they are put in a straight line, and the fusions among them."""
+"""The steps of a program as a graph, and the fusions of neighbouring steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iaat_fast.attacks.gradients.program.operations import (
     WithConstant,
 )
 from iaat_fast.attacks.gradients.program.parameters import Normalisation
-from iaat_fast.attacks.gradients.program.segment import OnSizes
+from iaat_fast.attacks.gradients.program.segment import SizeArithmetic
 from iaat_fast.attacks.gradients.program.views import Cat, FlattenImages, Reshape
 from iaat_fast.ops.stem import CHANNELS, MULTIPLE
 
@@ -23,7 +23,7 @@ from iaat_fast.ops.stem import CHANNELS, MULTIPLE
 class Step:
     """An operation and the steps whose values it reads.
 
-    shape: of its value; None stands for the number of images, or what is computed from it.
+    shape: that of its value, with None for the number of images and sizes computed from it.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Step:
 
 
 class Steps:
-    """All steps, in an order in which they can be run."""
+    """All steps, in an order in which they can be run; `result` is the step of the logits."""
 
     def __init__(self) -> None:
         self.all: list[Step] = []
@@ -52,7 +52,7 @@ class Steps:
         return step
 
     def absorb(self, step: Step, into: Step) -> None:
-        """Remove a step whose work `into` does: `into` now gives its value, at its place in the order."""
+        """Remove `step`: its input `into` now computes its value, and takes its position in the order."""
         for user in list(step.users):
             user.inputs = [into if s is step else s for s in user.inputs]
         into.users = [user for user in into.users if user is not step] + step.users
@@ -65,7 +65,7 @@ class Steps:
         self.all[self.all.index(step)] = into
 
     def drop_unused(self) -> None:
-        """Remove what nothing reads."""
+        """Remove steps whose values are not read."""
         for step in reversed(list(self.all)):
             if not step.users and step is not self.result:
                 for other in step.inputs:
@@ -74,12 +74,12 @@ class Steps:
 
 
 def fuse(steps: Steps, *, images: Step, fold: bool, add_without_relu: bool) -> int:
-    """Every fusion, in place; returns the number of BatchNorm layers folded.
+    """Apply all fusions, in place; returns the number of BatchNorm layers folded.
 
     Args:
         images: the step of the images.
-        fold: BatchNorm into the layer before it.
-        add_without_relu: convolutions take in a sum also where no ReLU follows.
+        fold: fold BatchNorm into the layer before it.
+        add_without_relu: fuse a sum into a convolution even if no ReLU follows.
     """
     folded = sum(1 for _ in _fold_norms(steps)) if fold else 0
     _normalise_in_first_layer(steps, images)
@@ -91,7 +91,7 @@ def fuse(steps: Steps, *, images: Step, fold: bool, add_without_relu: bool) -> i
 
 
 def take_stem(steps: Steps, images: Step) -> Step | None:
-    """Make the first convolution a `Stem`, where it is one that the op serves; None where it is not.
+    """Replace the first convolution by a `Stem`, and return its step; None if the op does not support it.
 
     Call it after `fuse`, for float32 images and a program in half precision.
     """
@@ -111,7 +111,7 @@ def take_stem(steps: Steps, images: Step) -> Step | None:
 
 
 def _fold_norms(steps: Steps) -> Iterator[Step]:
-    """BatchNorm that alone reads a convolution or a linear layer goes into its weights."""
+    """Fold a BatchNorm that is the only reader of a convolution or linear layer into its weights; yields the layers."""
     for step in list(steps.all):
         if not isinstance(step.operation, ScaleShift):
             continue
@@ -122,7 +122,7 @@ def _fold_norms(steps: Steps) -> Iterator[Step]:
         if layer.affine.norm is not None or before is steps.result:
             continue
         if isinstance(layer, Convolution) and layer.transposed and layer.groups > 1:
-            continue  # its output channels lie over two dimensions of the weight
+            continue  # its output channels are spread over two dimensions of the weight
         if isinstance(layer, Linear) and len(before.shape) != 2:
             continue  # BatchNorm normalises dimension 1, the layer the last
         layer.affine.norm = step.operation.norm
@@ -131,12 +131,12 @@ def _fold_norms(steps: Steps) -> Iterator[Step]:
 
 
 def _normalise_in_first_layer(steps: Steps, images: Step) -> None:
-    """Constants per channel between the images and a convolution: the shift at the images, the scale in the weight."""
+    """Fuse arithmetic with constants per channel between the images and a convolution (see `Normalisation`)."""
     if len(images.shape) != 4 or images.shape[1] is None:
         return
     chain: list[Step] = []
-    # Who asks for their number reads no pixel.
-    readers = [step for step in images.users if not isinstance(step.operation, OnSizes)]
+    # Steps that only read the number of images do not count as readers.
+    readers = [step for step in images.users if not isinstance(step.operation, SizeArithmetic)]
     step = readers[0] if len(readers) == 1 else None
     normalisation = Normalisation(images.shape[1])
     while step is not None and isinstance(step.operation, WithConstant):
@@ -160,7 +160,7 @@ def _normalise_in_first_layer(steps: Steps, images: Step) -> None:
 
 
 def _flatten_channels_last(steps: Steps) -> None:
-    """Flattened images that one linear layer reads: its columns change places instead of the images' entries."""
+    """Flatten channels_last tensors without a copy, by reordering the columns of the linear layer that reads them."""
     for step in steps.all:
         if not isinstance(step.operation, Reshape) or len(step.shape) != 2:
             continue
@@ -180,7 +180,7 @@ def _flatten_channels_last(steps: Steps) -> None:
 
 
 def _clamp_at_the_end(steps: Steps) -> None:
-    """ReLU and ReLU6 at the end of what alone they read, where that makes a tensor of its own."""
+    """Fuse clamps (ReLU, ReLU6) into the operation before them, if it makes a new tensor that nothing else reads."""
     for step in list(steps.all):
         before = step.inputs[0] if step.inputs else None
         if not isinstance(step.operation, Clamp) or before is None:
@@ -197,7 +197,7 @@ def _clamp_at_the_end(steps: Steps) -> None:
 
 
 def _sum_in_convolutions(steps: Steps, *, add_without_relu: bool) -> None:
-    """The sum with a shortcut, and what follows it, at the end of the convolution of the main path."""
+    """Fuse the sum of a main path and a shortcut, and its clamp, into the last convolution of the main path."""
     for step in list(steps.all):
         add = step.operation
         if not isinstance(add, Add) or len(step.inputs) != 2 or step.inputs[0] is step.inputs[1]:
@@ -208,14 +208,14 @@ def _sum_in_convolutions(steps: Steps, *, add_without_relu: bool) -> None:
         if not relu and not add_without_relu:
             continue
         for main, shortcut in (step.inputs, reversed(step.inputs)):
-            if _takes_in(main, step) and main.inputs[0] is not shortcut:
+            if _can_end_in_sum(main, step) and main.inputs[0] is not shortcut:
                 break
         else:
             continue
         assert isinstance(main.operation, Convolution)
         main.operation.floor, main.operation.ceiling = add.floor, add.ceiling
-        if _takes_in(shortcut, step):
-            # The bias of a shortcut that nothing else reads: one addition less.
+        if _can_end_in_sum(shortcut, step):
+            # Fold the shortcut's bias into the main path's, which saves an addition.
             assert isinstance(shortcut.operation, Convolution)
             main.operation.affine.added = shortcut.operation.affine
             shortcut.operation.gives_bias_away = True
@@ -224,8 +224,8 @@ def _sum_in_convolutions(steps: Steps, *, add_without_relu: bool) -> None:
         shortcut.users.append(main)
 
 
-def _takes_in(step: Step, sum_step: Step) -> bool:
-    """Whether a convolution can end in a sum: nothing else reads it, and it ends in nothing yet."""
+def _can_end_in_sum(step: Step, sum_step: Step) -> bool:
+    """Whether a convolution can take in a sum: nothing else reads it, and it has no clamp or sum yet."""
     operation = step.operation
     return (
         isinstance(operation, Convolution)
@@ -237,7 +237,7 @@ def _takes_in(step: Step, sum_step: Step) -> bool:
 
 
 def _sum_in_norms(steps: Steps) -> None:
-    """A sum before BatchNorm that is not folded, made in its pass, in place of the convolution's output."""
+    """Fuse a sum into the BatchNorm after it, which then overwrites one of the summands with the sum."""
     for step in list(steps.all):
         if not isinstance(step.operation, ScaleShift) or len(step.inputs) != 1:
             continue
@@ -247,7 +247,7 @@ def _sum_in_norms(steps: Steps) -> None:
             continue
         if summed.inputs[0].shape != summed.inputs[1].shape:
             continue
-        # The first reader makes the sum that later ones read.
+        # The BatchNorm must be the first reader, since later ones read the sum that it stores.
         if min(summed.users, key=steps.all.index) is not step:
             continue
         for main, shortcut in (summed.inputs, reversed(summed.inputs)):
@@ -261,8 +261,8 @@ def _sum_in_norms(steps: Steps) -> None:
 
 
 def _overwritable(step: Step) -> bool:
-    """Whether nothing needs what a step gave once it has been read: not even its own gradient."""
+    """Whether a step's value may be overwritten after it is read: its own gradient does not need it."""
     operation = step.operation
     if isinstance(operation, ScaleShift):
-        return False  # its pass overwrites the gradient that the shortcut is to get, too
+        return False  # its backward overwrites the gradient, which the shortcut needs too
     return operation.owns_output and not operation.keeps_output and not operation.clamps

@@ -1,4 +1,4 @@
-"""Steps in a straight line: forward, and in reverse to the gradient of the images."""
+"""Order a program's steps as instructions: forward to the logits, and in reverse to the gradient of the images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from iaat_fast.attacks.gradients.program.operations import Operation, ScaleShift
-from iaat_fast.attacks.gradients.program.segment import OnSizes, Pick, Segment
+from iaat_fast.attacks.gradients.program.segment import Pick, Segment, SizeArithmetic
 from iaat_fast.attacks.gradients.program.steps import Step, Steps
 
 _relu_backward_ = torch.ops.iaat_fast.relu_backward_.default
 
 Slots = list[Any]
+"""The values of one run, by slot number."""
 
 
 @dataclasses.dataclass
 class Instruction:
-    """Reads slots, writes slots; `frees` are read nowhere later."""
+    """Reads some slots and writes others; `frees`: slots that no later instruction reads."""
 
     run: Callable[[Slots], None]
     reads: Sequence[int]
@@ -29,7 +30,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class _Gradient:
-    """What one reader sends back to a value. `fresh`: nothing else refers to it, so it may be overwritten."""
+    """A gradient of a value, from one of its readers; fresh: nothing else uses its memory, so it may be overwritten."""
 
     slot: int
     fresh: bool
@@ -39,9 +40,13 @@ class StraightLine:
     """The instructions of a program.
 
     Attributes:
-        forward: up to the logits, with what the reverse needs.
-        backward: from the gradient of the logits to that of the images.
-        logits, cotangent, gradient: slots; `gradient` is None where nothing reaches the images.
+        forward: instructions up to the logits; they keep what `backward` reads.
+        backward: instructions from the gradient of the logits to that of the images.
+        predict: as `forward`, but keeping the logits only.
+        images, logits: slots of the images and of the logits.
+        cotangent: slot of the gradient of the logits.
+        gradient: slot of the gradient of the images; None if it is always 0.
+        first_layer: slot that the last instruction of `backward` reads; None if images have more than one gradient.
     """
 
     def __init__(self, steps: Steps, images: Step) -> None:
@@ -57,17 +62,16 @@ class StraightLine:
         self._gradients: dict[Step, list[_Gradient]] = {step: [] for step in steps.all}
         self._parts: dict[Step, dict[int, int]] = {}
         self._gradients[steps.result] = [_Gradient(self.cotangent, False)]
-        self._leads_to_images = _leading_from(steps, images)
+        self._depends_on_images = _depending_on(steps, images)
         self.gradient: int | None = None
         for step in reversed(steps.all):
-            if step in self._leads_to_images:
+            if step in self._depends_on_images:
                 self._reverse(step, images)
-        # The gradient that reaches the first layer, and the instructions up to it: what is left is that layer's own.
         self.first_layer: int | None = None
         if self.backward and len(self._gradients[images]) == 1:
             self.first_layer = self.backward[-1].reads[0]
         if self._gradients[images]:
-            self.gradient = self._combined(images)
+            self.gradient = self._gradient_of(images)
         kept = {self.cotangent, self.logits, *([] if self.gradient is None else [self.gradient])}
         _free_after_last_use([*self.forward, *self.backward], kept)
         self.predict = [dataclasses.replace(i, frees=()) for i in self.forward]
@@ -79,7 +83,7 @@ class StraightLine:
             for slot in instruction.frees:
                 slots[slot] = None
 
-    def empty(self) -> Slots:
+    def empty_slots(self) -> Slots:
         return [None] * self._count
 
     def _slot(self) -> int:
@@ -103,9 +107,9 @@ class StraightLine:
         return Instruction(with_extra, inputs, (out, extra))
 
     def _reverse(self, step: Step, images: Step) -> None:
-        """The instructions that take the gradient of a step's value to its inputs."""
+        """Add the instructions that compute the gradients of a step's inputs from that of its value."""
         operation = step.operation
-        if isinstance(operation, OnSizes) or step is images:
+        if isinstance(operation, SizeArithmetic) or step is images:
             return
         if isinstance(operation, Segment):
             if self._parts.get(step):
@@ -116,7 +120,7 @@ class StraightLine:
         if isinstance(operation, ScaleShift):
             self._through_norm(step, operation)
             return
-        grad = self._combined(step)
+        grad = self._gradient_of(step)
         if isinstance(operation, Pick):
             self._parts.setdefault(step.inputs[0], {})[operation.position] = grad
             return
@@ -126,7 +130,7 @@ class StraightLine:
         self._through(step, operation, grad)
 
     def _through(self, step: Step, operation: Operation, grad: int) -> None:
-        wanted = [s in self._leads_to_images for s in step.inputs]
+        wanted = [s in self._depends_on_images for s in step.inputs]
         if not any(wanted):
             return
         kept = [
@@ -152,14 +156,14 @@ class StraightLine:
         self._emit(run, reads, [slot for slot in results if slot is not None])
         for position, (source, slot) in enumerate(zip(step.inputs, results, strict=True)):
             if slot is not None:
-                # A convolution hands its own gradient on to what was added to it.
+                # A convolution passes its gradient itself on to the value that was added to it.
                 fresh = operation.fresh and not (operation.name == "convolution" and position)
                 self._gradients[source].append(_Gradient(slot, fresh))
 
     def _through_norm(self, step: Step, operation: ScaleShift) -> None:
-        """BatchNorm's pass takes along one gradient that reaches the same sum on another way."""
+        """As `_through` for BatchNorm, whose kernel can add one other gradient of the same input."""
         source, output = step.inputs[0], self._values[step]
-        grad = self._owned(self._summed(step), step)
+        grad = self._writable(self._summed(step), step)
         others = self._gradients[source]
         residual = others.pop().slot if others and not source.operation.clamps else None
         result, function = self._slot(), operation.backward_
@@ -176,7 +180,7 @@ class StraightLine:
     def _through_segment(self, step: Step, operation: Segment) -> None:
         extra, parts = self._extras[step], self._parts[step]
         grads = [parts.get(position) for position in range(len(operation.outputs))]
-        results = [self._slot() if s in self._leads_to_images else None for s in step.inputs]
+        results = [self._slot() if s in self._depends_on_images else None for s in step.inputs]
 
         def run(slots: Slots) -> None:
             found = operation.backward_all(
@@ -192,21 +196,21 @@ class StraightLine:
             if slot is not None:
                 self._gradients[source].append(_Gradient(slot, False))
 
-    def _combined(self, step: Step) -> int:
-        """The slot of the gradient of a step's value before its clamp: what its readers send back, masked."""
+    def _gradient_of(self, step: Step) -> int:
+        """The slot of the gradient of a step's value before its clamp: the sum over its readers, masked."""
         operation = step.operation
         if not operation.clamps:
             return self._summed(step).slot
         gradients = self._gradients[step]
         other = None
         if len(gradients) > 1:
-            # The sum of the last two, and the mask, in one pass.
+            # The last addition is done in the same kernel as the mask.
             fresh = [g for g in gradients if g.fresh]
             target = fresh[0] if fresh else gradients[0]
             rest = [g for g in gradients if g is not target]
             other = rest.pop().slot
             self._gradients[step] = [target, *rest]
-        grad = self._owned(self._summed(step), step)
+        grad = self._writable(self._summed(step), step)
         output, result = self._values[step], self._slot()
         floor, ceiling = operation.floor, operation.ceiling
 
@@ -221,7 +225,7 @@ class StraightLine:
         return result
 
     def _summed(self, step: Step) -> _Gradient:
-        """The sum of all gradients of a value, in place where one of them is fresh."""
+        """The sum of all gradients of a value, in place if one of them is fresh."""
         gradients = self._gradients[step]
         total = next((g for g in gradients if g.fresh), gradients[0])
         for gradient in [g for g in gradients if g is not total]:
@@ -238,8 +242,8 @@ class StraightLine:
         self._emit(run, [a, b], [result])
         return _Gradient(result, True)
 
-    def _owned(self, gradient: _Gradient, step: Step) -> int:
-        """A slot whose tensor may be overwritten and lies in memory like the value it belongs to."""
+    def _writable(self, gradient: _Gradient, step: Step) -> int:
+        """A slot with this gradient that may be overwritten; a copy has the memory format of the step's value."""
         if gradient.fresh:
             return gradient.slot
         source, like, result = gradient.slot, self._values[step], self._slot()
@@ -257,7 +261,7 @@ class StraightLine:
 
 
 def _sums_made_in_norms(steps: Steps) -> dict[Step, Step]:
-    """The steps whose values BatchNorm's pass turns into sums, and what is added to them."""
+    """{step: shortcut} where the BatchNorm that reads the step adds the shortcut to its value in place."""
     return {
         step.inputs[0]: step.inputs[1]
         for step in steps.all
@@ -265,16 +269,17 @@ def _sums_made_in_norms(steps: Steps) -> dict[Step, Step]:
     }
 
 
-def _leading_from(steps: Steps, images: Step) -> set[Step]:
-    """The steps whose values depend on the images other than by their number."""
+def _depending_on(steps: Steps, images: Step) -> set[Step]:
+    """The steps whose values depend on the values of the images, not only on their number."""
     found = {images}
     for step in steps.all:
-        if not isinstance(step.operation, OnSizes) and any(s in found for s in step.inputs):
+        if not isinstance(step.operation, SizeArithmetic) and any(s in found for s in step.inputs):
             found.add(step)
     return found
 
 
 def _free_after_last_use(instructions: list[Instruction], kept: set[int]) -> None:
+    """Set each instruction's `frees`; the slots `kept` are never freed."""
     seen = set(kept)
     for instruction in reversed(instructions):
         touched = dict.fromkeys((*instruction.reads, *instruction.writes))

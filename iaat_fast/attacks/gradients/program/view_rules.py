@@ -1,4 +1,4 @@
-"""Rules for calls that only move or choose entries: reshapes, permutations, slices, concatenation, padding."""
+"""Rules (`calls.Rule`) for calls that only move or select entries: reshape, permute, slice, concatenate, pad."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from iaat_fast.attacks.gradients.program.calls import (
     SPLITS,
     Arguments,
     Dependence,
+    Identity,
     Lowered,
     Rule,
-    Same,
     arguments_of,
     aten,
     shape_of,
@@ -24,12 +24,12 @@ from iaat_fast.attacks.gradients.program.calls import (
 
 
 def _copy(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """What is written over a part of a tensor, as decomposition leaves it: the new values."""
+    """`aten.copy`, which decomposing an in-place write leaves behind: its value is the source."""
     new, old = a["src"], a["self"]
     if not graph.varies(new) or shape_of(new) != shape_of(node):
         return None
     same = isinstance(old, Node) and old.meta["val"].dtype == new.meta["val"].dtype
-    return (Same(), [new]) if same else None
+    return (Identity(), [new]) if same else None
 
 
 def _cat(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
@@ -46,7 +46,7 @@ def _sized(
     node: Node,
     a: Arguments,
 ) -> Lowered | None:
-    """What takes a list of sizes, of which some depend on the number of images."""
+    """Calls with a list of sizes, some of which may depend on the number of images."""
     x, size = a["self"], list(a["size"] if "size" in a else a["shape"])
     if not graph.varies(x):
         return None
@@ -60,7 +60,7 @@ def _sized(
 
 
 def _expand_as(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """To the shape in the graph, whose first size is the number of images that the value has, too."""
+    """Expand to the node's shape, if only its first size, like that of the input, is the number of images."""
     x, shape = a["self"], shape_of(node)
     counted = shape_of(x)[:1] == shape[:1] == (None,)
     if not graph.varies(x) or None in shape[1:] or not counted:
@@ -82,7 +82,7 @@ def _flatten(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 def _one_more_or_less(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """squeeze, unsqueeze and unflatten: reshapes to the shape in the graph."""
+    """squeeze, unsqueeze and unflatten, as reshapes to the node's shape."""
     shape = shape_of(node)
     if not graph.varies(a["self"]) or None in shape[1:] or not shape or shape[0] is not None:
         return None
@@ -110,13 +110,13 @@ def _slice(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 def _split(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """Nothing by itself: `part_of_split` takes the slices."""
+    """The whole input; `part_of_split` makes the slices."""
     known = graph.varies(a["self"]) and shape_of(a["self"])[a["dim"]] is not None
-    return (Same(), [a["self"]]) if known else None
+    return (Identity(), [a["self"]]) if known else None
 
 
 def part_of_split(graph: Dependence, source: Any, position: Any) -> Lowered | None:
-    """One of the tensors that a split gives."""
+    """The rule for getitem of a split: one of its tensors, as a slice; None if `source` is not a split."""
     if not isinstance(source, Node) or source.target not in SPLITS:
         return None
     a = arguments_of(source)

@@ -1,4 +1,4 @@
-"""Views, slices, borders and concatenations of a program: what moves entries and computes nothing."""
+"""Operations that only move entries: concatenation, reshapes, permutations, slices and padding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Cat(Operation):
 
 
 class Reshape(Operation):
-    """Any view of dense memory; sizes that depend on the number of images are further inputs."""
+    """A reshape. size(x, *sizes) gives the new shape; `sizes` are inputs that depend on the number of images."""
 
     name = "reshape"
     fresh = False
@@ -53,7 +53,7 @@ class Reshape(Operation):
 
 
 class FlattenImages(Operation):
-    """[N, C, H, W] that lie channels last as [N, H * W * C]: a view where `flatten` would copy."""
+    """A channels_last tensor [N, C, H, W] as [N, H * W * C]: a view, where `flatten` would copy."""
 
     name = "flatten"
     fresh = False
@@ -71,7 +71,7 @@ class FlattenImages(Operation):
 
 
 class Expand(Operation):
-    """A value repeated along dimensions of size 1; sizes as in `Reshape`."""
+    """A value repeated along dimensions of size 1; `size` as in `Reshape`."""
 
     name = "expand"
     fresh = False
@@ -133,7 +133,7 @@ class Slice(Operation):
 
 
 class Pad(Operation):
-    """A constant border, or a crop where it is negative."""
+    """A constant border; negative widths crop."""
 
     name = "pad"
     fresh = False

@@ -1,7 +1,7 @@
-"""The library's ops over images [N, ...]: typed, checked and documented; `reference.py` defines each in plain torch.
+"""The library's ops over images [N, ...], with checks and documentation; `reference.py` defines each in plain torch.
 
-Those of attacks and training are in `functional.py`; the passes of a network under attack, its activations and
-normalisations, in `layers.py`, and its first layers in `stem.py`.
+`functional.py` has the ops of attacks and training; `layers.py` those for activations and normalisations of a network
+under attack; `stem.py` those for its first layers.
 """
 
 from iaat_fast.ops.functional import (

@@ -1,8 +1,8 @@
 """Argument checks of the ops: an error names the argument, its value and what was expected.
 
-Types, shapes, dtypes and devices are checked by the public functions, in every call. The values inside tensors are
-checked behind the dispatcher by the CPU backends, which read them anyway; on an accelerator a look at them would make
-the host wait for the device in the middle of an attack.
+The public functions check types, shapes, dtypes and devices, in every call. The CPU backends check the values inside
+tensors, which they read anyway. On an accelerator the ops do not check values: the host would have to wait for the
+device in the middle of an attack.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def images(name: str, x: Tensor) -> None:
 def same_images(
     name: str, value: Tensor, like_name: str, like: Tensor, *, candidates: bool
 ) -> None:
-    """value must match like in dtype, device and shape; with `candidates`, it may hold K*N rows for like's N."""
+    """value must match like in dtype, device and shape; with `candidates`, it may have K*N rows for like's N."""
     if not isinstance(value, Tensor) or value.dtype is not like.dtype:
         images(name, value)
         raise TypeError(f"{name}: dtype {value.dtype}, expected that of {like_name}, {like.dtype}")
@@ -52,7 +52,7 @@ def same_images(
 
 
 def layer(name: str, x: Tensor, *, channels: bool) -> None:
-    """Values inside a network, or gradients of them: any shape, or with `channels` [N, C, ...]."""
+    """Activations of a network, or gradients of them, of any shape; with `channels`, of shape [N, C, ...]."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: {type(x).__name__}, expected a torch.Tensor")
     if x.dtype not in DTYPES:
@@ -78,7 +78,7 @@ def same_layer(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def per_channel(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
-    """A factor or summand of each channel of like, in the arithmetic's dtype."""
+    """A value [C] for each channel of like [N, C, ...]: float32, or float64 if like is."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: {type(value).__name__}, expected a torch.Tensor")
     dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
@@ -108,7 +108,7 @@ def is_multiple(rows: int, n: int) -> bool:
 def per_row(
     name: str, value: float | Tensor, rows: int, x: Tensor, *, positive: bool = False
 ) -> Tensor:
-    """A radius or step size as a tensor [rows] in the arithmetic's dtype on x's device.
+    """A radius or step size as a tensor [rows] on x's device, float32, or float64 if x is.
 
     Raises ValueError for a number that is negative, NaN or, with `positive`, 0, and for a tensor of the wrong length or
     device; TypeError for another type.
@@ -159,7 +159,7 @@ def logits(name: str, z: Tensor) -> None:
 
 
 def pixels(name: str, images: Tensor, padding: int) -> None:
-    """A data set of bytes, uint8 [size, H, W, C], that can be reflected `padding` pixels beyond its edges."""
+    """A data set, contiguous uint8 [size, H, W, C], with images large enough for reflection padding."""
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: {type(images).__name__}, expected a torch.Tensor")
     if images.dtype is not torch.uint8:
@@ -186,7 +186,7 @@ def in_place(name: str, x: Tensor) -> None:
 
 
 def constant(x: Tensor) -> Tensor:
-    """x without its graph; itself where it has none, since a fresh view of it costs a call 2 us."""
+    """x detached from autograd; x itself if it needs no gradient, since a new view costs 2 us."""
     return x.detach() if x.requires_grad else x
 
 
@@ -205,7 +205,7 @@ def radii_within(eps: Tensor, lo: float, hi: float, slack: float) -> None:
 
 
 def step_values(alpha: Tensor, eps: Tensor) -> None:
-    """Raise ValueError for the first bad radius, or step size that is not positive in a ball that is not a point."""
+    """Raise ValueError for the first bad radius, or the first step size that is not > 0 (or 0 with radius 0)."""
     radii_values(eps)
     bad = ~((alpha > 0) | (alpha == 0) & (eps == 0))
     if bad.any():
@@ -227,8 +227,8 @@ def index_values(index: Tensor, size: int) -> None:
 
 
 def logit_values(z: Tensor) -> None:
-    """Raise ValueError for the first row of logits that softmax would turn into NaN."""
-    bad = ~z.amax(1).isfinite()  # amax hands NaN on; -infinity is a masked class unless all are
+    """Raise ValueError for the first row of logits whose softmax would be NaN."""
+    bad = ~z.amax(1).isfinite()  # amax propagates NaN; -infinity masks a class, but not all of them
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The ops of attacks and of training: steps and projections, random starts, cotangents, radii, crops.
+"""The ops of attacks and training: steps and projections, random starts, cotangents, radii, crops.
 
-Images [N, ...] are float32, float64, float16 or bfloat16, contiguous or channels_last; radii and step sizes are floats
-or one value per row, on the scale of the images; `lo` and `hi` bound the pixels. Where `x_adv` (or `eps`) holds K*N
-rows for the N rows of `x`, row k*N + i is candidate k of sample i.
+Images [N, ...] are float32, float64, float16 or bfloat16, contiguous or channels_last. Radii and step sizes are floats,
+or tensors with one value per row, on the scale of the images; `lo` and `hi` bound the pixels. If `x_adv` (or `eps`) has
+K*N rows for the N rows of `x`, row k*N + i is candidate k of sample i.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.ops import backends, checks
 
-# Overloads, not packets: choosing one costs 0.5 us a call.
+# Overloads (`.default`) of the ops: without them, torch chooses one in every call, which costs 0.5 us.
 _project_linf = torch.ops.iaat_fast.project_linf.default
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
@@ -46,8 +46,8 @@ def project_linf(
         eps: radius, a float or a tensor [K*N]; 0 gives x itself.
 
     Returns:
-        [K*N, ...] in the dtype and memory format of x_adv. Differentiable in x_adv: the gradient passes strictly
-        inside the ball and the box.
+        [K*N, ...] in the dtype and memory format of x_adv. Differentiable in x_adv: the gradient passes where an
+        element lies strictly inside the ball and the box.
 
     Raises:
         TypeError: images that are not floating point, or of different dtypes.
@@ -62,7 +62,7 @@ def project_linf(
     tracked = torch.is_grad_enabled() and (x_adv.requires_grad or x.requires_grad)
     if tracked or torch.compiler.is_compiling():
         return _project_linf(x_adv, x, radius, lo, hi)
-    # Past autograd's Python kernel, which has nothing to do here: 8 us of a call.
+    # Skip autograd's Python kernel, which has nothing to do here and costs 8 us.
     with torch._C._AutoDispatchBelowAutograd():
         return _project_linf(x_adv, x, radius, lo, hi)
 
@@ -78,7 +78,7 @@ def pgd_step_linf_(
     targeted: bool = False,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """One PGD step in place: x_adv + alpha * sign(grad), projected onto the ball around x and onto [lo, hi].
+    """One PGD step in place: x_adv + alpha * sign(grad), projected onto the ball around x and then onto [lo, hi].
 
     Args:
         x_adv: images [K*N, ...], overwritten.
@@ -87,7 +87,7 @@ def pgd_step_linf_(
         eps: radius, a float or a tensor [K*N].
         alpha: step size > 0, a float or a tensor [K*N] (0 is accepted for a sample whose eps is 0).
         targeted: descend the loss instead of ascending it.
-        stats: int64 [2], to which the numbers of zero and NaN entries of grad are added. Neither moves a pixel.
+        stats: int64 [2], to which the numbers of zero and NaN entries of grad are added. Such entries move no pixel.
 
     Returns:
         x_adv.
@@ -109,7 +109,7 @@ def pgd_step_linf_(
     step = checks.per_row("alpha", alpha, rows, x, positive=True)
     if stats is not None:
         checks.int64_vector("stats", stats, 2, x.device)
-    # The reference would put x_adv into their graph.
+    # Without `constant` the reference backend would make x_adv part of their autograd graph.
     _pgd_step_linf_(
         x_adv, checks.constant(grad), checks.constant(x), radius, step, lo, hi, targeted, stats
     )
@@ -129,16 +129,16 @@ def random_start_linf(
 ) -> Tensor:
     """x plus uniform noise in (-eps, eps), clamped to [lo, hi].
 
-    The noise is Philox4x32-10 with key = seed and counter = (element / 4, sample index, candidate, restart): it follows
-    the sample, so it does not depend on the backend, the memory format, or how a data set is split into batches.
+    The noise is Philox4x32-10 with key = seed and counter = (element / 4, sample number, candidate, restart). So it
+    does not depend on the backend, the memory format, or how a data set is split into batches.
 
     Args:
         x: images [N, ...].
         eps: radius, a float or a tensor [K*N]; with K*N entries K candidates are drawn for every sample.
         seed: an int, or an int64 tensor of 1 to 3 entries on the device of x: key, restart, first candidate.
         index: int64 [N], the number of each sample in its data set; default 0 ... N-1.
-        restart: number of the restart, where seed is an int.
-        candidate: number of the first candidate, where seed is an int.
+        restart: number of the restart, if seed is an int.
+        candidate: number of the first candidate, if seed is an int.
 
     Returns:
         [K*N, ...] in the dtype and memory format of x, a constant to autograd.
@@ -169,15 +169,15 @@ def random_start_linf(
 def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     """The gradient of the cross-entropy with respect to the logits, up to a positive factor per row.
 
-    Cross-entropy saturates: where p_y rounds to 1 its gradient is 0 and an attack stops for no good reason. A sign step
-    does not see a positive factor, so each row is scaled to the size of its own largest entry: softmax - onehot times a
-    power of two where p_y < 1 - 2**-12 (the signs that come back through the network are the same bits), shifted
-    exponentials, with the y entry as minus the sum of the others, beyond.
+    Cross-entropy saturates: if p_y rounds to 1, its gradient rounds to 0 and an attack stops without a reason. A sign
+    step is not changed by a positive factor per row, so each row is scaled to the size of its largest entry:
+        p_y < 1 - 2**-12: softmax - onehot, times a power of two, which changes no sign in the network's backward pass.
+        otherwise: exp(z_j - max of the others) for j != y, and minus the sum of these for y.
 
     Args:
         logits: [K*N, C].
-        y: int64 [N], the true class, or the target.
-        targeted: y is a target. The gradient is the same; `pgd_step_linf_` takes the sign of the step.
+        y: int64 [N], true classes or targets.
+        targeted: whether y holds targets. It does not change the result: `pgd_step_linf_` chooses the direction.
 
     Returns:
         [K*N, C] in the dtype of the logits.
@@ -214,13 +214,13 @@ def select_epsilon_(
     Args:
         memory: float32 [size], the radius of every sample of the data set, updated at `index`.
         index: int64 [N], distinct rows of memory.
-        logits: [3*N, C], of the last iterates at prev + gamma, prev and prev - gamma, in this order.
+        logits: [3*N, C], of the adversarial images at prev + gamma, prev and prev - gamma, in this order.
         y: int64 [N], true classes.
         gamma: distance of the candidates, on the scale of the images.
         beta: smoothing constant in [0, 1].
         eps_min, eps_max: bounds of the result; None is no upper bound.
-        clamp_candidate: clamp the candidate at 0 before smoothing (the authors' released code).
-        misclassified: bool [N], samples whose candidate is 0 whatever the logits say (released code), or None.
+        clamp_candidate: clamp the chosen candidate to >= 0 before smoothing (the authors' released code).
+        misclassified: bool [N], samples whose candidate is 0 for any logits (released code); None: no sample.
 
     Returns:
         The new radius, float32 [N], and the choice, int64 [N]: 0, 1 or 2.
@@ -285,21 +285,21 @@ def random_crop_flip(
     flip: bool = True,
     stream: int = 0,
 ) -> Tensor:
-    """Gather images of bytes as a float batch, each cropped at random from its reflect-padded self and flipped.
+    """Gather uint8 images as a float batch, each randomly cropped from the reflect-padded image and randomly flipped.
 
-    The padding mirrors the image about its edge pixels, which are not repeated; every one of the (2*padding + 1)**2
-    places of the crop is equally likely, and so is either side of the flip. Nothing padded is stored. Crop and flip are
-    words of Philox4x32-10 with key = seed and counter = (0, sample number, stream, 2**32 - 1): they follow the sample
-    through any batch, are the same on every backend, and share no word with the attacks' noise of the same seed.
+    The padding mirrors the image about its edge pixels, which are not repeated. All (2*padding + 1)**2 positions of the
+    crop are equally likely; padded images are not stored. Crop and flip are words of Philox4x32-10 with key = seed and
+    counter = (0, sample number, stream, 2**32 - 1): they do not depend on the batch or the backend, and differ from the
+    words of the attacks' noise for the same seed.
 
     Args:
         images: uint8 [size, H, W, C], contiguous: a whole data set.
         index: int64 [N], the numbers of the samples to gather, on the device of images.
         seed: an int, or an int64 tensor of 1 or 2 entries on the device of images: key, stream.
-        padding: how far, in pixels, a crop may reach beyond the image, less than H and W. 0 with flip=False is the
-            plain gather.
+        padding: how far, in pixels, a crop may reach beyond the image; less than H and W. With 0 and flip=False the
+            images are only gathered.
         flip: flip left and right with probability 1/2.
-        stream: number of the stream, where seed is an int: the streams of one seed are independent.
+        stream: number of the random stream, if seed is an int; the streams of one seed are independent.
 
     Returns:
         float32 [N, C, H, W] in [0, 1], contiguous: pixel / 255, correctly rounded.
@@ -307,7 +307,7 @@ def random_crop_flip(
     Raises:
         TypeError: images that are not uint8, an index or seed that is not int64, a padding that is not an int.
         ValueError: images that are not contiguous [size, H, W, C] or too small for the padding, a negative padding, an
-            index that is not [N] or out of range (where it lies on an accelerator: an image of NaN), a seed that
+            index that is not [N] or out of range (on an accelerator that gives an image of NaN instead), a seed that
             needs more than 64 bits, devices that differ.
 
     Source: the standard augmentation of CIFAR (He et al. 2016, Section 4.2), with reflection in place of zeros.
@@ -322,7 +322,7 @@ def random_crop_flip(
 
 
 def _seed(seed: int | Tensor, device: torch.device, **numbers: int) -> Tensor:
-    """The seed tensor of an op: the key, then the numbers of its stream, which a tensor brings along."""
+    """The seed tensor of an op, int64: the key, then `numbers`, which a given tensor already contains."""
     if not isinstance(seed, Tensor):
         validate.int64("seed", seed)
         for name, number in numbers.items():
@@ -339,5 +339,5 @@ def _seed(seed: int | Tensor, device: torch.device, **numbers: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _stream(words: tuple[int, ...]) -> Tensor:
-    """int64 on the CPU, which no one writes to. A new one costs a call 5 us, and attacks come back to their seed."""
+    """The words as an int64 tensor on the CPU, which is never written to; cached, because a new one costs 5 us."""
     return torch.from_numpy(np.array(words))

@@ -1,10 +1,10 @@
-"""The elementwise passes of a network under attack, and of the gradient of its images, each in one sweep of memory.
+"""Elementwise ops of a network under attack and of its backward pass; each reads and writes every tensor once.
 
-Tensors are float32, float64, float16 or bfloat16, contiguous or channels_last; all of a call share dtype, device and
-shape, and the first one's layout decides. Arithmetic is in float32 (double for float64) and rounded once. An activation
-is the clamp to [floor, ceiling]: ReLU is (0, inf), ReLU6 (0, 6), none (-inf, inf). Its gradient is blocked where its
-output is <= floor or >= ceiling, and passes through NaN and at an infinite bound: the rule of autograd. Nothing here
-has a gradient of its own, and nothing waits for the device.
+Tensors are float32, float64, float16 or bfloat16, contiguous or channels_last. All tensors of a call have the same
+dtype, device and shape; the result has the first one's memory format. Arithmetic is in float32 (float64 for float64)
+and rounded once. An activation is a clamp to [floor, ceiling]: ReLU is (0, inf), ReLU6 (0, 6), none (-inf, inf). As in
+autograd, its gradient is 0 where its output is <= floor or >= ceiling; NaN and infinite bounds do not block it. These
+ops cannot be differentiated, and none waits for the device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def relu_backward_(
     floor: float = 0.0,
     ceiling: float = math.inf,
 ) -> Tensor:
-    """The backward of an activation in place: grad (+ other) where the activation let it through, else 0.
+    """The backward of an activation, in place: grad (+ other) where the output lies between the bounds, else 0.
 
     Args:
         grad: gradient of the loss with respect to the activation's output, any shape, overwritten.
         out: the activation's output.
-        other: a second gradient of that output, from a branch that left there.
+        other: a second gradient of that output, from another branch, added to grad.
         floor, ceiling: the activation's bounds, rounded to the dtype of out.
 
     Returns:
@@ -72,7 +72,7 @@ def scale_shift_relu(
         x: [N, C, ...]; overwritten where a residual is given.
         scale: [C], float32 (float64 for float64 x): weight / sqrt(running_var + eps).
         shift: [C], of that dtype: bias - running_mean * scale.
-        residual: what is added to x, of its shape.
+        residual: tensor added to x, of the same shape and dtype.
         floor, ceiling: the activation's bounds.
 
     Returns:
@@ -111,13 +111,13 @@ def scale_shift_relu_backward_(
     floor: float = 0.0,
     ceiling: float = math.inf,
 ) -> Tensor:
-    """The gradient of x from that of scale_shift_relu's result, in place: grad * scale where it passed (+ residual).
+    """The backward of scale_shift_relu, in place: grad * scale where the activation passed it, else 0 (+ residual).
 
     Args:
         grad: gradient of the loss with respect to the result, [N, C, ...], overwritten.
         out: that result.
         scale: [C], float32 (float64 for float64 grad).
-        residual: gradient that reaches x past the normalisation, added unmasked and unscaled.
+        residual: another gradient of x, added without mask and scale.
         floor, ceiling: the activation's bounds, rounded to the dtype of out.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The definition of every op in plain torch: any device, any strides, the oracle of the other backends.
+"""The definition of every op in plain torch, for any device and strides; other backends are tested against it.
 
 Half types are computed in float32 and rounded once, at the end. In float32 the other backends give the same bits.
 """
@@ -91,7 +91,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     others = wide.scatter(1, y, -math.inf)
     largest = others.amax(1, keepdim=True)
     shifted = torch.where(others == -math.inf, 0.0, exp_nonpositive(others - largest))
-    # Summed in float64: exact in any order for the terms that matter, so that backends need not agree on one.
+    # In float64 the sum of the terms that matter is exact in any order, so backends need not use the same one.
     shifted = shifted.scatter(1, y, -shifted.double().sum(1, keepdim=True).to(wide.dtype))
     return torch.where(missing <= SATURATION, shifted, scaled).to(logits.dtype)
 
@@ -143,14 +143,14 @@ def random_crop_flip(
     row = _reflect(row + down.view(-1, 1), height)
     column = _reflect(column + right.view(-1, 1), width)
     place = (row.unsqueeze(2) * width + column.unsqueeze(1)).view(-1, 1, height * width)
-    # Whole images first (one memcpy each), then single pixels of the small batch: 0.8 ms at [128, 3, 32, 32] on two
-    # cores, where gathering pixels from the whole set took 6.7 ms.
+    # Gather whole images (one memcpy each), then pixels within the small batch: 0.8 ms for [128, 3, 32, 32] on two
+    # cores; gathering pixels from the whole set took 6.7 ms.
     planes = images.index_select(0, index.clamp(0, size - 1)).permute(0, 3, 1, 2)
     planes = planes.reshape(-1, channels, height * width).gather(2, place.expand(-1, channels, -1))
-    # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
+    # Divided by a tensor, because on CUDA torch divides by a number as a product with its reciprocal, rounding twice.
     x = torch.empty((len(index), channels, height, width), device=images.device)
     x.copy_(planes.view_as(x)).div_(torch.full((1,), 255.0, device=images.device))
-    if not index.is_cpu:  # no one has looked at the numbers
+    if not index.is_cpu:  # the numbers have not been checked
         x = x.where(_per_row((index >= 0) & (index < size), 4), math.nan)
     return x
 
@@ -190,9 +190,9 @@ def scale_shift_relu_backward_(
 
 
 def _blocked(out: Tensor, floor: float, ceiling: float) -> Tensor:
-    """Where an activation with this output lets no gradient through. An infinite bound blocks nothing, as in autograd.
+    """bool, where the gradient of an activation with output `out` is 0. As in autograd, infinite bounds block nothing.
 
-    The bounds are compared as the activation stored them, rounded to its dtype.
+    The bounds are first rounded to the dtype of the output.
     """
     blocked = torch.zeros_like(out, dtype=torch.bool)
     if floor > -math.inf:
@@ -233,7 +233,7 @@ def stem_conv_step_(
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Positions up to `size - 1` outside 0 ... size - 1, mirrored about the edge pixels, which are not repeated."""
+    """Positions, at most `size - 1` outside 0 ... size - 1, mirrored at the edge pixels, which are not repeated."""
     last = size - 1
     return last - (last - position.abs()).abs()
 

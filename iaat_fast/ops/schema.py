@@ -1,4 +1,4 @@
-"""The ops of the `iaat_fast` namespace: schemas, results for tracing, and the one gradient.
+"""The ops of torch's `iaat_fast` namespace: schemas, fake results for tracing, and the gradient of project_linf.
 
 `Library.define` + `impl` rather than the `custom_op` decorator: a call costs about 3 us instead of about 50.
 Implementations are bound by `backends.py`; arguments are checked by the public functions in `functional.py`,
@@ -56,7 +56,7 @@ SCHEMAS = {
     ),
 }
 
-# The results that an op allocates, for tracing: of its arguments, the first that decide their shape.
+# Empty results of the right shape and strides, for tracing; each function names the arguments that decide them.
 _RESULTS: dict[str, Callable[..., Any]] = {
     "project_linf": lambda x_adv, *_: _like(x_adv),
     "random_start_linf": lambda x, eps, *_: x.new_empty((eps.shape[0], *x.shape[1:])).contiguous(
@@ -80,7 +80,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _nothing(*_: Any) -> None:
-    """Of an op that only writes in place."""
+    """The fake result of ops that only write in place."""
 
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -95,7 +95,7 @@ def _save_for_projection(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _projection_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The gradient passes where neither the ball nor the box holds the element."""
+    """The gradient passes where the element lies strictly inside the ball and the box."""
     x_adv, x, eps, output = ctx.saved_tensors
     copies = x_adv.shape[0] // max(x.shape[0], 1)
     centre = x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x

@@ -1,7 +1,7 @@
-"""The stem of a network on images: normalisation, 3x3 convolution and ReLU, and its gradient taken as a PGD step.
+"""The stem, a network's first layers: normalisation, 3x3 convolution and ReLU; and its backward with a PGD step.
 
-Half-precision networks only win by it: nothing between the float32 images and the first feature maps is written, nor
-the gradient of the images on the way back.
+The ops save memory traffic for half-precision networks: nothing between the float32 images and the first feature maps
+is stored, nor is the gradient of the images.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from iaat_fast import validate
 from iaat_fast.ops import checks
 
 CHANNELS = 4
-"""The most input channels: beyond, a convolution has enough of them for cuDNN."""
+"""Maximum number of input channels; with more, cuDNN is fast."""
 
 MULTIPLE = 8
-"""Of the output channels: 16 bytes in half precision, one access of a kernel."""
+"""The number of output channels must be a multiple of this: 16 bytes in half precision, one memory access."""
 
 WEIGHTS = (torch.float32, torch.float16, torch.bfloat16)
 
-# The package has registered the ops by the time that it imports this module.
+# `iaat_fast.ops` registers the ops before it imports this module.
 _stem_conv_relu = torch.ops.iaat_fast.stem_conv_relu.default
 _stem_conv_step_ = torch.ops.iaat_fast.stem_conv_step_.default
 
@@ -38,16 +38,16 @@ def stem_conv_relu(
 ) -> Tensor:
     """Normalise the images, convolve them (3x3, stride 1, padding 1), add the bias and clamp to [floor, ceiling].
 
-    (x - mean) / std is taken in float32 and rounded to the dtype of the weight; the padding is of zeros after that, as
-    in a network that normalises first. Products are summed in float32, in no fixed order, and rounded once, after
-    the clamp. A float32 weight is torch's own convolution, under torch's own setting of TF32.
+    (x - mean) / std is computed in float32 and rounded to the dtype of the weight; zeros are padded after that, as in a
+    network that normalises first. Products are summed in float32, in no fixed order, and rounded once, after the clamp.
+    With a float32 weight, torch's convolution is used, under torch's setting of TF32.
 
     Args:
         x: float32 images [N, C, H, W], C at most 4.
         mean, std: float32 [C], std > 0.
         weight: float32, float16 or bfloat16 [O, C, 3, 3], O a multiple of 8.
         bias: [O], of the weight's dtype.
-        floor, ceiling: bounds of the result: 0 and infinity are ReLU, two infinities no bounds. NaN stays NaN.
+        floor, ceiling: bounds of the result: (0, inf) is ReLU, (-inf, inf) no activation. NaN stays NaN.
 
     Returns:
         [N, O, H, W] in the weight's dtype, channels_last, a constant to autograd.
@@ -56,7 +56,7 @@ def stem_conv_relu(
         TypeError: tensors of other dtypes.
         ValueError: shapes or devices that differ, an O that is no multiple of 8, floor > ceiling.
 
-    Source: the first layers of He et al. 2016 on CIFAR, BatchNorm folded; the normalisation that robust models carry.
+    Source: the first layers of He et al. 2016 for CIFAR, with BatchNorm folded, behind a normalisation of the images.
     """
     _images("x", x)
     channels = x.shape[1]
@@ -81,11 +81,11 @@ def stem_conv_step_(
     targeted: bool = False,
     stats: Tensor | None = None,
 ) -> Tensor:
-    """One PGD step in place, by the gradient that comes back through the stem's convolution.
+    """The backward of the stem's convolution and one PGD step along the sign of the result, in place.
 
-    The gradient of the normalised images, the transposed convolution of grad with weight, is summed in float32, and
-    its sign steps as in `pgd_step_linf_`. The images' own gradient is that over std, which is positive and changes
-    no sign. Where the sum is all but zero, its sign depends on the order of summation, which is not fixed.
+    The gradient of the normalised images, the transposed convolution of grad with weight, is summed in float32, and a
+    step along its sign is taken as in `pgd_step_linf_`. Dividing it by std, which is positive, would not change its
+    sign. The order of the sum is not fixed, so the sign of a sum close to 0 may vary.
 
     Args:
         x_adv: float32 images [K*N, C, H, W], overwritten; C at most 4.
@@ -129,8 +129,7 @@ def stem_conv_step_(
 
 
 def _constants(*tensors: Tensor) -> list[Tensor]:
-    """Without their graphs; themselves where they have none, since a fresh view costs 2 us."""
-    return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+    return [checks.constant(tensor) for tensor in tensors]
 
 
 def _images(name: str, x: Tensor) -> None:

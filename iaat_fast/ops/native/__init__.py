@@ -1,4 +1,4 @@
-"""The ops by the kernels of csrc/: on the CPU (`cpu.py`) and on CUDA (`cuda.py`).
+"""The native backends: the ops by the compiled kernels of csrc/, on the CPU (`cpu.py`) and on CUDA (`cuda.py`).
 
-Their common part is `compiled.py`; `signatures.py` is the one table of the kernels' arguments.
+`compiled.py` is their common part; `signatures.py` is the table of the kernels' arguments.
 """

@@ -1,7 +1,7 @@
-"""The ops that compiled kernels serve, on the CPU as on CUDA: layouts made ready, results allocated, one kernel called.
+"""The ops with compiled kernels for both CPU and CUDA: make tensors dense, allocate results, call one kernel.
 
-A kernel on the CPU that meets an invalid value returns False before it has written anything; `checks` then finds and
-names it. On CUDA nothing waits for the device: values inside tensors are not looked at, and a kernel returns None.
+A CPU kernel that finds an invalid value returns False before it writes anything; `checks` then finds the value and
+raises. A CUDA kernel does not check values, since the host would have to wait for the device; it returns None.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from iaat_fast.ops.layout import channels_of, in_one_layout, like, memory_format
 
 
 class CompiledOps:
-    """Eight of the ops, on one device type.
+    """Eight of the ops, for one type of device.
 
     Args:
-        kernels: of `signatures.callers`.
-        stream_of: of a seed tensor and the number of entries that an op reads: what its kernel takes.
+        kernels: from `signatures.callers`.
+        stream_of: maps a seed tensor, and the number of entries that the op reads, to the kernel's argument.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CompiledOps:
     def random_start_linf(
         self, x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
     ) -> Tensor:
-        # The noise is drawn in logical element order, so the layout is put back afterwards.
+        # Noise is drawn for contiguous images, whose memory format is restored at the end.
         layout, x = memory_format(x), x.contiguous()
         rows, samples = eps.shape[0], x.shape[0]
         out = x.new_empty((rows, *x.shape[1:]))

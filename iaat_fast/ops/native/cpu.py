@@ -1,7 +1,7 @@
-"""The compiled ops on the CPU: by the kernels of `iaat_fast._C`, and the stem by torch's convolutions.
+"""The native backend on the CPU: the kernels of `iaat_fast._C`, and torch's convolutions for the stem.
 
-Importing this module raises ImportError where the extension is not built. torch is imported before the extension so
-that both use the one OpenMP runtime, and thread pool, that torch brings.
+Importing this module raises ImportError if the extension is not built. torch is imported before the extension, so that
+both use torch's OpenMP runtime and thread pool.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
     minus_onehot = torch.empty_like(wide)
     if rows and not _kernels.minus_onehot(dtype, minus_onehot, y, rows, samples, classes):
         checks.class_values(y, classes)
-    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen.
+    # torch's own kernel, so that softmax - onehot has the bits of autograd.
     plain = primitives.plus_softmax(minus_onehot, wide)
     if rows and not _kernels.saturation_proof(dtype, plain, logits, y, rows, samples, classes):
         checks.logit_values(logits)
@@ -54,13 +54,13 @@ def stem_conv_relu(
     floor: float,
     ceiling: float,
 ) -> Tensor:
-    """torch's convolution is what a CPU wants: nothing here is compiled."""
+    """By torch's convolution, which is fast on a CPU."""
     if not _sums_in_float32(weight.dtype):
         return reference.stem_conv_relu(x, mean, std, weight, bias, floor, ceiling)
     images = primitives.normalised(x, mean, std)
     images = images.to(weight.dtype, memory_format=torch.channels_last)
     sums = F.conv2d(images, weight, bias, padding=1)
-    # Clamping what is rounded is rounding what is clamped: both are monotone.
+    # Clamped after rounding, with the same result as before it, because both are monotone.
     if -math.inf < floor or ceiling < math.inf:
         sums.clamp_(floor, ceiling)
     out = convolved(x, weight)
@@ -79,14 +79,14 @@ def stem_conv_step_(
     targeted: bool,
     stats: Tensor | None,
 ) -> None:
-    # Rounding keeps a sign unless it underflows: not in bfloat16, which has float32's range, but in float16.
+    # Only the sign matters. Rounding keeps it, unless a float16 underflows; bfloat16 has the range of float32.
     narrow = weight.dtype is torch.bfloat16 and _sums_in_float32(weight.dtype)
     slope = primitives.stem_gradient(grad, weight, weight.dtype if narrow else torch.float32)
     pgd_step_linf_(x_adv, slope.float(), x, eps, alpha, lo, hi, targeted, stats)
 
 
 def _sums_in_float32(dtype: torch.dtype) -> bool:
-    """Whether torch convolves in oneDNN, whose sums are float32, bias included, and rounded once."""
+    """Whether torch uses oneDNN for convolutions in this dtype: it sums in float32, with the bias, and rounds once."""
     if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype is torch.float16:

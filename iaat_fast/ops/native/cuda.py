@@ -1,8 +1,8 @@
-"""The compiled ops on CUDA: by the kernels of `iaat_fast._C.cuda`, and the stem by Triton's.
+"""The native backend on CUDA: the kernels of `iaat_fast._C.cuda`, and the Triton kernels for the stem.
 
-Importing this module raises ImportError where the extension is not built, or built without its CUDA kernels. Every op
-is one launch on the tensors' device, on torch's current stream there. Nothing waits for the device: values inside
-tensors are not checked, and a class or index out of range comes out as NaN.
+Importing this module raises ImportError if the extension is not built, or built without its CUDA kernels. Kernels are
+launched on the tensors' device, on torch's current stream there. Nothing waits for the device, so values inside tensors
+are not checked; a class or index out of range gives NaN.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if not hasattr(_C, "cuda"):
 
 
 _kernels = signatures.callers(_C.cuda, signatures.CUDA, queued=True)
-# A seed as it is: a kernel takes the entries that are missing for 0.
+# Seeds are passed unchanged: the kernels take missing entries as 0.
 _ops = CompiledOps(_kernels, lambda seed, entries: seed)
 
 project_linf = _ops.project_linf
@@ -56,7 +56,7 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         out = torch.empty_like(logits)
         _kernels.ce_cotangent(dtype, out, logits, y, rows, samples, classes)
         return out
-    # torch's scatter would take the process down over a class out of range; the kernel turns its row into NaN.
+    # Clamped, as a class out of range would kill the process in torch's scatter. The kernel makes such rows NaN.
     wide = primitives.widened(logits)
     plain = primitives.softmax_minus_onehot(wide, y.clamp(0, classes - 1))
     _kernels.saturation_proof(dtype, plain, logits, y, rows, samples, classes)

@@ -1,8 +1,8 @@
-"""The one table of the compiled kernels' signatures, and their callers, which take tensors for addresses.
+"""The table of the compiled kernels' signatures, and functions that call them with tensors instead of addresses.
 
-The arguments stand in the order of csrc/module.cpp and csrc/cuda/bindings.cpp, with their names, in the language of
-schema.py: a `dtype` is given as its code, a Tensor as its address, a missing one (`Tensor?`) as 0, a `Seed` as its
-address and its number of entries.
+The arguments have the names and the order of csrc/module.cpp and csrc/cuda/bindings.cpp, and the syntax of schema.py. A
+`dtype` is passed as its code, a Tensor as its address, None for a `Tensor?` as 0, a `Seed` as the address and number of
+its entries.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ CPU = {
     **{name: arguments.format(seed="Tensor stream") for name, arguments in _BOTH.items()},
     "minus_onehot": "dtype dtype, Tensor rows, Tensor y, int n_rows, int samples, int classes",
 }
-"""Of iaat_fast._C: those that look at values return False, with nothing written, where one is invalid."""
+"""The kernels of iaat_fast._C. Those that check values return False if one is invalid (see csrc/cpu/kernels.h)."""
 
 CUDA = {
     **{name: arguments.format(seed="Seed seed") for name, arguments in _BOTH.items()},
     "ce_cotangent": f"dtype dtype, Tensor out, Tensor logits, Tensor y, {_ROWS}",
 }
-"""Of iaat_fast._C.cuda, which return nothing; each takes a device and a stream in the end, as `queue` gives them."""
+"""The kernels of iaat_fast._C.cuda, which return None; each also takes the device and stream of `queue`, at the end."""
 
 # As in csrc/types.h.
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -71,17 +71,17 @@ _GIVEN_AS = {
 
 
 def parsed(arguments: str) -> dict[str, str]:
-    """{name: kind} of a signature's arguments."""
+    """A signature as {argument: kind}, such as {"x": "Tensor"}."""
     return {name: kind for kind, name in (each.split() for each in arguments.split(", "))}
 
 
 def queue(device: torch.device) -> tuple[int, int]:
-    """The number of a CUDA device and its current stream, as the launchers take them."""
+    """The number of a CUDA device and the address of its current stream, the last two arguments of CUDA kernels."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def callers(kernels: Any, table: Mapping[str, str], *, queued: bool) -> SimpleNamespace:
-    """The kernels of a table as functions of its arguments; `queued` adds the device and stream of their tensors."""
+    """The kernels of a table as functions of the table's arguments; `queued` adds the tensors' device and stream."""
     return SimpleNamespace(
         **{
             name: _caller(getattr(kernels, name), parsed(arguments), queued=queued)
@@ -91,9 +91,9 @@ def callers(kernels: Any, table: Mapping[str, str], *, queued: bool) -> SimpleNa
 
 
 def _caller(kernel: Any, kinds: Mapping[str, str], *, queued: bool) -> Callable[..., Any]:
-    """Written out as Python: a loop over the arguments would cost a tiny call more than its kernel.
+    """A lambda, made with `eval`: a loop over the arguments could take longer than a small kernel.
 
-    The tensors are its parameters, so that none is freed before the kernel has run or is queued.
+    Its parameters hold the tensors until the kernel has run or is queued.
     """
     given = [_GIVEN_AS.get(kind, "{0}").format(name) for name, kind in kinds.items()]
     if queued:

@@ -1,9 +1,9 @@
-"""The ops in Triton, for GPUs without nvcc and for AMD: each file holds kernels, and the functions that launch them.
+"""The Triton backend, for AMD GPUs and machines without nvcc: each file has kernels and the functions that launch them.
 
-A kernel is compiled at its first call with a combination of dtypes, and of sizes and addresses that are multiples of 16
-(a second or so, then cached on disk). So a CUDA graph must be captured after a call with the same kinds of arguments on
-that device, as PyTorch asks of any captured code. With TRITON_INTERPRET=1 the ops run on CPU tensors, in NumPy; values
-are then checked as the other CPU backends check them.
+A kernel is compiled, in about a second, at the first call with given dtypes and a given choice of sizes and addresses
+that are multiples of 16; the result is cached on disk. So a CUDA graph must be captured after a call with similar
+arguments on that device, as PyTorch requires of any captured code. With TRITON_INTERPRET=1 the ops run on CPU tensors,
+in NumPy, and check values like the other CPU backends.
 """
 
 from iaat_fast.ops.triton.draws import random_crop_flip, random_start_linf

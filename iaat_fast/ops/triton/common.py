@@ -1,8 +1,8 @@
-"""What the kernels share: conversions to and from the arithmetic's type, torch's clamp, a step; and their launches.
+"""Shared by the kernels: conversions to and from the dtype of the arithmetic, clamp, step, and helpers of launches.
 
-Arithmetic is that of reference.py and primitives.py, rounding for rounding: compiled without contraction into fused
-multiply-adds. Whatever decides the code (candidates, classes, channels, which path) is a `constexpr`, in capitals; the
-interpreter of Triton 3.6 cannot count a loop by anything else.
+The arithmetic has the roundings of reference.py and primitives.py, so fused multiply-adds are switched off. Arguments
+in capitals are `constexpr`: a kernel is compiled for each of their values. The interpreter of Triton 3.6 needs them for
+the bounds of loops.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch
 import triton
 import triton.language as tl
 
-# 4 warps with two vectors of 16 bytes a thread: in a step six loads in flight before the first is needed.
+# Vectors of 16 bytes, and warps, per program: two vectors per thread, so a step starts six loads before it needs one.
 VECTORS = 256
 WARPS = 4
 INT32_MAX = 2**31 - 1
-# Unlike 3.9, Triton 3.6 fuses multiplications and additions unless it is told not to.
+# Launch options. Triton 3.6, unlike 3.9, fuses multiplications and additions by default, which changes bits.
 BITS = {"enable_fp_fusion": False}
 
-# The interpreter of Triton 3.6 to 3.9 truncates where bfloat16 is to be rounded, and reads its subnormals as 0.
+# Whether the interpreter runs. In Triton 3.6 to 3.9 it truncates to bfloat16 instead of rounding, and reads bfloat16
+# subnormals as 0, so the functions below convert by themselves.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def widened(value, dtype: tl.constexpr):
-    """value in dtype, which holds it exactly."""
+    """value in dtype, which represents it exactly."""
     if INTERPRETED and value.dtype == tl.bfloat16:
         bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
         result = bits.to(dtype, bitcast=True)
@@ -50,37 +51,37 @@ def rounded(value, dtype: tl.constexpr):
 
 @triton.jit
 def clamp(value, lo, hi):
-    """Lets NaN pass, as torch.clamp does."""
+    """value clamped to [lo, hi]; as in torch.clamp, NaN stays NaN."""
     raised = tl.where(lo > value, lo, value)
     return tl.where(hi < raised, hi, raised)
 
 
 @triton.jit
 def signed(step, slope):
-    """step with the sign of slope; 0 where that is zero or NaN."""
+    """step * sign(slope); 0 where slope is 0 or NaN."""
     return tl.where(slope < 0, -step, tl.where(slope > 0, step, 0.0))
 
 
 @triton.jit
 def projected(value, centre, radius, low, high):
-    """value, drawn into the ball and the box."""
+    """value projected onto the ball and then onto the box."""
     return clamp(centre + clamp(value - centre, -radius, radius), low, high)
 
 
 @triton.jit
 def count(counter, found):
-    """Most tiles find nothing, and leave the one counter of all programs alone."""
+    """Add the sum of a tile to the counter that all programs share; most tiles find nothing and skip it."""
     total = tl.sum(tl.sum(found, 1), 0)
     tl.atomic_add(counter, total.to(tl.int64), total > 0, sem="relaxed")
 
 
 def wide(elements: int) -> bool:
-    """Whether so many elements need 64 bits to count."""
+    """Whether positions of so many elements need 64 bits."""
     return elements > INT32_MAX
 
 
 def on(device: torch.device) -> Any:
-    """Triton launches on the current device, whichever its arguments lie on."""
+    """A context in which Triton launches on this device: it launches on the current one, not that of its arguments."""
     if device.type == "cpu" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(device)

@@ -1,4 +1,4 @@
-"""What is drawn with Philox: the random start of an attack, and the augmentation's crops and flips."""
+"""The ops that draw Philox numbers: the random start of an attack, and the augmentation's crops and flips."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 from iaat_fast.ops.triton.common import BITS, WARPS, clamp, on, rounded, wide, widened
 
-_PIXELS = 256  # a program
+_PIXELS = 256  # per program
 
 _AUGMENTATION = tl.constexpr(0xFFFFFFFF)  # as in primitives.py
 
 
 @triton.jit
 def philox(key, c0, c1, c2, c3):
-    """Philox4x32-10 (Salmon et al., SC 2011): a 64-bit key, four counter words in uint32."""
+    """Philox4x32-10 (Salmon et al., SC 2011) with a 64-bit key and four counter words, uint32."""
     key0, key1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
         high0, high1 = tl.umulhi(c0, 0xD2511F53), tl.umulhi(c2, 0xCD9E8D57)
@@ -50,9 +50,10 @@ def random_start_kernel(
     LONG: tl.constexpr,
     HEIGHT: tl.constexpr,
 ):
-    """x plus noise. One program per HEIGHT Philox blocks, of 4 elements each; a row begins with a block of its own.
+    """x plus noise. One program per HEIGHT Philox blocks of 4 elements; every row begins with a new block.
 
-    WHOLE: rows are whole blocks, so the tile is contiguous. LONG: rows are no shorter than a tile. WIDE: as in `linf`.
+    WHOLE: row lengths are multiples of 4, so that a tile is contiguous. LONG: a row is at least as long as a tile.
+    WIDE: positions need 64 bits.
     """
     real = eps.dtype.element_ty
     key = tl.load(stream)
@@ -101,7 +102,7 @@ def random_start_kernel(
 
 @triton.jit
 def _noise(word, radius):
-    """The top 24 bits k as (2k + 1 - 2**24) / 2**24, strictly inside (-1, 1), times the radius."""
+    """`primitives.uniform_symmetric` times the radius."""
     centred = 2 * (word >> 8).to(tl.int32) + (1 - (1 << 24))
     return centred.to(radius.dtype) * (1.0 / (1 << 24)) * radius
 
@@ -121,7 +122,7 @@ def crop_flip_kernel(
     FLIP: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """PIXELS pixels of one sample per program; a sample number outside the images gives NaN."""
+    """One program per PIXELS pixels of one sample; a sample number out of range gives NaN."""
     sample = tl.program_id(0).to(tl.int64)
     number = tl.load(index + sample)
     key = tl.load(seed)
@@ -141,7 +142,7 @@ def crop_flip_kernel(
         column = tl.where((c2 >> 31) != 0, width - 1 - column, column)
     source = (_reflect(row + down, height) * width + _reflect(column + right, width)) * CHANNELS
     inside = pixel < area
-    # Compared as a block: the interpreter of Triton 3.9 broadcasts a truth value to int32, which is no mask.
+    # As a block, because the interpreter of Triton 3.9 broadcasts a scalar bool to int32, which is not a mask.
     numbers = tl.full((PIXELS,), number, tl.int64)
     known = (numbers >= 0) & (numbers < size)
     image = images + number * (tl.cast(area, tl.int64) * CHANNELS)
@@ -156,7 +157,7 @@ def crop_flip_kernel(
 
 @triton.jit
 def _reflect(position, size):
-    """Mirrored about the edge pixels, which are not repeated."""
+    """As `reference._reflect`."""
     last = size - 1
     return last - tl.abs(last - tl.abs(position))
 
@@ -166,7 +167,7 @@ def random_start_linf(
 ) -> Tensor:
     if eps.is_cpu:
         checks.radii_values(eps)
-    # The noise is drawn in logical element order, so the layout is put back afterwards.
+    # Noise is drawn for contiguous images, whose memory format is restored at the end.
     layout, x = memory_format(x), x.contiguous()
     rows, samples = eps.shape[0], x.shape[0]
     out = x.new_empty((rows, *x.shape[1:]))
@@ -174,8 +175,8 @@ def random_start_linf(
         row_elems = x.numel() // samples
         row_blocks = (row_elems + 3) // 4
         blocks = samples * row_blocks
-        # In float32 two blocks a thread. In the half types one: accesses of 8 bytes are enough where the rounds of
-        # Philox take the time, and those of 16 would send the noise through shared memory.
+        # Two Philox blocks per thread in float32, one in half types: 8-byte accesses are enough, since computing Philox
+        # takes the time, and with 16-byte ones the noise would pass through shared memory.
         height = 2 * 32 * WARPS if x.dtype == torch.float32 else 32 * WARPS
         with on(x.device):
             random_start_kernel[(triton.cdiv(blocks, height),)](

@@ -1,7 +1,7 @@
-"""The elementwise passes of a network under attack and of its gradient.
+"""Elementwise ops of a network under attack and of its backward pass.
 
-Tiles are [vectors, elements of a vector], and a tensor is a whole number of vectors (of one element where its size or
-its channels allow no more), so that a vector finds its channel once.
+Tiles are [vectors, elements of a vector]. A tensor is a whole number of vectors, of 16 bytes or, if its size or its
+channels do not allow that, of one element, so that a channel is looked up once per vector.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def relu_backward_kernel(
     HEIGHT: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    """The mask of an activation on grad, or on the sum of two gradients. One program per HEIGHT vectors.
+    """Mask grad, or the sum of two gradients, by an activation. One program per HEIGHT vectors.
 
-    WIDE: the elements need 64 bits to count. A bound that is NaN blocks nothing.
+    WIDE: positions need 64 bits. A bound that is NaN blocks nothing.
     """
     dtype: tl.constexpr = grad.dtype.element_ty
     real: tl.constexpr = tl.float64 if dtype == tl.float64 else tl.float32
@@ -62,7 +62,7 @@ def scale_shift_relu_kernel(
     HEIGHT: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    """clamp(x * scale + shift), of x + residual where there is one, which then replaces x."""
+    """clamp(x * scale + shift); with a residual, x is first overwritten by x + residual."""
     dtype: tl.constexpr = x.dtype.element_ty
     real: tl.constexpr = scale.dtype.element_ty
     start, place, inside = _tile(vectors, WIDE, HEIGHT, VEC)
@@ -94,7 +94,7 @@ def scale_shift_relu_backward_kernel(
     HEIGHT: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    """grad * scale where the activation let it through, plus residual where there is one."""
+    """grad * scale where the activation passed it, else 0; plus the residual if there is one."""
     dtype: tl.constexpr = grad.dtype.element_ty
     real: tl.constexpr = scale.dtype.element_ty
     start, place, inside = _tile(vectors, WIDE, HEIGHT, VEC)
@@ -109,7 +109,7 @@ def scale_shift_relu_backward_kernel(
 
 @triton.jit
 def _tile(vectors, WIDE: tl.constexpr, HEIGHT: tl.constexpr, VEC: tl.constexpr):
-    """The first element of this program's tile, the distance of each from it, and which vectors the tensor has."""
+    """The first element of this program's tile, the offset of each element, and which vectors lie in the tensor."""
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
@@ -122,7 +122,7 @@ def _tile(vectors, WIDE: tl.constexpr, HEIGHT: tl.constexpr, VEC: tl.constexpr):
 def _channel(
     start, channels, inner, NEIGHBOURS: tl.constexpr, HEIGHT: tl.constexpr, VEC: tl.constexpr
 ):
-    """The channel of every vector, [HEIGHT, 1]; NEIGHBOURS: of every element, which differ by one from each other."""
+    """The channel of each vector, [HEIGHT, 1]; with NEIGHBOURS, of each element: consecutive channels per vector."""
     at = start + tl.arange(0, HEIGHT)[:, None] * VEC
     if NEIGHBOURS:
         channel = at % channels + tl.arange(0, VEC)[None, :]
@@ -133,7 +133,7 @@ def _channel(
 
 @triton.jit
 def _blocked(reached, floor, ceiling, dtype: tl.constexpr, real: tl.constexpr):
-    """Where an activation with this output, of bounds rounded as its output was, lets no gradient through."""
+    """Where the gradient of an activation with output `reached` is 0; bounds are rounded to the output's dtype."""
     low = widened(rounded(tl.full((1, 1), floor, real), dtype), real)
     high = widened(rounded(tl.full((1, 1), ceiling, real), dtype), real)
     return (reached <= low) | (reached >= high)
@@ -184,7 +184,7 @@ def scale_shift_relu_backward_(
 
 
 def _blocking(floor: float, ceiling: float) -> dict[str, Any]:
-    """The bounds that decide where the gradient is blocked; NaN, which no comparison meets, for an infinite one."""
+    """The bounds for `_blocked`; NaN, which no comparison matches, for infinite ones, as these block nothing."""
     return {
         "floor": math.nan if floor == -math.inf else floor,
         "ceiling": math.nan if ceiling == math.inf else ceiling,
@@ -192,7 +192,7 @@ def _blocking(floor: float, ceiling: float) -> dict[str, Any]:
 
 
 def _channels(x: Tensor) -> tuple[int, dict[str, Any]]:
-    """The longest vectors of a dense x that have one channel, or neighbouring ones each; and where the channels lie."""
+    """The vector length for a dense x, with one channel or consecutive ones per vector, and the kernel's arguments."""
     channels, inner = channels_of(x)
     if channels == 1:
         inner = x.numel()
@@ -206,7 +206,7 @@ def _channels(x: Tensor) -> tuple[int, dict[str, Any]]:
 def _launch(
     kernel: Any, tensors: tuple[Tensor | None, ...], vec: int, arguments: dict[str, Any]
 ) -> None:
-    """One program per VECTORS times 16 bytes of the first of the tensors."""
+    """Launch one program per VECTORS * 16 bytes of the first tensor."""
     first = tensors[0]
     assert first is not None
     elements = first.numel()

@@ -1,7 +1,7 @@
 """The signed gradient step and the projection onto balls inside a box.
 
-Tiles are [vectors, elements of a vector]: each thread reads and writes 16 bytes at a time, and looks a row up once per
-vector at most.
+Tiles are [vectors, elements of a vector]: each thread reads and writes 16 bytes at a time, and finds the row of a
+vector, not of each element, where rows are long enough.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from iaat_fast.ops.triton.common import (
     widened,
 )
 
-# How the row of an element is found, by the length of a row: the tile meets one border between rows at most; a vector
-# does; or a row is shorter than a vector.
+# How the row of an element is found, depending on the length of rows: a tile contains at most one border between rows;
+# a vector does; or rows are shorter than vectors.
 ONE_BORDER_A_TILE = tl.constexpr(0)
 ONE_BORDER_A_VECTOR = tl.constexpr(1)
 ANY_BORDERS = tl.constexpr(2)
@@ -56,9 +56,10 @@ def linf_kernel(
     HEIGHT: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    """The projection of x_adv, after a signed step where grad is given. One program per HEIGHT vectors of x.
+    """Project x_adv, after a signed step if grad is given. One program per HEIGHT vectors of x, for all candidates.
 
-    x has `vectors` whole vectors and `tail` elements more (then COPIES is 1). WIDE: its elements need 64 bits to count.
+    x has `vectors` whole vectors and `tail` more elements (only if COPIES, the number of candidates, is 1). ROWS: how
+    rows are found. WIDE: positions need 64 bits.
     """
     program = tl.program_id(0)
     if WIDE:
@@ -133,7 +134,7 @@ def _linf_tile(
     HEIGHT: tl.constexpr,
     VEC: tl.constexpr,
 ):
-    """The tile [HEIGHT, VEC] of x that begins at element `start`, for each candidate."""
+    """One tile [HEIGHT, VEC], which begins at element `start` of x, for each candidate."""
     real = eps.dtype.element_ty
     vector = tl.arange(0, HEIGHT)
     lane = tl.arange(0, VEC)[None, :]
@@ -165,7 +166,7 @@ def _linf_tile(
         moved = widened(tl.load(x_adv + begin + place, inside), real)
         rows = k * samples
         if grad is not None:
-            # 1 where nothing is loaded: neither zero nor NaN.
+            # Outside the tensor the slope is 1, which the statistics do not count.
             slope = widened(tl.load(grad + begin + place, inside, other=1.0), real)
             step = tl.where(second, tl.load(alpha + rows + after), tl.load(alpha + rows + row))
             if TARGETED:
@@ -224,7 +225,7 @@ def _launch(
     hi: float,
     targeted: bool,
 ) -> None:
-    """Launch the step, or the projection where there is no gradient, on tensors of one layout."""
+    """Launch the step, or only the projection if grad is None, on dense tensors of one memory format."""
     elements, samples = x.numel(), x.shape[0]
     if not elements:
         return

@@ -1,4 +1,4 @@
-"""What is made of logits: the saturation-proof cotangent, and Algorithm 2's choice of radii."""
+"""The ops that read logits: the saturation-proof cotangent, and Algorithm 2's choice of radii."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from iaat_fast.ops import checks, primitives
 from iaat_fast.ops.layout import written
 from iaat_fast.ops.triton.common import BITS, WARPS, clamp, on, rounded, widened
 
-_WIDTH = 1024  # classes at a time
+_WIDTH = 1024  # maximum number of classes processed at a time
 
 _SATURATION = tl.constexpr(1 / 4096)  # as in primitives.py
 
@@ -28,7 +28,7 @@ def saturation_proof_kernel(
 ):
     """One row of ce_cotangent per program, WIDTH classes at a time; `plain` is softmax - onehot.
 
-    Out of place: a warp that is ahead must not overwrite the entry that another is about to read.
+    Not in place, because a fast warp could overwrite entries that another one still has to read.
     """
     real = plain.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
@@ -43,7 +43,7 @@ def saturation_proof_kernel(
             other = (column < CLASSES) & (column != label)
             z = widened(tl.load(logits + column, other, other=float("-inf")), real)
             largest = tl.maximum(largest, tl.max(z, 0))
-        # Summed in float64: exact in any order for the terms that matter, so that backends need not agree on one.
+        # In float64 the sum of the terms that matter is exact in any order, so backends need not use the same one.
         others = tl.full((), 0.0, tl.float64)
         for first in range(0, CLASSES, WIDTH):
             column = first + tl.arange(0, WIDTH)
@@ -54,7 +54,7 @@ def saturation_proof_kernel(
             tl.store(out + column, rounded(shifted, out.dtype.element_ty), other)
         tl.store(out + label, rounded(-others.to(real), out.dtype.element_ty))
     else:
-        # NaN, of the logits or for a label that is no class, comes here and fills the row.
+        # If `missing` is NaN, because of NaN logits or a class out of range, it fills the row.
         scale = tl.where(missing == missing, _normalising_power(missing), missing)
         for first in range(0, CLASSES, WIDTH):
             column = first + tl.arange(0, WIDTH)
@@ -64,11 +64,11 @@ def saturation_proof_kernel(
 
 @triton.jit
 def _exp_nonpositive(x):
-    """exp(x) for x <= 0: in float32 out of single roundings, as in primitives.py."""
+    """exp(x) for x <= 0, as in primitives.py."""
     if x.dtype == tl.float64:
         result = tl.exp(x)
     else:
-        # Adding and taking away 1.5 * 2**23 rounds to nearest even where |x| < 2**22; beyond, the result is 0 anyway.
+        # Adding and subtracting 1.5 * 2**23 rounds to nearest even if |x| < 2**22; for larger |x| the result is 0.
         n = (x * 1.44269504 + 12582912.0) - 12582912.0
         r = (x - n * 0.693359375) - n * -2.12194440e-4
         p = r * (1 / 5040) + 1 / 720
@@ -86,7 +86,7 @@ def _exp_nonpositive(x):
 
 @triton.jit
 def _normalising_power(value):
-    """The power of two that brings a number in (2**-13, 1] into [0.5, 1)."""
+    """The power of two that scales a number in (2**-13, 1] into [0.5, 1)."""
     if value.dtype == tl.float64:
         exponent = (value.to(tl.int64, bitcast=True) >> 52) & 0x7FF
         power = ((2045 - exponent) << 52).to(tl.float64, bitcast=True)
@@ -117,10 +117,10 @@ def select_epsilon_kernel(
     SAMPLES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Algorithm 2 for SAMPLES samples a program. A sample outside the memory changes nothing there."""
+    """Algorithm 2, for SAMPLES samples per program. An index out of range does not change the memory."""
     sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     inside = sample < samples
-    # What lies beyond the last sample repeats it.
+    # Positions beyond the last sample repeat it.
     at = tl.minimum(sample, samples - 1).to(tl.int64)
     label = tl.load(y + at)
     place = tl.load(index + at)
@@ -146,7 +146,7 @@ def select_epsilon_kernel(
 
 @triton.jit
 def _is_argmax(logits, label, CLASSES: tl.constexpr, SAMPLES: tl.constexpr, WIDTH: tl.constexpr):
-    """Whether torch.argmax of each row [SAMPLES] at `logits` is its label: NaN is largest, the first of equals wins."""
+    """Whether argmax of each row [SAMPLES] is its label; as in torch, NaN is largest and the first of equals wins."""
     real: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     known = (label >= 0) & (label < CLASSES)
     mine = widened(tl.load(logits + label, known, other=0.0), real)[:, None]
@@ -167,8 +167,8 @@ def ce_cotangent(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
         checks.logit_values(logits)
     logits, y = logits.contiguous(), y.contiguous()
     rows, classes = logits.shape
-    # softmax - onehot comes from torch's own kernel: an attack must see the bits that autograd would have seen. A class
-    # out of range would end the process there; the kernel below fills its row with NaN.
+    # torch's own kernel, so that softmax - onehot has the bits of autograd. Classes are clamped, as one out of range
+    # would kill the process; the kernel below makes its row NaN.
     plain = primitives.softmax_minus_onehot(
         logits if logits.dtype == torch.float64 else logits.float(), y.clamp(0, classes - 1)
     )

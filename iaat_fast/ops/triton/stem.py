@@ -1,16 +1,16 @@
-"""The stem: normalisation, 3x3 convolution of few channels and clamp; its gradient, taken as a PGD step.
+"""The stem: normalisation, 3x3 convolution of few channels and clamp; and its backward with a PGD step.
 
-Both are bound by the one large tensor, of the O feature maps: it is written, or read, once, in 16-byte accesses, and
-what a convolution costs besides is kept small by the tensor cores. Only half-precision weights come here.
+The speed of both is limited by one large tensor, the O feature maps, which is written or read once, in 16-byte
+accesses; tensor cores keep the cost of the convolution small. The kernels support half-precision weights only.
 
-Forward, an implicit matrix product [pixels, 9*C] x [9*C, O]: the 9*C inputs of a pixel are so few that they are
-gathered from the images, through the L1 cache, and normalised where they arrive.
+Forward is an implicit matrix product [pixels, 9*C] x [9*C, O]. The 9*C inputs of a pixel are gathered from the images,
+through the L1 cache, and normalised in registers.
 
-Backward, [pixels, O] x [O, 9*C]: a vector of the gradient is read once and multiplied with all nine taps, and the
-products are added up where the taps point to. (Nine shifted reads, an implicit product over 9*O, would take each
-vector nine times through shared memory: 3 times the bytes that DRAM delivers meanwhile.) Down the rows that sum is made
-of accumulators: a program walks down its images, and the taps of a row of the gradient go to the sums of the row
-above, of the same and of the row below. Along a row it is a gather from shared memory.
+Backward is a product [pixels, O] x [O, 9*C]: each vector of the gradient is read once and multiplied by all nine taps,
+the weights of the 3x3 kernel, and each product is added to the pixel that its tap points to. (Nine shifted reads, an
+implicit product over 9*O, would move each vector through shared memory nine times, which takes longer than reading it
+from DRAM.) A program moves down the rows of its images: the products of a gradient row are added to accumulators for
+the image row above, the same row and the row below. Within a row, products are gathered through shared memory.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from iaat_fast.ops.triton.common import (
     widened,
 )
 
-# Forward, a tile of 128 pixels: its 27 inputs and 64 outputs fit into the registers of 4 warps.
+# Forward: pixels per tile, whose 27 inputs and 64 outputs per pixel fit into the registers of 4 warps; and its width.
 _PIXELS = 128
 _ROW = 32
-# Backward, 64 pixels of a row at a time, the height of one instruction of Hopper's tensor cores, and 4 rows a program:
-# half of the gradient is read twice, once from the L2 cache, but at CIFAR's batch of 128 images there are 512
-# programs for the 132 processors of an H100. Longer walks read less twice and leave processors idle.
+# Backward: 64 pixels of a row at a time, the height of one instruction of Hopper's tensor cores; 4 rows per program.
+# Half of the gradient is read twice, the second time from the L2 cache, but a CIFAR batch of 128 images gives 512
+# programs for the 132 multiprocessors of an H100. With more rows, less is read twice, but multiprocessors are idle.
 _LINE = 64
 _ROWS = 4
-_BLOCK = 64  # outputs at a time
+_BLOCK = 64  # maximum number of outputs processed at a time
 _WARPS = 4
 _INT32_MAX = 2**31 - 1
 
@@ -74,9 +74,9 @@ def stem_conv_relu_kernel(
     INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per tile of TALL x WIDE pixels. INPUTS: 9*C and padding; BLOCK: outputs at a time.
+    """One program per tile of TALL x WIDE pixels. INPUTS: 9*C, padded to a power of two; BLOCK: outputs at a time.
 
-    Names with an underscore are strides, so every layout of images and weight is read as it lies.
+    Arguments with an underscore are strides: images and weight may have any memory format.
     """
     half = weight.dtype.element_ty
     across, down = tl.cdiv(width, WIDE), tl.cdiv(height, TALL)
@@ -107,7 +107,7 @@ def stem_conv_relu_kernel(
     for chunk in tl.range(tl.cdiv(OUTPUTS, BLOCK), num_stages=1):
         output = chunk * BLOCK + tl.arange(0, BLOCK)
         known = output < OUTPUTS
-        # [outputs, inputs]: the inputs of an output lie side by side in memory.
+        # [outputs, inputs]: the inputs of an output are contiguous in memory.
         taps = tl.load(
             weight + output[:, None] * weight_output + kernel[None, :],
             known[:, None] & real[None, :],
@@ -151,10 +151,10 @@ def stem_conv_step_kernel(
     TALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program per TALL rows, WIDE columns wide, of IMAGES images. `rows` counts images, of which x has `samples`.
+    """One program per TALL rows, WIDE columns wide, of IMAGES images. x_adv has `rows` images, x has `samples`.
 
-    HALO: 0 where WIDE columns hold a whole row; else 1, and the outer columns serve their neighbours only. BLOCK:
-    outputs at a time. The strides are those of x and x_adv, and of the weight.
+    HALO: 0 if WIDE columns contain a whole row; else 1, and the outer columns are only read for their neighbours.
+    BLOCK: outputs at a time. Arguments with an underscore are strides, those of x holding for x_adv too.
     """
     across, down = tl.cdiv(width, WIDE - 2 * HALO), tl.cdiv(height, TALL)
     program = tl.program_id(0)
@@ -164,7 +164,7 @@ def stem_conv_step_kernel(
     w = program % across * (WIDE - 2 * HALO) - HALO + line % WIDE
     known = (row < rows) & (w >= 0) & (w < width)
     mine = known & (line % WIDE >= HALO) & (line % WIDE < WIDE - HALO)
-    # Rows of the image that are read, and of the program that are written: as unsigned, what lies above is beyond.
+    # How many rows of the image are read, and of this program written; negative row numbers are large as unsigned.
     reads = tl.where(known, height, 0).to(tl.uint32)
     steps = tl.where(mine, height - first, 0).to(tl.uint32)
     grad_line = grad + ((row * height * width + w) * OUTPUTS)[:, None]
@@ -179,9 +179,11 @@ def stem_conv_step_kernel(
         step = -step
     low, high = tl.full((1, 1), lo, tl.float32), tl.full((1, 1), hi, tl.float32)
 
-    # Products come out as [pixels, 4 channels x 4 columns of the kernel]; the fourth column and absent channels are 0.
+    # Products are [pixels, 4 channels x 4 columns of the kernel]; the fourth column and missing channels are 0.
     part = tl.arange(0, 16)
-    neighbour = 1 - part % 4  # of the pixel whose sum a product is part of
+    neighbour = (
+        1 - part % 4
+    )  # position of the product's pixel relative to the one that it is added to
     source = line[:, None] + neighbour[None, :]
     source_w = w[:, None] + neighbour[None, :]
     reached = (source_w >= 0) & (source_w < width) & mine[:, None] & (part % 4 < 3)[None, :]
@@ -189,7 +191,7 @@ def stem_conv_step_kernel(
 
     taps = weight + (part // 4) * weight_channel + (part % 4) * weight_column
     present = (part % 4 < 3) & (part // 4 < CHANNELS)
-    if BLOCK >= OUTPUTS:  # the usual stem: the weight stays where the tensor cores want it
+    if BLOCK >= OUTPUTS:  # the usual stem: the weight is loaded once
         top, middle, bottom = _taps(taps, present, 0, weight_output, weight_row, OUTPUTS, BLOCK)
     zeros = tl.zeros((IMAGES * WIDE, 4), tl.int32)
     nans = tl.zeros((IMAGES * WIDE, 4), tl.int32)
@@ -200,7 +202,7 @@ def stem_conv_step_kernel(
         h = first - 1 + turn
         stepped = (h - 1 - first).to(tl.uint32) < steps
         whole = stepped[:, None] & (channel < CHANNELS)
-        # Asked for before the products, and there when these are done.
+        # Loaded before the products, so that they arrive meanwhile.
         moved = tl.load(moved_line + (h - 1) * x_row, whole, other=0.0)
         centre = tl.load(centre_line + (h - 1) * x_row, whole, other=0.0)
 
@@ -238,7 +240,7 @@ def stem_conv_step_kernel(
 
 @triton.jit
 def _gradient(line, there, first, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK outputs of a row of pixels, 0 outside the image."""
+    """The gradient of BLOCK outputs for a row of pixels; 0 outside the image."""
     output = first + tl.arange(0, BLOCK)
     mask = there[:, None] & (output < OUTPUTS)[None, :]
     return tl.load(line + output[None, :], mask, other=0.0)
@@ -254,7 +256,7 @@ def _taps(
     OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK outputs of the weight, [outputs, channels x columns] for each of the kernel's three rows."""
+    """The weight of BLOCK outputs, [outputs, channels x columns], for each of the kernel's three rows."""
     output = first + tl.arange(0, BLOCK)
     place = taps[None, :] + output[:, None] * weight_output
     mask = present[None, :] & (output < OUTPUTS)[:, None]
@@ -267,8 +269,8 @@ def _taps(
 
 @triton.jit
 def _dot(a, b, sums):
-    """sums + a @ b, of half-precision factors, in float32."""
-    if INTERPRETED:  # which would multiply the bits of bfloat16
+    """sums + a @ b in float32, for half-precision a and b."""
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
         result = tl.dot(widened(a, tl.float32), widened(b, tl.float32), sums)
     else:
         result = tl.dot(a, b, sums)
@@ -380,7 +382,7 @@ def stem_conv_step_(
 
 
 def _served(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels count places within an image in 32 bits, and multiply what the tensor cores take."""
+    """Whether the kernels support these: half-precision weights, and positions within an image below 2**30."""
     reach = sum(
         (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
     )
@@ -389,7 +391,7 @@ def _served(x: Tensor, weight: Tensor) -> bool:
 
 
 def _block(outputs: int) -> int:
-    """All outputs of a usual stem at once; of a wider one a divisor, or 16 where there is none worth a product."""
+    """Outputs at a time: all of a usual stem; for a wider one, a power of two that divides them, but at least 16."""
     if outputs <= _BLOCK:
         return max(16, triton.next_power_of_2(outputs))
     return max(16, min(_BLOCK, outputs & -outputs))

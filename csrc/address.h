@@ -1,4 +1,4 @@
-// Arguments from Python that are no numbers: addresses, and codes of dtypes.
+// Conversions of arguments from Python: addresses to pointers, and dtype codes to DType.
 #pragma once
 
 #include <pybind11/pybind11.h>

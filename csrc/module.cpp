@@ -1,4 +1,4 @@
-// The Python module iaat_fast._C: raw addresses and sizes in, no tensor and no torch.
+// The Python module iaat_fast._C; its functions take addresses and sizes, so that it does not depend on torch.
 #include <pybind11/pybind11.h>
 
 #include <string>

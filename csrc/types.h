@@ -1,4 +1,4 @@
-// Element types and batch shapes: what the kernels of every device take besides pointers.
+// Element types and shapes, which the kernels of all devices take in addition to pointers.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct Rows {
     int64_t rows, samples, row_elems;
 };
 
-// A tensor inside a network: element i belongs to channel i / inner % channels, so inner is 1 where channels are the
-// fastest dimension. Values per channel are in float (double for double tensors).
+// A tensor of a network: element i belongs to channel i / inner % channels; inner is 1 if channels are the fastest
+// dimension. Values per channel are in float (double for double tensors).
 struct Layer {
     int64_t elements, channels, inner;
 };

@@ -6,14 +6,14 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Pixels converted at a time: a row of 32, shifted by up to 4, is two overlapping blocks.
+// Pixels converted at a time; the last block of a row overlaps the one before it.
 constexpr int64_t kBlock = 16;
 
-// `length` pixels of a row, one channel or three that lie interleaved, written from `out` on, backwards if kStep is -1.
-// `stride` is the distance of pixels in `in`, `plane` that of channels in `out`.
+// Converts `length` pixels of a row, with one channel or three interleaved ones, to floats from `out` on, or backwards
+// from `out` if kStep is -1. `stride` is the distance between pixels in `in`, `plane` that between channels in `out`.
 template <int kStep, int kChannels>
 inline void convert_row(float* out, const uint8_t* in, int64_t length, int64_t stride, int64_t plane) {
-    if (kChannels > 1) stride = kChannels;  // a constant: the compiler takes the bytes apart with shuffles
+    if (kChannels > 1) stride = kChannels;  // a constant, so that the compiler separates the channels with shuffles
     if (length < kBlock) {
         for (int64_t j = 0; j < length; ++j)
             for (int64_t c = 0; c < kChannels; ++c) out[c * plane + kStep * j] = unit_pixel(in[stride * j + c]);
@@ -38,8 +38,8 @@ inline void convert_channels(float* out, const uint8_t* in, int64_t length, int6
     for (int64_t c = 0; c < channels; ++c) convert_row<kStep, 1>(out + c * plane, in + c, length, channels, plane);
 }
 
-// A row shifted by `right`: the columns that stay inside the image, and next to them the reflected ones, a piece of the
-// same row in reverse. kStep -1 is the flip, and `out` then the last column.
+// A row shifted by `right`: the columns inside the image, and the reflected ones next to them, which are a part of the
+// same row reversed. kStep is -1 to flip; `out` is then the last column.
 template <int kStep>
 inline void crop_row(float* out, const uint8_t* in, int64_t right, int64_t width, int64_t channels, int64_t plane) {
     if (right >= 0) {

@@ -1,4 +1,4 @@
-// Picks, once, the kernels built for the widest instruction set that this processor runs.
+// Chooses, once, the kernels for the widest instruction set that this processor supports.
 #include <cstring>
 #include <initializer_list>
 

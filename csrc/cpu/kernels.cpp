@@ -1,4 +1,4 @@
-// Vectorised, multithreaded loops over csrc/math, compiled once per instruction set.
+// The CPU kernels: vectorised, multithreaded loops over csrc/math, compiled once per instruction set.
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -17,7 +17,8 @@ namespace iaat {
 inline namespace IAAT_ISA {
 namespace {
 
-// Calls piece(row, offset within the flat x_adv, offset within the flat x, length) over a flat range of x_adv.
+// Splits a flat range of x_adv into pieces within one row each, and calls piece(row, offset in x_adv, offset in x,
+// length) for each of them.
 template <typename Piece>
 void for_each_row_piece(const Rows& size, int64_t begin, int64_t end, const Piece& piece) {
     while (begin < end) {
@@ -112,7 +113,7 @@ bool random_start_linf_typed(T* out, const T* x, const void* eps_rows, const int
     if (!all_radii(eps, size.rows)) return false;
     const uint64_t key = uint64_t(stream[0]);
     const uint32_t restart = uint32_t(stream[1]);
-    // A lane of blocks at a time, so that the ten rounds run as vectors.
+    // kLanes Philox blocks at a time, so that the rounds are vectorised.
     constexpr int64_t kLanes = 16;
     const int64_t lanes = (size.row_elems + 4 * kLanes - 1) / (4 * kLanes);
 #pragma omp parallel for if (size.rows * size.row_elems > kGrain)

@@ -1,13 +1,14 @@
-// The CPU kernels: plain pointers and sizes in, one table of them per instruction set.
+// The interface of the CPU kernels: a table of functions on pointers and sizes, one per instruction set.
 #pragma once
 
 #include "types.h"
 
 namespace iaat {
 
-// Kernels that read radii, classes or logits return false, with nothing written, where one of them is invalid: a radius
-// or step size that is negative or NaN (or a step of 0 in a ball that is not a point), a class or index out of range, a
-// row of logits that softmax turns into NaN. Python then says which.
+// Kernels that read radii, classes or logits return false if one of them is invalid: a radius or step size that is
+// negative or NaN (or a step size of 0 with a radius > 0), a class or index out of range, a row of logits whose softmax
+// is NaN. They have written nothing then, except saturation_proof, which may have replaced other rows. Python then
+// finds the invalid value and raises.
 struct Kernels {
     const char* isa;
     bool (*project_linf)(DType, void* out, const void* x_adv, const void* x, const void* eps, Rows, double lo,
@@ -33,14 +34,15 @@ struct Kernels {
     // other: a second gradient, or null.
     void (*relu_backward)(DType, void* grad, const void* out, const void* other, int64_t elements, double floor,
                           double ceiling);
-    // residual: null, or what is first added to x (the backward: to grad, last). scale, shift: a value per channel.
+    // residual: null, or a tensor added to x before all else (backward: to grad after all else). scale, shift: a value
+    // per channel.
     void (*scale_shift_relu)(DType, void* out, void* x, const void* residual, const void* scale, const void* shift,
                              Layer, double floor, double ceiling);
     void (*scale_shift_relu_backward)(DType, void* grad, const void* out, const void* scale, const void* residual,
                                       Layer, double floor, double ceiling);
 };
 
-// The best table this processor can run; `name` asks for one of them, null if it is not built or cannot run here.
+// The best table for this processor, and the one named, or null if that is not built or cannot run here.
 const Kernels& best_kernels();
 const Kernels* kernels_named(const char* name);
 

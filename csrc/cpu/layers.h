@@ -1,4 +1,4 @@
-// The elementwise passes of a network under attack and of its gradient: every tensor read and written once.
+// Elementwise kernels of a network under attack and of its backward pass: every tensor is read and written once.
 #pragma once
 
 #include "cpu/loops.h"
@@ -9,8 +9,8 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Calls piece(offset, channel, length) over a flat range. Where channels are the fastest, a piece runs over channels
-// from that one on; else over elements of that one.
+// Splits a flat range into pieces and calls piece(offset, channel, length). With kFastest, channels being the fastest
+// dimension, the elements of a piece belong to consecutive channels from `channel` on; else all belong to `channel`.
 template <bool kFastest, typename Piece>
 void for_each_channel_piece(const Layer& size, int64_t begin, int64_t end, const Piece& piece) {
     int64_t channel = begin / size.inner % size.channels, column = begin % size.inner;
@@ -86,7 +86,7 @@ void with_paths(bool residual, const Layer& size, const Run& run) {
         fastest ? run(Bool<false>{}, Bool<true>{}) : run(Bool<false>{}, Bool<false>{});
 }
 
-// One channel is one long piece, wherever it lies.
+// A tensor with one channel is one long run of that channel.
 inline Layer merged(Layer size) {
     if (size.channels == 1) size.inner = size.elements;
     return size;

@@ -1,4 +1,4 @@
-// What the loops share: how a flat range is split over the threads, and tags and pointers of the element type.
+// Helpers of the loops: splitting a flat range over threads, compile-time bools, and casts to the element type.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Below this many elements a thread costs more than it saves (torch's own grain size).
+// Loops over fewer elements use one thread, since more would cost more than they save (torch's grain size).
 constexpr int64_t kGrain = 32768;
-// Elements per inner loop: a multiple of every vector width, and few enough for 32-bit counters.
+// Maximum length of an inner loop: a multiple of every vector width, and small enough for 32-bit counters.
 constexpr int64_t kTile = 4096;
 
 // Splits the flat range [0, n) over the threads at multiples of a cache line and calls body(begin, end) in each.

@@ -1,4 +1,4 @@
-// The Python module iaat_fast._C.cuda: raw device addresses, sizes and a stream in, a launch out.
+// The Python module iaat_fast._C.cuda; its functions take device addresses, sizes and a stream, and launch a kernel.
 #include "cuda/bindings.h"
 
 #include <string>

@@ -1,4 +1,4 @@
-// What csrc/module.cpp asks of a build with CUDA kernels.
+// The part of iaat_fast._C that exists in builds with CUDA kernels.
 #pragma once
 
 #include <pybind11/pybind11.h>

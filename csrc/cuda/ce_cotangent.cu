@@ -1,4 +1,4 @@
-// The gradient of the cross-entropy by the logits, scaled or replaced where it saturates: a warp takes a row.
+// The gradient of the cross-entropy with respect to the logits, kept from saturating; one warp per row.
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -20,17 +20,17 @@ struct Cotangent {
     int64_t rows, samples, classes;
 };
 
-// exp(z - largest) for class j of a row whose own class is `label`, which takes no part.
+// exp(z - largest) for one class of a row; 0 for the row's own class (is_label) and for masked classes.
 template <typename A>
 IAAT_DEVICE A shifted(A z, A largest, bool is_label) {
     return is_label || z == -A(INFINITY) ? A(0) : exp_nonpositive(z - largest);
 }
 
-// Rows of up to kPerLane * 32 classes, class lane + 32 * n in a lane's n-th register. softmax - onehot is computed as
-// torch's kernels for rows of up to 1024 classes do (PersistentSoftmax.cuh), so that an attack sees autograd's bits:
-// the same order of sums, the log-softmax rounded before it is exponentiated again. Their sum over the cotangent is
-// exactly -1, so their gradient, -onehot - exp(log p) * sum, is exp(log p) - onehot. torch is compiled with fused
-// multiply-adds and this file is not: expf and logf come out the same, double's log does not.
+// Rows of up to kPerLane * 32 classes; class lane + 32 * n is in the n-th register of a lane. softmax - onehot is
+// computed like in torch's kernels for rows of up to 1024 classes (PersistentSoftmax.cuh), so that it has the bits of
+// autograd: sums have the same order, and the log-softmax is rounded before it is exponentiated. torch's gradient is
+// -onehot - exp(log p) * sum(-onehot); the sum is exactly -1. torch is compiled with fused multiply-adds, this file is
+// not: expf and logf give the same bits nevertheless, but log of double does not, so float64 is not supported.
 template <int kPerLane, typename T>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) ce_cotangent_kernel(Cotangent<T> c) {
     const auto [row, lane] = warp_row();
@@ -94,7 +94,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) ce_cotangent_kernel
     }
 }
 
-// The second half alone, for rows that do not fit into a warp's registers: they are read again where they saturate.
+// Only the second half, given softmax - onehot, for rows that do not fit into a warp's registers; saturated rows are
+// read twice.
 template <typename T>
 __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) saturation_proof_kernel(Cotangent<T> c) {
     using A = typename Cotangent<T>::A;
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) saturation_proof_ke
     A* plain = c.plain + row * c.classes;
     const int64_t label = c.y[row % c.samples];
     const bool known = label >= 0 && label < c.classes;
-    // By one lane for all, so that none has written its classes before another reads this one.
+    // Read by one lane for all, so that no lane overwrites it before another reads it.
     A own = lane == 0 && known ? plain[label] : A(NAN);
     const A missing = -__shfl_sync(kFullMask, own, 0);  // 1 - p_y
     if (!known || !(missing <= A(kSaturation))) {

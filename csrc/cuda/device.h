@@ -1,4 +1,4 @@
-// What the kernels take from CUDA: the one file that includes its headers, launches a kernel or writes PTX.
+// The interface to CUDA: the only file that includes its headers, launches kernels or contains PTX.
 #pragma once
 
 #if defined(IAAT_CUDA_EMULATED)
@@ -21,7 +21,7 @@ namespace cuda {
 constexpr int kWarpSize = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;
 
-// Launches the kernels of one op on a stream of a device, which is current while the object lives.
+// Launches the kernels of one op on a stream of a device, and keeps that device current during its lifetime.
 class Launcher {
   public:
     Launcher(const char* op, int device, void* stream) : op_(op), device_(device), stream_(cudaStream_t(stream)) {
@@ -58,7 +58,7 @@ class Launcher {
 
     void check(cudaError_t error) const {
         if (error == cudaSuccess) return;
-        cudaGetLastError();  // the runtime would report it again after the next launch
+        cudaGetLastError();  // clears the error, which would be reported again after the next launch
         throw std::runtime_error(std::string(op_) + ": CUDA error: " + cudaGetErrorName(error) + ": " +
                                  cudaGetErrorString(error));
     }
@@ -68,7 +68,7 @@ class Launcher {
     cudaStream_t stream_;
 };
 
-// load() and store() of math/half.h in one instruction each; other NaN bits, the same values.
+// load() and store() of math/half.h in one instruction each; the results are the same except for the bits of NaN.
 IAAT_DEVICE float widen(float value) { return value; }
 IAAT_DEVICE double widen(double value) { return value; }
 IAAT_DEVICE float widen(BFloat16 value) { return load(value); }
@@ -91,7 +91,7 @@ IAAT_DEVICE void narrow(BFloat16* to, float value) { asm("cvt.rn.bf16.f32 %0, %1
 IAAT_DEVICE void narrow(BFloat16* to, float value) { store(to, value); }
 #endif
 
-// The 64-bit numbers of a seed tensor: the key, and behind it stream numbers; missing ones are 0.
+// A seed tensor of 64-bit numbers: the key, then the numbers of the random stream; missing ones are 0.
 struct Seed {
     const int64_t* numbers;
     int64_t size;

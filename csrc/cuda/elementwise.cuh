@@ -1,4 +1,4 @@
-// What elementwise kernels share: grid-stride loops over 16-byte vectors of a flat tensor, and the row of each vector.
+// Helpers of elementwise kernels: grid-stride loops over 16-byte vectors of a flat tensor, and the row of each vector.
 #pragma once
 
 #include <initializer_list>
@@ -11,12 +11,12 @@ namespace iaat {
 namespace cuda {
 
 constexpr int kThreads = 256;
-// Blocks resident on an SM (streaming multiprocessor) at a time, enough to keep its memory busy: the second argument of
-// __launch_bounds__. It leaves 40 registers to a thread.
+// Blocks resident on an SM (streaming multiprocessor), enough to saturate its memory bandwidth: the second argument of
+// __launch_bounds__. It limits a thread to 40 registers.
 constexpr int kMinBlocksPerSM = 6;
-// Blocks of a grid per SM at most; what is left is done by the grid-stride loop. Several times what an SM holds, so
-// that the last blocks balance the load, and few enough for the statistics, which cost a block up to two atomic
-// additions.
+// Maximum number of blocks in a grid, per SM; the grid-stride loop covers the rest of the tensor. It is several times
+// the number of resident blocks, to balance the load, but small, because each block makes up to two atomic additions
+// for the statistics.
 constexpr int kMaxBlocksPerSM = 32;
 
 // Division of 0 <= n < 2^63 by a divisor known before the launch, as a multiplication (Granlund and Montgomery 1994,
@@ -36,7 +36,7 @@ struct FastDivmod {
     }
 };
 
-// The batch x of `elements` elements, in rows, and `candidates` batches of that size behind one another.
+// The shape of a batch x of `elements` elements, and of x_adv: `candidates` consecutive batches of that size.
 struct Images {
     int64_t elements, samples, candidates;
     FastDivmod row_elems;
@@ -47,13 +47,13 @@ struct Images {
           candidates(size.rows / size.samples),
           row_elems(size.row_elems) {}
 
-    // Whether vectors of `width` elements fit: every candidate begins at a multiple of one, and none touches three
-    // rows.
+    // Whether vectors of `width` elements can be used: every candidate begins at a multiple of `width`, and no vector
+    // touches three rows.
     bool fits(int width) const { return row_elems.divisor >= width && (candidates == 1 || elements % width == 0); }
 };
 
-// Where a vector lies in x: its first element, the row of that, and how many of its elements (`left`) belong to this
-// row; the others belong to the next one.
+// Where a vector lies in x: its first element, the row of that element, and how many of the vector's elements (`left`)
+// belong to this row; the others belong to the next one.
 struct VectorPosition {
     int64_t at, row;
     int left;
@@ -94,7 +94,7 @@ IAAT_DEVICE void tail(int64_t elements, const Body& body) {
     if (kWidth > 1 && blockIdx.x == 0 && element < elements) body(element);
 }
 
-// Blocks of the grid for so many vectors.
+// The number of blocks in the grid for so many vectors.
 inline unsigned grid_size(const Launcher& launcher, int64_t vectors) {
     const int64_t all = (vectors + kThreads - 1) / kThreads;
     const int64_t most = int64_t(kMaxBlocksPerSM) * launcher.sm_count();

@@ -1,4 +1,4 @@
-// The CUDA kernels: one launch an op, on any device and stream, without a wait for either.
+// The interface of the CUDA kernels: each function launches one kernel on a device and stream, and does not wait.
 #pragma once
 
 #include "types.h"
@@ -6,10 +6,10 @@
 namespace iaat {
 namespace cuda {
 
-// Pointers are to memory of `device`, contiguous; `stream` is a cudaStream_t. Nothing is allocated and nothing
-// synchronises, so every call can be captured in a graph. A launch that fails throws std::runtime_error, which names
-// the op. Values are not checked, as the host would have to wait for them: radii and steps enter the arithmetic as they
-// are, and a class or index out of range gives NaN (see each op), never an access out of bounds.
+// Pointers are to contiguous memory on `device`; `stream` is a cudaStream_t. Nothing is allocated and nothing
+// synchronises, so every call can be captured in a CUDA graph. A launch that fails throws std::runtime_error with the
+// name of the op. Values are not checked, as the host would have to wait for them: radii and step sizes are used as
+// they are, and a class or index out of range gives NaN (see each op), never an access out of bounds.
 
 void launch_project_linf(DType, void* out, const void* x_adv, const void* x, const void* eps, Rows, double lo,
                          double hi, int device, void* stream);
@@ -49,7 +49,8 @@ void launch_random_crop_flip(float* out, const uint8_t* images, const int64_t* i
 void launch_relu_backward(DType, void* grad, const void* out, const void* other, int64_t elements, double floor,
                           double ceiling, int device, void* stream);
 
-// residual: null, or what is first added to x (the backward: to grad, last). scale, shift: a value per channel.
+// residual: null, or a tensor added to x before all else (backward: to grad after all else). scale, shift: a value per
+// channel.
 void launch_scale_shift_relu(DType, void* out, void* x, const void* residual, const void* scale, const void* shift,
                              Layer, double floor, double ceiling, int device, void* stream);
 void launch_scale_shift_relu_backward(DType, void* grad, const void* out, const void* scale, const void* residual,

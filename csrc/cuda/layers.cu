@@ -1,4 +1,4 @@
-// The elementwise passes of a network under attack and of its gradient: every tensor read and written once.
+// Elementwise kernels of a network under attack and of its backward pass: every tensor is read and written once.
 #include <type_traits>
 
 #include "cuda/elementwise.cuh"
@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) relu_backward_kerne
     tail<kWidth>(mask.elements, [&](int64_t element) { mask_vector<1, kOther>(mask, element); });
 }
 
-// Which channels the elements of a vector belong to: all to one; each to the next one, the first a multiple of the
-// vector's width (channels_last); or any, with borders between channels wherever they fall.
+// The channels of a vector's elements. OneChannel: all the same. Neighbours (channels_last): consecutive channels, the
+// first a multiple of the vector's width. AnyChannels: borders between channels may fall anywhere.
 struct OneChannel {};
 struct Neighbours {};
 struct AnyChannels {};
@@ -56,7 +56,7 @@ struct ChannelIndexer {
     bool neighbours(int width) const { return inner.divisor == 1 && channels.divisor % width == 0; }
 };
 
-// The channel of a vector's first element, and how many elements there are from it to the next channel.
+// The channel of a vector's first element, and the number of elements from there to the next channel.
 struct ChannelPosition {
     int64_t channel, left;
 };
@@ -170,7 +170,7 @@ template <int kWidth, typename Where, bool kResidual, typename T>
 __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) scale_shift_relu_kernel(Forward<T> pass) {
     grid_stride(pass.indexer.elements / kWidth,
                 [&](int64_t vector) { forward_vector<kWidth, Where, kResidual>(pass, vector); });
-    if (std::is_same_v<Where, AnyChannels>)  // elsewhere vectors cover channels exactly
+    if (std::is_same_v<Where, AnyChannels>)  // otherwise full vectors cover all elements
         tail<kWidth>(pass.indexer.elements,
                      [&](int64_t element) { forward_vector<1, OneChannel, kResidual>(pass, element); });
 }
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocksPerSM) scale_shift_relu_ba
                      [&](int64_t element) { backward_vector<1, OneChannel, kResidual>(pass, element); });
 }
 
-// What differs between the launches of the two passes: kernels, and which values per channel they read.
+// The kernels of forward and backward, as arguments of launch().
 template <bool kResidual, typename T>
 struct ForwardKernels {
     template <int kWidth, typename Where>
@@ -197,7 +197,7 @@ struct BackwardKernels {
     static constexpr auto kernel = scale_shift_relu_backward_kernel<kWidth, Where, kResidual, T>;
 };
 
-// `aligned`: whether vectors of the tensors may be read; `values_aligned`: of the values per channel.
+// `aligned`, `values_aligned`: whether the tensors, and the values per channel, are aligned for vector accesses.
 template <typename Kernels, int kWidth, typename Pass>
 void launch(const Launcher& launcher, const Pass& pass, bool aligned, bool values_aligned) {
     if (!aligned)

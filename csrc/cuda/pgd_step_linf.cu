@@ -1,4 +1,4 @@
-// The fused step: x_adv + alpha * sign(grad), projected onto the ball round x and into the box, in place.
+// The fused step, in place: x_adv + alpha * sign(grad), projected onto the ball around x and onto the box.
 #include <type_traits>
 
 #include "cuda/elementwise.cuh"
@@ -19,7 +19,7 @@ struct Step {
     const A *eps, *alpha;
     Images images;
     A lo, hi;
-    A direction;  // of the steps: 1 up the loss, -1 down
+    A direction;  // 1 ascends the loss, -1 descends it
     unsigned long long* stats;
 };
 
@@ -27,7 +27,7 @@ struct Counts {
     int32_t zero = 0, nan = 0;
 };
 
-// A vector of x with all its candidates, so that x is read once.
+// One vector of x for all candidates, so that x is read once.
 template <int kWidth, bool kStats, typename T>
 IAAT_DEVICE void step_vector(const Step<T>& step, int64_t vector, Counts& counts) {
     using A = typename Step<T>::A;
@@ -57,7 +57,7 @@ IAAT_DEVICE void step_vector(const Step<T>& step, int64_t vector, Counts& counts
     }
 }
 
-// One atomic addition a block and counter, and none of zero.
+// At most one atomic addition per block and counter; none if the count is 0.
 IAAT_DEVICE void add_counts(const Counts& counts, unsigned long long* stats) {
     __shared__ int32_t zeros[kThreads / kWarpSize], nans[kThreads / kWarpSize];
     const int32_t zero = warp_sum(counts.zero), nan = warp_sum(counts.nan);

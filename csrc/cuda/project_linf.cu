@@ -1,4 +1,4 @@
-// The projection of x_adv onto the ball round x and into the box.
+// The projection of x_adv onto the ball around x and onto the box.
 #include <type_traits>
 
 #include "cuda/elementwise.cuh"
@@ -20,7 +20,7 @@ struct Projection {
     A lo, hi;
 };
 
-// A vector of x with all its candidates, so that x is read once.
+// One vector of x for all candidates, so that x is read once.
 template <int kWidth, typename T>
 IAAT_DEVICE void project_vector(const Projection<T>& projection, int64_t vector) {
     using A = typename Projection<T>::A;

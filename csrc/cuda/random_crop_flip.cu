@@ -1,4 +1,4 @@
-// The CIFAR augmentation: bytes gathered by sample, cropped, flipped and turned into floats in one pass.
+// The CIFAR augmentation in one kernel: gathers samples of bytes, crops, flips and converts them to floats.
 #include "cuda/elementwise.cuh"
 #include "cuda/launch.h"
 #include "math/augment.h"
@@ -13,12 +13,11 @@ struct CropFlipBatch {
     const int64_t* index;
     Seed seed;  // key, stream
     int64_t n, size, height, channels, padding;
-    FastDivmod width, pixels;  // of a row, of an image
+    FastDivmod width, pixels;  // pixels per row, and per image
     bool flip;
 };
 
-// kWidth neighbours of a row of the output, in every channel: their bytes lie together, so a cache line serves them
-// all.
+// kWidth consecutive pixels of an output row, in all channels: their bytes are close together, often in one cache line.
 template <int kWidth>
 IAAT_DEVICE void crop_pixels(const CropFlipBatch& b, int64_t first) {
     const int64_t i = b.pixels.quotient(first), in_image = first - i * b.pixels.divisor;

@@ -1,4 +1,4 @@
-// The random start: x plus Philox noise within the ball, clamped into the box.
+// The random start: x plus Philox noise within the ball, clamped to the box.
 #include <type_traits>
 
 #include "cuda/elementwise.cuh"
@@ -11,7 +11,7 @@ namespace iaat {
 namespace cuda {
 namespace {
 
-// Elements that a Philox block of four words serves.
+// The number of elements per Philox block, one for each of its four words.
 constexpr int kBlockElements = 4;
 
 template <typename T>
@@ -36,15 +36,14 @@ IAAT_DEVICE uint32_t word_of(const PhiloxState& words, int number) {
     return number < 2 ? low : high;
 }
 
-// A vector of x with all its candidates, so that x is read once. With kWholeBlocks the length of a row is a multiple of
-// a Philox block's four words, so which word an element takes is known at compile time; otherwise a block may end
-// anywhere in a vector.
+// One vector of x for all candidates, so that x is read once. With kWholeBlocks the length of a row is a multiple of
+// kBlockElements, so the word of each element is known at compile time; otherwise a block may end anywhere in a vector.
 template <int kWidth, bool kWholeBlocks, typename T>
 IAAT_DEVICE void start_vector(const Start<T>& start, const Stream& stream, int64_t vector) {
     using A = typename Start<T>::A;
     const VectorPosition place = vector_position<kWidth>(start.images, vector);
     const Vector<T, kWidth> x = read_vector<kWidth>(start.x + place.at);
-    // A vector that lies within a Philox block of a row holds no element of the next row.
+    // A vector within one Philox block has no element of the next row.
     const int left = kWholeBlocks && kWidth <= kBlockElements ? kWidth : place.left;
     const RowValues<int64_t> sample = row_values<kWidth>(start.index, place.row, left);
     const int64_t column = place.at - place.row * start.images.row_elems.divisor;
@@ -71,8 +70,8 @@ IAAT_DEVICE void start_vector(const Start<T>& start, const Stream& stream, int64
     }
 }
 
-// Rows of whole Philox blocks are the usual ones; their kernel gets the registers of five thread blocks per SM, the
-// others what they need.
+// Most rows consist of whole Philox blocks; registers of their kernel are limited so that five thread blocks fit on an
+// SM. The other kernels may use more.
 template <int kWidth, bool kWholeBlocks, typename T>
 __global__ void __launch_bounds__(kThreads, kWholeBlocks && sizeof(T) < 8 ? 5 : 2)
     random_start_linf_kernel(Start<T> start) {

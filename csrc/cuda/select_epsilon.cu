@@ -1,4 +1,4 @@
-// Algorithm 2's choice for a batch, and the memory of the radii updated: a warp takes a sample.
+// Algorithm 2 for a batch: chooses radii and updates their memory; one warp per sample.
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -25,8 +25,8 @@ struct Selection {
     bool clamp_candidate;
 };
 
-// The largest of the logits seen so far and its class. As in torch.argmax, NaN is the largest of all, and the first of
-// equals counts.
+// The largest logit seen so far and its class. As in torch.argmax, NaN is larger than any number, and the first of
+// equal logits wins.
 template <typename A>
 struct ArgMax {
     A value = -A(INFINITY);
@@ -86,7 +86,7 @@ void launch_select_epsilon(DType dtype, float* memory, int64_t size, const int64
     const Launcher launcher("select_epsilon", device, stream);
     with_type(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        // The weights are rounded from double, as torch rounds Python's numbers.
+        // All are rounded from double to float, as torch rounds Python scalars.
         const Selection<T> selection{memory,
                                      size,
                                      index,

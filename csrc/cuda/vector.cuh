@@ -1,4 +1,4 @@
-// Sixteen bytes at a time: the widest access of a thread, and the one that reaches the memory's full speed.
+// Vectors of 16 bytes, the widest access of a thread, which is needed for full memory bandwidth.
 #pragma once
 
 #include <cstring>
@@ -11,7 +11,7 @@ namespace cuda {
 
 constexpr int kVectorBytes = 16;
 
-// `kWidth` neighbours: a full vector of 16 bytes, or a single element where addresses or sizes allow no more.
+// `kWidth` consecutive elements: a full vector of 16 bytes, or one element if addresses or sizes do not allow more.
 template <typename T, int kWidth>
 struct Vector {
     T lane[kWidth];

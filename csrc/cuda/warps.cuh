@@ -1,4 +1,4 @@
-// Kernels that give every row of logits a warp: their grid, and butterfly reductions over the lanes.
+// Helpers of kernels with one warp per row of logits: the grid, and butterfly reductions over the lanes.
 #pragma once
 
 #include "cuda/device.h"

@@ -1,4 +1,4 @@
-// A clamped activation behind a scale and a shift, and the gradient through both, one element at a time.
+// A scale and shift followed by a clamp, and the gradient through both, one element at a time.
 #pragma once
 
 #include <math.h>
@@ -14,8 +14,8 @@ struct Bounds {
     A floor, ceiling;
 };
 
-// The bounds that decide where an activation of T blocks the gradient: rounded as its output was. An infinite one is
-// NaN here, which no comparison meets: as in autograd, an infinite output then lets the gradient pass.
+// The bounds at which an activation of type T blocks the gradient, rounded to T like its output. Infinite bounds become
+// NaN, which no comparison matches: as in autograd, they block nothing, not even at an infinite output.
 template <typename T>
 Bounds<typename Arithmetic<T>::type> blocking_bounds(double floor, double ceiling) {
     using A = typename Arithmetic<T>::type;
@@ -25,7 +25,7 @@ Bounds<typename Arithmetic<T>::type> blocking_bounds(double floor, double ceilin
     return {floor == -INFINITY ? A(NAN) : A(load(low)), ceiling == INFINITY ? A(NAN) : A(load(high))};
 }
 
-// NaN is not blocked.
+// Whether the gradient is 0 at this output; not where the output is NaN.
 template <typename A>
 IAAT_HD bool blocked(A out, Bounds<A> bounds) {
     return (out <= bounds.floor) | (out >= bounds.ceiling);

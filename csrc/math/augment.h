@@ -6,16 +6,16 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// The last counter word of the augmentation's draws. The attacks count their restarts from 0 in it, so no image is
-// moved by the words that made its noise.
+// The last Philox counter word of the augmentation. The attacks use that word for the restart, counted from 0, so the
+// same seed never gives both the same random words.
 constexpr uint32_t kAugmentation = 0xFFFFFFFFu;
 
 struct CropFlip {
-    int32_t down, right;  // where the crop lies, from the image itself: -padding to padding
+    int32_t down, right;  // offset of the crop from the image, -padding to padding
     bool flip;
 };
 
-// A whole number in [0, bound), uniform to 2^-32 (Lemire 2019, without the rejection).
+// An integer in [0, bound), uniform up to 2^-32 (Lemire 2019, without rejection).
 IAAT_HD uint32_t bounded(uint32_t word, uint32_t bound) { return uint32_t((uint64_t(word) * bound) >> 32); }
 
 IAAT_HD CropFlip draw_crop_flip(uint64_t key, uint32_t stream, uint32_t sample, int32_t padding, bool may_flip) {
@@ -25,7 +25,7 @@ IAAT_HD CropFlip draw_crop_flip(uint64_t key, uint32_t stream, uint32_t sample, 
             may_flip && words.c2 >> 31 != 0};
 }
 
-// A position up to size - 1 outside [0, size), mirrored about the edge pixels, which are not repeated.
+// A position, at most size - 1 outside [0, size), mirrored at the edge pixels, which are not repeated.
 template <typename Int>
 IAAT_HD Int reflect(Int position, Int size) {
     const Int last = size - 1;
@@ -33,7 +33,7 @@ IAAT_HD Int reflect(Int position, Int size) {
     return last - (beyond < 0 ? -beyond : beyond);
 }
 
-// Which row and which column of the image an output pixel comes from.
+// The row, and the column, of the image that an output pixel is copied from.
 template <typename Int>
 IAAT_HD Int source_row(const CropFlip& draw, Int row, Int height) {
     return reflect(Int(row + draw.down), height);

@@ -1,4 +1,4 @@
-// Shared by every scalar function: where it may run, and which build of it this is.
+// Macros for every scalar function: whether it also runs on a GPU, and the namespace of its instruction set.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 #define IAAT_HD inline
 #endif
 
-// csrc/cpu/kernels.cpp is compiled once per instruction set. Inline functions must not be shared between those
-// builds: the linker keeps one copy, and an AVX-512 copy would crash an older processor. Hence a namespace each.
+// csrc/cpu/kernels.cpp is compiled once per instruction set. Those builds must not share inline functions, because the
+// linker keeps only one copy, and an AVX-512 copy would crash an older processor. So each has its own namespace.
 #if !defined(IAAT_ISA)
 #define IAAT_ISA generic
 #endif

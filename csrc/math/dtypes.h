@@ -1,4 +1,4 @@
-// From a dtype's code to its C++ type.
+// Dispatch from a dtype code to the C++ type.
 #pragma once
 
 #include "math/half.h"

@@ -7,7 +7,7 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Whether softmax of a row of logits is free of NaN: no logit is NaN, and the largest is finite.
+// Whether the softmax of a row of logits is finite: no logit is NaN, and the largest is finite.
 template <typename T>
 IAAT_HD bool softmax_is_finite(const T* logits, int64_t classes) {
     bool valid = true;
@@ -34,7 +34,7 @@ IAAT_HD int64_t choose_candidate(bool robust_at_first, bool robust_at_second) {
     return robust_at_first ? 0 : (robust_at_second ? 1 : 2);
 }
 
-// Lines 1-3 and 11. The weights come rounded from double, as torch rounds Python scalars.
+// Lines 1-3 and 11; keep is 1 - beta. Both are rounded from double to float, as torch rounds Python scalars.
 IAAT_HD float smooth_epsilon(float prev, int64_t choice, float gamma, float beta, float keep, bool clamp_candidate,
                              bool misclassified, float lo, float hi) {
     float candidate = choice == 0 ? prev + gamma : (choice == 1 ? prev : prev - gamma);

@@ -31,8 +31,8 @@ IAAT_HD float load(float value) { return value; }
 IAAT_HD double load(double value) { return value; }
 IAAT_HD float load(BFloat16 value) { return bits_float(uint32_t(value.bits) << 16); }
 
-// Exponent and mantissa are moved into place; multiplying by 2^112 rebiases the exponent and is exact for
-// subnormals too. Infinity and NaN come out with the largest exponent only after the select.
+// Shifts exponent and mantissa into place; multiplying by 2^112 corrects the exponent's bias and is exact for
+// subnormals too. For infinity and NaN the largest exponent is set instead.
 IAAT_HD float load(Half value) {
     const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
     const uint32_t finite = float_bits(bits_float(magnitude) * bits_float(0x77800000u));
@@ -49,7 +49,7 @@ IAAT_HD void store(BFloat16* to, float value) {
     to->bits = uint16_t(value != value ? 0x7fc0u : rounded);
 }
 
-// Adding 0.5 aligns a subnormal result's last bit with float's, so the addition does the rounding.
+// For subnormal results: adding 0.5 aligns their last bit with that of float, so that the addition rounds.
 IAAT_HD void store(Half* to, float value) {
     const uint32_t bits = float_bits(value);
     const uint32_t sign = (bits >> 16) & 0x8000u;
@@ -62,7 +62,7 @@ IAAT_HD void store(Half* to, float value) {
     to->bits = uint16_t(half | sign);
 }
 
-// The type arithmetic is done in: half types are computed in float and rounded once, at the store.
+// The type of the arithmetic: half types are computed in float and rounded once, when stored.
 template <typename T>
 struct Arithmetic {
     using type = float;

@@ -6,20 +6,20 @@
 namespace iaat {
 inline namespace IAAT_ISA {
 
-// Written so that NaN passes through, as in torch.clamp, and so that each select is one min or max instruction.
+// NaN stays NaN, as in torch.clamp, and each select compiles to one min or max instruction.
 template <typename T>
 IAAT_HD T clamp(T value, T lo, T hi) {
     const T raised = lo > value ? lo : value;
     return hi < raised ? hi : raised;
 }
 
-// x + clamp(x_adv - x, -eps, eps), then the box: the order of torchattacks and foolbox, so the bits agree with theirs.
+// Onto the ball, then onto the box: the order of torchattacks and foolbox, so the bits agree with theirs.
 template <typename T>
 IAAT_HD T project_linf(T x_adv, T x, T eps, T lo, T hi) {
     return clamp(x + clamp(x_adv - x, -eps, eps), lo, hi);
 }
 
-// alpha is positive to ascend the loss and negative to descend it; a zero or NaN gradient makes no step.
+// alpha > 0 ascends the loss, alpha < 0 descends it; where the gradient is 0 or NaN there is no step.
 template <typename T>
 IAAT_HD T pgd_step_linf(T x_adv, T grad, T x, T eps, T alpha, T lo, T hi) {
     const T up = grad > T(0) ? alpha : T(0);

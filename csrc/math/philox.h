@@ -19,7 +19,7 @@ IAAT_HD PhiloxState philox_round(PhiloxState s, uint32_t key0, uint32_t key1) {
             uint32_t(product0)};
 }
 
-// counter = (element / 4, sample, candidate, restart): the noise follows the sample, not its place in a batch.
+// counter = (element / 4, sample, candidate, restart): noise depends on the sample number, not the place in a batch.
 IAAT_HD PhiloxState philox(uint64_t key, uint32_t block, uint32_t sample, uint32_t candidate, uint32_t restart) {
     PhiloxState state{block, sample, candidate, restart};
     uint32_t key0 = uint32_t(key), key1 = uint32_t(key >> 32);
@@ -31,7 +31,7 @@ IAAT_HD PhiloxState philox(uint64_t key, uint32_t block, uint32_t sample, uint32
     return state;
 }
 
-// The top 24 bits k as (2k + 1 - 2^24) / 2^24: symmetric about 0, strictly inside (-1, 1), exact in float.
+// (2k + 1 - 2^24) / 2^24 for the word's top 24 bits k: symmetric about 0, strictly inside (-1, 1), exact in float.
 template <typename T>
 IAAT_HD T uniform_symmetric(uint32_t word) {
     return T(2 * int32_t(word >> 8) + 1 - (1 << 24)) * T(1.0 / (1 << 24));

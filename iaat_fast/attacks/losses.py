@@ -33,7 +33,7 @@ _TINY = 1e-12  # as in the released code: avoids 0/0 if the largest logits are a
 # The largest power of two that rows are scaled by; 2**126 is finite in float32.
 _LARGEST_POWER = 126
 
-# The op itself, behind the checks of the public function.
+# The registered op, without the public function's checks.
 _ce_cotangent = torch.ops.iaat_fast.ce_cotangent.default
 
 

@@ -5,13 +5,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS := $(VENV)/docs
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install train test quick coverage lint format bench gpu clean
+.PHONY: help install train test quick coverage lint format docs bench gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,7 +22,7 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 
 # A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
 # many a Python.
-test: lint ## lint, and every test that needs no GPU
+test: lint $(DOCS)/.installed ## lint, and every test that needs no GPU
 	$(PYTEST) -m "not gpu" $(ARGS)
 
 quick: $(INSTALLED) ## the quick tests, at most 2 cases of each, none on real data
@@ -42,6 +43,9 @@ format: $(INSTALLED) ## ruff and clang-format, in place
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+docs: $(DOCS)/.installed ## the documentation as a site in build/site, every link checked
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 # Single calls, timed by pytest-benchmark. The benchmarks with their records are `python -m benchmarks NAME`.
 bench: $(INSTALLED) ## time single calls on the CPU
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
@@ -59,7 +63,16 @@ $(INSTALLED): $(BUILD_FILES) $(CSRC)
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[train,images,triton,corruptions,test,peers,dev]'
 	touch $@
 
+# The extra `docs`, without the package: the site is made of sources, and needs no torch. An environment of its own,
+# because mkdocs-material and torchattacks pin different versions of requests.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/pip || $(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		>$(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --quiet -c constraints.txt -r $(DOCS)/requirements.txt
+	touch $@
+
 clean: ## remove what was built; keeps .venv and runs/
-	rm -rf build dist *.egg-info iaat_fast/_C.*.so $(INSTALLED) \
+	rm -rf build dist *.egg-info iaat_fast/_C.*.so $(INSTALLED) $(DOCS)/.installed \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -14,7 +14,8 @@ from benchmarks.record import Record, draw, numbered
 from benchmarks.registry import BENCHMARKS
 
 USAGE = (
-    "usage: python -m benchmarks NAME|all [--quick] [--base REV] [...]; NAME --help has the rest"
+    "usage: python -m benchmarks NAME|all [--quick] [--base REV] [...]; NAME --help has the rest\n"
+    "       python -m benchmarks figure RECORD [RECORD ...] --out FILE.svg"
 )
 
 
@@ -25,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"  {name:12} {text}" for name, text in BENCHMARKS.items()))
         return 0 if argv else 2
     name, *rest = argv
+    if name == "figure":
+        return _figure(rest)
     if name not in (*BENCHMARKS, "all"):
         known = ", ".join((*BENCHMARKS, "all"))
         print(f"python -m benchmarks: error: {name}, expected one of {known}", file=sys.stderr)
@@ -72,6 +75,17 @@ def run(name: str, argv: Sequence[str], options: Namespace, other: base.Base | N
         print(f"{row.status}: {row.provider}, {row.case}: {row.detail}")
     print(f"the record is {path}")
     return 1 if bad else 0
+
+
+def _figure(argv: Sequence[str]) -> int:
+    """Draw records that are there; nothing is measured."""
+    from benchmarks import figure
+
+    try:
+        return figure.main(argv)
+    except (OSError, ValueError) as error:
+        print(f"python -m benchmarks figure: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _all(options: Namespace, argv: Sequence[str]) -> int:

@@ -8,6 +8,8 @@ from iaat_fast.attacks.fab import FABT
 from iaat_fast.attacks.fgsm import FGSM, MIFGSM
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.masking import MaskingReport, masking_report
+from iaat_fast.attacks.model import Ensemble
+from iaat_fast.attacks.multi import MultiAttack
 from iaat_fast.attacks.options import EngineOptions, scaled_step
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.attacks.result import AttackResult
@@ -31,8 +33,10 @@ __all__ = [
     "AttackStats",
     "DeepFool",
     "EngineOptions",
+    "Ensemble",
     "Findings",
     "MaskingReport",
+    "MultiAttack",
     "Square",
     "masking_report",
     "scaled_step",

@@ -17,9 +17,10 @@ from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.gradients.copying import ChosenSource, CopyMaker
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.attacks.gradients.shadow import Unshadowable
-from iaat_fast.attacks.gradients.source import ByAutograd, Forward, Source
+from iaat_fast.attacks.gradients.source import ByAutograd, Forward, MeanOfLosses, Source
 from iaat_fast.attacks.gradients.verify import FrozenForward, copy_error, refuse_random
 from iaat_fast.attacks.model.distributed import unwrap_ddp
+from iaat_fast.attacks.model.ensemble import Ensemble, refuse_inner_losses
 from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
 from iaat_fast.attacks.model.modules import modules_of, roots_of
 from iaat_fast.attacks.model.snapshot import AttributeSnapshot, TensorSnapshot
@@ -64,7 +65,7 @@ class Network:
     ) -> None:
         options.check(precision, engine)
         self.model = unwrap_ddp(model)
-        checked_modules(self.model, bn)
+        refuse_inner_losses(self.model, checked_modules(self.model, bn))
         self.bn, self.precision, self.engine = bn, precision, engine
         self.gradient_source = "the live model"
         self.classes: int | None = None
@@ -100,7 +101,12 @@ class Network:
     @property
     def saturation_proof(self) -> bool:
         """Whether cotangents may be scaled per sample. Valid inside `attacked`."""
-        return self._options.saturation_proof and not self._coupled
+        return self._options.saturation_proof and not self._coupled and not self._of_losses
+
+    @property
+    def _of_losses(self) -> bool:
+        """Whether the loss is a mean over models, in which no sample's may be rescaled for one of them."""
+        return isinstance(self.model, Ensemble) and self.model.mean == "losses"
 
     def in_mode(self) -> contextlib.AbstractContextManager[None]:
         """A context with the model in the attack's mode, for forwards without gradients."""
@@ -330,6 +336,9 @@ class Network:
         low, engine_options = _DTYPES.get(self._resolved), self._options
         what = "the live model" if low is None else f"the live model under {low} autocast"
         reasons = []
+        if isinstance(model, Ensemble) and self._of_losses:
+            what = what.replace("model", "models")
+            return ChosenSource(MeanOfLosses(model, autocast=low), None, what)
         if engine_options.shadow:
             if self.bn == "train_update":
                 reasons.append("its running statistics are to be updated")

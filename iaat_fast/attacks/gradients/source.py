@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
+from iaat_fast.attacks.model.ensemble import Ensemble, joined, refuse_other_classes
 from iaat_fast.attacks.model.mode import private_copy
 
 Forward = Callable[[Tensor], Tensor]
@@ -78,6 +79,44 @@ class ByAutograd:
             return logits.detach(), None
         (grad,) = torch.autograd.grad(logits, leaf, given.to(logits.dtype), allow_unused=True)
         return logits.detach(), grad
+
+
+class MeanOfLosses:
+    """The members of an ensemble, each differentiated on its own: the mean of the gradients of its loss.
+
+    Args:
+        ensemble: of losses.
+        autocast: half precision to run under.
+    """
+
+    def __init__(self, ensemble: Ensemble, *, autocast: torch.dtype | None = None) -> None:
+        self._mean = ensemble.mean
+        self._members = [ByAutograd(model, autocast=autocast) for model in ensemble.models]
+        self.refresh = _nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return joined(self._mean, [member.forward(x) for member in self._members])
+
+    def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
+        classes: list[int] = []
+
+        def checked(logits: Tensor) -> Tensor:
+            given = cotangent(logits)
+            classes.append(logits.shape[1])
+            refuse_other_classes(classes)
+            return given
+
+        each, total = [], None
+        for member in self._members:
+            logits, grad = member.input_vjp(x, checked)
+            if grad is None:
+                return logits, None
+            each.append(logits)
+            total = grad if total is None else total + grad
+        assert total is not None
+        logits = joined(self._mean, each)
+        cotangent(logits)  # last, for whoever keeps the logits that it is given
+        return logits, total / len(each)
 
 
 def _nothing() -> None:

@@ -101,11 +101,11 @@ def run_active(
 
     Args:
         state: of all rows, before the first step.
-        step: one step, given the state of the rows that are left, which it changes, and its number, counted from 0.
-        steps: how many.
-        shrinks: whether rows may leave; not where batch statistics tie them together.
-        compact_from: number of the first step before which they may.
-        passes: of the call.
+        step: takes one step; it gets the state of the active rows, which it changes, and the step's number from 0.
+        steps: number of steps.
+        shrinks: whether rows may leave the batch; False if rows share batch statistics.
+        compact_from: rows may leave before this step and later ones.
+        passes: the call's counter of passes, or None.
 
     Returns:
         The state of all rows; of its tensors only the `results` are up to date.

@@ -224,7 +224,7 @@ class APGDT(APGD):
             has fewer, or masks some by logits of -infinity.
         restarts: runs per target.
         random_start: as `PGD`'s.
-        targeted: False, these classes; else the one target that `PGD` says, and `n_target_classes` is not read.
+        targeted: False: the most likely wrong classes. Otherwise the one target that `PGD` describes.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.

@@ -50,7 +50,7 @@ class Attack:
 
     __signature__: ClassVar[inspect.Signature]
 
-    _draws = False  # whether steps are random, so that restarts differ also without a random start
+    _draws = False  # whether steps are random, so that restarts differ even without a random start
 
     def __init_subclass__(cls) -> None:
         """Make `inspect.signature` and `help` list the keywords shared by all attacks."""
@@ -209,23 +209,23 @@ class Attack:
     ) -> AttackResult:
         """Adversarial images for x with their verdicts, distances and costs, at one radius or at several.
 
-        A sample that the model gets wrong as it is (with `targeted=True`: that has its target) is a success with
-        x_adv = x, and is not attacked; AutoAttack counts so too. All others are given what `attack(x, y, eps=...)`
-        makes of them. Of several radii the smallest comes first, and a sample that falls there is not attacked again at
-        a larger one: its images lie in that ball too and are kept for it. So `success` never falls with the radius,
-        and the images at a larger one are those of a call of its own only where no smaller one has succeeded.
+        A sample that the model misclassifies (with `targeted=True`: classifies as its target) without an attack is a
+        success with x_adv = x, and is not attacked, as in AutoAttack. The others get the images of
+        `attack(x, y, eps=...)`. Radii are attacked in ascending order. A sample that is fooled at one of them is not
+        attacked at larger ones, but keeps its image, which lies in those balls too. So `success` never decreases with
+        the radius, and only samples that no smaller radius has fooled get the images of a separate call.
 
         Args:
-            x, y, alpha, start, index, restart: as of a call. alpha may be a function of the radii, at each of them.
-            epsilons: radii, in any order: a list of floats or of tensors [N], a radius per sample; results are
-                [E, N, ...], in the list's order. A float or a tensor [N] alone: [N, ...]. None: the attack's own.
-            seed: of this call; every radius takes the same draws. None: the attack's own, else one drawn for the call.
+            x, y, alpha, start, index, restart: as for a call. A function alpha is applied to each radius.
+            epsilons: a list of E radii in any order, floats or tensors [N], for results [E, N, ...] in the order of the
+                list; or one float or tensor [N], for results [N, ...]. None: the attack's radius.
+            seed: for this call, the same random numbers for every radius. None: the attack's seed, else one is drawn.
 
         Returns:
-            `AttackResult`. Verdicts are the live model's, with BatchNorm in the attack's mode, but without an update of
-            its running statistics. `self.stats` is of all radii together.
+            `AttackResult`. Verdicts are the live model's, with BatchNorm in the attack's mode, but without updating its
+            running statistics. `self.stats` counts all radii together.
 
-        The device is waited for before each radius, for the samples that still stand, and at the end.
+        It waits for the device before each radius and at the end.
 
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
@@ -265,13 +265,13 @@ class Attack:
         return result if several else first_radius(result)
 
     def __repr__(self) -> str:
-        """The class and its options: those of the first places, and others that differ from their defaults."""
+        """The class and its options: positional ones, and keywords that differ from their defaults."""
         return options.described(self)
 
     def _radii(
         self, epsilons: float | Tensor | Sequence[float | Tensor] | None, x: Tensor
     ) -> tuple[Any, bool]:
-        """The radii of a run, [E, N] of a list of them, and whether it is one."""
+        """The radii of a run, and whether `epsilons` was a list, which gives a tensor [E, N]."""
         if epsilons is None:
             return self.eps, False
         if isinstance(epsilons, (int, float)) or (
@@ -307,7 +307,10 @@ class Attack:
         findings: Findings | None,
         **others: Any,
     ) -> tuple[_T | None, AttackStats]:
-        """What `work` makes of a call of these arguments, None where it has no rows; and its stats, also as `stats`."""
+        """The result of `work` on a call with these arguments, None if it has no rows; and the call's stats.
+
+        Repeats the work with the live model if the model's copy is out of date. Also sets `self.stats`.
+        """
         if self.alpha is None and alpha is not None:
             raise TypeError(f"alpha: given, but {type(self).__name__} finds its own step sizes")
         # Gradients are needed even if the caller, a validation loop for example, has switched them off.
@@ -342,7 +345,7 @@ class Attack:
                 call.stats.copy_(counted)
                 call = prepare_call(x, y, seed=call.stream[0], **arguments)
                 made, zero, nan = self._run_call(call, work, own=findings is None)
-        # Returned, for another thread may call in between.
+        # Also returned, because another thread may replace self.stats.
         self.stats = stats = AttackStats(
             total=call.entries,
             zero=zero,
@@ -378,21 +381,20 @@ class Attack:
     def _run_call(
         self, call: Call, work: Callable[[Call], _T], *, own: bool
     ) -> tuple[_T, int, int]:
-        """What `work` makes of a call; with findings of its own, how many zeros and NaNs its gradients had.
+        """Run `work` on a checked call.
 
         Args:
-            layout: memory format of the result.
             own: whether the findings belong to this call, which then reads them at its end.
 
         Returns:
-            The images [K*N, ...] and the numbers of zero and NaN gradient entries, both 0 unless `own`.
+            The result of `work`, and the numbers of zero and NaN gradient entries, both 0 unless `own`.
 
         Raises:
             Stale: the gradients came from a copy that no longer matches the live model.
         """
         call.planned = gradients = call.rows * self.steps * self.restarts
         if call.passes is not None:
-            call.passes.take()  # of an answer that has been given up
+            call.passes.take()  # forget those of an attempt with an outdated copy
         with self.network.attacked(call.x, call.findings, call.passes):
             if self._waits_for_device() or (self.bn == "train_update" and own):
                 call.findings.look()

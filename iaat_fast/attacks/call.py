@@ -80,7 +80,7 @@ class Call:
         return part
 
     def add(self, part: Call, *, of: int) -> None:
-        """Take note of what one `of` so many calls of some of the samples has counted, each planned for all samples."""
+        """Add the counts of `part`, one of `of` calls on some of the samples, each planned for all samples."""
         self.entries += part.entries
         self.gradients += part.gradients
         self.planned = part.planned * of

@@ -1,4 +1,4 @@
-"""DI- and TI-FGSM: gradients at randomly resized and padded images, and gradients smoothed by a kernel."""
+"""DI- and TI-FGSM: MI-FGSM with gradients at randomly resized images, and with smoothed gradients."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ KERNELS = ("gaussian", "linear", "uniform")
 
 
 class DIFGSM(TransferAttack):
-    """DI-FGSM: `MIFGSM` whose gradient is taken, with some probability, at the image made smaller and padded at random.
+    """DI-FGSM: `MIFGSM` whose gradient is taken, with some probability, at a randomly resized and padded image.
 
-    An image of S pixels a side is resized, bilinearly, to r pixels, r uniform in [resize_rate * S, S), and put at a
-    uniform place of a black canvas (`lo`) of S pixels. For a `resize_rate` above 1, r is in [S, resize_rate * S), and
-    the canvas, of resize_rate * S pixels, is resized to S: the network sees images of its own size.
+    An image with sides of S pixels is resized bilinearly to r pixels, r uniform in [resize_rate * S, S), and placed at
+    a uniform position on a black (`lo`) canvas of S pixels. With `resize_rate` above 1, r is in [S, resize_rate * S),
+    and the canvas of resize_rate * S pixels is resized to S, so that the network gets images of its usual size.
 
-    Every sample has draws of its own in every step, Philox with a key made of the seed and the step: they follow the
-    sample and differ between restarts, which therefore need no random start. The paper's code and torchattacks draw
-    once per step for the whole batch. Unlike in torchattacks, the place may be the last one, height and width may
-    differ, and a `resize_rate` above 1 does not enlarge what the network sees.
+    Every sample has its own draws in every step. They depend on the seed, the step, the sample's number and the
+    restart, so that restarts need no random start. The paper's code and torchattacks draw once per step for the whole
+    batch. Also unlike torchattacks, the last position is possible, height and width may differ, and a `resize_rate`
+    above 1 does not enlarge the network's input.
 
     Args:
         model: maps images [N, C, H, W] in [lo, hi] to logits [N, classes].
         eps, alpha, steps: as `MIFGSM`'s.
-        decay: of the momentum; 0, the default of torchattacks, is the paper's DI-FGSM, 1 its M-DI-FGSM.
-        resize_rate: smallest size, or for more than 1 largest, over the image's own.
+        decay: as `MIFGSM`'s; 0, the default as in torchattacks, is the paper's DI-FGSM, 1 its M-DI-FGSM.
+        resize_rate: the smallest size, or above 1 the largest, relative to the image's.
         diversity_prob: probability that a step resizes a sample, p in the paper, in [0, 1].
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 
@@ -78,7 +78,7 @@ class DIFGSM(TransferAttack):
             return super()._gradient(run, cotangent)
         assert run.momentum is not None
         x, wide = run.x_adv, run.momentum.dtype
-        # In float64, where no draw is rounded to 1.
+        # In float64, because float32 might round a draw to 1.
         half = torch.full((len(x), 4), 0.5, dtype=torch.float64, device=x.device)
         resize, size, top, left = uniform(run, half, half[:, 0].contiguous()).unbind(1)
         resized = as_column(resize < self.diversity_prob, x)
@@ -91,16 +91,16 @@ class DIFGSM(TransferAttack):
 
 
 class TIFGSM(DIFGSM):
-    """TI-FGSM: `DIFGSM` whose gradient is convolved with a kernel, channel by channel, before the momentum gets it.
+    """TI-FGSM: `DIFGSM` whose gradient is convolved with a kernel, channel by channel, before it enters the momentum.
 
-    With its defaults, those of torchattacks, it is the paper's TI-DIM without momentum; `diversity_prob=0` gives
-    TI-FGSM alone.
+    With the defaults, which are those of torchattacks, it is the paper's TI-DIM without momentum; `diversity_prob=0`
+    gives TI-FGSM without input diversity.
 
     Args:
         model, eps, alpha, steps, decay, resize_rate, diversity_prob: as `DIFGSM`'s.
         kernel_name: "gaussian", "linear" or "uniform".
-        len_kernel: length of the kernel's sides in pixels, odd.
-        nsig: of the Gaussian: its standard deviations from the kernel's centre to its edge.
+        len_kernel: side of the kernel in pixels, odd.
+        nsig: number of standard deviations of the Gaussian from the kernel's centre to its edge.
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 
     Raises:
@@ -150,7 +150,7 @@ class TIFGSM(DIFGSM):
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         run = super()._begin(call, x_adv, rows)
         assert run.momentum is not None
-        # Once, for the copy from the host would make every call wait.
+        # Cached, because copying from the host makes a call wait for the device.
         where = run.momentum.device, run.momentum.dtype
         if where not in self._kernels:
             kernel = _kernel(self.kernel_name, self.len_kernel, self.nsig).astype(np.float32)
@@ -166,12 +166,12 @@ class TIFGSM(DIFGSM):
 
 
 def _resizing(side: int, rate: float, size: Tensor, place: Tensor) -> Tensor:
-    """Resizing and padding along one axis, by rows: [n, side, side], what each pixel takes of each of the image's.
+    """Resizing and padding along one axis as matrices [n, side, side], which map input pixels to output pixels.
 
     Args:
-        side: pixels of the image.
-        rate: as `resize_rate`.
-        size, place: float64 [n], uniform in (0, 1).
+        side: number of the image's pixels along the axis.
+        rate: `resize_rate`.
+        size, place: float64 [n], uniform in (0, 1): they choose the size and the position.
     """
     smallest, canvas = max(int(side * min(rate, 1)), 1), max(int(side * rate), side)
     size = smallest + (size * (canvas - smallest)).floor()
@@ -183,7 +183,10 @@ def _resizing(side: int, rate: float, size: Tensor, place: Tensor) -> Tensor:
 
 
 def _bilinear(side: int, size: Tensor, canvas: int, first: Tensor) -> Tensor:
-    """[n, canvas, side]: `F.interpolate` from `side` to `size` pixels, without align_corners, from place `first` on."""
+    """Matrices [n, canvas, side] of bilinear `F.interpolate` from `side` to `size` [n] pixels, placed at `first` [n].
+
+    With align_corners=False; outside the resized image they are 0.
+    """
     number = torch.arange(canvas, device=size.device) - first.view(-1, 1)
     inside = (number >= 0) & (number < size.view(-1, 1))
     centre = (number + 0.5) * (side / size.view(-1, 1)) - 0.5
@@ -193,7 +196,7 @@ def _bilinear(side: int, size: Tensor, canvas: int, first: Tensor) -> Tensor:
 
 
 def _kernel(name: str, length: int, nsig: float) -> np.ndarray:
-    """float64 [length, length] of sum 1, with the bits of torchattacks."""
+    """The smoothing kernel, float64 [length, length] with sum 1, bit for bit that of torchattacks."""
     if name == "uniform":
         return np.full((length, length), 1.0 / length**2)
     if name == "gaussian":

@@ -47,16 +47,16 @@ class FABT(Attack):
         eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N]; None: the whole box without
             early stop, to find the smallest perturbation.
         steps: number of steps per target, each a gradient and a forward; 0 gives the start, with a warning.
-        n_target_classes: the wrong classes that are tried, those with the largest logits at x first; fewer where the
-            model has fewer, or masks some of them.
-        alpha_max: the largest weight of the step that starts at x, in [0, 1].
-        eta: how far past the hyperplane a step goes, at least 1.
-        beta: how much of its perturbation an iterate that fools keeps, in [0, 1].
-        search_steps: forwards of the final search, after every target; each leaves a tenth of the excess where the
-            boundary is flat. 0 as in AutoAttack's code.
-        targeted: False, these classes; else the one target that `PGD` says, and `n_target_classes` is not read. With
-            True an image fools when it gets the target y, whose boundary with the strongest other class is followed.
-        restarts: per target; the first starts at x, the others at random in the ball of half the radius.
+        n_target_classes: number of wrong classes to try, those with the largest logits at x first; fewer if the model
+            has fewer, or masks some by logits of -infinity.
+        alpha_max: the largest weight of the point nearest to x, in [0, 1].
+        eta: length of a step relative to the distance to the hyperplane, at least 1.
+        beta: share of its perturbation that an iterate keeps when it is pulled back, in [0, 1].
+        search_steps: forwards of the final search, after every target; each reduces the excess distance to a tenth
+            where the boundary is flat. 0 as in AutoAttack's code.
+        targeted: False: the most likely wrong classes. Otherwise the one target that `PGD` describes; with True an
+            image fools if it gets the target y, and the boundary is that of y and the strongest other class.
+        restarts: runs per target; the first starts at x, the others at random in the ball of half the radius.
         lo, hi, bn, precision, engine, seed: as `PGD`'s.
         early_stop: a sample keeps the first image within its radius that fools the model, and leaves the batch. False:
             it continues for the nearest such image over all targets. Whether it is fooled does not depend on it.
@@ -250,11 +250,13 @@ class FABT(Attack):
 
 @dataclasses.dataclass
 class _State(RunState):
-    """best: the nearest image that fools, x where there is none yet.
-    distance: of the best image that fools, in the L-infinity norm; infinite where there is none yet.
-    margin: at x, by how much the true class is ahead of all others, or the target y behind one.
-    ahead: how far the target is ahead of the true class, or of all others, at x_adv; NaN where the live model has
-        not been asked.
+    """The n rows of a run towards one target.
+
+    best: the nearest image that fools; x if there is none yet.
+    distance: from x to best in the L-infinity norm; infinite if there is none yet.
+    margin: at x, how far the true class is ahead of all others; with targeted=True, how far the target is behind.
+    ahead: at x_adv, how far the target is ahead of the true class (with targeted=True, of all others) by the live
+        model; NaN if not computed.
     """
 
     results = ("found", "x_adv", "best", "distance")

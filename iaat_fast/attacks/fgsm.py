@@ -97,11 +97,11 @@ class MIFGSM(PGD):
         _pgd_step_linf_(run.x_adv, direction, run.x, run.eps, run.alpha, *box, stats)
 
     def _gradient(self, run: Run, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a step adds to the momentum, before it is normalised."""
+        """The gradient [n, ...] that a step adds to the momentum, before it is divided by its mean |gradient|."""
         return self.network.gradient(run.x_adv, cotangent)
 
     def _direction(self, run: Run, grad: Tensor) -> Tensor:
-        """What the step takes the sign of: the momentum, with the gradient added."""
+        """Add the gradient to the momentum, in place; returns the tensor whose sign the step follows."""
         momentum = run.momentum
         assert momentum is not None
         wide = grad.to(momentum.dtype)

@@ -79,7 +79,7 @@ def out_of_range(label: float, classes: int) -> str:
 
 
 def logits_in(output: Any) -> Any:
-    """The logits in what a model returns: `.logits` of an output of Hugging Face's, anything else as it is."""
+    """The logits in a model's output: `output.logits` if that is a tensor (Hugging Face), else the output itself."""
     if isinstance(output, Tensor):
         return output
     held = getattr(output, "logits", None)
@@ -106,7 +106,7 @@ def logits(found: object, images: int) -> None:
 
 
 def _held(found: object) -> str:
-    """What a model's output that is no tensor has in it, in words."""
+    """The contents of a dict, tuple or list that a model returned, in words; "" for other types."""
     if isinstance(found, dict):
         return f"; it has {', '.join(map(repr, found))}"
     return f"; it has {len(found)} values" if isinstance(found, (tuple, list)) else ""

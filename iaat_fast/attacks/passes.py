@@ -1,4 +1,4 @@
-"""How many passes through the network each sample of a call takes."""
+"""Count the passes through the network that each sample of a call takes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class PassCounter:
-    """Forwards and backwards of each sample, counted where a batch meets the network; nothing is read.
+    """Forwards and backwards of each sample, counted by `Network` for each batch, without waiting for the device.
 
-    Whoever makes a smaller batch says so by `among`, so that attacks need not count.
+    Code that runs a smaller batch does so inside `among`, so that attacks need not count themselves.
 
     Args:
-        samples: how many.
-        device: where the counts are kept.
+        samples: number of samples.
+        device: where the counts are stored.
     """
 
     def __init__(self, samples: int, device: torch.device) -> None:
@@ -24,7 +24,7 @@ class PassCounter:
         self._rows: Tensor | None = None  # None: all of them
 
     def add(self, images: int, *, backward: bool, times: int = 1) -> None:
-        """A batch of the samples at hand, or of several images of each, has passed through the network."""
+        """Count `times` passes of a batch of the current samples, with one or several images of each."""
         counts, rows = self._counts[: 1 + backward], self._rows
         samples = counts.shape[1] if rows is None else len(rows)
         if samples == 0:
@@ -37,14 +37,14 @@ class PassCounter:
             counts[:, rows] += each * times
 
     def take(self) -> Tensor:
-        """int64 [2, N]: forwards and backwards since the last time."""
+        """int64 [2, N]: forwards and backwards since the last `take`."""
         taken, self._counts = self._counts, torch.zeros_like(self._counts)
         return taken
 
 
 @contextlib.contextmanager
 def among(passes: PassCounter | None, rows: Tensor) -> Iterator[None]:
-    """Batches are of these samples only, by their place among the samples at hand, int64 [n]."""
+    """A context in which batches hold only these samples, int64 [n] positions among the current samples."""
     if passes is None:
         yield
         return

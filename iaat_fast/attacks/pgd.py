@@ -41,11 +41,10 @@ class PGD(Attack):
             example, and later restarts leave it out; one that is never fooled keeps the result of largest loss.
         random_start: start uniformly in the ball instead of at x.
         clamp_start: clamp the random start to [lo, hi] (IAAT's released code does not).
-        targeted: False; True, y is the target, which is to be predicted. With what follows y is the true class, and any
-            other that is predicted is a success; classes masked by logits of -infinity are no targets. "random": drawn
-            uniformly from the others, once per sample and call. "least-likely": the one with the smallest logit at x. A
-            function of the logits [N, C] at x and of y, which gives int64 [N]; it is called once per call, outside of
-            steps.
+        targeted: False: no target. True: y is the target, and predicting it is a success. In all other cases y is the
+            true class, any other prediction is a success, and the target is chosen once per call, "random": uniformly
+            from the other classes; "least-likely": the other class with the smallest logit at x (in both, logits of
+            -infinity exclude a class); or by a function of the logits [N, C] at x and of y that returns int64 [N].
         lo, hi: range of the pixels.
         bn: BatchNorm's mode during the attack: "eval"; "train": batch statistics, buffers restored; "train_update":
             batch statistics that also update the running ones (IAAT's released code). Traced, frozen and exported

@@ -1,4 +1,4 @@
-"""What `Attack.run` returns, and how it takes several radii: the smallest first, on the samples still standing."""
+"""The result of `Attack.run`, and its loop over radii: the smallest first, each on the samples not fooled yet."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from iaat_fast.attacks.passes import among
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackResult:
-    """What an attack has found, sample by sample: [N, ...], or [E, N, ...] of a list of E radii, in its order.
+    """What an attack has found per sample: [N, ...], or [E, N, ...] for a list of E radii, in the order of the list.
 
         result = attack.run(x, y, epsilons=[2 / 255, 4 / 255, 8 / 255])
         robust_accuracy = 1 - result.success.float().mean(-1)       # [3]
 
     Args:
         x_adv: images, in the dtype and on the device of x.
-        success: bool, whether the live model predicts what the attack wants for them: a class other than y, or with
-            `targeted=True` the target y.
-        predictions: int64, the class that the live model predicts for them.
-        distances: float32, how far they are from x in the L-infinity norm: what the attack has used of its radius.
-        forwards, backwards: int64, passes through the network or its copy that images of the sample took, in gradients,
-            queries and verdicts; of a list, those at each radius, so that their sum over E is the cost of them all.
-            The few images by which a copy is compared with the model are not counted.
+        success: bool, whether the live model predicts a class other than y for x_adv, or with `targeted=True` the
+            target y.
+        predictions: int64, the class that the live model predicts for x_adv.
+        distances: float32, from x to x_adv in the L-infinity norm.
+        forwards, backwards: int64, passes of the sample through the network or its copy, for gradients, queries and
+            verdicts; for a list, those at each radius, whose sum over E is the total cost. Comparing a copy with the
+            model is not counted.
     """
 
     x_adv: Tensor
@@ -40,19 +40,19 @@ class AttackResult:
 
 
 def no_samples(x: Tensor, radii: int) -> AttackResult:
-    """[E, 0, ...], for images [0, ...]."""
+    """The result [E, 0, ...] for images [0, ...] and E radii."""
     long = torch.zeros(radii, 0, dtype=torch.int64, device=x.device)
     return AttackResult(x.new_empty(radii, *x.shape), long.bool(), long, long.float(), long, long)
 
 
 def first_radius(result: AttackResult) -> AttackResult:
-    """[N, ...] of [E, N, ...]."""
+    """The result [N, ...] at the first radius of a result [E, N, ...]."""
     fields = dataclasses.fields(result)
     return AttackResult(**{field.name: getattr(result, field.name)[0] for field in fields})
 
 
 Verdict = Callable[[Call, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of a call, images [n, ...] and classes [n]: the predictions, int64 [n], and whether the attack has succeeded."""
+"""Maps a call, images [n, ...] and classes [n] to predictions, int64 [n], and success, bool [n]."""
 
 
 def over_radii(
@@ -62,16 +62,16 @@ def over_radii(
     attack: Callable[[Call], Tensor],
     verdict: Verdict,
 ) -> AttackResult:
-    """Attack at each radius the samples that still stand; the images of the others are kept, for they lie within it.
+    """Attack, at each radius, the samples that no smaller one has fooled; the others keep their images.
 
-    Reads, at each radius, which samples those are.
+    Waits for the device at each radius, to read which samples these are.
 
     Args:
-        call: its E candidates of a sample are the sample's radii, the smallest first; it counts passes.
-        order: int64 [E, N], the place of each of these radii in the result.
-        layout: the memory format of the images in verdicts and, of a single radius, in the result.
-        attack: images of a call with one candidate per sample.
-        verdict: by the live model.
+        call: a call with a counter of passes; the E candidates of a sample are its radii, the smallest first.
+        order: int64 [E, N], the position of each of these radii in the result.
+        layout: memory format of the images in verdicts and, for a single radius, in the result.
+        attack: maps a call with one candidate per sample to images [n, ...].
+        verdict: the live model's.
 
     Returns:
         [E, N, ...] each.

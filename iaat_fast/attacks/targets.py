@@ -66,10 +66,12 @@ def least_likely(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def chosen_by(choose: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
-    """What a caller's function of the logits [N, C] at x and the true classes [N] chooses: int64 [N].
+    """The targets, int64 [N], that a caller's function of the logits [N, C] at x and the true classes [N] chooses.
+
+    Waits for the device, to check them.
 
     Raises:
-        TypeError, ValueError: it returns anything but int64 [N] of wrong classes that there are. Reads.
+        TypeError, ValueError: it returns anything but int64 [N] of existing wrong classes.
     """
     target = choose(logits.clone(), y.clone())
     if not isinstance(target, Tensor) or target.dtype is not torch.int64:

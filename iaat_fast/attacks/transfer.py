@@ -1,4 +1,4 @@
-"""NI-, SI-NI-, VMI- and VNI-FGSM: MI-FGSM for transfer, whose gradients are taken around the iterates."""
+"""NI-, SI-NI-, VMI- and VNI-FGSM: versions of MI-FGSM, for transfer to other models, with gradients at other points."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from iaat_fast.attacks.pgd import Run
 # The registered op, without the public function's checks: a call checks its arguments itself.
 _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 
-# Odd numbers (of L'Ecuyer 1999 and of Fibonacci hashing), a multiple of which leads to the key of a draw, and to the
-# number of a candidate's sample.
+# Odd constants (from L'Ecuyer 1999, and of Fibonacci hashing) whose multiples are added to the key for each draw, and
+# to the sample number for each candidate.
 _NEXT_KEY = 0xD1342543DE82EF95 - 2**64
 _NEXT_CANDIDATE = 0x9E3779B1
 
 
 class TransferAttack(MIFGSM):
-    """Base of the attacks that add to MI-FGSM's momentum a gradient that is not, or not only, the iterate's.
+    """Base of the attacks whose momentum adds gradients at other points than the iterate.
 
-    A subclass says in `_gradient` what it adds. Random ones draw by `uniform`, from `run.draws`: the noise follows the
-    sample, and depends neither on the batch nor on who has left it.
+    A subclass defines these in `_gradient`. If its steps are random, it sets `_draws` and uses `uniform`: the noise
+    depends on the sample's number, not on the batch, nor on which samples have left it. `_passes` is the number of
+    gradients per step.
     """
 
     def _step(self, call: Call, run: Run) -> Tensor:
         if not self.early_stop:
             return super()._step(call, run)
-        logits = self.network.predict(run.x_adv)  # which no gradient may have come by
+        logits = self.network.predict(run.x_adv)  # the step's gradients are not taken at x_adv
         super()._step(call, run)
         return logits
 
     def _start(self, call: Call, restart: int) -> Tensor:
-        call.begin_restart(restart)  # which the draws of the steps follow, wherever they start
+        call.begin_restart(restart)  # also without a random start, for the noise of the steps
         return super()._start(call, restart)
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
@@ -53,7 +54,7 @@ class TransferAttack(MIFGSM):
         return super()._attack(call)
 
     def _ahead(self, run: Run) -> Tensor:
-        """Where the momentum alone would lead: x_adv + alpha * decay * momentum, against it for a target."""
+        """Nesterov's point x_adv + alpha * decay * momentum, or with a minus sign for targets."""
         assert run.momentum is not None
         reach = self.decay * run.alpha
         step = as_column(reach, run.momentum) * run.momentum
@@ -62,7 +63,7 @@ class TransferAttack(MIFGSM):
 
 
 class _Summed(TransferAttack):
-    """Sums gradients of a sample at several points, which no factor of their own may then distort."""
+    """Base of the attacks that sum a sample's gradients at several points, so that these must not be rescaled."""
 
     def _cotangent(self, logits: Tensor, goal: Tensor, source: Tensor | None = None) -> Tensor:
         return losses.cotangent(self.loss, logits, goal, targeted=self._descends, source=source)
@@ -71,8 +72,8 @@ class _Summed(TransferAttack):
 class NIFGSM(TransferAttack):
     """NI-FGSM: `MIFGSM` whose gradient is taken at Nesterov's point x_adv + alpha * decay * momentum.
 
-    As in the released code and torchattacks, and unlike the paper, momentum is made of gradients over their mean
-    |entry| instead of their L1 norm, by which the point would hardly differ from x_adv. It may lie outside the box.
+    As in the released code and torchattacks, gradients are divided by their mean |entry|. With the paper's L1 norm the
+    point would hardly differ from x_adv. The point may lie outside the box.
 
     Args:
         model, eps, alpha, steps, decay: as `MIFGSM`'s.
@@ -90,14 +91,14 @@ class NIFGSM(TransferAttack):
 
 
 class SINIFGSM(_Summed):
-    """SI-NI-FGSM: `NIFGSM` that averages the gradients at m copies of the point, the i-th darker by a factor 2**-i.
+    """SI-NI-FGSM: `NIFGSM` that averages the gradients at m copies of the point, copy i scaled by 2**-i, i = 0 ... m-1.
 
-    Copies are scaled towards `lo`, black, which is the paper's 0 in images in [0, 1]. The average needs the sizes of
-    the gradients, so those of the cross-entropy are the plain ones, which vanish where it saturates.
+    Copies are scaled towards `lo`, black, which is 0 in the paper. Averaging needs the true sizes of the gradients, so
+    the plain cross-entropy is used, whose gradients vanish where it saturates.
 
     Args:
         model, eps, alpha, steps, decay: as `MIFGSM`'s.
-        m: number of copies, at least 1; a step takes a gradient of each.
+        m: number of copies, at least 1; a step takes m gradients.
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 
     Raises:
@@ -134,17 +135,17 @@ class SINIFGSM(_Summed):
 
 
 class VMIFGSM(_Summed):
-    """VMI-FGSM: `MIFGSM` whose gradient has the variance of the step before added to it: the mean of the gradients at N
-    random neighbours of the iterate, less the iterate's own.
+    """VMI-FGSM: `MIFGSM` that adds to its gradient the "variance" of the last step.
 
-    Neighbours are uniform in the ball of radius beta * eps around x_adv, and not clamped to the box. Their noise is
-    Philox with a key made of the seed and the neighbour's number: it follows the sample and differs between restarts,
-    which therefore need no random start. As in `SINIFGSM`, the cross-entropy's gradients are the plain ones.
+    The variance is the mean gradient at N random neighbours of the iterate, minus the gradient at the iterate.
+    Neighbours are uniform in the ball of radius beta * eps around x_adv, and not clamped to the box. Their noise
+    depends on the seed, the neighbour's number, the sample's number and the restart, so that restarts need no random
+    start. As in `SINIFGSM`, the plain cross-entropy is used.
 
     Args:
         model, eps, alpha, steps, decay: as `MIFGSM`'s.
         N: number of neighbours, at least 1; a step takes N + 1 gradients.
-        beta: radius of the neighbourhood over eps.
+        beta: radius of the neighbourhood, relative to eps.
         **options: the keywords of `PGD`; it starts at x, unless `random_start=True`.
 
     Raises:
@@ -193,12 +194,12 @@ class VMIFGSM(_Summed):
         return tuned
 
     def _point(self, run: Run) -> Tensor:
-        """Where the gradient is taken that the variance is added to."""
+        """The point [n, ...] of the step's own gradient, to which the variance is added."""
         return run.x_adv
 
 
 class VNIFGSM(VMIFGSM):
-    """VNI-FGSM: `VMIFGSM` whose own gradient is taken at Nesterov's point, as `NIFGSM`'s; neighbours stay x_adv's.
+    """VNI-FGSM: `VMIFGSM` whose own gradient is taken at the point of `NIFGSM`; neighbours are still those of x_adv.
 
     Args:
         model, eps, alpha, steps, decay, N, beta, **options: as `VMIFGSM`'s.
@@ -214,10 +215,10 @@ class VNIFGSM(VMIFGSM):
 
 
 def uniform(run: Run, x: Tensor, radius: Tensor) -> Tensor:
-    """x [n, ...] with the next draw of each row added to it, uniform in (-radius, radius), [n]; moves `run.draws` on.
+    """x [n, ...] plus noise uniform in (-radius, radius), radius [n]; counts the draw in `run.draws`, in place.
 
-    The noise is that of `ops.random_start_linf` with key = seed + number * an odd constant, the number of the draw
-    counted from 1 in each restart, and sample = sample number + candidate * another, modulo 2**32.
+    The noise is that of `ops.random_start_linf` with key = seed + number of the draw * _NEXT_KEY, draws counted from 1
+    in each restart, and sample = sample number + candidate * _NEXT_CANDIDATE modulo 2**32.
     """
     assert run.draws is not None
     run.draws[:, 3] += 1
@@ -229,7 +230,10 @@ def uniform(run: Run, x: Tensor, radius: Tensor) -> Tensor:
 
 
 def _draws(call: Call, rows: Tensor | None) -> Tensor:
-    """int64 [n, 4]: key, restart, number of the sample and its candidate, draws so far; the others are common."""
+    """int64 [n, 4]: key, restart, sample number combined with candidate, and number of draws so far.
+
+    Only the third differs between rows.
+    """
     if rows is None:
         rows = torch.arange(call.rows, device=call.x.device)
     n = len(call.y)

@@ -115,7 +115,7 @@ def _tensors_within(model: nn.Module) -> Iterator[Tensor]:
 
 
 class _Logits(nn.Module):
-    """A model whose graph returns its logits alone."""
+    """Wraps a model so that its graph returns only the logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

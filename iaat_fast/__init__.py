@@ -37,7 +37,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# What argv is while `python -m iaat_fast.COMMAND` imports the packages of the command; other programs' hooks stay.
+# Python sets argv to ["-m"] while `python -m iaat_fast.COMMAND` imports the packages of the command. In any other
+# program sys.excepthook is left alone.
 if sys.argv[:1] == ["-m"] and any(word.startswith("iaat_fast.") for word in sys.orig_argv):
     from iaat_fast.entry import explain_early_errors
 

@@ -1,4 +1,4 @@
-"""What the commands share: 1/255 units, and in one line what is wrong with a command line or cannot be done."""
+"""What the commands share: flags in units of 1/255, and errors in one line, in terms of the flags."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Pixels = Annotated[
 """A distance in pixel values: [0, 1] in Python, on the command line 1/255 units or a fraction such as 8/255."""
 
 
-def _radii(words: list[str]) -> tuple[float, ...]:
+def _distances(words: list[str]) -> tuple[float, ...]:
     if not words:
         raise ValueError("expected one or several numbers")
     return tuple(map(units.from_text, words))
@@ -46,7 +46,7 @@ PixelList = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="N/255 [N/255 ...]",
-        instance_from_str=_radii,
+        instance_from_str=_distances,
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [units.to_text(distance) for distance in value],
     ),
@@ -55,7 +55,7 @@ PixelList = Annotated[
 
 
 def optional(metavar: str, default: str) -> Any:
-    """Annotation of a flag whose default, None, stands for what the text `default` says."""
+    """Annotation of a flag whose default is None; the help shows `default` in its place."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
@@ -65,7 +65,7 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Help:
-    """What --help says above the flags: examples first, then the text.
+    """What --help prints above the flags: examples first, then the text.
 
     Attributes:
         prog: how the command was called.
@@ -78,7 +78,7 @@ class Help:
     examples: Sequence[tuple[str, str]]
 
     def lines(self, width: int) -> list[str]:
-        """In lines of at most `width`; a long example is continued as a shell reads it."""
+        """The help in lines of at most `width`; a long example has a backslash at the end of a line."""
         found = ["Examples:"]
         for words, what in self.examples:
             call = textwrap.wrap(
@@ -91,9 +91,9 @@ class Help:
 
 
 def parse(command: Callable[[Sequence[str]], T], argv: Sequence[str], about: Help) -> T:
-    """`command(argv)`, a call of `tyro.cli`, with tyro's boxes of errors turned into a UsageError.
+    """Call `command(argv)`, which calls `tyro.cli`; what tyro prints in boxes becomes a UsageError.
 
-    `about` is put above the flags of --help: tyro would not break its lines.
+    --help prints `about` above the flags: tyro would not break its lines.
 
     Raises:
         UsageError: bad arguments; the message names them, and the nearest flag to an unknown one.
@@ -175,11 +175,11 @@ REFUSALS = (
     *(ValueError, TypeError, OSError, ImportError),
     *(FloatingPointError, torch.OutOfMemoryError),
 )
-"""What a command says in one line, with status 2; anything else is a bug, with its traceback."""
+"""Errors that a command reports in one line, with exit status 2. Any other is a bug and keeps its traceback."""
 
 
 def refuse(prog: str, error: Exception, flags: Mapping[str, str]) -> int:
-    """Say what is wrong, in the command's flags; returns the exit status.
+    """Print `error` on standard error, in terms of the command's flags (see `with_flags`); returns the exit status.
 
     Raises:
         BrokenPipeError: `error` itself, where nothing reads the output any more; `entry.start` ends silently then.
@@ -195,9 +195,10 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
     """An error's text with flags in place of the names of arguments and fields.
 
     Args:
-        text: one line. Names with a dot, `optim.epochs`, are replaced wherever they stand, but not behind the file
-            whose content they name; others, `limit`, where they begin the line as what it is about.
-        flags: by name.
+        text: one line. A name with a dot, such as `optim.epochs`, is replaced anywhere; one without, such as `limit`,
+            only where the line begins with it (`limit: 0, expected ...`). A line about the content of a JSON file
+            (`config.json: ...`) stays as it is, since a file has fields, not flags.
+        flags: the flag of each name.
     """
     if ".json: " in text:
         return text
@@ -211,12 +212,12 @@ def with_flags(text: str, flags: Mapping[str, str]) -> str:
 
 
 def flags_of(command: type) -> dict[str, str]:
-    """The flags of a dataclass that tyro makes a command line of, by field."""
+    """The flag of each field of a dataclass that tyro turns into a command line."""
     names = (field.name for field in dataclasses.fields(command))
     return {name: f"--{name.replace('_', '-')}" for name in names}
 
 
 def interpreter() -> str:
-    """How to call this Python: by its path where it lies below the working directory, as in .venv."""
+    """The word for this Python in a command line: its path if below the working directory (.venv), else "python"."""
     executable, here = Path(sys.executable), Path.cwd()
     return str(executable.relative_to(here)) if executable.is_relative_to(here) else "python"

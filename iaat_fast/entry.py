@@ -1,4 +1,4 @@
-"""Around every command: what it needs, errors before it has started, its exit status, pipes closed on it.
+"""What surrounds every command: the packages it needs, errors before it starts, its exit status, closed pipes.
 
 Kept apart from command_line.py, because it runs before torch and tyro, which take seconds, are imported.
 """
@@ -32,7 +32,7 @@ NEEDS = {
     "sweep": ("tyro", "rich", "tqdm", "matplotlib"),
     "plan": ("tyro", "rich", "tqdm"),
 }
-"""Modules that commands cannot do without, besides the library's own; what only some runs need is said by those."""
+"""Modules that a command always needs, in addition to the library's own; what only some runs need, they report."""
 
 EXTRAS = {
     "cv2": "corruptions",
@@ -49,18 +49,21 @@ EXTRAS = {
     "tqdm": "train",
     "tyro": "train",
 }
-"""Modules that are no requirement of the package: the extra that brings each."""
+"""Modules that the package does not require, each with the extra that installs it."""
 
 
 def explain_early_errors() -> None:
-    """Until `start`, say in one line what goes wrong: a package imports torch before its __main__ runs."""
+    """Until `start` runs, report Ctrl-C and a bad IAAT_FAST_BACKEND in one line.
+
+    A package is imported, and torch with it, before its __main__ runs.
+    """
 
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
-        elif text := (str(error) if _is_of_backends(error) else what_to_install(error)):
+        elif text := (str(error) if _is_backend_error(error) else what_to_install(error)):
             print(f"iaat_fast: error: {text}", file=sys.stderr, flush=True)
             os._exit(2)
         else:
@@ -78,7 +81,7 @@ def start(command: str, *, interrupted: str) -> NoReturn:
 
     Args:
         command: name of the package.
-        interrupted: what to say at a KeyboardInterrupt that the command leaves to us; "" for nothing.
+        interrupted: what to print at a KeyboardInterrupt that the command does not handle; "" for nothing.
     """
     sys.excepthook = sys.__excepthook__
     if "--version" in sys.argv[1:]:
@@ -154,7 +157,7 @@ def _run(command: str, interrupted: str) -> int:
         try:
             importlib.import_module("iaat_fast.ops")
         except (ValueError, ImportError) as error:
-            text = str(error) if _is_of_backends(error) else what_to_install(error)
+            text = str(error) if _is_backend_error(error) else what_to_install(error)
             if text is None:
                 raise
             print(f"{prog(command)}: error: {text}", file=sys.stderr)
@@ -169,9 +172,9 @@ def _run(command: str, interrupted: str) -> int:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module can be imported, as far as that is seen without importing it."""
+    """Whether a module can be imported, as far as can be told without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
-def _is_of_backends(error: BaseException) -> bool:
+def _is_backend_error(error: BaseException) -> bool:
     return str(error).startswith("IAAT_FAST_BACKEND")

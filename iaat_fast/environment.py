@@ -1,4 +1,4 @@
-"""What a run ran on: the device it asked for, and versions, hardware and commit for `env.json`."""
+"""The device that a command asks for, and what a run ran on (versions, hardware, commit) for `env.json`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
 
     try:
-        # An installed copy may lie inside some other repository; only a tracked file is this one's.
+        # An installed copy may lie inside another repository, which does not track this file.
         git("ls-files", "--error-unmatch", here.name)
         commit = git("rev-parse", "HEAD").strip()
         return commit + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")

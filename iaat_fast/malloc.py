@@ -1,4 +1,4 @@
-"""glibc's malloc, kept from returning memory to the kernel while something big runs on the CPU."""
+"""`no_malloc_trim`: keep glibc from returning memory to the kernel during attacks and training on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MIB = 1 << 20
 
-# What a process sets for itself is left alone.
+# If the environment sets one of these, glibc's settings are left alone.
 _TUNABLES = (
     "GLIBC_TUNABLES",
     "MALLOC_TRIM_THRESHOLD_",
@@ -28,7 +28,7 @@ _holders = 0
 
 @contextlib.contextmanager
 def no_malloc_trim(device: torch.device) -> Iterator[None]:
-    """Within it, freed memory of this process stays with it, if `device` is a CPU.
+    """Inside this context, memory that the process frees stays with the process, if `device` is a CPU.
 
     By default glibc returns large blocks to the kernel as soon as they are free, and every step of an attack or of
     training gets new pages for its activations: some 40,000 page faults per step of a ResNet-18 at batch 64, 9,000
@@ -67,7 +67,7 @@ def _set(parameter: int, value: int) -> None:
 
 
 def _find() -> ctypes.CDLL | None:
-    """glibc, unless the process runs on another C library or has its own settings."""
+    """glibc, or None where the process runs on another C library or the environment has settings for glibc."""
     names: Callable[[str], str | None] | None = getattr(os, "confstr", None)
     try:
         version = names("CS_GNU_LIBC_VERSION") if names is not None else None

@@ -1,6 +1,6 @@
-"""The training methods, a row each: the one table that training, reports, plans and sweeps read.
+"""The table of training methods, `ROWS`, which training, reports, plans and sweeps read.
 
-A method is a row of `ROWS` and a file, `train/methods/<name>.py`, with its class.
+A method is a row here and a class in `train/methods/<name>.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """What is known of a training method without its class.
+    """The facts about a training method that need no class.
 
     Args:
         name: as `--method` takes it and `config.json` has it.
         label: what tables and figures call it.
         about: what it is, for the help of `--method`.
-        radius: of the training samples: none, "fixed" (`attack.eps`, the same for all), or "adaptive" (each its own).
-        reads: the fields that it looks at, of those that not all methods read (see `DIVIDED`); None: all of them.
-        colour: in figures, one of `report.figures.drawing.PALETTE`; None: whichever is left over.
-        is_baseline: it is compared with IAAT by others than the paper's Tables 1 to 3: a sweep trains it if asked to.
-        variant_of: the method that it is without its warm-up: no name for `--method`, but a row of its own in tables.
+        radius: of the attack on training samples: "none" (no attack), "fixed" (`attack.eps`, the same for all samples)
+            or "adaptive" (each sample has its own).
+        reads: the configuration fields that it reads among those that only some methods read (see `METHOD_FIELDS`);
+            None: all of them.
+        colour: in figures, one of `report.figures.drawing.PALETTE`; None: one that no other method has.
+        is_baseline: it is not in the paper's Tables 1 to 3, and a sweep trains it only if it is named.
+        variant_of: set if this is another method without its warm-up, to that method's name. A variant is no choice
+            of `--method`, but has a row of its own in tables.
     """
 
     name: str
@@ -36,17 +39,17 @@ class MethodRow:
 
 
 IAAT = "iaat"
-"""Instance adaptive adversarial training, the method where none is named."""
+"""Instance adaptive adversarial training, the default method."""
 
 NO_WARMUP = "iaat-no-warmup"
-"""The method iaat without a warm-up, which the paper lists as a method of its own."""
+"""IAAT without a warm-up, which the paper's tables list as a method of its own."""
 
 ADV = "adv"
-"""Adversarial training at a fixed radius. The paper trains it at several: the radius is part of its name in tables, and
-joins its runs to a line in figures."""
+"""Adversarial training at a fixed radius. The paper trains it at several radii: the radius is part of its name in
+tables, and its runs form a line in figures."""
 
-DIVIDED = ("attack.", "epsilon.", "baseline.", "run.snapshot_epochs")
-"""How the fields begin that not all methods read."""
+METHOD_FIELDS = ("attack.", "epsilon.", "baseline.", "run.snapshot_epochs")
+"""Prefixes of the configuration fields that only some methods read."""
 
 _PGD = tuple(
     f"attack.{name}" for name in ("steps", "targeted", "bn", "clamp_start", "precision", "engine")
@@ -142,19 +145,19 @@ _ROWS = (
 )
 
 ROWS: dict[str, MethodRow] = {row.name: row for row in _ROWS}
-"""By name, in the order of tables and figures."""
+"""All rows, by name, in the order of tables and figures."""
 
 _METHODS = sorted((row for row in _ROWS if row.variant_of is None), key=lambda row: row.is_baseline)
 NAMES: tuple[str, ...] = tuple(row.name for row in _METHODS)
 """What `--method` takes, baselines last."""
 
 COMPARED: tuple[str, ...] = tuple(row.name for row in _METHODS if not row.is_baseline)
-"""The methods of the paper's Tables 1 to 3: those of a sweep that names none."""
+"""The methods of the paper's Tables 1 to 3, which a sweep trains by default."""
 
 HELP = "; ".join(f"{row.name}: {row.about}" for row in _METHODS) + "."
-"""The names in words, for `--method`."""
+"""The help of `--method`."""
 
-# What was probably meant, for the methods that read it.
+# For a field that a method does not read: fields of similar meaning, one of which was probably meant.
 _RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max")
 _STEPS = ("attack.alpha", "baseline.mma_step_scale")
 _WEIGHTS = ("baseline.trades_beta", "baseline.mart_beta")
@@ -168,28 +171,28 @@ _MEANT = {
 
 
 def row(name: str) -> MethodRow:
-    """The row of a method; of an unknown one, from a newer version, one that reads everything under its own name."""
+    """The row of a method. For a name that a newer version has recorded, a row that reads all fields."""
     return ROWS.get(name) or MethodRow(name=name, label=name)
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """The row that a flat configuration belongs to: of its method, or of the method without a warm-up."""
+    """The name of the row of a configuration (see `run_folder.flat`): its method, or that without its warm-up."""
     method = str(config["method"])
     no_warmup = config.get("epsilon.warmup_epochs") == 0
     return (without_warmup(method) or method) if no_warmup else method
 
 
 def without_warmup(method: str) -> str | None:
-    """The row of the method without its warm-up; None for a method that has no warm-up."""
+    """The name of the variant of `method` without its warm-up; None for a method that has no warm-up."""
     return next((each.name for each in _ROWS if each.variant_of == method), None)
 
 
 def reads(name: str, field: str) -> bool:
-    """Whether a method, or a variant of one, looks at a field such as `attack.eps`."""
+    """Whether a method, or a variant of one, reads a field such as `attack.eps`."""
     found = row(name).reads
-    return found is None or not field.startswith(DIVIDED) or field in found
+    return found is None or not field.startswith(METHOD_FIELDS) or field in found
 
 
 def meant(name: str, field: str) -> tuple[str, ...]:
-    """The fields that a method reads in place of one that it does not; () where it has none like it."""
+    """The fields that a method reads in place of `field`, which it does not read; () where it has none like it."""
     return tuple(other for other in _MEANT.get(field, ()) if reads(name, other))

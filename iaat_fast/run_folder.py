@@ -106,7 +106,7 @@ class RunFolder:
         Removes what an earlier run wrote, and only that; anything else in the folder stays.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        # config.json is replaced, never missing: cut short, this still leaves a run's folder.
+        # config.json is replaced, never removed: after a kill this is still the folder of a run.
         outputs = (self.epsilon_dir, self.tensorboard_dir, self.plots_dir, self.evaluation_dir)
         for folder in outputs:
             shutil.rmtree(folder, ignore_errors=True)
@@ -118,9 +118,9 @@ class RunFolder:
         write_json(self.env_path, env)
 
     def extend(self, epochs: int) -> None:
-        """Let the run continue to `epochs`: its end so far, which was measured, is its end no longer.
+        """Let a run that has ended, and may have been evaluated, continue to `epochs`.
 
-        The closing evaluation is removed; later ones are kept as `evaluation-epoch-N`, N the epochs so far.
+        The closing evaluation is removed; later ones are moved to `evaluation-epoch-N`, where N is the epochs so far.
         """
         config = self.config()
         for file in (self.results_path, self.verdicts_path):
@@ -129,7 +129,7 @@ class RunFolder:
             so_far = config["optim"]["epochs"]
             self.evaluation_dir.rename(self.path / f"evaluation-epoch-{so_far:04d}")
         config["optim"]["epochs"] = epochs
-        write_json(self.config_path, config)  # last: cut short, the run is extended again
+        write_json(self.config_path, config)  # last: after a kill before it, the run is extended again
 
     def remove_temporary(self) -> None:
         """Remove the temporary files that a killed run may have left."""
@@ -196,12 +196,14 @@ class RunFolder:
         return _checkpoint(self.checkpoint_path)
 
     def last_good_checkpoint(self) -> tuple[dict[str, Any], Path, str | None] | None:
-        """The checkpoint to continue from, its file, and what is wrong with the newer one, None if nothing is.
+        """The checkpoint to continue from: the last one, or if that is damaged the one before it.
 
-        None where no checkpoint was saved yet.
+        Returns:
+            The checkpoint, its file, and what is wrong with the newer file (None: nothing is); None where no checkpoint
+            was saved yet.
 
         Raises:
-            ValueError: every one there is damaged; the message names each.
+            ValueError: every file is damaged; the message names each.
         """
         wrong: list[str] = []
         for path in (self.checkpoint_path, self.previous_path):
@@ -218,10 +220,10 @@ class RunFolder:
         """Append one row, flushed to disk.
 
         A row has "epoch" (from 1, epochs finished), "step" (steps finished), "lr", "train_loss",
-        "train_clean_accuracy" (share classified correctly before the attack, None for methods
-        that do not look), "train_robust_accuracy" (share still correct on its adversarial sample,
-        likewise), "eps_mean", "eps_std", "eps_min", "eps_max" ([0, 1] scale),
-        "test_accuracy" and "seconds". Accuracies are in [0, 1].
+        "train_clean_accuracy" (share classified correctly before the attack),
+        "train_robust_accuracy" (share still correct on its adversarial image), both None for
+        methods that do not measure it, "eps_mean", "eps_std", "eps_min", "eps_max" (radii, [0, 1]
+        scale), "test_accuracy" and "seconds". Accuracies are in [0, 1].
         """
         line = json.dumps(row) + "\n"
         with naming(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:

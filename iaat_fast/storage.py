@@ -1,4 +1,4 @@
-"""What is on disk: files that are whole or absent, JSON, tensors read without running code, a content hash, a lock."""
+"""Files written whole or not at all, JSON, tensors read without running code, a content hash, a lock on a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name `path` in the OSError of a write: the one of a full disk does not."""
+    """Name `path` in an OSError raised by writing it: that of a full disk names no file."""
     try:
         yield
     except OSError as error:
@@ -27,15 +27,15 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is what a `replace` that was killed left behind."""
+    """Whether `path` is a temporary file that a killed `replace` has left behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which is then put at `path` so that a reader sees the old file or the new one, whole.
+    """A file to write, which is put at `path` when the block ends: a reader sees the whole old file or the whole new one.
 
-    The old one is then at `keep`, in the same folder, if that is given. Where writing fails, `path` stays as it was.
+    The old file is kept as `keep`, in the same folder, if that is given. If writing fails, `path` stays as it was.
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     with naming(path):
@@ -49,7 +49,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        # The rename itself is on disk once the folder is.
+        # The rename is on disk only once the folder is flushed.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -58,20 +58,20 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def replace(path: Path, content: bytes | memoryview, *, keep: Path | None = None) -> None:
-    """Put `content` at `path`, see `replacing`."""
+    """Put `content` at `path`, whole or not at all; see `replacing`."""
     with replacing(path, keep=keep) as file:
         file.write(content)
 
 
 def check_writable(flag: str, path: Path) -> None:
-    """Raise OSError, naming the flag, where the file `path` could not be written, before any work is done for it."""
+    """Raise OSError, naming the flag, if the file `path` cannot be written; called before any work is done for it."""
     if path.is_dir():
         raise IsADirectoryError(f"{flag} {path}: is a folder, expected a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{flag} {path}: there is no folder {path.parent}")
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        # Tried, because permissions say nothing of what root may do in /proc or on a read-only disk.
+        # By trying: permissions do not tell what root may do in /proc or on a read-only disk.
         temporary.touch()
         temporary.unlink()
     except OSError as error:
@@ -81,9 +81,9 @@ def check_writable(flag: str, path: Path) -> None:
 
 
 def check_folder(flag: str, path: Path) -> None:
-    """Raise OSError, naming the flag, where files could not be written into the folder `path`.
+    """Raise OSError, naming the flag, if files cannot be written into the folder `path`.
 
-    It is made for the trial and, where it was not there before, removed again.
+    A missing folder is created for the test and removed again.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -101,12 +101,12 @@ def check_folder(flag: str, path: Path) -> None:
 
 
 def _link(path: Path, name: Path) -> None:
-    """Make `name` another name of the file at `path`, in place of what it named before."""
+    """Hard-link the file at `path` as `name`, replacing what is there."""
     temporary = name.parent / f".{name.name}.{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
-    except OSError:  # A file system without hard links: there, a kill may leave `name` alone.
+    except OSError:  # No hard links on this file system: until `path` is written again, only `name` is there.
         os.replace(path, name)
         return
     try:
@@ -164,8 +164,8 @@ def load_tensors(path: Path) -> Any:
 def content_hash(value: Any) -> str:
     """The SHA-256, in hexadecimal, of tensors, numbers, strings and None in dicts, lists and tuples.
 
-    Order counts, the kind of mapping or sequence does not; of a tensor its dtype, shape and elements
-    do, its device and strides do not.
+    It depends on the order of items and on the dtype, shape and elements of a tensor; not on the type of a
+    mapping or sequence, nor on a tensor's device and strides.
     """
     hasher = hashlib.sha256()
     _add(hasher, value)
@@ -191,19 +191,19 @@ def _add(hasher: Any, value: Any) -> None:
         hasher.update(f"{type(value).__name__} {value!r};".encode())
 
 
-_held: set[int] = set()
+_held: set[int] = set()  # descriptors of the folders that this process has locked
 
 
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made if need be, for this process alone.
+    """Lock `folder`, created if missing, against other processes.
 
-    The folder itself is locked (flock), so nothing is left in it, and the lock of a process that is killed is free.
-    Where the file system has no such lock (some network ones), no one is kept out.
+    The folder itself is locked (flock): no lock file is left, and the lock ends with its process, even a killed one.
+    On a file system without flock (some network ones) nothing is locked.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: it cannot be made or opened.
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be created or opened.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -228,7 +228,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _release_in_child() -> None:
-    """A forked worker would still hold the folder after its parent was killed."""
+    """Close the locks in a forked worker, which would otherwise keep them after its parent was killed."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -1,4 +1,4 @@
-"""How numbers are read and written: distances between images, in units of 1/255; the names of attacks."""
+"""How distances between images (in units of 1/255), numbers and attacks are read and written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def attack_key(steps: int, restarts: int, eps: float) -> str:
 
 
 def too_small(flag: str, value: float, least: float) -> str | None:
-    """A warning of a flag's value on the [0, 1] scale that is above 0 and below `least` units of 1/255, else None."""
+    """A warning if a flag's value (on the [0, 1] scale) is above 0 and below `least` units of 1/255, else None."""
     units = value * 255
     if not 0 < units < least:
         return None
@@ -56,7 +56,7 @@ def too_small(flag: str, value: float, least: float) -> str | None:
 
 
 def beyond(value: float, lo: float, hi: float) -> str | None:
-    """What is expected in place of a distance larger than the box [lo, hi] is wide, in words; None where it is not."""
+    """What is expected in place of a distance larger than the width of the box [lo, hi]; None if it is not larger."""
     width = hi - lo
     if not value > width:
         return None
@@ -64,11 +64,11 @@ def beyond(value: float, lo: float, hi: float) -> str | None:
 
 
 def likely(value: float, width: float) -> str:
-    """The commonest cause of a distance beyond `width`, in words, where the value looks like one typed in 1/255."""
+    """A hint, such as `; 8/255?`, if a distance beyond `width` looks like one in units of 1/255, else ""."""
     typed = math.isfinite(value) and value == round(value, 2)
     return f"; {value:g}/255?" if typed and width < value <= 255 * width else ""
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number to so many significant digits, never with an exponent: `13,870`, `0.5`, `0.00001234`."""
+    """A number to `digits` significant digits, never with an exponent: `13,870`, `0.5`, `0.00001234`."""
     return f"{Decimal(f'{value:.{digits}g}'):,f}"

@@ -1,6 +1,6 @@
-"""Argument checks: each rule once, its error one line, `name: value, expected ...`.
+"""Argument checks: each rule once, with an error of one line, `name: value, expected ...`.
 
-What is inside tensors is checked where it is read: `ops/checks.py`, `attacks/findings.py`.
+The values inside tensors are checked where they are read: `ops/checks.py`, `attacks/findings.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +17,12 @@ from iaat_fast import units
 
 
 def integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """An int of at least `least`, or None if `optional`; True and 2.0 are none."""
+    """An int, numpy's included, of at least `least`, or None if `optional`; True and 2.0 are refused."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: {value!r}, expected an int")
-    if value < least:
+    if int(value) < least:
         raise ValueError(f"{name}: {value}, expected at least {least}")
 
 
@@ -43,21 +43,22 @@ def number(
     above: bool = False,
     below: bool = False,
 ) -> None:
-    """A finite number in [low, high], without `low` if `above`, without `high` if `below`."""
+    """A finite number, numpy's included, in [low, high], without `low` if `above`, without `high` if `below`."""
     if high == math.inf:
         expected = f"a number {'>' if above else '>='} {low:g}"
     else:
         expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: {value!r}, expected {expected}")
-    inside = (low < value if above else low <= value) and (value < high if below else value <= high)
-    if not (inside and math.isfinite(value)):
+    real = float(value)
+    inside = (low < real if above else low <= real) and (real < high if below else real <= high)
+    if not (inside and math.isfinite(real)):
         finite = ", finite" if inside else ""
         raise ValueError(f"{name}: {value}, expected {expected}{finite}")
 
 
 def distance(name: str, value: object, lo: float, hi: float, *, positive: bool = False) -> None:
-    """A radius or step size: a number up to the width of the box [lo, hi], or a tensor, which each call looks into."""
+    """A radius or step size: a number up to the width of the box [lo, hi], or a tensor, whose values each call checks."""
     if isinstance(value, Tensor):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -70,7 +71,7 @@ def distance(name: str, value: object, lo: float, hi: float, *, positive: bool =
 
 
 def pixel_distance(name: str, value: object, *, positive: bool = False) -> None:
-    """A radius or step size on the [0, 1] scale that was typed in units of 1/255, and is shown in them."""
+    """A radius or step size on the [0, 1] scale, which users type, and errors show, in units of 1/255."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: {value!r}, expected a number in [0, 1]")
     if not (value > 0 if positive else value >= 0) or not value <= 1:
@@ -80,7 +81,7 @@ def pixel_distance(name: str, value: object, *, positive: bool = False) -> None:
 
 
 def box(lo: Any, hi: Any) -> None:
-    """The bounds of the pixels, a number each; NaN is none."""
+    """The bounds of the pixels, numbers lo <= hi; NaN is refused."""
     for name, value in (("lo", lo), ("hi", hi)):
         if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.dim() == 0):
             raise TypeError(
@@ -92,7 +93,7 @@ def box(lo: Any, hi: Any) -> None:
 
 
 def choice(name: str, value: object, known: Collection[object]) -> None:
-    """One of the `known` values, of their type; the error names the nearest."""
+    """One of the `known` values, and of the same type; the error names the nearest."""
     if not any(value is one or (type(value) is type(one) and value == one) for one in known):
         listed = ", ".join(map(repr, known))
         close = _closest(value, known)
@@ -113,7 +114,7 @@ def _closest(name: object, known: Collection[object]) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 
 from iaat_fast import validate
@@ -77,3 +78,16 @@ def test_bounds_that_cross_are_no_box() -> None:
     for lo, hi in ((1, 0), (math.nan, 1)):
         with pytest.raises(ValueError, match=f"^lo, hi: {lo}, {hi}, expected lo <= hi$"):
             validate.box(lo, hi)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    validate.integer("x", np.int64(2), 1)
+    validate.number("x", np.float32(0.5), high=1.0)
+    validate.number("x", np.int32(1), high=1.0)
+    with pytest.raises(ValueError, match="x: 0, expected at least 1"):
+        validate.integer("x", np.int64(0), 1)
+    with pytest.raises(ValueError, match="x: nan, expected a number >= 0"):
+        validate.number("x", np.float32(math.nan))
+    for value in (np.bool_(True), np.float32(1), np.array(1)):
+        with pytest.raises(TypeError, match="expected an int"):
+            validate.integer("x", value, 1)

@@ -53,7 +53,7 @@ def _to_split(dataset: Any) -> Split:
 
 
 def _obtain(cifar: Any, name: str, root: Path, download: bool) -> None:
-    """Put `cifar.base_folder` into `root`, whole or not at all, from the archive or its site."""
+    """Put `cifar.base_folder` into `root`, whole or not at all, from the archive there or from the authors' site."""
     from torchvision.datasets.utils import check_md5, extract_archive
 
     archive = root / cifar.filename
@@ -82,7 +82,7 @@ def _obtain(cifar: Any, name: str, root: Path, download: bool) -> None:
         try:
             (Path(unfinished) / cifar.base_folder).rename(root / cifar.base_folder)
         except OSError:
-            # Another process of the same run may have been first: its files are as good.
+            # Another process of the same run may have been faster: its files are the same.
             if not (root / cifar.base_folder).is_dir():
                 raise
 

@@ -1,4 +1,4 @@
-"""Image files to pixels, as ImageNet is trained on and measured on: one by one, or ahead of use by worker processes."""
+"""Decoding image files to pixels, for training and for evaluation: one by one, or ahead of use by worker processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESIZED = 256
 """Shorter side from which the centre is cropped."""
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
-"""PIL's modes of pixels of 8 bits or fewer, which it converts to RGB by their meaning."""
+"""PIL's modes with at most 8 bits per channel, which PIL itself converts to RGB."""
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 Decoded = tuple[torch.Tensor, torch.Tensor, list[str]]
@@ -34,14 +34,14 @@ class UnreadableImage(ValueError):
 
 @functools.cache
 def training_transform() -> Any:
-    """A random part of 8 to 100 % of the area, resized to `SIZE`, and a flip by chance: uint8 [3, H, W]."""
+    """PIL image to uint8 [3, SIZE, SIZE]: a random crop of 8 to 100 % of the area, resized, and a random flip."""
     v2 = torchvision("transforms.v2")
     return v2.Compose([v2.RandomResizedCrop(SIZE), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
 @functools.cache
 def test_transform() -> Any:
-    """The centre `SIZE` x `SIZE` of the image resized to `RESIZED`: uint8 [3, H, W]."""
+    """PIL image to uint8 [3, SIZE, SIZE]: the centre of the image resized to `RESIZED`."""
     v2 = torchvision("transforms.v2")
     return v2.Compose([v2.Resize(RESIZED), v2.CenterCrop(SIZE), v2.PILToTensor()])
 
@@ -59,7 +59,7 @@ def read_rgb(path: Path) -> Any:
     and all frames but the first are ignored, as torchvision's ImageFolder ignores them.
 
     Raises:
-        UnreadableImage: the file is missing, cut short, no image, or of pixels whose black and white nothing says.
+        UnreadableImage: the file is missing, cut short or no image, or its pixels are of an unknown range.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -76,7 +76,7 @@ def read_rgb(path: Path) -> Any:
         raise UnreadableImage(
             f"{path}: not a readable image (of no format that PIL knows)"
         ) from error
-    # Damaged bytes end in whatever the decoder trips over.
+    # Damaged bytes may raise anything in a decoder.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{path}: not a readable image ({reason})") from error
@@ -97,10 +97,10 @@ def _is_sixteen_bits(image: Any) -> bool:
 
 
 def decode_augmented(path: Path, *, seed: int, number: int) -> torch.Tensor:
-    """`decode` for training; what is drawn is a function of the seed and the sample's number alone."""
+    """`decode` for training; the random crop and flip depend on the seed and the sample's number alone."""
     key = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
-    # The transforms draw from torch's generator, which is the model's (dropout) and must not move. Not by
-    # torch.manual_seed, which would seed the GPUs' generators too.
+    # The transforms draw from torch's generator, whose state belongs to the model (dropout) and is restored. It is not
+    # seeded by torch.manual_seed, which would seed the GPUs' generators too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key)
         return decode(path, training_transform())
@@ -122,16 +122,16 @@ def prefetch(
         root, files: see `FolderSplit`.
         batches: sample numbers, int64 [B] each.
         seeds: of the augmentation of each batch.
-        augment: the training view of each image, or the test view.
+        augment: whether to apply `training_transform`, or else `test_transform`.
         workers: processes; 0 decodes in this one.
         to: the device the batches will go to.
 
     Yields:
         Pixels uint8 [B, 3, 224, 224] and sample numbers int64 [B] of the files that could be decoded, on the CPU, and
-        what was wrong with the others.
+        what is wrong with the others, a message each.
 
     Raises:
-        ChildProcessError: a worker has died, of lack of memory for example.
+        ChildProcessError: a worker has died, for lack of memory for example.
     """
     loader = DataLoader(
         _Files(root, files, augment),
@@ -140,7 +140,7 @@ def prefetch(
         collate_fn=_collate,
         worker_init_fn=_ignore_signals,
         pin_memory=to.type == "cuda",
-        # Its own: a draw from torch's would depend on where in the epoch the run was resumed.
+        # Of its own: an iteration draws from it once, and a resumed run has one iteration more.
         generator=torch.Generator(),
     )
     try:
@@ -155,7 +155,7 @@ def prefetch(
 
 
 class _Keys:
-    """The keys of each batch: (sample number, seed)."""
+    """Batch sampler of `_Files`: the keys (sample number, seed) of each batch."""
 
     def __init__(self, batches: Sequence[torch.Tensor], seeds: Sequence[int]) -> None:
         self.batches, self.seeds = batches, seeds
@@ -169,6 +169,8 @@ class _Keys:
 
 
 class _Files(Dataset[tuple[int, "torch.Tensor | str"]]):
+    """Samples by key: the number, and the pixels or what is wrong with the file."""
+
     def __init__(self, root: Path, files: np.ndarray, augment: bool) -> None:
         self.root, self.files, self.augment = root, files, augment
 
@@ -195,11 +197,11 @@ def _collate(samples: list[tuple[int, torch.Tensor | str]]) -> Decoded:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes; the training process ends its workers when it is done."""
+    """Ignore Ctrl-C and the first SIGTERM, which reach all processes; the training process ends its workers itself."""
 
     def first(signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not for ever: with it, torch ends workers that do not answer.
+    # Only the first: by a SIGTERM torch ends workers that do not answer.
     signal.signal(signal.SIGTERM, first)

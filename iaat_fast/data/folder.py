@@ -21,23 +21,23 @@ from iaat_fast.data.splits import ImageData, unit_range
 logger = logging.getLogger("iaat_fast")
 
 ON_BAD_IMAGE = ("stop", "skip")
-# Test images up to this many bytes stay decoded: 14,000 of 224 x 224. ImageNet's 50,000 would take 7 GiB.
+# Test images of at most this many bytes are kept decoded: 14,000 of 224 x 224. ImageNet's 50,000 would take 7 GiB.
 CACHED_BYTES = 2 * 2**30
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 
 JFIF = ".jfif"
-"""JPEG by another name, which torchvision does not list."""
+"""An ending of JPEG files that torchvision does not list."""
 
 
 def list_images(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """The class folders of `root`, sorted, and their images as (path below `root`, class number), by class and path.
 
-    Files are listed as torchvision's ImageFolder lists them, folders within a class included, but nothing whose name
-    starts with a dot: `.ipynb_checkpoints` is no class, and the copies in it no images. Files that are left out for
-    their endings, or lie outside the class folders, are counted in one logged line.
+    Files are listed as torchvision's ImageFolder lists them, those in subfolders of a class included, except names that
+    start with a dot (`.ipynb_checkpoints`, for instance, is no class). Files left out, because of their endings or
+    because they lie outside the class folders, are counted in one logged line.
 
     Raises:
-        FileNotFoundError: no class folder, or one that holds no image, named.
+        FileNotFoundError: no class folder, or one that holds no image; the message names it.
     """
     endings: tuple[str, ...] = (*datasets().folder.IMG_EXTENSIONS, JFIF)
     with os.scandir(root) as entries:
@@ -97,16 +97,16 @@ def _counted(kinds: Counter[str]) -> str:
 class FolderSplit:
     """Image files with their labels, see `Samples`.
 
-    Sample numbers run through the classes in turn: the first image of each class, the second of each, and so on. So
+    Samples are numbered through the classes in turn: the first image of each class, the second of each, and so on. So
     the first N samples are spread over the classes, and a sample's number does not depend on how many are taken.
 
     Args:
         root: folder of the class folders.
-        files: paths below `root` as bytes, an array, which worker processes share without copying.
+        files: paths below `root`, as a numpy array of bytes, which worker processes share without copying.
         labels: int64 [N], class numbers.
         workers: processes that decode training batches, and threads that decode others; at least 0.
-        on_bad_image: "stop", raise at a file that cannot be decoded; "skip", leave it out.
-        pixels: uint8 [N, 3, SIZE, SIZE] on the CPU, the test view of all images, where it is kept.
+        on_bad_image: at a file that cannot be decoded: "stop", raise; "skip", leave it out.
+        pixels: uint8 [N, 3, SIZE, SIZE] on the CPU, all images after `test_transform`, if they are kept decoded.
     """
 
     root: Path
@@ -137,7 +137,7 @@ class FolderSplit:
         )
 
     def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The files' names, the labels, and the pixels where they are kept: others are not decoded for it."""
+        """The files' names, the labels, and the pixels if they are kept decoded."""
         names = np.frombuffer(b"\n".join(self.files.tolist()), dtype=np.uint8)
         yield "files", torch.from_numpy(names.copy())
         yield "labels", self.labels
@@ -145,10 +145,10 @@ class FolderSplit:
             yield "pixels", self.pixels
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
-        """The test view of `index`, see `Samples.gather`: resized to 256, the centre 224 x 224.
+        """The images of `index` after `test_transform`, see `Samples.gather`.
 
         Raises:
-            UnreadableImage: a file that cannot be decoded, named.
+            UnreadableImage: a file cannot be decoded; the message names it.
         """
         numbers = index.cpu()
         if self.pixels is not None:
@@ -168,15 +168,15 @@ class FolderSplit:
 
         Args:
             batches: sample numbers, int64 [B] each.
-            seeds: of the augmentation of each batch, whose draws follow the sample's number.
-            augment: random resized crop and flip, or the test view.
+            seeds: of the augmentation of each batch; what is drawn for a sample depends on the seed and its number.
+            augment: random resized crop and flip, or else `test_transform`.
 
         Yields:
             x float32 [B, 3, 224, 224] in [0, 1], y int64 [B] and the sample numbers int64 [B], on the device of the
             labels; of fewer samples where on_bad_image is "skip" and files could not be decoded.
 
         Raises:
-            UnreadableImage: a file that cannot be decoded, named, where on_bad_image is "stop".
+            UnreadableImage: a file cannot be decoded and on_bad_image is "stop"; the message names it.
             ChildProcessError: a worker process has died.
         """
         device, known = self.labels.device, set[str]()
@@ -194,12 +194,12 @@ class FolderSplit:
             yield x, self.labels.index_select(0, index), index
 
     def checked(self) -> FolderSplit:
-        """The same samples, each decoded once: without those that cannot be, and kept decoded where they are few.
+        """The same samples without those that cannot be decoded; all are tried, and kept decoded up to `CACHED_BYTES`.
 
-        For the test images, of which an evaluation needs every one: found here, a bad file costs no work.
+        For test images, of which an evaluation needs every one: a bad file is found before any work is done.
 
         Raises:
-            UnreadableImage: a file that cannot be decoded, named, where on_bad_image is "stop".
+            UnreadableImage: a file cannot be decoded and on_bad_image is "stop"; the message names it.
             ValueError: no file can be decoded.
         """
         keep = len(self) * 3 * SIZE * SIZE <= CACHED_BYTES
@@ -220,7 +220,7 @@ class FolderSplit:
         return self._with(self.files[readable], self.labels[rows.to(self.labels.device)], kept)
 
     def _decoded(self, numbers: torch.Tensor) -> Iterator[torch.Tensor | UnreadableImage]:
-        """The test views, in order, by threads: PIL lets go of the interpreter while it decodes and resizes."""
+        """Images after `test_transform`, in order, by threads: PIL releases the GIL while it decodes and resizes."""
 
         def one(number: int) -> torch.Tensor | UnreadableImage:
             try:
@@ -230,7 +230,7 @@ class FolderSplit:
 
         threads = max(self.workers, 1)
         with ThreadPoolExecutor(threads) as pool:
-            # In parts, because a pool decodes all it is given, however slowly its results are taken.
+            # In parts: a pool decodes all that it is given, even if its results are taken more slowly.
             for part in numbers.split(4 * threads):
                 yield from pool.map(one, part.tolist())
 
@@ -254,7 +254,7 @@ def load_folder(
         folder, name, limit, workers, on_bad_image: see `data.load`.
 
     Raises:
-        FileNotFoundError: train/ or val/ is missing or has no class folder, or one holds no image, named.
+        FileNotFoundError: train/ or val/ is missing or has no class folder, or a class folder holds no image.
         ValueError: other classes in train/ than in val/, or a test image that cannot be decoded.
     """
     workers = _workers() if workers is None else workers
@@ -283,7 +283,7 @@ def _listed(root: Path) -> tuple[np.ndarray, torch.Tensor, list[str]]:
     classes, listed = list_images(root)
     labels = np.array([label for _, label in listed], dtype=np.int64)
     counts = np.bincount(labels, minlength=len(classes))
-    # Sorted by class, as the listing is, the place within the class is the distance to the class's first.
+    # The listing is sorted by class: an image's place in its class is its distance to the first of the class.
     within = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels]
     order = np.lexsort((labels, within))
     below = [os.fsencode(file) for file, _ in listed]
@@ -291,6 +291,6 @@ def _listed(root: Path) -> tuple[np.ndarray, torch.Tensor, list[str]]:
 
 
 def _workers() -> int:
-    """One per core that this process may use, shared with the other processes of its machine under torchrun."""
+    """The default: the cores that this process may use, divided among torchrun's processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(MOST_WORKERS, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,4 +1,4 @@
-"""`load`: one data set by its name, from where it is embedded, a folder, a download or an .npz."""
+"""`load`: a data set by its name: embedded, from a folder, downloaded, or from an .npz."""
 
 from __future__ import annotations
 
@@ -30,20 +30,18 @@ def load(
 
     Args:
         name: "digits" (embedded: scikit-learn's 8x8 handwritten digits), "cifar10", "cifar100" or "imagenet".
-        path: a folder that has the CIFAR data (its archive, extracted or not), for ImageNet a folder with
-            train/CLASS/IMAGE and val/CLASS/IMAGE, or an `.npz` of
-            `x_train, y_train, x_test, y_test` (see `iaat_fast.data.npz`), which every name takes.
+        path: a folder with the CIFAR data (its archive, extracted or not), for ImageNet a folder with
+            train/CLASS/IMAGE and val/CLASS/IMAGE; or, for every name, an `.npz` with
+            `x_train, y_train, x_test, y_test` (see `iaat_fast.data.npz`).
             None: for CIFAR, `$XDG_CACHE_HOME/iaat_fast` (by default `~/.cache/iaat_fast`).
         limit: keep the first `limit` samples of train and of test. ImageNet's are numbered through the classes in
             turn, so the first ones are spread over all classes.
-        download: fetch CIFAR from its authors' site into the folder where the folder has none of
-            it. A `path` that does not exist is an error all the same: it is more often mistyped
-            than meant to be made.
+        download: fetch CIFAR from its authors' site into the folder if it is not there. A `path` that
+            does not exist is an error even so: it is more often a typing error than a folder to make.
         workers: of ImageNet: processes that decode training images, and threads that decode test images; None: one
             per core, 16 at most.
         on_bad_image: of ImageNet, at a file that cannot be decoded: "stop", raise; "skip", leave it out. Test images
-            are looked at here, training images when they are needed; a training image that is left out keeps its
-            number.
+            are decoded here, training images when they are needed; a training image that is left out keeps its number.
 
     Returns:
         ImageData on the CPU. `num_classes` is the data set's own, or for an `.npz` its largest
@@ -82,7 +80,8 @@ def load(
 
 
 def cache_folder() -> Path:
-    # The XDG specification has an empty variable count as unset.
+    """The folder of downloaded data sets; it need not exist."""
+    # By the XDG specification an empty variable counts as unset.
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iaat_fast"
 
 

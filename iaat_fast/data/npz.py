@@ -1,4 +1,4 @@
-"""Images from a plain `.npz`: how users bring their own.
+"""Images from a plain `.npz`, the way for users to bring their own.
 
 The file holds four arrays: `x_train` and `x_test`, uint8 [N, H, W, C] with 1 or 3 channels or
 [N, H, W], both of one image shape, and `y_train` and `y_test`, integers [N] from 0.
@@ -27,7 +27,7 @@ def load_npz(path: Path, name: str, *, max_classes: int | None = None) -> ImageD
     Args:
         path: the file, see the module's description.
         name: what the data is called.
-        max_classes: how many classes `name` has; None: as many as there are.
+        max_classes: how many classes `name` has; None: no limit.
 
     Raises:
         ValueError: naming the file, the key, what was found and what was expected. Pickled objects
@@ -52,7 +52,7 @@ def load_npz(path: Path, name: str, *, max_classes: int | None = None) -> ImageD
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:  # an OSError names what is_zipfile would call no archive
+    with open(path, "rb") as file:  # a file that cannot be opened: is_zipfile would say that it is no archive
         whole = zipfile.is_zipfile(file)
     if not whole:
         raise ValueError(
@@ -78,7 +78,7 @@ def _read_key(path: Path, file: Any, key: str) -> np.ndarray:
         raise ValueError(
             f"{path}: {key}: expected a plain numeric array, could not read it: {error}"
         ) from error
-    # numpy hands out a member that is no array as its bytes.
+    # numpy returns the bytes of a member that is no array.
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: {key}: expected an array, got {type(array).__name__}")
     return array

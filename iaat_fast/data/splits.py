@@ -1,4 +1,4 @@
-"""The containers of a data set (`Samples`, `Split`, `ImageData`), the order of an epoch, and batches by index."""
+"""The containers of a data set (`Samples`, `Split`, `ImageData`), the order of an epoch, and batches by sample number."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device | str) -> Self:
-        """The same samples with their labels, and what is fetched, on `device`."""
+        """The same samples, with labels and fetched images on `device`."""
 
     def first(self, n: int) -> Self:
-        """The samples 0 .. n-1, all of them where there are fewer."""
+        """The samples 0 .. n-1, or all of them if there are fewer."""
 
     def gather(self, index: torch.Tensor) -> torch.Tensor:
-        """The images of `index`, int64 [B], as `data.fetch` returns them."""
+        """The images of the sample numbers `index`, int64 [B], as `data.fetch` returns them."""
 
     def identity(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that tell these samples from others, each with its name; they are hashed."""
+        """The tensors whose hash identifies these samples, each with a name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Split:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of channels."""
         return self.images.shape[3]
 
     def to(self, device: torch.device | str) -> Split:
@@ -102,7 +102,7 @@ class Split:
 
 
 def looks_like_nchw(shape: Sequence[int]) -> bool:
-    """Whether four dimensions are those of grey or RGB images with their channels first, and not last."""
+    """Whether a shape of four dimensions is that of grey or RGB images with channels first, and not last."""
     return shape[1] in (1, 3) and shape[3] not in (1, 3)
 
 
@@ -110,13 +110,13 @@ def unit_range(planes: torch.Tensor) -> torch.Tensor:
     """uint8 pixels [B, C, H, W] as contiguous float32 in [0, 1]: pixel / 255, rounded once."""
     x = torch.empty(planes.shape, device=planes.device)
     x.copy_(planes)
-    # By a tensor: on CUDA, torch divides by a number by multiplying with its reciprocal, which rounds twice.
+    # By a tensor: on CUDA, torch divides by a Python number by multiplying with its reciprocal, which rounds twice.
     return x.div_(torch.full((1,), 255.0, device=planes.device))
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its name, its two splits and how many classes its labels name.
+    """A data set: its name, its two splits and its number of classes.
 
     Args:
         name: one of `iaat_fast.data.NAMES`.
@@ -125,8 +125,8 @@ class ImageData:
         num_classes: labels of both splits are below it.
 
     Raises:
-        ValueError: splits of other image shapes, or labels that are not below `num_classes`. (Labels on a GPU are not
-            looked at: the host would wait.)
+        ValueError: splits of different image shapes, or labels outside 0 .. num_classes-1. (Labels on a GPU are not
+            checked: the host would wait for them.)
     """
 
     name: str
@@ -159,8 +159,8 @@ class ImageData:
 def epoch_order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
     """The order in which epoch `epoch` visits `n` samples: a pure function of its arguments.
 
-    Nothing is carried from epoch to epoch, so a resumed run finds its order without replaying the
-    ones before, and every rank computes the same one.
+    No state is carried from epoch to epoch, so a resumed run gets its order without repeating the
+    earlier ones, and every rank computes the same order.
 
     Returns:
         int64 [n] on the CPU, a permutation of 0 .. n-1.
@@ -187,9 +187,9 @@ def fetch(split: Samples, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     Raises:
         TypeError: `index` is not int64.
         ValueError: `index` is not [B].
-        UnreadableImage: a file that cannot be decoded, named.
-        IndexError: a number outside 0 .. len(split)-1 (where `index` lies on the CPU; on a GPU
-            the check would cost a synchronisation and is left to the gather).
+        UnreadableImage: a file cannot be decoded; the message names it.
+        IndexError: a number outside 0 .. len(split)-1 (if `index` is on the CPU; on a GPU the check
+            would cost a synchronisation and is left to the gather).
     """
     _check_index(index, len(split))
     return split.gather(index), split.labels.index_select(0, index.to(split.labels.device))

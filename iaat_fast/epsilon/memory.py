@@ -125,8 +125,8 @@ class EpsilonMemory:
         validate.choice("final", final, FINALS)
         validate.choice("clamp", clamp, CLAMPS)
         validate.choice("misclassified", misclassified, MISCLASSIFIED)
-        self.gamma, self.beta = gamma, beta
-        self.eps_min, self.eps_max = eps_min, eps_max
+        self.gamma, self.beta = float(gamma), float(beta)  # from numpy's numbers, too
+        self.eps_min, self.eps_max = float(eps_min), eps_max
         self.eps_min_bounds = eps_min_bounds
         self.strategy, self.final = strategy, final
         self.clamp, self.misclassified = clamp, misclassified

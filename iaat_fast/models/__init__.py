@@ -1,4 +1,4 @@
-"""The networks of the presets, and loading a user's own; all take images in [0, 1]."""
+"""The networks of the presets, and importing a user's own; all take images in [0, 1]."""
 
 from __future__ import annotations
 

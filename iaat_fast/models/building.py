@@ -1,4 +1,4 @@
-"""Networks by name: `build`, one of the presets', and `load_factory`, a user's own by "package.module:function"."""
+"""Networks by name: `build` makes one of the presets', `load_factory` imports a user's "package.module:function"."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def build(
     """Build a freshly initialised network over images in [0, 1].
 
     It maps float [N, in_channels, H, W], H and W at least 8, to logits [N, num_classes]. Its weights are stored
-    channels last, which the convolutions of CPUs and of GPUs with tensor cores
-    prefer: 1.2 times faster forward and input gradient of "digits-cnn" on two cores.
+    channels last, which convolutions on CPUs and on tensor cores prefer: forward and input gradient of "digits-cnn" are
+    1.2 times faster on two cores.
 
     Args:
         name: "digits-cnn" (`DigitsCNN`), "resnet18" (`ResNet`), "wrn32-10" (`WideResNet`), or "imagenet-resnet18",
@@ -57,7 +57,7 @@ def build(
         width: channels of the first convolution ("digits-cnn", 32), channels of the first stage
             ("resnet18" and "imagenet-resnet...", 64) or the widening factor ("wrn32-10", 10).
         depth: number of layers: 8n + 2 for "resnet18" (18), 6n + 2 for "wrn32-10" (32);
-            the others have that of their name and no other.
+            the others have one depth, that of their name.
         in_channels: channels of the images; None: 1 for "digits-cnn", 3 for the others.
         mean: per-channel mean the model subtracts first; None: that of the digits for one channel,
             of CIFAR-10 (of ImageNet for "imagenet-resnet...") for three. `STATISTICS` has
@@ -75,6 +75,7 @@ def build(
     in_channels = default.in_channels if in_channels is None else in_channels
     for argument, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
         validate.integer(argument, value, 1)
+    num_classes, width, depth = int(num_classes), int(width), int(depth)  # of numpy's integers
 
     imagenet = name.startswith("imagenet-")
     if (name == "digits-cnn" or imagenet) and depth != default.depth:
@@ -102,8 +103,8 @@ def build_for(
     """`build` a network for the images of a data set: its channels, and its mean and deviation.
 
     Args:
-        dataset: its name; one that is not in `STATISTICS`, or has other channels there, gets the
-            default of `build` for its number of channels.
+        dataset: its name. If it is not in `STATISTICS`, or is there with another number of channels,
+            mean and deviation are the defaults of `build`.
         name, num_classes, in_channels, width, depth: see `build`.
     """
     mean, std = STATISTICS.get(dataset, ((), ()))
@@ -162,7 +163,7 @@ def load_factory(spec: str) -> Callable[..., nn.Module]:
     torchvision_ops.declare()
     try:
         target: Any = importlib.import_module(module_name)
-    # The module is the user's: whatever it raises while it is imported, the factory is unusable.
+    # It is the user's code and may raise anything while it is imported.
     except Exception as error:
         raise ValueError(
             f"model factory {spec!r}: importing {module_name} failed: "

@@ -22,7 +22,7 @@ EXPANSION = 4
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The shortcut of a block whose ends differ in shape."""
+    """The shortcut of a block whose input and output differ in shape; None if they do not."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
@@ -71,9 +71,9 @@ class Bottleneck(nn.Module):
 class ImageNetResNet(nn.Module):
     """A 7x7 stem and four stages of w, 2w, 4w, 8w channels (bottlenecks: of 4 times as many) for 224x224 images.
 
-    With w = 64 and 1,000 classes it is torchvision's `resnetN`, in arithmetic and in the names of its state dict, which
-    `normalization` must not add to (`Normalize(..., persistent=False)`): public checkpoints load, and its own load
-    there. ResNet-50 has 25,557,032 parameters.
+    With w = 64 and 1,000 classes it is torchvision's `resnetN`, in arithmetic and in the names of its state dict, if
+    `normalization` adds none (`Normalize(..., persistent=False)`): public checkpoints load here, and its own load into
+    torchvision's. ResNet-50 has 25,557,032 parameters.
 
     Raises:
         ValueError: a depth that is not in `BLOCKS`.

@@ -28,9 +28,9 @@ def normalize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.T
 
     Raises:
         ValueError: x has another number of channels; broadcasting would otherwise turn a grey image
-            into a coloured one unasked. `torch.fx.wrap` keeps the test out of symbolic traces,
-            which cannot hold it.
+            into a coloured one.
     """
+    # `torch.fx.wrap` keeps this test out of symbolic traces, which cannot hold it.
     if x.dim() != 4 or x.shape[1] != len(mean):
         raise ValueError(
             f"x: expected images [N, {len(mean)}, H, W], got shape {list(x.shape)} (the number of "
@@ -40,7 +40,7 @@ def normalize(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.T
 
 
 class Normalize(nn.Module):
-    """Subtract `mean` and divide by `std`, each [C], held as buffers so part of a checkpoint if `persistent`."""
+    """Subtract `mean` and divide by `std`, each [C]; they are buffers, and in the state dict if `persistent`."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -66,7 +66,7 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """The convolution of a shortcut whose ends differ in shape."""
+    """A 1x1 convolution without bias, as in bottlenecks and in shortcuts that change the shape."""
     layer = NarrowConv2d if stride > 1 and in_channels < VECTOR else nn.Conv2d
     return layer(in_channels, out_channels, 1, stride, bias=False)
 
@@ -78,7 +78,7 @@ def stage(
     blocks: int,
     stride: int,
 ) -> nn.Sequential:
-    """`blocks` times `block(in_channels, channels, stride)`; the first changes the shape."""
+    """A sequence of `blocks` blocks; the first changes the shape, to `channels` and by `stride`."""
     return nn.Sequential(
         block(in_channels, channels, stride),
         *(block(channels, channels, 1) for _ in range(blocks - 1)),

@@ -68,7 +68,7 @@ class ResNet(nn.Module):
 class PreActivationBlock(nn.Module):
     """BatchNorm, ReLU, 3x3 convolution, twice; where the shape changes, a 1x1 shortcut.
 
-    That shortcut starts after the first ReLU, the identity shortcut before the BatchNorm.
+    The 1x1 shortcut starts after the first ReLU, the identity shortcut before the first BatchNorm.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

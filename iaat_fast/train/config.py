@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
@@ -393,5 +394,10 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain values, the content of `config.json`."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
         return plain
+
+
+def _plain(number: Integral | Real) -> int | float:
+    """A number of numpy's as Python's, which JSON takes."""
+    return int(number) if isinstance(number, Integral) else float(number)

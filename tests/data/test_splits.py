@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from iaat_fast.data import ImageData, Split, epoch_order, fetch
+from iaat_fast.data import ImageData, Split, epoch_order, fetch, load
 
 IMAGES = torch.zeros(5, 8, 8, 1, dtype=torch.uint8)
 LABELS = torch.arange(5)
@@ -152,3 +153,10 @@ def test_the_gpu_gathers_the_same_batch() -> None:
     assert x_gpu.device.type == "cuda"
     assert torch.equal(x, x_gpu.cpu())
     assert torch.equal(y, y_gpu.cpu())
+
+
+def test_counts_of_numpy_are_counts() -> None:
+    assert len(Split(IMAGES, LABELS).first(np.int64(2))) == 2
+    assert len(load("digits", limit=np.int64(3)).train) == 3
+    order = epoch_order(np.int64(5), seed=np.int64(1), epoch=np.int64(2))
+    assert torch.equal(order, epoch_order(5, seed=1, epoch=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -201,3 +202,10 @@ def test_a_network_for_a_data_set_has_its_channels_and_statistics() -> None:
         assert model.normalize.mean.tolist() == pytest.approx(mean)
         assert model.normalize.std.tolist() == pytest.approx(std)
         assert model(torch.rand(2, channels, 8, 8)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "imagenet-resnet18"])
+def test_sizes_of_numpy_are_sizes(name: str) -> None:
+    sizes = {"num_classes": 3, "width": 2, "depth": 3 if name == "digits-cnn" else 18}
+    model = models.build(name, **{key: np.int64(size) for key, size in sizes.items()})
+    assert parameters(model) == parameters(models.build(name, **sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from iaat_fast import units
@@ -98,6 +99,13 @@ def test_a_value_of_the_wrong_type_is_a_type_error(part: str, field: str, value:
 def test_a_configuration_survives_json(name: str, protocol: Any) -> None:
     config = preset(name, protocol=protocol)
     assert override(TrainConfig(), json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_numbers_of_numpy_are_recorded_as_plain_numbers() -> None:
+    changes = {"optim": {"epochs": np.int64(3), "lr": np.float32(0.5)}}
+    recorded = override(TrainConfig(), changes).to_dict()["optim"]
+    assert (recorded["epochs"], recorded["lr"]) == (3, 0.5)
+    assert (type(recorded["epochs"]), type(recorded["lr"])) == (int, float)
 
 
 def test_selection_with_fewer_steps_cannot_lend_its_images_to_training() -> None:

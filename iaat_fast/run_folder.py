@@ -129,7 +129,7 @@ class RunFolder:
             so_far = config["optim"]["epochs"]
             self.evaluation_dir.rename(self.path / f"evaluation-epoch-{so_far:04d}")
         config["optim"]["epochs"] = epochs
-        write_json(self.config_path, config)  # last: after a kill before it, the run is extended again
+        write_json(self.config_path, config)  # last: if killed before, the run is extended again
 
     def remove_temporary(self) -> None:
         """Remove the temporary files that a killed run may have left."""

@@ -33,7 +33,7 @@ def is_temporary(path: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which is put at `path` when the block ends: a reader sees the whole old file or the whole new one.
+    """A file to write, put at `path` when the block ends: a reader sees the whole old file or the whole new one.
 
     The old file is kept as `keep`, in the same folder, if that is given. If writing fails, `path` stays as it was.
     """
@@ -106,7 +106,8 @@ def _link(path: Path, name: Path) -> None:
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
-    except OSError:  # No hard links on this file system: until `path` is written again, only `name` is there.
+    except OSError:
+        # No hard links on this file system: until `path` is written again, only `name` is there.
         os.replace(path, name)
         return
     try:

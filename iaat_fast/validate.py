@@ -58,7 +58,7 @@ def number(
 
 
 def distance(name: str, value: object, lo: float, hi: float, *, positive: bool = False) -> None:
-    """A radius or step size: a number up to the width of the box [lo, hi], or a tensor, whose values each call checks."""
+    """A radius or step size: a number up to the width of the box [lo, hi], or a tensor, whose values calls check."""
     if isinstance(value, Tensor):
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):

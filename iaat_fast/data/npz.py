@@ -52,7 +52,7 @@ def load_npz(path: Path, name: str, *, max_classes: int | None = None) -> ImageD
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:  # a file that cannot be opened: is_zipfile would say that it is no archive
+    with open(path, "rb") as file:  # is_zipfile would call a file that cannot be opened no archive
         whole = zipfile.is_zipfile(file)
     if not whole:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The containers of a data set (`Samples`, `Split`, `ImageData`), the order of an epoch, and batches by sample number."""
+"""The containers of a data set (`Samples`, `Split`, `ImageData`), the order of an epoch, batches by sample number."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 
     result = fit(preset("digits", method="iaat"))
 
-On the command line: `python -m iaat_fast.train --help`. Both run on several GPUs where
-torchrun starts them.
+On the command line: `python -m iaat_fast.train --help`. Both run on several GPUs when started by
+torchrun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, to and from a checkpoint; when one is saved, and by which thread."""
+"""`TrainState`, what a run carries from step to step, and `Checkpointer`, which saves it while training continues."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from iaat_fast.validate import one_line
 class TrainState:
     """The live objects of a run and where it stands.
 
-    `step` counts the steps done, `seconds` the time spent in the epoch under way. Orders,
+    `step` counts the steps done, `seconds` the time spent in the current epoch. Orders,
     augmentation and attack noise are functions of the seed and the step and need no state; the
-    generators saved are for models that draw (dropout).
+    random generators are saved for models that draw from them (dropout).
     """
 
     model: nn.Module
@@ -52,10 +52,10 @@ class TrainState:
         return self.model if self.average is None else self.average.module
 
     def to_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Tensors and plain values only, so that it loads with `weights_only=True`.
+        """The content of a checkpoint: tensors and plain values only, so that it loads with `weights_only=True`.
 
         The tensors are the live ones: copy them before the next step.
-        "ema", the average of the weights, and "ema_updates" are there where the run keeps one.
+        "ema", the average of the weights, and "ema_updates" are there if the run keeps an average.
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         average: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class TrainState:
         }
 
     def load_checkpoint(self, checkpoint: dict[str, Any], path: object) -> None:
-        """Take over a checkpoint; `path` names it in errors.
+        """Set all of the state from a checkpoint; `path` names it in errors.
 
         Raises:
             ValueError: its weights or radii are not those of this model and data set.
@@ -106,21 +106,21 @@ class TrainState:
 
 
 def _load(model: nn.Module, state: dict[str, Any]) -> None:
-    """Load what `to_checkpoint` saved: with plain names, also of a model that torch.compile has wrapped."""
+    """Load a state dict of `to_checkpoint`, whose names are plain, even into a model that torch.compile has wrapped."""
     model.load_state_dict(fitted_names(state, model.state_dict()))
 
 
 class Checkpointer:
     """Saves checkpoints into a run folder while training continues.
 
-    The state is copied to the CPU when `save` is called; serialising, hashing and writing it is a
-    thread's work. One is written at a time: a `save` waits for the one before. What went wrong in
-    the thread is raised by the next call of any method. Leaving the block waits, so that afterwards
-    the last checkpoint saved is on disk.
+    `save` copies the state to the CPU; a thread serialises, hashes and writes it. One checkpoint is
+    written at a time: a `save` waits for the one before. An error in the thread is raised by the
+    next call of any method. Leaving the block waits, so that afterwards the last checkpoint saved is
+    on disk.
 
     Args:
         folder: of the run.
-        config: how often.
+        config: says how often a checkpoint is due.
         enabled: whether this process writes at all.
     """
 
@@ -146,7 +146,7 @@ class Checkpointer:
             self.wait()
 
     def due(self, step: int) -> bool:
-        """Whether one is to be saved after this step, by the number of steps or by the clock."""
+        """Whether a checkpoint is to be saved after this step, by the number of steps or by the clock."""
         if self._pending is not None and self._pending.done():
             self.wait()
         every, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
@@ -155,14 +155,14 @@ class Checkpointer:
         return minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def save(self, state: dict[str, Any]) -> None:
-        """Copy `state`, see `RunFolder.save_checkpoint`, and have it written."""
+        """Copy `state` (see `RunFolder.save_checkpoint`) and let the thread write it."""
         self.wait()
         if self._enabled:
             self._pending = self._thread.submit(self._folder.save_checkpoint, _copied(state))
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Until what was saved is on disk."""
+        """Wait until the last checkpoint saved is on disk."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -173,7 +173,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        # A state dict carries the versions of its modules as an attribute.
+        # A copy, and no new dict: a state dict carries the versions of its modules as an attribute.
         copied = copy.copy(value)
         copied.update({key: _copied(inner) for key, inner in value.items()})
         return copied

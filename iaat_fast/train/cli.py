@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.train`: arguments to a run, errors to one line."""
+"""The command line `python -m iaat_fast.train`: from arguments to a run, and errors in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units, validate
-from iaat_fast.command_line import Help, UsageError
+from iaat_fast.command_line import Help, UsageError, interpreter
 from iaat_fast.entry import prog
 from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
@@ -38,14 +38,14 @@ Presets: {", ".join(PRESETS)}. The defaults shown are those of the preset and th
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255, and so is --eps 8/255.
 
---resume --out DIR goes on with the run in DIR as its config.json says. Flags given again must \
+--resume --out DIR continues the run in DIR as its config.json says. Flags given again must \
 agree with it; only --data, --workers, --on-bad-image, --device, --accumulate, --graph, \
 --checkpoint-steps, --checkpoint-minutes, --snapshot-epochs and --tensorboard may differ. A flag \
 that is auto agrees with whatever the run has. --epochs may be larger: that extends the run, also one \
 that has ended, and its closing evaluation is made again.
 
---fast changes defaults, so that flags win over it. What it chose is in config.json, is said at the \
-start and below the closing table.
+--fast changes defaults, so flags take precedence over it. What it chose is in config.json, and is \
+printed at the start and below the closing table.
 
 On K GPUs, or K processes: torchrun --nproc-per-node K -m iaat_fast.train ..., see docs/scaling.md.
 
@@ -67,18 +67,18 @@ class Command(TrainConfig):
     """A training run."""
 
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the run in --out."""
+    """Continue the run in --out."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the run in --out."""
 
     @property
     def config(self) -> TrainConfig:
-        """The configuration without the actions."""
+        """The configuration, without `resume` and `overwrite`."""
         return TrainConfig(**{f.name: getattr(self, f.name) for f in fields(TrainConfig)})
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The configuration and the actions that the arguments ask for.
+    """The configuration that the arguments ask for, and whether to resume or overwrite a run.
 
     Raises:
         ValueError: bad arguments (UsageError) or a run folder that cannot be read.
@@ -101,18 +101,18 @@ _BY_FLAG = {
 
 
 def _field(flag: str) -> str:
-    """The field of a flag that not all methods read; "" of others."""
+    """The field of a flag that only some methods read; "" for other flags."""
     return _BY_FLAG.get(flag) or _BY_FLAG.get(flag.replace("--no-", "--", 1), "")
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
-    """Of the fields that not all methods read, those that these arguments give, each with the words that give it."""
-    found = [(_field(flag), " ".join(words)) for flag, words in _flags(argv)]
+    """The fields in these arguments that only some methods read, each with the words that give it."""
+    found = [(_field(flag), " ".join(words)) for flag, words in _split(argv)]
     return {field: words for field, words in found if field}
 
 
-def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The arguments divided into flags, each with its words, itself first; "" has those before the first one."""
+def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The arguments by flag: each flag with its words, the first of which is itself; first "" with those before any."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for word in argv:
         if word.startswith("--"):
@@ -122,9 +122,9 @@ def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def flags_for(method: str, argv: Sequence[str], methods: Sequence[str]) -> tuple[str, ...]:
-    """`argv`, meant for runs of several `methods`, without the flags that others of them read and `method` does not."""
+    """`argv`, given for runs of several `methods`, without the flags that only other methods than `method` read."""
     kept: list[str] = []
-    for flag, words in _flags(argv):
+    for flag, words in _split(argv):
         field = _field(flag)
         if reads(method, field) or not any(reads(other, field) for other in methods):
             kept += words
@@ -143,7 +143,7 @@ def _tyro(argv: Sequence[str], default: Command) -> Command:
 
 
 def _defaults(argv: Sequence[str]) -> TrainConfig:
-    """The defaults that hold for these arguments: of the run resumed, or of preset and protocol."""
+    """The defaults for these arguments: those of the run to resume, or of preset and protocol."""
     name = argv[0] if argv and not argv[0].startswith("-") else None
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
     for flag in ("--method", "--protocol", "--out"):
@@ -164,13 +164,13 @@ def _defaults(argv: Sequence[str]) -> TrainConfig:
         if not (others or given.method or given.protocol or given.fast):
             raise FileNotFoundError(f"{folder.path}: no run there to resume")
     config = preset(name or "digits", protocol=given.protocol or "paper")
-    # Flags that are given replace these defaults, those that --fast leaves to the hardware among them.
+    # Flags replace these defaults, also those that --fast sets.
     changes = {"method": given.method or config.method, "run": {"fast": bool(given.fast)}}
     return override(config, changes)
 
 
 class _Ended(Exception):
-    """The run has ended with a status other than 0, and said why."""
+    """The run has ended with an exit status other than 0, and has printed why."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> int:
         with joined() as ranks:
             status = _main(argv, ranks)
             if status:
-                # By an exception, so that the other ranks are not waited for.
+                # An exception leaves `joined` without waiting for the other ranks.
                 raise _Ended(status)
     except _Ended as ended:
         return int(ended.args[0])
@@ -198,7 +198,7 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
     try:
         with contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
             command = parse(argv)
-            for text in _of_units(command) if ranks.first else ():
+            for text in _unit_warnings(command) if ranks.first else ():
                 command_line.warn(PROG, text)
             result = fit(command.config, resume=command.resume, overwrite=command.overwrite)
             close_run(result, Console(), ranks)
@@ -215,8 +215,8 @@ def _main(argv: Sequence[str], ranks: Ranks) -> int:
     return 0
 
 
-def _of_units(config: TrainConfig) -> list[str]:
-    """Warnings of numbers that were hardly meant in units of 1/255."""
+def _unit_warnings(config: TrainConfig) -> list[str]:
+    """Warnings about numbers too small to be meant in units of 1/255."""
     radii = {
         "--eps": config.attack.eps,
         "--eps-w": config.epsilon.eps_w,
@@ -237,5 +237,6 @@ def _of_units(config: TrainConfig) -> list[str]:
 def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
     """What was interrupted, and how to continue it."""
     if result is not None:
-        return f"training is complete; {PROG} --resume --out {result.folder.path} evaluates it"
+        command = f"{interpreter()} -m iaat_fast.train --resume --out {result.folder.path}"
+        return f"training is complete; {command} evaluates it"
     return str(stop) or "interrupted before the first step of training"

@@ -36,7 +36,7 @@ Method = Annotated[
 Protocol = Literal["paper", "released"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 CUSTOM = "custom"
-"""Recorded as the name of a model or a data set that was passed to `fit` from Python."""
+"""Recorded as the name of a model or data set that was passed to `fit` from Python."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class DataConfig:
     """Reflect-pad by 4, random crop, horizontal flip; imagenet: random resized crop, horizontal
     flip."""
     workers: int | None = None
-    """imagenet: processes that decode images; one per core by default, 16 at most; 0: none but the
-    training process."""
+    """imagenet: processes that decode images; one per core by default, 16 at most; 0: the training
+    process decodes."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """imagenet: at an image that cannot be decoded, stop with a checkpoint, or leave it out."""
 
@@ -111,8 +111,8 @@ class AttackConfig:
     clamp_start: bool = True
     """Clamp the random start to [0, 1] before the first forward."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
-    """Of the attack's gradients; auto: what the hardware is fast in. Weights and evaluation stay in
-    fp32."""
+    """Precision of the attack's gradients; auto: what the hardware is fast in. Weights and
+    evaluation stay in fp32."""
     engine: Literal["auto", "exact", "fast"] = "auto"
     """Where the attack's gradients come from: the plain arithmetic (exact), a folded copy of the
     network (fast), or exact in fp32 and fast below (auto)."""
@@ -141,13 +141,13 @@ class EpsilonConfig:
     gamma: Pixels = 1.9 / 255
     """How far Algorithm 2's candidates lie from the radius of the last visit."""
     beta: float = 0.1
-    """Weight of the chosen candidate in the exponential average."""
+    """Weight of the chosen candidate in the exponential average of a sample's radii."""
     eps_min: Pixels = 0.0
     """Lower bound of the radius after selection; 0: none."""
     eps_min_bounds: Literal["memory", "images"] = "memory"
-    """What eps-min bounds: the radius that is stored and the next visit starts from (memory), or that
-    of the images trained on alone (images): the paper to the letter, which bounds what Algorithm 2
-    has stored already."""
+    """What eps-min bounds: the radius that is stored, from which the next visit starts (memory), or
+    only the radius of the images trained on (images), as in the paper's text, which applies the
+    bound after Algorithm 2 has stored the radius."""
     selection_steps: int | None = None
     """Steps of the attacks that select the radius; as many as the training attack's by default."""
     strategy: Literal["auto", "lazy", "batched", "sequential"] = "auto"
@@ -158,14 +158,14 @@ class EpsilonConfig:
     """Training samples: attack again at the smoothed radius (exact, Algorithm 1 line 8), or project
     the chosen candidate into it (reuse, an approximation)."""
     clamp: Literal["result", "candidate"] = "result"
-    """Where a radius is held at 0: after smoothing (result) or before it (candidate)."""
+    """Where a negative radius becomes 0: after the exponential average (result) or before (candidate)."""
     misclassified: Literal["algorithm2", "shrink"] = "algorithm2"
     """Radius of misclassified samples after the warm-up: by Algorithm 2, or towards 0 (shrink)."""
     misclassified_input: Literal["clean", "adversarial"] = "clean"
     """What misclassified samples are trained on: the clean image, or the attacked one."""
     warmup_rule: Literal["visited", "correct"] = "visited"
-    """The memory in the warm-up: eps-w for every sample visited, or only for those classified
-    correctly and 0 for the others."""
+    """Radii stored in the warm-up: eps-w for every sample visited (visited), or eps-w for those
+    classified correctly and 0 for the others (correct)."""
 
     def __post_init__(self) -> None:
         validate.integer("epsilon.warmup_epochs", self.warmup_epochs, 0)
@@ -194,7 +194,7 @@ class EpsilonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """What the methods that IAAT is compared with have of their own; each reads its fields only."""
+    """Fields of the baseline methods; each method reads only its own."""
 
     mixup_alpha: float = 1.0
     """Mixing weights are drawn from Beta(alpha, alpha), one per batch (method mixup)."""
@@ -207,7 +207,7 @@ class BaselineConfig:
     mma_d_min: Pixels = 0.005
     """Smallest radius, and the first, of the attack that gives the direction (method mma)."""
     mma_step_scale: float = 2.5
-    """That attack's steps together, as a multiple of its radius (method mma)."""
+    """Sum of that attack's step sizes, as a multiple of its radius (method mma)."""
     mma_bisections: int = 10
     """Halvings in the search for the margin (method mma)."""
     mma_clean_weight: float = 1 / 3
@@ -233,13 +233,13 @@ class OptimConfig:
     batch_size: int = 128
     """Images per step, over all ranks."""
     accumulate: int = 1
-    """Take a rank's images of a step in K micro-batches, for less memory. The update is the same up
-    to rounding, but that BatchNorm's statistics are those of a micro-batch."""
+    """Divide a rank's images of a step into K micro-batches, for less memory. The update is the same
+    up to rounding, except that BatchNorm's statistics are those of a micro-batch."""
     sync_batchnorm: bool = False
-    """BatchNorm over the ranks' images together (GPUs only); otherwise each rank takes the
-    statistics of its own, and the running ones are the first rank's."""
+    """BatchNorm statistics over the images of all ranks (GPUs only); otherwise each rank uses those
+    of its own images, and the running statistics are the first rank's."""
     lr: float = 0.1
-    """Learning rate at the start; 0 lets the weights stand still."""
+    """Learning rate at the start; 0 leaves the weights unchanged."""
     lr_reference_batch: int | None = None
     """Batch size that lr is meant for: the learning rate is lr x batch-size / K (Goyal et al. 2017);
     lr itself by default."""
@@ -297,7 +297,8 @@ class EvaluationConfig:
     eps: Annotated[Pixels, arg(name="eval-eps")] = 8 / 255
     """Radius of the closing attack."""
     targeted: Annotated[Literal["no", "random"], arg(name="eval-targeted")] = "no"
-    """Whether the closing attack aims at random classes; robust is still who keeps the true one."""
+    """Whether the closing attack aims at random classes; a sample is robust if it is still classified
+    correctly."""
     alpha: Annotated[Pixels, arg(name="eval-alpha")] = 2 / 255
     """Step size of the closing attack."""
     steps: Annotated[int, arg(name="eval-steps")] = 10
@@ -327,13 +328,13 @@ class RunConfig:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     fast: bool = False
-    """Leave precision, autocast and strategy to the hardware, where no flag gives them: bf16 attacks
+    """Let the hardware decide precision, autocast and strategy, where no flag gives them: bf16 attacks
     and bf16 autocast on GPUs of compute capability 8.0 and later, fp16 attacks on older ones, bf16
     attacks on CPUs that multiply in it, else fp32 attacks on a folded copy; whole steps in graphs on
     a GPU. Half precision rounds, so radii and weights are not those of fp32 to the bit. final stays
     as it is, because reuse is an approximation."""
     checkpoint_steps: int = 0
-    """Also save a checkpoint every K steps within an epoch; 0: not by their number."""
+    """Also save a checkpoint every K steps within an epoch; 0: not by the number of steps."""
     checkpoint_minutes: float = 10.0
     """Also save a checkpoint every N minutes within an epoch; 0: not by the clock."""
     snapshot_epochs: int = 5

@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: captured whole where that is possible, else run eagerly as they are."""
+"""Training steps as CUDA graphs: captured whole where that is possible, else run eagerly."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger("iaat_fast")
 
 
 class _Inputs(NamedTuple):
-    """What changes from step to step, on the device: a graph reads it where it was when it was captured.
+    """What changes from step to step, in fixed tensors on the device, which a captured graph reads.
 
-    words: all that the host draws, packed; `draws` and the batch's seed are views of it.
+    words: all random draws of the host, packed; `draws` and the batch's seed are views of it.
     draws: of each micro-batch.
-    batch: with tensors of its own: the samples' numbers, and of decoded files their images and labels.
+    batch: with tensors of its own: the sample numbers, and for image files the decoded images and labels.
     """
 
     words: Tensor
@@ -39,7 +39,11 @@ class _Inputs(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    """A captured step: its inputs, what replays it, and what the host notes of each replay."""
+    """A captured step: its inputs, what replays it, and what the host records after each replay.
+
+    last: for `TrainingStep.last`.
+    entries: by how many the step raises `Findings.entries`.
+    """
 
     inputs: _Inputs
     replay: Work
@@ -52,19 +56,19 @@ class CudaGraphStep:
 
     The first full batch of a phase of the training (see `Method.phase`) runs eagerly, on the stream of the capture: it
     is the warm-up that capturing needs, and a real step. The second is captured and replayed, the later ones are
-    replayed. Capturing runs nothing, so one that fails has changed nothing: the step is taken eagerly then, as are all
-    later ones, and one message says why. Batches of another size, such as the last of an epoch, run eagerly in
-    between. One graph is kept at a time: phases do not come back.
+    replayed. Capturing runs nothing, so a failed capture has changed nothing: this step and all later ones then run
+    eagerly, and one message says why. Batches of another size, such as the last of an epoch, run eagerly. One graph
+    is kept at a time, since a phase does not return.
 
-    A graph holds the arithmetic of its step and nothing of the host's part, which is done next to each replay: the
-    count of the average, `TrainingStep.last`, and how many entries of gradients there were.
+    A graph holds only the device's part of a step. The host's part is done after each replay: the update count of the
+    weight average, `TrainingStep.last`, and the number of gradient entries (`Findings.entries`).
 
-    What is wrong with values, which a captured step cannot read, is noted on the device and raised by `settle`.
+    A captured step cannot raise an error about values on the device: it notes them there, and `settle` raises.
 
     Args:
         step: on one rank; its optimizer reads the learning rate on the device, see `make_optimizer`.
-        size: of a full batch.
-        capture: None runs everything eagerly.
+        size: images of a full batch.
+        capture: what captures a step; None: everything runs eagerly.
     """
 
     def __init__(self, step: TrainingStep, *, size: int, capture: Capture | None) -> None:
@@ -96,10 +100,10 @@ class CudaGraphStep:
             self._replay(capture, batch, epoch, seed)
 
     def settle(self) -> None:
-        """Raise or warn of what the steps since the last time have found out; waits for the device.
+        """Raise, or warn about, what the steps since the last call have noted; waits for the device.
 
         Raises:
-            ValueError: as an attack of one of them would have raised.
+            ValueError: the one that an attack in an eager step would have raised.
         """
         if not self._noted:
             return
@@ -109,7 +113,7 @@ class CudaGraphStep:
         AttackStats(total=entries, zero=zero, nan=nan).warn()
 
     def _warm_up(self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int) -> None:
-        """A step as it will be captured, but run."""
+        """Run a step eagerly, exactly as it will be captured."""
         inputs, self._noted = self._inputs(batch, seed), True
         before = _host_draws(inputs.words.device)
         capture.warm_up(lambda: self._launch(inputs, epoch))
@@ -118,11 +122,11 @@ class CudaGraphStep:
             self._give_up("the model draws random numbers on the host")
 
     def _replay(self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int) -> None:
-        """A step by the graph, which is captured first if there is none."""
+        """Run a step by replaying the graph, which is captured first if there is none."""
         if self._graph is None:
             self._graph = self._captured(capture, batch, epoch, seed)
             if self._graph is None:
-                gc.collect()  # memory that the error's frames may hold, which the eager step needs
+                gc.collect()  # the error's frames may hold memory that the eager step needs
                 self._step(batch, epoch=epoch, seed=seed)
                 return
         else:
@@ -138,17 +142,17 @@ class CudaGraphStep:
     def _captured(
         self, capture: Capture, batch: GlobalBatch, epoch: int, seed: int
     ) -> _Graph | None:
-        """A graph of the step, with the inputs of this batch in place; None where there can be none."""
+        """A graph of the step, with this batch as its inputs; None if it cannot be captured."""
         inputs = self._inputs(batch, seed)
         entries = self._findings.entries
         try:
             replay = capture(lambda: self._launch(inputs, epoch))
-        # Whatever a capture raises, nothing has been run; an error of the step itself its eager run raises again.
+        # Whatever a capture raises, nothing has run. If it is the step's own error, the eager step raises it again.
         except Exception as error:
             self._give_up(" ".join(str(error).strip().splitlines()[:1]) or type(error).__name__)
             return None
         finally:
-            self._step.update.zero_grad()  # its gradients lie in the graph's memory, and are no one else's
+            self._step.update.zero_grad()  # the captured gradients lie in the graph's memory
             entries, self._findings.entries = self._findings.entries - entries, entries
         logger.info(
             "training: whole steps are captured in a CUDA graph, in batches of %d; others run eagerly",
@@ -157,7 +161,7 @@ class CudaGraphStep:
         return _Graph(inputs, replay, self._step.last, entries)
 
     def _give_up(self, reason: str) -> None:
-        """Run everything eagerly from now on, the attacks as they capture themselves, and say so."""
+        """From now on run every step eagerly (attacks may still capture themselves), and log why."""
         self._capture = self._graph = None
         logger.warning(
             "training: whole steps cannot be captured in a CUDA graph (%s); running eagerly", reason
@@ -190,7 +194,7 @@ def _tensors(batch: GlobalBatch) -> list[Tensor]:
 
 
 def _obstacle(step: TrainingStep) -> str | None:
-    """Why no step can be captured, as far as that is known beforehand."""
+    """Why no step can be captured, as far as can be told before trying; None for no reason."""
     if step.ranks.count > 1:
         return "the ranks exchange gradients"
     if step.update.amp.scales:
@@ -229,18 +233,18 @@ Work = Callable[[], None]
 
 
 class Capture(Protocol):
-    """What `CudaGraphStep` asks of a device whose launches can be captured."""
+    """What `CudaGraphStep` needs from a device whose launches can be captured."""
 
     def warm_up(self, work: Work) -> None:
         """Run `work` as it will be captured."""
 
     def __call__(self, work: Work) -> Work:
-        """Capture what `work` launches, and return what replays it; nothing is run meanwhile."""
+        """Capture what `work` launches, without running it, and return what replays it."""
         ...
 
 
 class CudaCapture:
-    """Captures on a stream of its own, where the warm-up has made what libraries keep for each stream."""
+    """Captures on a stream of its own, on which the warm-up has made what libraries allocate per stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -257,5 +261,5 @@ class CudaCapture:
 
 
 def capture_for(device: torch.device) -> Capture | None:
-    """What captures steps on `device`, or None where nothing can."""
+    """What captures steps on `device`; None if nothing can."""
     return CudaCapture(device) if device.type == "cuda" else None

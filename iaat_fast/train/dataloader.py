@@ -1,4 +1,4 @@
-"""The training batches of an epoch, augmented: images in memory on their device, image files decoded ahead."""
+"""The augmented training batches of an epoch: from images in memory, or from image files, which are decoded ahead."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from iaat_fast.train.distributed import SINGLE, Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """A rank's shard of a global batch, and what all ranks know of the whole.
+    """A rank's shard of a global batch, and what all ranks know about the global batch.
 
     Attributes:
-        index: int64 [B], sample numbers of the shard. Files that could not be decoded and are to be skipped are
-            missing, so B may be smaller than the shard, and 0.
-        whole: int64, sample numbers of the global batch, with those of the files that are missing.
-        present: images of the global batch, without them.
-        decoded: the images float32 [B, C, H, W] in [0, 1] and their labels int64 [B], of image files; None where
-            `loader` gathers them from memory.
-        seed: of the augmentation of images in memory; on the device, int64 [1], in a captured step.
-        loader: of images in memory.
+        index: int64 [B], sample numbers of the shard, without files that could not be decoded and are skipped; so B may
+            be smaller than the shard, even 0.
+        whole: int64, sample numbers of the global batch, skipped files included.
+        present: number of images of the global batch, without skipped files.
+        decoded: for image files: images float32 [B, C, H, W] in [0, 1] and labels int64 [B]; None where `loader`
+            gathers them from memory.
+        seed: of the augmentation of images in memory; in a captured step int64 [1] on the device.
+        loader: for images in memory.
     """
 
     index: Tensor
@@ -39,13 +39,13 @@ class GlobalBatch:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, index: Tensor) -> Self:
-        """A global batch of images at hand, on one rank."""
+        """A global batch of the given images, on one rank."""
         return cls(index=index, whole=index, present=len(index), decoded=(x, y))
 
     def images(self) -> tuple[Tensor, Tensor]:
         """The shard's images, augmented, float32 [B, C, H, W] in [0, 1], and their labels, int64 [B].
 
-        With a seed on the device nothing is read on the host of a GPU.
+        With a seed on the device, the host does not wait for a GPU.
         """
         if self.decoded is not None:
             return self.decoded
@@ -54,12 +54,12 @@ class GlobalBatch:
 
 
 class TrainLoader:
-    """Batches of a split.
+    """The training batches of a split.
 
     Args:
         split: the training images.
         augment: reflect-pad by 4, random crop and flip; of image files, random resized crop and flip.
-        ranks: those that each batch is spread over.
+        ranks: among which each batch is divided.
     """
 
     def __init__(self, split: Samples, *, augment: bool, ranks: Ranks = SINGLE) -> None:
@@ -69,19 +69,19 @@ class TrainLoader:
             self._images = split.images.contiguous()  # as the op that augments wants them
 
     def __call__(self, batches: Sequence[Tensor], seeds: Sequence[int]) -> Generator[GlobalBatch]:
-        """Batches, one after the other, decoded ahead where they are files; close it when done.
+        """The batches in order, image files decoded ahead; close the generator when done.
 
         Args:
             batches: sample numbers of the global batches, int64 each, on the split's device.
-            seeds: of the augmentation of each batch; its draws follow the sample's number.
+            seeds: of the augmentation of each batch; what is drawn for a sample depends on the seed and its number.
 
         Raises:
-            UnreadableImage: a file that cannot be decoded, named, where it is not to be skipped; on every rank.
-            OSError: a process that decodes has died; on every rank.
+            UnreadableImage: a file cannot be decoded and is not to be skipped; raised on every rank, with its name.
+            OSError: a decoding process has died; raised on every rank.
         """
         shards = [self.ranks.shard(whole) for whole in batches]
         if isinstance(self.split, FolderSplit):
-            # Closed, which ends the processes that decode: an error would keep them until the end of this one.
+            # Closing it ends the decoding processes, which after an error would live as long as this one.
             with closing(self.split.batches(shards, seeds, augment=self.augment)) as decoded:
                 for whole in batches:
                     x, y, index = self._next_decoded(decoded)
@@ -92,7 +92,7 @@ class TrainLoader:
             yield GlobalBatch(index=index, whole=whole, present=len(whole), seed=seed, loader=self)
 
     def gathered(self, index: Tensor, seed: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of samples in memory, by their numbers int64 [B], augmented by a seed."""
+        """Images, augmented with this seed, and labels of samples in memory, by their numbers int64 [B]."""
         labels = self.split.labels.index_select(0, index)
         if self._images is None:
             return self.split.gather(index), labels
@@ -103,5 +103,5 @@ class TrainLoader:
     ) -> tuple[Tensor, Tensor, Tensor]:
         try:
             return self.ranks.run_on_all(partial(next, decoded))
-        except ValueError as error:  # The others have it from the rank that found it.
+        except ValueError as error:  # `run_on_all` raises a plain ValueError on the other ranks.
             raise UnreadableImage(str(error)) from error

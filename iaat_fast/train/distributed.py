@@ -1,6 +1,6 @@
-"""The processes of a run that torchrun started: joining them, what each has of a batch, and what they exchange.
+"""The processes (ranks) of a run started by torchrun: joining them, each one's shard of a batch, their exchanges.
 
-A run without torchrun has one rank, for which nothing here does anything or costs anything.
+A run without torchrun has one rank, for which all of this does nothing and costs nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class LostRank(RuntimeError):
 class Ranks:
     """This process among those of the run.
 
-    `rank` counts from 0 over all machines, `local` on this one; `count` is how many there are.
-    `restarts` counts how often torchrun has restarted the run.
+    `rank` counts from 0 over all machines, `local` on this machine; `count` is the number of ranks.
+    `restarts` counts how often torchrun has restarted the run. `store` is torch's key-value store
+    of the group, None for one rank.
     """
 
     rank: int = 0
@@ -45,7 +46,7 @@ class Ranks:
         return self.rank == 0
 
     def shard(self, index: Tensor) -> Tensor:
-        """This rank's shard of a global batch: equal parts, the first ranks taking one more."""
+        """This rank's shard of a global batch; shards are of equal size, or the first ones of one more."""
         return index if self.count == 1 else index.tensor_split(self.count)[self.rank]
 
     def start(self, size: int) -> int:
@@ -53,7 +54,7 @@ class Ranks:
         return self.rank * (size // self.count) + min(self.rank, size % self.count)
 
     def describe(self, batch_size: int, size: int) -> str:
-        """How `size` images in global batches of `batch_size` fall to the ranks, for people."""
+        """Text: how `size` images in global batches of `batch_size` are divided among the ranks."""
         whole, last = batch_size, size % batch_size or batch_size
         text = f"{self.count} ranks: of a batch of {whole} {self._parts(whole)}"
         return text + (f"; of the last, of {last}, {self._parts(last)}" if last != whole else "")
@@ -69,7 +70,7 @@ class Ranks:
         """The device called `name` for this rank: one GPU each, in the order of LOCAL_RANK.
 
         Raises:
-            ValueError: a certain GPU is asked for, which the ranks of a machine would share.
+            ValueError: the name is of one GPU ("cuda:1"), which the ranks of a machine would share.
         """
         if self.count == 1 or name == "cpu":
             return name
@@ -87,21 +88,21 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        with _losing():
+        with _lost_ranks():
             dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: T) -> T:
-        """The value that the first rank has."""
+        """The first rank's value."""
         if self.count == 1:
             return value
         values = [value]
-        with _losing():
+        with _lost_ranks():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def all_max(self, value: int) -> int:
-        """The largest of the ranks' values; over the CPU, so that no GPU is waited for."""
+        """The largest of the ranks' values; exchanged between CPUs, so that the host does not wait for a GPU."""
         if self.count == 1:
             return value
         highest = torch.tensor([value])
@@ -119,17 +120,17 @@ class Ranks:
     def reduce(self, values: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
         """Replace `values`, in place, by their sum (or what `how` says) over the ranks."""
         if self.count > 1:
-            with _losing():
+            with _lost_ranks():
                 dist.all_reduce(values, how)
 
     def copy_from_first(self, tensors: list[Tensor]) -> None:
-        """Give every rank the first one's tensors, in place, in one message per dtype."""
+        """Replace the tensors, in place, by those of the first rank, in one message per dtype."""
         if self.count == 1:
             return
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             group = [tensor for tensor in tensors if tensor.dtype is dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            with _losing():
+            with _lost_ranks():
                 dist.broadcast(flat, src=0)
             parts = flat.split([tensor.numel() for tensor in group])
             for tensor, part in zip(group, parts, strict=True):
@@ -139,7 +140,7 @@ class Ranks:
         """`work()`, which either succeeds on every rank or raises the same error on all of them.
 
         Raises:
-            ValueError or OSError: of the first rank where `work` did, which it names.
+            ValueError or OSError: that of the first rank on which `work` failed; the message names the rank.
         """
         if self.count == 1:
             return work()
@@ -159,16 +160,16 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def run_on_first(self, work: Callable[[], T]) -> T:
-        """What `work()` returns on the first rank, which alone calls it; what it raises there, every rank raises.
+        """Call `work` on the first rank only; every rank returns its result.
 
         Raises:
-            ValueError or OSError: of `work`.
+            ValueError or OSError: that of `work`, on every rank.
         """
         found = self.run_on_all(lambda: work() if self.first else None)
         return self.broadcast(found)  # type: ignore[return-value]
 
     def print_once(self, say: Callable[[], object]) -> None:
-        """Call `say` on one rank, the first to get here; the others wait until it has."""
+        """Call `say` on the first rank to get here; the others wait until it has returned."""
         try:
             if self.store is not None and self.store.add("iaat_fast/speakers", 1) > 1:
                 self.store.wait(["iaat_fast/said"], timedelta(seconds=10))
@@ -186,13 +187,13 @@ SINGLE = Ranks()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether an error says that another rank has gone; one of a backward is torch's own."""
+    """Whether an error means that another rank has ended; that of a backward is torch's own RuntimeError."""
     return isinstance(error, (LostRank, dist.DistError)) or "gloo" in str(error)
 
 
 @contextlib.contextmanager
-def _losing() -> Iterator[None]:
-    """Turn the error of a collective whose peer has gone into LostRank."""
+def _lost_ranks() -> Iterator[None]:
+    """Turn the error of a collective operation into LostRank if another rank has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -204,16 +205,16 @@ def _losing() -> Iterator[None]:
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets in the environment of every process it starts."""
 
-# Between two exchanges a rank loads the data or takes a step, and no more.
+# Between two exchanges a rank at most loads the data or takes a step.
 _TIMEOUT = timedelta(minutes=10)
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, until the block ends.
+    """Join the process group of torchrun's processes, until the block ends.
 
-    Where torch.distributed is initialised already, by an outer block or by the caller, its group is
-    used and left as it is.
+    If torch.distributed is initialised already, by an outer block or by the caller, its group is used
+    and left as it is.
 
     Raises:
         ValueError: the variables of torchrun are set in part, or are not numbers that fit.
@@ -231,7 +232,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException:
-        # NCCL would wait here for the peers that this error keeps waiting.
+        # NCCL would wait here for its peers, which themselves wait for this rank.
         if not torch.cuda.is_available():
             dist.destroy_process_group()
         raise
@@ -245,7 +246,7 @@ _current: list[Ranks] = []  # of the outer `joined`, if there is one
 
 
 def _found() -> Ranks:
-    """The ranks of the group that is initialised."""
+    """The ranks of the process group that is initialised already."""
     if _current:
         return _current[0]
     rank, count = dist.get_rank(), dist.get_world_size()
@@ -253,12 +254,12 @@ def _found() -> Ranks:
 
 
 def from_environment() -> Ranks:
-    """Who this process is by the variables of torchrun; the only rank where there are none.
+    """This process's rank, from the environment variables of torchrun; `SINGLE` if there are none.
 
     Raises:
         ValueError: see `joined`.
     """
-    # MASTER_* alone says nothing: a cluster may set them in every shell.
+    # MASTER_ADDR and MASTER_PORT alone mean nothing: a cluster may set them in every shell.
     if not any(name in os.environ for name in VARIABLES[:3]):
         return SINGLE
     missing = [name for name in VARIABLES if not os.environ.get(name)]
@@ -294,9 +295,9 @@ def _initialise(ranks: Ranks) -> Ranks:
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-        # torchrun's store outlives its workers: what those before a restart left there is not for these.
+        # torchrun's store outlives its workers: a prefix hides what those before a restart have left there.
         store = dist.PrefixStore(f"iaat_fast/{ranks.restarts}", store)
-        # What the host decides goes over gloo on GPUs, too: NCCL would make it wait for the GPU.
+        # Exchanges of CPU values use gloo even if there are GPUs: NCCL would make the host wait for the GPU.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
             store=store,

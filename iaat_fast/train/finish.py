@@ -1,4 +1,4 @@
-"""The end of a run on the command line: closing evaluation, table, plots, what to do next."""
+"""The end of a run on the command line: closing evaluation, table, plots, commands to run next."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Natural and robust test accuracy of a finished run, and mean and spread of its radii.
 
-    The attack is the preset's (`config.evaluation`), in eval mode and with fixed step size whatever the protocol. All
-    ranks take part; the first one writes a record of the suite "closing" (see `evaluate.record`) to the run folder,
-    with what is returned at its head: accuracies in [0, 1], radii and step size on the [0, 1] scale. `tell` is called
-    as `evaluate.progress.Progress` is, in gradient passes of this rank's images.
+    The attack is that of `config.evaluation`, in eval mode and with a fixed step size under every protocol. All ranks
+    take part; the first one writes a record of the suite "closing" (see `evaluate.record`) to the run folder. `tell` is
+    called like `evaluate.progress.Progress`, in gradient passes of this rank's images.
+
+    Returns:
+        The first fields of that record: accuracies in [0, 1], radii and step size on the [0, 1] scale.
     """
     how, seed = result.config.evaluation, result.config.run.seed
     model, test = result.evaluated, result.data.test
@@ -86,7 +88,7 @@ def evaluate_run(
     record.ask(suite.parts)
     for part in suite.parts:
         record.finish(part)
-    # Kept once it is whole: that results.json is there says that the run has come to its end.
+    # Saved only when it is complete: results.json marks a run that has ended.
     record.path = result.folder.path
     record.save()
     return results
@@ -111,7 +113,7 @@ def _target(result: FitResult) -> EvalTarget:
 
 
 def _radii(result: FitResult) -> dict[str, float | None]:
-    """Mean, spread and range of the radii; None for a method without."""
+    """Mean, standard deviation and range of the radii; None for a method without radii."""
     values: dict[str, float | None] = {**radius_statistics(result.epsilon)}
     return values if methods.row(result.config.method).radius != "none" else dict.fromkeys(values)
 
@@ -123,9 +125,9 @@ def _fast(result: FitResult, ranks: Ranks) -> str | None:
 
 
 def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> None:
-    """Evaluate, draw the plots, and print the table, where everything is and what comes next.
+    """Evaluate, draw the plots, and print the table, the paths of the results, and commands to run next.
 
-    All ranks evaluate; the rest is the first one's.
+    All ranks evaluate; the first one does the rest.
     """
     try:
         with Progress(quiet=not ranks.first) as tell:

@@ -1,4 +1,4 @@
-"""The flags of `python -m iaat_fast.train`: the name of each field's, and those that give a run again."""
+"""The flags of `python -m iaat_fast.train`: the flag of each field, and the flags that repeat a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_REPEATED = ("run.out", "run.snapshot_epochs")
 
 
 def own_flags(config: TrainConfig, method: str) -> list[str]:
-    """The flags, as words, by which a run differs from its preset, without those that `method` does not read."""
+    """The flags, as words, by which a run differs from its preset and which `method` reads."""
     default = preset(config.preset, method=config.method, protocol=config.protocol)
     words = [] if config.protocol == "paper" else ["--protocol", config.protocol]
     for field, (flag, pixels) in _FLAGS.items():

@@ -1,4 +1,4 @@
-"""What the hardware at hand decides: the settings that are "auto", and how `run.fast` is put into words."""
+"""Settings that the hardware decides: the values of "auto", and the text that says what `run.fast` chose."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from iaat_fast.train.overrides import override
 
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """`config` with what takes the least time on `device` in place of every "auto"; done again, it changes nothing.
+    """`config` with every "auto" replaced by what takes the least time on `device`; a second call changes nothing.
 
-    Only `attack.engine` stays "auto" where `run.fast` is off: it means the same on every device. With `run.fast` the
-    attack takes a folded copy and half precision, but neither through batch statistics, which cannot be folded
-    (autocast of the live network is slower than fp32 on an H100, 55.5 against 46.5 ms for PGD-10 on a ResNet-18),
-    nor where `attack.engine` is "exact".
+    Only `attack.engine` stays "auto" if `run.fast` is off: it means the same on every device. With `run.fast` the
+    attack takes a folded copy of the network in half precision. It does not with batch statistics, which cannot be
+    folded (and autocast of the live network is slower than fp32 on an H100, 55.5 against 46.5 ms for PGD-10 on a
+    ResNet-18), nor if `attack.engine` is "exact".
     """
     attack, optim = config.attack, config.optim
     copied = attack.bn == "eval" and attack.engine != "exact"
@@ -45,9 +45,10 @@ def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
 def strategy_for(bn: str, device_type: str) -> str:
     """What `epsilon.strategy` "auto" means: the fastest of those that give the same radii.
 
-    A CPU's time follows the operations, of which "lazy" takes the fewest. A GPU is filled better by one attack on all
-    candidates: 83.3 ms a step against 104.9 (IAAT on a ResNet-18, batch 128, bf16, an H100), measured when "batched"
-    still attacked the third candidate as well, and "lazy" was not captured. Batch statistics leave no choice.
+    A CPU's time grows with the number of operations, which is smallest for "lazy". A GPU is filled better by one attack
+    on all candidates: 83.3 ms a step against 104.9 (IAAT on a ResNet-18, batch 128, bf16, an H100), measured when
+    "batched" still attacked the third candidate as well, and "lazy" was not captured. Batch statistics need
+    "sequential".
     """
     if bn != "eval":
         return "sequential"
@@ -63,7 +64,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def in_words(config: TrainConfig, device: torch.device, ranks: int = 1) -> str:
-    """What a resolved configuration takes: "bf16 attacks, bf16 autocast, whole steps in graphs, batched candidates"."""
+    """A resolved configuration in words: "bf16 attacks, bf16 autocast, whole steps in graphs, batched candidates"."""
     attack, words = config.attack, []
     if methods.row(config.method).radius != "none":
         is_copied = attack.engine == "fast" and attack.precision in ("fp32", "tf32")

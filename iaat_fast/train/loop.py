@@ -1,4 +1,4 @@
-"""The training loop, from a configuration to a finished run folder: `fit`."""
+"""`fit`: the training loop, from a configuration to a finished run folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from iaat_fast import data as datasets
 from iaat_fast import methods
+from iaat_fast.command_line import interpreter
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
@@ -76,14 +77,13 @@ def fit(
 ) -> FitResult:
     """Train as `config` says, into a run folder.
 
-    The first Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and raises
-    `Interrupted` (a KeyboardInterrupt); a second ends the process at once. On the CPU a run that
-    was killed and resumed ends with the same bits as one that never was. torch's random state is
-    the caller's own again afterwards.
+    The first Ctrl-C or SIGTERM finishes the current step, saves a checkpoint and raises `Interrupted`
+    (a KeyboardInterrupt); a second ends the process at once. On the CPU a run that was killed and
+    resumed ends with the same bits as one that was not. torch's random state is restored afterwards.
 
-    Of the processes that torchrun started, each trains on its shard of every batch; all return the same
-    result, and only the first one writes and shows anything. A run that torchrun restarts continues in
-    `config.run.out`, whatever `resume` and `overwrite` say.
+    Each process that torchrun started trains on its shard of every batch; all return the same result,
+    and only the first one writes and prints anything. A run that torchrun restarts continues in
+    `config.run.out`, whatever `resume` and `overwrite` are.
 
     Args:
         config: from `preset`, for instance `preset("digits", method="iaat")`.
@@ -94,7 +94,7 @@ def fit(
         resume: continue the run in `config.run.out`, which must have this configuration, or one of fewer epochs.
         overwrite: replace the run in `config.run.out`.
         on_epoch: called with each epoch's row of metrics.jsonl, on every rank.
-        quiet: show nothing.
+        quiet: print nothing.
 
     Raises:
         FileExistsError: the run folder exists and neither `resume` nor `overwrite` is set.
@@ -115,7 +115,7 @@ def fit(
         device = ranks.run_on_all(lambda: resolve_device(ranks.device(config.run.device)))
         folder, resuming = open_run(config, ranks, resume=resume, overwrite=overwrite)
         config = override(config, {"run": {"out": str(folder.path)}})
-        # What "auto" means: as the run that is resumed has it, or for this device.
+        # The values of "auto": those of the run that is resumed, or those for this device.
         settled = (
             partial(recorded_config, folder) if resuming else partial(resolved, config, device)
         )
@@ -151,7 +151,7 @@ def fit(
 class _Run:
     """The loop over epochs and steps, and what surrounds a step: learning rate, signals, checkpoints, metrics."""
 
-    # How often a GPU is asked for the loss: each time the host waits for it. A CPU never waits.
+    # The loss is read every so many steps on a GPU, because reading it makes the host wait, and every step on a CPU.
     READ_EVERY_ON_GPU = 25
 
     def __init__(
@@ -249,7 +249,7 @@ class _Run:
                     self._stop(stop)
 
     def _settle(self) -> None:
-        """Wait for the checkpoint: no rank leaves before the first has written."""
+        """Wait for the checkpoint, so that no rank ends before the first has written it."""
         self.checkpoints.wait()
         self.ranks.all_max(0)
 
@@ -257,12 +257,12 @@ class _Run:
         self._settle()
         raise Interrupted(
             f"stopped after step {self.state.step} of {self.total_steps}, checkpoint saved; "
-            f"resume with python -m iaat_fast.train --resume --out {self.folder.path}",
+            f"resume with {interpreter()} -m iaat_fast.train --resume --out {self.folder.path}",
             signum,
         )
 
     def _next(self, loaded: Iterator[GlobalBatch]) -> GlobalBatch:
-        """The next batch. Where one of its images cannot be decoded, and stops the run, a checkpoint is saved first."""
+        """The next batch. If an image that cannot be decoded stops the run, a checkpoint is saved first."""
         try:
             return next(loaded)
         except datasets.UnreadableImage as error:
@@ -270,13 +270,13 @@ class _Run:
             self._settle()
             raise datasets.UnreadableImage(
                 f"{error}; stopped after step {self.state.step}, checkpoint saved: mend it, or leave it out with "
-                f"--on-bad-image skip, and go on with --resume --out {self.folder.path}"
+                f"--on-bad-image skip, and continue with --resume --out {self.folder.path}"
             ) from error
 
     def _train_step(self, batch: GlobalBatch, epoch: int) -> None:
         state, ranks, seed = self.state, self.ranks, self.config.run.seed
         if ranks.count > 1:
-            # What a model draws (dropout) differs between ranks, and needs no state in a checkpoint.
+            # What a model draws (dropout) differs between ranks and needs no state in a checkpoint.
             torch.manual_seed(step_seed(seed, state.step, Stream.MODEL, ranks.rank))
         if batch.present:
             attack_seed = step_seed(seed, state.step, Stream.ATTACK)
@@ -291,7 +291,7 @@ class _Run:
             self.progress.values(loss=self._mean_loss(), eps=eps)
 
     def _mean_loss(self) -> float:
-        """The mean loss of the epoch so far, which must be finite; raises what else its steps have found wrong."""
+        """The mean loss of the epoch so far; raises if it is not finite, or if steps have noted other bad values."""
         step = self.state.training_step
         loss, _, _, seen = step.totals.tolist()
         loss /= max(seen, 1)

@@ -1,4 +1,4 @@
-"""What a run shows and writes of itself, on the terminal and to TensorBoard, and the loss that has to be finite."""
+"""What a run reports about itself on the terminal and to TensorBoard, and the check that its loss is finite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def radius_statistics(eps: Tensor) -> dict[str, float]:
-    """Mean, standard deviation and range of radii, as metrics.jsonl and results.json name them."""
+    """Mean, standard deviation and range of radii, under their names in metrics.jsonl and results.json."""
     # In float64: a float32 mean of equal radii may lie above the largest of them.
     eps = eps.double()
     return {
@@ -34,15 +34,16 @@ def radius_statistics(eps: Tensor) -> dict[str, float]:
 
 
 class Progress:
-    """A bar over all steps of the run: epoch, steps per second, loss, mean radius, time to go.
+    """A bar over all steps of the run: epoch, steps per second, loss, mean radius, remaining time.
 
     Where standard error is no terminal, lines on standard output: one an epoch, and one a minute in longer epochs.
 
     Args:
-        steps, done: of the run, and of them those done already.
-        epochs: of the run.
+        steps: of the whole run.
+        done: steps done already.
+        epochs: of the whole run.
         adaptive: whether each sample has a radius of its own, whose mean is shown.
-        quiet: show nothing.
+        quiet: print nothing.
     """
 
     EVERY_S = 60.0
@@ -79,7 +80,7 @@ class Progress:
         self._bar.update()
 
     def values(self, *, loss: float, eps: float | None) -> None:
-        """Show the mean loss of the epoch so far and the mean radius of the memory, if there is one to show."""
+        """Show the mean loss of the epoch so far and, if not None, the mean radius on the [0, 1] scale."""
         radius = "" if eps is None else f", mean eps {eps * 255:.2f}/255"
         self._bar.set_postfix_str(f"loss {loss:.3f}{radius}", refresh=False)
         if not self.quiet and not self.live and time.monotonic() - self._said >= self.EVERY_S:
@@ -88,7 +89,7 @@ class Progress:
             )
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is over; `row` is its row of metrics.jsonl."""
+        """An epoch is done; `row` is its row of metrics.jsonl."""
         if not self.quiet and not self.live:
             radius = f"mean eps {row['eps_mean'] * 255:.2f}/255, " if self.adaptive else ""
             self._say(
@@ -107,16 +108,18 @@ class Progress:
         return f"{tqdm.format_interval(seconds * (self._steps - self._done))} to go"
 
     def close(self) -> None:
-        """Leave the terminal to whoever prints next."""
+        """Close the bar."""
         self._bar.close()
 
 
 class TensorBoardLogger:
-    """Writes to `folder`, against the number of steps done; does nothing if not `enabled`.
+    """Writes the metrics of each epoch to `folder`, over the number of steps done.
 
     Args:
+        folder: of the event files.
+        enabled: False: do nothing.
         after: steps done when the run is resumed: TensorBoard then hides what a killed run wrote
-            beyond them.
+            after them.
     """
 
     def __init__(self, folder: Path, *, enabled: bool, after: int = 0) -> None:
@@ -185,9 +188,10 @@ _NAMED = 5
 
 
 class NonFiniteGuard:
-    """Ends a run whose loss is not finite. It looks at the mean loss of the epoch, every step or every few.
+    """Ends a run whose loss is not finite. It is given the mean loss of the epoch every step, or every few steps.
 
     Args:
+        ranks: those of the run.
         after: steps done already.
     """
 
@@ -199,7 +203,7 @@ class NonFiniteGuard:
         """Raise FloatingPointError, on every rank, unless `loss` is finite.
 
         Args:
-            loss: of the epoch so far, the same on all ranks.
+            loss: mean loss of the epoch so far, the same on all ranks.
             step: steps done.
             epoch: epochs finished.
             last: numbers and losses of this rank's samples of the last step.
@@ -216,13 +220,13 @@ class NonFiniteGuard:
 
 
 def _not_finite(last: list[tuple[Tensor, Tensor]]) -> tuple[int, list[int]]:
-    """How many samples a rank had, and the numbers of those whose loss is not finite."""
+    """The number of samples of this rank, and the numbers of those whose loss is not finite."""
     bad = [number for index, loss in last for number in index[~torch.isfinite(loss)].tolist()]
     return sum(len(index) for index, _ in last), bad
 
 
 def _named(found: list[tuple[int, list[int]]]) -> str:
-    """The first few samples of each rank that has any."""
+    """Text that names the first few such samples of each rank; "" if there are none."""
     size, count = sum(n for n, _ in found), sum(len(bad) for _, bad in found)
     if not count:
         return ""

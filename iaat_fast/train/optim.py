@@ -1,4 +1,4 @@
-"""What changes the weights: SGD and its learning rate, mixed precision, and the average of the weights."""
+"""SGD and its learning rate, mixed precision, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def learning_rate(config: OptimConfig, epoch: int, within: float = 0.0) -> float
 
 
 def never_reached(config: TrainConfig) -> list[str]:
-    """What the schedule plans for epochs after the run's last one, a line each."""
+    """Warnings, a line each: what the schedule plans for epochs after the run's last one."""
     optim, epochs, found = config.optim, config.optim.epochs, []
     warmup = config.epsilon.warmup_epochs
     if reads(config.method, "epsilon.warmup_epochs") and warmup >= epochs:
@@ -59,10 +59,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig, *, on_device: bool) ->
     """SGD with the momentum and weight decay of `config`.
 
     Args:
-        on_device: the learning rate is a tensor that the fused update reads on the device, so that a captured step
+        model: its parameters are updated.
+        config: the start of the learning rate, momentum and weight decay.
+        on_device: make the learning rate a tensor that the fused update reads on the device, so that a captured step
             follows it; torch's other updates read it on the host. Momentum then starts as zeros, which give the same
-            first step. Without them the fused update has a flag for its first step, which a graph would repeat in every
-            step, and refuses weights whose first gradients come in different steps.
+            first step. Without zeros the fused update has a flag for its first step, which a graph would repeat in
+            every step, and it refuses weights whose first gradients come in different steps.
     """
     lr: float | Tensor = config.lr
     if on_device:
@@ -80,7 +82,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig, *, on_device: bool) ->
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Zeros for the fused update's weights that have no momentum yet."""
+    """Set the momentum of the fused update's weights to zeros where there is none yet."""
     for group in optimizer.param_groups:
         if group.get("fused") and group["momentum"]:
             for weight in group["params"]:
@@ -95,7 +97,7 @@ def rate_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the next step take this learning rate; the host waits for nothing."""
+    """Set the learning rate of the next step; the host does not wait for the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -104,7 +106,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state dict of the optimizer as it would be with a learning rate on the host."""
+    """The state dict of the optimizer, always in the form with the learning rate on the host."""
     state = optimizer.state_dict()
     groups = [
         {**group, "lr": float(group["lr"]), "fused": None}
@@ -116,7 +118,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `optimizer_state` has saved, on any device; the learning rate stays where it lies here."""
+    """Load what `optimizer_state` has saved; the learning rate stays on the host or the device, as it is now."""
     kept = [{name: group.get(name) for name in ("lr", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, kept, strict=True):
@@ -130,10 +132,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An average of `model` that forgets by `decay` each step; None for a decay of 0.
+    """An exponential moving average of the weights of `model`, by `decay` per step; None for a decay of 0.
 
     It starts as the weights after the first step. BatchNorm's running statistics are averaged like
-    the weights, because those of the live network belong to other weights; counters are copied.
+    the weights, because those of the live network belong to other weights; integers are copied.
     """
     if not decay:
         return None
@@ -143,10 +145,10 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
 @torch.no_grad()
 def update_average(average: AveragedModel, model: nn.Module) -> None:
-    """Take the weights and buffers of `model` after a step into the average, in place and all at once.
+    """Update the average by the weights and buffers of `model` after a step, in place.
 
-    `count_update` is the host's part. torch's own `update_parameters` does both and copies its count, which lies on the
-    CPU, to the device: that cannot be captured.
+    `count_update` is the host's part. torch's own `update_parameters` does both, but copies its count from the CPU to
+    the device, which cannot be captured.
     """
     own, live = _tensors(average.module), _tensors(model)
     assert average.multi_avg_fn is not None
@@ -161,7 +163,7 @@ def update_average(average: AveragedModel, model: nn.Module) -> None:
 
 @torch.no_grad()
 def count_update(average: AveragedModel, model: nn.Module) -> None:
-    """Count an update; the first one makes the average equal to `model`."""
+    """Count an update of the average; the first one makes it equal to `model`."""
     if average.n_averaged == 0:
         torch._foreach_copy_(_tensors(average.module), _tensors(model))
     average.n_averaged += 1
@@ -175,13 +177,13 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MixedPrecision:
-    """Weights, optimizer and loss stay in float32; `amp` "off" changes nothing.
+    """Forward and backward under autocast; weights, optimizer and loss stay in float32. `amp` "off" changes nothing.
 
         amp.backward(cross_entropy(amp.forward(model, x), y))
         amp.step(optimizer)
 
-    In fp16 the loss is scaled, by a factor that falls where gradients overflow (their step is left out) and rises
-    where they have not for long.
+    In fp16 the loss is scaled, by a factor that falls when gradients overflow (that step is left out) and rises when
+    they have not for a while.
 
     Args:
         amp: "off", "bf16" or "fp16".
@@ -196,22 +198,22 @@ class MixedPrecision:
 
     @property
     def scales(self) -> bool:
-        """Whether the loss is scaled, and a step left out where that was too much, which the host asks for."""
+        """Whether the loss is scaled (fp16): the host then reads after every backward whether gradients overflowed."""
         return self._scaler.is_enabled()
 
     def forward(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The logits of `model` under autocast, as float32; with amp "off", as they are."""
+        """The logits of `model` under autocast, as float32; with amp "off", in the model's own dtype."""
         if self._dtype is None:
             logits: Tensor = logits_in(model(x))
             return logits
-        # Weights are read once a forward, so that a cache of their casts saves nothing; in a captured step it would
-        # hold what the capture, and not the replay, has cast.
+        # A forward reads each weight once, so a cache of cast weights saves nothing. In a captured step it would hold
+        # what was cast during the capture, not during the replay.
         with torch.autocast(self._device, self._dtype, cache_enabled=False):
             wide: Tensor = logits_in(model(x)).float()
             return wide
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, scaled."""
+        """Accumulate the gradients of `loss`, scaled."""
         scaled: Tensor = self._scaler.scale(loss)
         scaled.backward()
 
@@ -221,7 +223,7 @@ class MixedPrecision:
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; empty where nothing is scaled."""
+        """The state of the loss scaling as plain values; empty if nothing is scaled."""
         state: dict[str, Any] = self._scaler.state_dict()
         return state
 

@@ -1,4 +1,4 @@
-"""Changes to a configuration: fields overridden by name, and the differences that a resumed run may not have."""
+"""Changes to a configuration: overriding fields by name, and comparing the configurations of a resumed run."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ FREE = frozenset(
         "run.tensorboard",
     }
 )
-"""Fields that may change when a run is resumed: none of them is part of the arithmetic. (A data set
-that moved must still be the same one; another device, or other micro-batches, take the same steps
-with other rounding.)"""
+"""Fields that may change when a run is resumed, because they are no part of the arithmetic. (A data
+set may move but must be the same; another device or number of micro-batches takes the same steps with
+different rounding.)"""
 
 FAST: dict[str, dict[str, Any]] = {
     "attack": {"precision": "auto"},
     "epsilon": {"strategy": "auto"},
     "optim": {"amp": "auto"},
 }
-"""What `run.fast` leaves to the hardware, see `hardware.resolved`."""
+"""The fields that `run.fast` sets to "auto", see `hardware.resolved`."""
 
-_OPEN = (("attack", "precision"), ("attack", "engine"), ("epsilon", "strategy"), ("optim", "amp"))
+_AUTO = (("attack", "precision"), ("attack", "engine"), ("epsilon", "strategy"), ("optim", "amp"))
 """Fields that may be "auto"."""
 
 
 def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """`config` with `changes` made, nested by part as in `config.json`.
+    """A copy of `config` with `changes`, which are nested by part as in `config.json`.
 
     >>> override(TrainConfig(), {"method": "adv", "optim": {"epochs": 3}}).optim.epochs
     3
 
-    What the method does not read is changed all the same: see `refuse_unread`.
-    Where `run.fast` is switched on, the fields of `FAST` that are not among the changes become "auto".
+    Fields that the method does not read are changed as well: see `refuse_unread`.
+    If `run.fast` is switched on, the fields of `FAST` that are not among the changes become "auto".
 
     Raises:
         ValueError: a field that does not exist (the message names the nearest) or a bad value.
@@ -89,9 +89,9 @@ def override(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def adopt(config: TrainConfig, other: TrainConfig) -> TrainConfig:
-    """`config` with the values of `other` in the fields that are "auto" in it."""
+    """A copy of `config` in which every "auto" is replaced by the value that `other` has."""
     changes: dict[str, dict[str, Any]] = {}
-    for part, name in _OPEN:
+    for part, name in _AUTO:
         if getattr(getattr(config, part), name) == "auto":
             changes.setdefault(part, {})[name] = getattr(getattr(other, part), name)
     return override(config, changes)
@@ -100,10 +100,10 @@ def adopt(config: TrainConfig, other: TrainConfig) -> TrainConfig:
 def differences(
     old: TrainConfig, new: TrainConfig, *, there: str = " there", given: str = " given"
 ) -> list[str]:
-    """The fields in which two configurations differ and that are not `FREE`, with both values.
+    """The fields, `FREE` ones excepted, in which two configurations differ, as text with both values.
 
-    Fields that a method of theirs does not read make no difference.
-    `there` and `given` say where each value is from.
+    Fields that one of the two methods does not read are not compared.
+    `there` and `given` are appended to the old and the new value, and say where each is from.
     """
     found = []
     before, after = flat(old.to_dict()), flat(new.to_dict())
@@ -119,15 +119,15 @@ def differences(
 def refuse_unread(
     config: TrainConfig, given: Mapping[str, str], name: Callable[[str], str] = str
 ) -> None:
-    """Refuse what was asked for and would change nothing, since the method of `config` does not read it.
+    """Refuse fields that were given explicitly and have no effect, since the method of `config` does not read them.
 
     Args:
-        config: what is asked for altogether.
-        given: the fields given explicitly, such as "attack.eps", and each in the words of whoever gave it.
-        name: what the caller calls a field.
+        config: the whole configuration.
+        given: the fields given explicitly, such as "attack.eps", each with the words by which it was given.
+        name: maps a field to what the caller calls it, such as its flag.
 
     Raises:
-        ValueError: a field that the method does not read; the message names what it reads instead.
+        ValueError: a field that the method does not read; the message names what to give instead.
     """
     key = method_key(flat(config.to_dict()))
     for field, words in given.items():

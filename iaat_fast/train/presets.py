@@ -1,6 +1,6 @@
-"""Presets (the paper's Tables 7 and 8, and digits) and what the protocols set.
+"""Presets (the paper's Tables 7 and 8, and digits) and the fields that each protocol sets.
 
-A protocol is nothing but defaults of configuration fields: the training loop never asks for it.
+A protocol is only a set of defaults of configuration fields: the training loop does not know it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ _TABLE7_ATTACK: Changes = {
 }
 _TABLE7_RESNET18: Changes = {
     "model": {"name": "resnet18"},
-    "baseline": {
-        "mart_beta": 5.0
-    },  # in common reimplementations; MART's released code has 6, for wide ones
+    # As common reimplementations have it; MART's released code has 6, for wide networks.
+    "baseline": {"mart_beta": 5.0},
     "attack": _TABLE7_ATTACK["attack"],
     "epsilon": {**_TABLE7_ATTACK["epsilon"], "warmup_epochs": 5},
     "optim": {
@@ -86,7 +85,7 @@ def _table8(depth: int, gpus: int) -> Changes:
             "decay_factor": 0.1,
             "batch_size": 32 * gpus,
         },
-        # The paper's PGD-1000 takes hours: this is a first look, `evaluate` measures the rest.
+        # The paper's PGD-1000 takes hours: this is a quick estimate, `python -m iaat_fast.evaluate` measures the rest.
         "evaluation": {
             "eps": 16 / 255,
             "alpha": 1 / 255,
@@ -97,16 +96,17 @@ def _table8(depth: int, gpus: int) -> Changes:
     }
 
 
-# 8 x 8 images of strokes: the classes lie far apart, so the radii are larger than on CIFAR, and a
-# crop padded by 4 or a flip would make other digits of them. As in Table 7, the radius that is
-# evaluated is also the fixed radius and the warm-up's, a quarter of it the step. A radius moves by at
-# most gamma * beta a visit, so the schedule is as long as a minute on two cores allows.
+# 8 x 8 images of handwritten digits: the classes lie far apart, so the radii are larger than on CIFAR,
+# and augmentation (a crop padded by 4, a flip) would turn them into other digits. As in Table 7, the
+# radius that is evaluated is also the fixed radius and that of the warm-up, and a step is a quarter of
+# it. A radius changes by at most gamma * beta per visit, so the schedule is as long as a minute on two
+# cores allows.
 _DIGITS: Changes = {
     "data": {"name": "digits", "augment": False},
     "model": {"name": "digits-cnn"},
     "attack": {"eps": 51 / 255, "alpha": 12.75 / 255, "steps": 10},
     "epsilon": {"eps_w": 51 / 255, "gamma": 12.75 / 255, "beta": 0.1, "warmup_epochs": 3},
-    # TRADES' authors take 1 on MNIST, at 0.3; with 6 MART ended as a constant at that radius here.
+    # TRADES' authors take 1 on MNIST, at radius 0.3; with 6, MART ended here as a constant prediction at that radius.
     "baseline": {"trades_beta": 1.0, "mart_beta": 1.0, "mma_d_max": 0.5, "mma_d_min": 0.1},
     "optim": {
         "lr": 0.1,
@@ -145,8 +145,9 @@ PROTOCOL_FIELDS: dict[str, Changes] = {
         "optim": {"batch_size": 256, "momentum": 0.9},
     },
 }
-"""What a protocol sets over the preset. The defaults of the dataclasses are `paper`'s; `released`
-names every field of the protocol table, momentum and lower bound included, which agree."""
+"""The fields that a protocol sets on top of the preset. The defaults of the dataclasses are those of
+`paper`; `released` names every field of the protocol table, also momentum and lower bound, which are
+the same in both."""
 
 
 def preset(
@@ -166,9 +167,10 @@ def preset(
         parts: further changes by part, e.g. `optim={"epochs": 3}, run={"seed": 1}`.
 
     Raises:
-        ValueError: an unknown preset, method, protocol or field (the nearest is named), a value out
-            of range, a field among the parts that the method does not read (what it reads instead is
-            named), or "released" for ImageNet, of which the authors have released no code.
+        ValueError: an unknown preset, method, protocol or field (the message names the nearest), a
+            value out of range, a field among the parts that the method does not read (the message
+            says what it reads instead), or "released" for ImageNet, for which the authors have
+            released no code.
         TypeError: a value of the wrong type.
     """
     validate.choice("preset", name, PRESETS)

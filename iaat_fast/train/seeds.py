@@ -1,4 +1,4 @@
-"""What a step draws: seeds as pure functions of the run's seed and the step, and their one copy to the device."""
+"""The seeds of a step, pure functions of the run's seed and the step, and copying a step's draws to the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stream(IntEnum):
 
 
 def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> int:
-    """The seed, in [0, 2**63), of one stream at one step of the run with `seed`, of one rank if given."""
+    """The seed, in [0, 2**63), of one stream at one step of a run; `seed` is the run's, `rank` makes ranks differ."""
     words = [seed, step, stream] if rank is None else [seed, step, stream, rank]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
@@ -33,13 +33,13 @@ def stream_seed(seed: int, stream: Stream) -> int:
 
 
 class Packed:
-    """Groups of named tensors on the CPU, int64 or float64, as one vector of 8-byte words.
+    """Groups of named tensors on the CPU, packed into one vector, so that they reach a GPU in one copy.
 
     Args:
-        groups: the tensors, of any shapes.
+        groups: the tensors, int64 or float64, of any shapes.
 
     Attributes:
-        words: int64, all of them.
+        words: int64, the bits of all elements, 8 bytes each.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
@@ -50,15 +50,15 @@ class Packed:
         )
 
     def to(self, device: torch.device) -> Tensor:
-        """The words on `device`; the host waits for nothing."""
+        """The words on `device`; the host does not wait for the copy."""
         return self._staged(device).to(device, non_blocking=True)
 
     def copy_to(self, words: Tensor) -> None:
-        """Write the words over those of another packing of the same shapes; the host waits for nothing."""
+        """Overwrite the words of another `Packed` of the same shapes; the host does not wait for the copy."""
         words.copy_(self._staged(words.device), non_blocking=True)
 
     def unpacked(self, words: Tensor) -> list[dict[str, Tensor]]:
-        """The groups as views of `words`, wherever those lie."""
+        """The groups as views of `words`, on any device."""
         groups: list[dict[str, Tensor]] = []
         start = 0
         for group in self._groups:
@@ -71,5 +71,5 @@ class Packed:
         return groups
 
     def _staged(self, device: torch.device) -> Tensor:
-        """Pinned, so that the host does not wait for the copy; torch keeps the memory until it is done."""
+        """The words in pinned memory if they go to a GPU: only from there the copy runs while the host continues."""
         return self.words.pin_memory() if device.type == "cuda" else self.words

@@ -1,4 +1,4 @@
-"""A run before its first step, in the order of `fit`: its folder, images and network, then its state."""
+"""Setting up a run before its first step, in the order of `fit`: its folder, images and network, then its state."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from iaat_fast.train.cudagraph_step import capture_for
 from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.optim import make_average, make_optimizer
 from iaat_fast.train.overrides import adopt, differences, override
-from iaat_fast.train.step import TrainingStep, make_memory, spread_batch_norm
+from iaat_fast.train.step import TrainingStep, make_memory, to_sync_batchnorm
 
 logger = logging.getLogger("iaat_fast")
 
-_MOST_HASHED = 2**30
-"""Bytes of a split. Of larger ones every k-th image is hashed, which takes about a second a GiB."""
+_MAX_HASHED = 2**30
+"""Elements of a split's tensor; of a larger tensor only every k-th row is hashed. A GiB takes about a second."""
 
 
 def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
-    """Raise ValueError, on every rank, where a rank's configuration is not the first one's.
+    """Raise ValueError, on every rank, if a rank's configuration is not that of the first rank.
 
-    What may change when a run is resumed may differ, the run folder included.
+    Fields that may change when a run is resumed (`overrides.FREE`) may differ.
     """
     if ranks.count == 1:
         return
@@ -57,9 +57,9 @@ def check_configurations(ranks: Ranks, config: TrainConfig) -> None:
 def open_run(
     config: TrainConfig, ranks: Ranks, *, resume: bool, overwrite: bool
 ) -> tuple[RunFolder, bool]:
-    """`open_folder` by the first rank, for all of them.
+    """`open_folder`, by the first rank for all of them.
 
-    A run that torchrun restarts is resumed whether or not that is asked for.
+    A run that torchrun has restarted is resumed, whatever `resume` and `overwrite` are.
     """
 
     def opened() -> tuple[RunFolder, bool]:
@@ -80,15 +80,16 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
     Raises:
         FileExistsError: the folder holds a run and neither `resume` nor `overwrite` is set, or it
             holds something that is no run.
-        ValueError: both are set; `resume` without a folder; or the run there has another
-            configuration, of which the fields and both values are named. (More epochs are allowed: they extend it.)
+        ValueError: both are set; `resume` is set without a folder; or the run there has another
+            configuration: the message names the fields and both values. (More epochs are allowed,
+            they extend the run.)
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     if config.run.out is None:
         if resume:
             raise ValueError("--resume needs the run folder: --out DIR")
-        return RunFolder(_fresh(config)), False
+        return RunFolder(_new_path(config)), False
     folder = RunFolder(config.run.out)
     if folder.is_free:
         return folder, False
@@ -96,7 +97,7 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
         raise FileExistsError(f"{folder.path}: exists and is no run folder (no config.json in it)")
     if resume:
         recorded = recorded_config(folder)
-        changed = differences(recorded, _as_short(adopt(config, recorded), recorded))
+        changed = differences(recorded, _cap_epochs(adopt(config, recorded), recorded))
         if changed:
             raise ValueError(
                 f"{folder.path}: holds a run with another configuration: {', '.join(changed)}"
@@ -105,7 +106,7 @@ def open_folder(config: TrainConfig, *, resume: bool, overwrite: bool) -> tuple[
     if overwrite:
         return folder, False
     raise FileExistsError(
-        f"{folder.path}: holds a run already; --resume goes on with it, --overwrite replaces it"
+        f"{folder.path}: holds a run already; --resume continues it, --overwrite replaces it"
     )
 
 
@@ -123,23 +124,25 @@ def recorded_config(folder: RunFolder) -> TrainConfig:
 
 
 def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
-    """Whether torchrun has restarted this run, which is then resumed whether or not that is asked for.
+    """Whether torchrun has restarted this run.
 
     Raises:
-        ValueError: torchrun may do so, and the configuration names no folder to find the run in.
+        ValueError: torchrun may restart it, and the configuration names no folder to find the run in.
     """
     if config.run.out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise ValueError("torchrun --max-restarts needs the run folder, to go on there: --out DIR")
+        raise ValueError(
+            "torchrun --max-restarts needs the run folder, to continue there: --out DIR"
+        )
     return ranks.restarts > 0 and config.run.out is not None and RunFolder(config.run.out).is_run
 
 
-def _as_short(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
-    """`config` with no more epochs than recorded, since a step depends on its epoch, not on how many there are."""
+def _cap_epochs(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
+    """`config` with at most the epochs recorded, so that more epochs are no difference: they extend the run."""
     epochs = min(config.optim.epochs, recorded.optim.epochs)
     return override(config, {"optim": {"epochs": epochs}})
 
 
-def _fresh(config: TrainConfig) -> Path:
+def _new_path(config: TrainConfig) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{config.preset}-{config.method}-{stamp}"
     path, number = Path("runs") / name, 2
@@ -154,10 +157,10 @@ def make_parts(
     model: nn.Module | None,
     device: torch.device,
 ) -> tuple[ImageData, nn.Module]:
-    """Images and network on their device: those given, else those of the configuration.
+    """Images and network on `device`: those given, else those of the configuration.
 
     Raises:
-        TypeError, ValueError: they cannot be made, or do not fit each other.
+        TypeError, ValueError: they cannot be loaded or built, or do not fit each other.
     """
     if data is None:
         data = _load_data(config)
@@ -197,7 +200,7 @@ def build_model(
     """The network of a configuration, for the images of a data set.
 
     Raises:
-        ValueError: it came from Python.
+        ValueError: the run's network was passed to `fit` from Python.
     """
     part = config.model
     if part.name == CUSTOM:
@@ -213,7 +216,7 @@ def build_model(
 
 
 def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.device) -> None:
-    """Raise ValueError, on every rank, naming those with other data, weights, device or versions than the first one."""
+    """Raise ValueError, on every rank, naming ranks whose data, weights, device or versions are not the first's."""
     if ranks.count == 1:
         return
     own = {
@@ -234,9 +237,9 @@ def check_start(ranks: Ranks, data: ImageData, model: nn.Module, device: torch.d
 
 
 def _samples(split: Samples) -> list[Any]:
-    """What is hashed of a split."""
+    """What of a split is hashed: names, shapes and values of its tensors."""
     return [
-        [name, list(values.shape), values[:: -(-values.numel() // _MOST_HASHED)]]
+        [name, list(values.shape), values[:: -(-values.numel() // _MAX_HASHED)]]
         for name, values in split.identity()
     ]
 
@@ -251,15 +254,15 @@ def make_state(
     """The state before the first step, of a model and data on their device.
 
     Raises:
-        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, of which the
-            model's BatchNorm has no statistics.
+        ValueError: SyncBatchNorm on a CPU, or with batches too small for it; or a batch of one image, on which the
+            model cannot train because of its BatchNorm.
     """
     optim = config.optim
     _check_smallest_batch(config, model, data, ranks)
     if optim.sync_batchnorm and ranks.count > 1:
         _check_synchronised(config, len(data.train), device, ranks)
-        model = spread_batch_norm(model)
-    # Whatever optim.graph says: it changes how a step is launched, and must change no rounding.
+        model = to_sync_batchnorm(model)
+    # Independent of optim.graph, which changes how a step is launched and must not change its rounding.
     on_device = capture_for(device) is not None and optim.amp != "fp16"
     optimizer = make_optimizer(model, optim, on_device=on_device)
     memory = make_memory(config, len(data.train), device)
@@ -280,10 +283,10 @@ def make_state(
 def _check_smallest_batch(
     config: TrainConfig, model: nn.Module, data: ImageData, ranks: Ranks
 ) -> None:
-    """Refuse a model that cannot train on one image, where a step may be left with one.
+    """Refuse a model that cannot train on one image, if a step may have only one.
 
-    BatchNorm over features has no statistics of one image; over the positions that convolutions leave it has. So the
-    model itself is tried.
+    BatchNorm after a linear layer has no statistics of one image; after a convolution it has those over the positions.
+    So the model itself is tried.
     """
     optim, size = config.optim, len(data.train)
     whole = [min(size, optim.batch_size), size % optim.batch_size]
@@ -310,7 +313,7 @@ def _check_smallest_batch(
 
 
 def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ranks: Ranks) -> None:
-    """With SyncBatchNorm a forward waits for those of all other ranks, so that all must take as many."""
+    """Refuse SyncBatchNorm where ranks may take different numbers of forwards: each waits for all other ranks."""
     optim = config.optim
     last, least = size % optim.batch_size or optim.batch_size, ranks.count * optim.accumulate
     if last < least:
@@ -331,13 +334,13 @@ def _check_synchronised(config: TrainConfig, size: int, device: torch.device, ra
 def restore(
     config: TrainConfig, folder: RunFolder, state: TrainState, env: dict[str, Any], ranks: Ranks
 ) -> None:
-    """Bring `state` and the files of the run back to the last checkpoint, or to the start where there is none.
+    """Set `state` and the files of the run back to the last checkpoint, or to the start if there is none.
 
     With more epochs than before, the files become those of a run that has not ended. Only the first rank reads and
     writes.
 
     Raises:
-        ValueError: no checkpoint is whole, or it is of another configuration, model or data set.
+        ValueError: every checkpoint is damaged, or it is of another configuration, model or data set.
     """
     found = ranks.run_on_first(folder.last_good_checkpoint)
     if found is not None:
@@ -345,7 +348,7 @@ def restore(
         _check_same_run(checkpoint, path, config)
         state.load_checkpoint(checkpoint, path)
         if damage is not None and ranks.first:
-            logger.warning("%s; going on from %s, step %d", damage, path.name, state.step)
+            logger.warning("%s; continuing from %s, step %d", damage, path.name, state.step)
 
     def files() -> None:
         folder.remove_temporary()
@@ -360,7 +363,7 @@ def restore(
 def _check_same_run(checkpoint: dict[str, Any], path: Path, config: TrainConfig) -> None:
     try:
         saved = override(TrainConfig(), checkpoint["config"])
-        changed = differences(saved, _as_short(config, saved))
+        changed = differences(saved, _cap_epochs(config, saved))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its configuration is not of this version: {error}") from error
     if changed:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: finish the step, save, say how to resume."""
+"""Ctrl-C and SIGTERM during training: finish the step, save a checkpoint, say how to resume."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Self
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run; if it was training, after a checkpoint was saved.
+    """A signal stopped the run; if it was training, a checkpoint has been saved.
 
     Attributes:
-        status: the exit status a command line gives: 130 after Ctrl-C, 143 after SIGTERM.
+        status: the exit status of the command: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     def __init__(self, message: str, signum: int) -> None:
@@ -32,16 +32,16 @@ def raise_on_sigterm() -> None:
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; a second ends at once.
+    """Inside this context, the first SIGINT or SIGTERM only sets `received`; a second ends the process at once.
 
-    Where SIGINT is ignored it stays so, as Python itself leaves it: a shell without job control starts `command &` like
-    that, for its Ctrl-C is meant for what runs in the foreground. SIGTERM then ends the run. Outside the main thread
+    If SIGINT is ignored it stays so, as Python itself leaves it: a shell without job control starts `command &` like
+    that, because Ctrl-C is meant for what runs in the foreground. SIGTERM then stops the run. Outside the main thread
     Python allows no handlers, and signals stay as they were.
 
     Args:
-        patient: a second does nothing. So with several ranks: a scheduler may signal torchrun and its ranks, and
-            torchrun passes on its own; it kills those that take more than 30 s.
-        answer: line on standard error at the first signal; None: none.
+        patient: ignore a second signal. For several ranks, which get more than one: a scheduler may signal torchrun
+            and its ranks, and torchrun passes its own signal on. It kills ranks that take more than 30 s.
+        answer: a line to print on standard error at the first signal; None: print nothing.
     """
 
     def __init__(self, *, patient: bool = False, answer: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One step of training: `TrainingStep.train_step` is all that a step does, in the order of Algorithm 1."""
+"""One step of training: `TrainingStep.train_step` shows all that a step does, in the order of Algorithm 1."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from iaat_fast.train.seeds import Packed
 class TrainingStep:
     """One update of the weights (and, for adaptive methods, of the radii) from a batch.
 
-    On several ranks each takes its shard of the batch; afterwards all of them have the radii and the totals of the
-    whole batch.
+    Each rank takes its shard of the batch; afterwards all ranks have the radii and the totals of the global batch.
 
     Args:
-        config: of the run; an "auto" in it is resolved for the device.
+        config: of the run; every "auto" in it is resolved for the device.
         model: the bare module, on the device.
         memory: the radius of each training sample, on the device.
         optimizer: of the model's parameters.
         device: of all of them.
-        average: takes an average of the weights after each update, None for none.
-        ranks: those that batches are spread over.
+        average: the average of the weights, updated after each step; None: the run keeps none.
+        ranks: among which batches are divided.
 
     Attributes:
         last: sample numbers and losses of the last step, a pair for each micro-batch.
@@ -82,10 +81,10 @@ class TrainingStep:
             batch: this rank's shard.
             epoch: epoch index from 0; the warm-up lasts while it is below warmup_epochs.
             seed: of all that this step draws.
-            findings: where what is wrong with values is noted, to be raised later; None: raised here.
+            findings: notes bad values, such as NaN, on the device, to be raised later; None: they are raised here.
 
         Returns:
-            The mean loss of the batch (of a shard, its part in it), a scalar on the device.
+            The mean loss of the batch (for a shard, its contribution to it), a scalar on the device.
         """
         packed = Packed(self.draws(seed, len(batch.index)))
         draws = packed.unpacked(packed.to(self.totals.device))
@@ -103,17 +102,17 @@ class TrainingStep:
     ) -> Tensor:
         """All that the device does in a step: lines 2 to 11 of Algorithm 1 (Balaji et al. 2019).
 
-        The other methods take other radii, images and losses at the same two calls, `prepare` and `outcome`. An eager
-        step runs this, a captured one (`CudaGraphStep`) is a graph of it: so nothing is read on the host, except what
-        `Method.reads` names.
+        The other methods choose other radii, images and losses in the same two calls, `prepare` and `outcome`. An eager
+        step runs this function, a captured one (`CudaGraphStep`) is a graph of it: so nothing is read on the host,
+        except in the epochs for which `Method.host_reads` says so, whose steps are not captured.
 
         Args:
             batch: this rank's shard.
             draws: what each micro-batch draws, on the device, see `draws`.
-            epoch, findings: as of `__call__`.
+            epoch, findings: see `__call__`.
 
         Returns:
-            The mean loss, as `__call__`.
+            The mean loss, see `__call__`.
         """
         # Line 2, the batch: images and labels, augmented.
         x, y = batch.images()
@@ -122,10 +121,11 @@ class TrainingStep:
         self.last = []
         self.update.zero_grad()
         for rows, drawn in zip(self.update.micro_batches(len(index)), draws, strict=True):
-            # Lines 3 to 10, with the weights standing still:
-            #   3 to 7  the radii: looked up in the memory, chosen by Algorithm 2 or the warm-up, written back
+            # Lines 3 to 10, at fixed weights:
+            #   3 to 7  the radii: read from the memory, chosen by Algorithm 2 or set by the warm-up, and stored
             #   8       the attack at these radii
-            #   9, 10   S+ and S-, who is classified correctly before the attack; S- is trained on as it is
+            #   9, 10   S+ and S-, the samples classified correctly before the attack and the others, whose clean
+            #           images are trained on
             prepared = self.method.prepare(
                 x[rows], y[rows], index[rows], epoch=epoch, seed=drawn, findings=findings
             )
@@ -144,25 +144,25 @@ class TrainingStep:
         self.update.step()
         if self.average is not None:
             update_average(self.average, self.model)
-        # The other ranks' radii, which they have written to their memories.
+        # The radii that the other ranks have stored in their memories.
         self.exchange(batch.whole, counts)
         self.totals += counts
         return mean
 
     def draws(self, seed: int, rows: int) -> list[Drawn]:
-        """What the step with this seed draws for each micro-batch of `rows` images, on the CPU."""
+        """The random draws of the step with this seed, for each micro-batch of its `rows` images, on the CPU."""
         return [self.method.draw(seed, part.stop - part.start) for part in self.update.parts(rows)]
 
     def count(self) -> None:
-        """What the host notes of a step, eager or replayed."""
+        """The host's part of a step, eager or replayed."""
         if self.average is not None:
             count_update(self.average, self.model)
 
     def exchange(self, whole: Tensor, counts: Tensor) -> None:
-        """Give every rank the radii of the whole batch and the sum of the counts.
+        """Give every rank the radii of the global batch and the sum of the counts.
 
-        All ranks know the batch's sample numbers, so one sum over the ranks does it: a vector of the batch's size,
-        in which each rank has its own radii, and zeros in the places of the others.
+        All ranks know the batch's sample numbers, so one sum over the ranks is enough: of a vector of the batch's
+        size, in which each rank has its own radii, and zeros in the places of the others.
         """
         if self.ranks.count == 1:
             return
@@ -181,7 +181,9 @@ class TrainingStep:
         for place, verdicts in ((1, outcome.clean), (2, outcome.robust)):
             if verdicts is not None:
                 counts[place] = verdicts.sum()
-        counts[3].fill_(len(outcome.loss))  # a number assigned is copied from the host, which waits
+        counts[3].fill_(
+            len(outcome.loss)
+        )  # an assignment would copy the number from the host, which waits
         return counts
 
 
@@ -189,8 +191,8 @@ class _WithUnusedParameter(nn.Module):
     """The model and a parameter that no forward uses.
 
     DistributedDataParallel regroups its buckets after the first step, and then sums over three or
-    more ranks in another order: a run resumed from a checkpoint would round differently. It
-    does not where it looks for unused parameters, and complains where it finds none.
+    more ranks in another order: a run resumed from a checkpoint would round differently. With
+    `find_unused_parameters` it does not regroup, but warns if it finds none.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -204,7 +206,7 @@ class _WithUnusedParameter(nn.Module):
 
 
 class Update:
-    """Gradients of the mean loss over the global batch, however it is spread, and the step.
+    """The gradient of the mean loss over the global batch, however the batch is divided, and the optimizer's step.
 
         update.zero_grad()
         for rows in update.micro_batches(len(x)):
@@ -213,13 +215,13 @@ class Update:
         update.step()
 
     Each loss is a mean over its rows; the gradient that the optimizer sees is that of the mean over
-    the global batch also where ranks and micro-batches are of unequal size.
+    the global batch, even if ranks and micro-batches are of unequal size.
 
     Args:
         model: the bare module.
         optimizer: of its parameters.
-        ranks: those the batch is spread over.
-        accumulate: micro-batches a rank takes its shard in.
+        ranks: among which the batch is divided.
+        accumulate: micro-batches into which a rank divides its shard.
         amp: precision of forward and backward.
     """
 
@@ -243,20 +245,20 @@ class Update:
             self._network = _replicated(model)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+        """Drop the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def parts(self, size: int) -> list[slice]:
-        """The rows of each micro-batch of `size` images, equal up to one; none of them is empty."""
+        """The rows of each micro-batch of a shard of `size` images; sizes differ by at most one, none is empty."""
         small, more = divmod(size, self.accumulate)
         cuts = [number * small + min(number, more) for number in range(self.accumulate + 1)]
         return [slice(low, high) for low, high in itertools.pairwise(cuts) if low < high]
 
     def micro_batches(self, size: int) -> Iterator[slice]:
-        """`parts(size)`, within each of which a forward and a backward may be taken."""
+        """`parts(size)`; run one forward and one backward before taking the next."""
         parts = self.parts(size)
         for number, rows in enumerate(parts, start=1):
-            # The ranks exchange their gradients in the last backward.
+            # The ranks exchange their gradients only in the last backward.
             waits = isinstance(self._network, DistributedDataParallel) and number < len(parts)
             with self._network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 yield rows
@@ -278,7 +280,7 @@ class Update:
         Args:
             x: [0, C, H, W], the rank's empty shard.
         """
-        # One black image that counts nothing: BatchNorm has no statistics of an empty batch.
+        # One black image with weight 0, since BatchNorm has no statistics of an empty batch.
         self.backward(self.forward(x.new_zeros(1, *x.shape[1:])).sum(), share=0.0)
 
     def step(self) -> None:
@@ -291,19 +293,19 @@ def _replicated(model: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():
         # Its new name, forward_sync_buffers, is not in torch 2.10.
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        # `Update.step` copies the buffers, so that the attacks of the next step see the same, too.
+        # `Update.step` copies the buffers instead, so that the attacks of the next step see the same on every rank.
         return DistributedDataParallel(
             _WithUnusedParameter(model), broadcast_buffers=False, find_unused_parameters=True
         )
 
 
-def spread_batch_norm(model: nn.Module) -> nn.Module:
-    """`model` with every BatchNorm layer as a SyncBatchNorm, in place, except a model that is one."""
+def to_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Replace every BatchNorm layer of `model` by SyncBatchNorm, in place; a model that is one itself is copied."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def make_memory(config: TrainConfig, size: int, device: torch.device) -> EpsilonMemory:
-    """The radii of `size` samples before the first step."""
+    """The memory of the radii of `size` samples, as it is before the first step."""
     config = resolved(config, device)
     eps = config.epsilon
     return EpsilonMemory(

@@ -1,4 +1,4 @@
-"""Evaluation of the test images by all ranks: each takes every k-th batch, and all have the verdicts afterwards."""
+"""Evaluation of the test images by all ranks: each takes every k-th batch, and afterwards all have all verdicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shared_accuracy(ranks: Ranks, model: nn.Module, split: Samples, *, batch_siz
 def shared_verdicts(ranks: Ranks, model: nn.Module, split: Samples, *, batch_size: int) -> Tensor:
     """bool [N] on the CPU, whether each sample is classified correctly, the same on every rank.
 
-    The batches are those of one process, and so are the verdicts.
+    The batches, and so the verdicts, are the same as in one process.
     """
     samples = _shard(ranks, split, batch_size)
     if samples is None:
@@ -41,8 +41,8 @@ def shared_robust_accuracy(
 ) -> RobustResult:
     """Accuracy of all samples under PGD with restarts (`attack`, see `robust_accuracy`), the same on every rank.
 
-    Noise follows the sample. After a restart, those that still stand share batches with others than in one process,
-    which may change how a network's layers round.
+    Noise is a function of the sample. After a restart, the samples that are still robust are batched in another way
+    than in one process, which may change how a network's layers round.
     """
     samples = _shard(ranks, split, batch_size)
     right, gradients = torch.zeros(len(split), dtype=torch.bool), AttackStats()
@@ -57,14 +57,14 @@ def shared_robust_accuracy(
 
 
 def _merged(ranks: Ranks, verdicts: Tensor) -> Tensor:
-    """The verdicts of all ranks, bool [N]: a sample is True on the rank that has it, if on any."""
+    """The verdicts of all ranks together, bool [N]; each rank has False for the samples of the others."""
     found = verdicts.to(torch.uint8)
     ranks.reduce(found)
     return found.bool()
 
 
 def _shard(ranks: Ranks, split: Samples, batch_size: int) -> Tensor | None:
-    """The numbers of the samples of this rank's batches; None where it has all of them."""
+    """The numbers of the samples of this rank's batches; None if there is one rank, which has all of them."""
     if ranks.count == 1:
         return None
     numbers = torch.arange(len(split), device=split.labels.device)

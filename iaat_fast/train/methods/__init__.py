@@ -1,6 +1,6 @@
-"""The classes of the training methods: how each makes its samples, the loss it takes of them, and its passes.
+"""The classes of the training methods: how each makes its training images, its loss, and its passes of the network.
 
-Each row of `iaat_fast.methods` that `--method` names has a file here of the same name, with its class.
+Each row of `iaat_fast.methods` that is a choice of `--method` has a file of the same name here, with its class.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def _class_of(name: str) -> type[Method]:
 
 
 METHODS: dict[str, type[Method]] = {name: _class_of(name) for name in methods.NAMES}
-"""Of every name that `--method` takes."""
+"""The class of every choice of `--method`."""
 
 __all__ = ["METHODS", "Batch", "Drawn", "Method", "Outcome"]

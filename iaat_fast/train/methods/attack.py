@@ -1,4 +1,4 @@
-"""The attack of the training step, and the start that TRADES and MART give it."""
+"""The attack of the training step, and the random start that TRADES and MART give it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iaat_fast.attacks.options import StepSize
 from iaat_fast.train.config import AttackConfig, TrainConfig
 from iaat_fast.train.seeds import Stream, stream_seed
 
-# The largest float32 below 1: the noise stays finite, within 5.4 standard deviations.
+# The largest float32 below 1: it keeps the noise finite, within 5.4 standard deviations.
 _ALMOST_ONE = 1 - 2**-24
 
 
@@ -33,7 +33,7 @@ def make_attack(config: AttackConfig, model: nn.Module, **changes: Any) -> attac
 
 
 def make_selector(config: TrainConfig, attack: attacks.PGD) -> attacks.PGD:
-    """The attack on the candidates of Algorithm 2: `attack`, or the same of fewer steps."""
+    """The attack on the candidates of Algorithm 2: `attack`, or the same with `epsilon.selection_steps` steps."""
     steps = config.epsilon.selection_steps
     if steps is None:
         return attack
@@ -46,23 +46,23 @@ def _step_size(config: AttackConfig, steps: int) -> StepSize:
 
 
 def start_seed(seed: int) -> Tensor:
-    """int64 [1], what `gaussian_start` draws from at the step with this seed."""
+    """The seed of `gaussian_start` in the step with this seed, int64 [1]."""
     return torch.tensor([stream_seed(seed, Stream.START)])
 
 
 def gaussian_start(
     x: Tensor, index: Tensor, seed: int | Tensor, *, clamp: bool, deviation: float = 0.001
 ) -> Tensor:
-    """x + deviation * N(0, 1), where TRADES and MART take their first gradient.
+    """x + deviation * N(0, 1), float32 [N, C, H, W]: the start of the attack of TRADES and MART.
 
-    The noise is a function of the seed and the sample's number, whatever batch it is in: the
-    uniform noise of the attacks, through the inverse of the normal distribution function.
+    The noise depends only on the seed and the sample's number, not on the batch: it is the uniform
+    noise of the attacks, mapped by the inverse of the normal distribution function.
 
     Args:
-        x: images [N, C, H, W] on [0, 1].
+        x: images float32 [N, C, H, W] on [0, 1].
         index: int64 [N], numbers of the samples.
-        seed: of the step, or what `start_seed` makes of it, on the device of x.
-        clamp: to [0, 1]; the released codes clamp after the first step only.
+        seed: of the step, or `start_seed` of it on the device of x.
+        clamp: whether to clamp to [0, 1]; the released codes clamp only after the first step.
         deviation: standard deviation, on the [0, 1] scale.
     """
     own = seed if isinstance(seed, Tensor) else start_seed(seed).to(x.device)

@@ -1,4 +1,4 @@
-"""Clean training: the images as they are."""
+"""Clean training: no attack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, update
 
 
@@ -23,7 +23,7 @@ class Clean(Method):
     def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
         return (update(),)
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
         return Batch(x=x, y=y)
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:

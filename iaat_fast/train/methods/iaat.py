@@ -10,7 +10,7 @@ from iaat_fast.attacks.active_set import as_column
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_selector
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext, is_correct
 from iaat_fast.train.methods.passes import (
     CLEAN_VERDICTS,
     Fooled,
@@ -24,7 +24,7 @@ _WARMUP = "warm-up"
 
 
 class InstanceAdaptive(Method):
-    """Cross-entropy on adversarial images, every sample at the radius that Algorithm 2 finds for it.
+    """Cross-entropy on adversarial images, each at the radius that Algorithm 2 finds for its sample.
 
     Source: Balaji et al. 2019, Algorithm 1.
     """
@@ -58,10 +58,10 @@ class InstanceAdaptive(Method):
             return CLEAN_VERDICTS, training_attack(config), update()
         return *_selection(config, fooled), *_final(config, fooled), update()
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
         """Lines 3 to 10 of Algorithm 1."""
         config = self.config.epsilon
-        if self.phase(self.config, at.epoch) == _WARMUP:
+        if self.phase(self.config, step.epoch) == _WARMUP:
             # Lines 9 and 10, then 4 and 8.
             correct = is_correct(self.attack.logits(x), y)
             eps = self.memory.warm_up(
@@ -69,22 +69,22 @@ class InstanceAdaptive(Method):
                 config.eps_w,
                 correct=correct,
                 rule=config.warmup_rule,
-                findings=at.findings,
+                findings=step.findings,
             )
             x_adv = self.attack(
-                x, y, eps=eps, index=index, seed=at.drawn["noise"], findings=at.findings
+                x, y, eps=eps, index=index, seed=step.drawn["noise"], findings=step.findings
             )
         else:
-            # Line 6, which is Algorithm 2, and 8; the clean images (9, 10) are judged together with the candidates.
+            # Line 6, which is Algorithm 2, and line 8; the clean images (9, 10) are classified with the candidates.
             selection = self.memory.select(
                 self.selector,
                 x,
                 y,
                 index,
                 judge=True,
-                seed=at.drawn["noise"],
+                seed=step.drawn["noise"],
                 final_attack=self.attack,
-                findings=at.findings,
+                findings=step.findings,
             )
             x_adv, correct = selection.x_adv, selection.correct
         if config.misclassified_input == "clean":
@@ -101,11 +101,11 @@ class InstanceAdaptive(Method):
 
 
 def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
-    """Algorithm 2: the attacks on the candidates, and the verdicts on them and on the clean images."""
+    """Passes of Algorithm 2: the attacks on the candidates, and classifying these and the clean images."""
     strategy = config.epsilon.strategy
     if strategy == "auto":
         raise ValueError("epsilon.strategy: 'auto', expected what it is on the hardware planned")
-    # The third candidate is attacked for its images alone.
+    # The third candidate needs no verdict; it is attacked only where its images are reused.
     copies = (3 if config.epsilon.final == "reuse" else 2) if strategy == "batched" else 1
     attacked = {"lazy": 1 + fooled.once, "batched": copies, "sequential": 2}[strategy]
     parts: tuple[tuple[str, Kind, float], ...] = (
@@ -125,7 +125,7 @@ def _selection(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
 
 
 def _final(config: TrainConfig, fooled: Fooled) -> tuple[Stage, ...]:
-    """Algorithm 1, line 8, or what reusing the candidates still attacks."""
+    """Passes of Algorithm 1, line 8; with "reuse", those of the samples whose candidate was not attacked before."""
     if config.epsilon.final == "exact":
         return (training_attack(config),)
     if config.epsilon.strategy == "batched":

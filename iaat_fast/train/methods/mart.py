@@ -8,10 +8,10 @@ from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, start_seed
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
-# The released code's guards against log(0), where the paper has 1 - p and log p.
+# The released code avoids log(0) by these, where the paper has 1 - p and log p.
 _WRONG = 1.0001
 _MISSED = 1.0000001
 _TINY = 1e-12
@@ -24,10 +24,10 @@ class Mart(Method):
     clean samples get the larger weight in the second term. x_adv is PGD's on the cross-entropy.
 
     As in the released code: beta is lambda of the paper (5 there for a ResNet-18, 6 for a WideResNet;
-    the presets follow); the attack starts 0.001 * N(0, 1) away from x; the gradient flows through
-    clean predictions too, the weight included. Unlike there: radius 8/255 and step 2/255 from the
-    preset, as for all methods, where the released code has 0.031 and 0.007, and the start is clamped
-    to [0, 1] unless attack.clamp_start is off.
+    the presets follow); the attack starts at x + 0.001 * N(0, 1); the gradient flows through the
+    clean predictions too, also those in the weight. Unlike the released code: radius and step are
+    the preset's (8/255 and 2/255), as for all methods, where it has 0.031 and 0.007, and the start is
+    clamped to [0, 1] unless attack.clamp_start is off.
 
     Source: Wang et al. 2020, "Improving adversarial robustness requires revisiting misclassified
         examples", and the code released with it.
@@ -40,10 +40,10 @@ class Mart(Method):
     def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
         return training_attack(config), update(losses=2)
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
-        start = gaussian_start(x, index, at.drawn["start"], clamp=self.config.attack.clamp_start)
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
+        start = gaussian_start(x, index, step.drawn["start"], clamp=self.config.attack.clamp_start)
         x_adv = self.attack(
-            x, y, start=start, index=index, seed=at.drawn["noise"], findings=at.findings
+            x, y, start=start, index=index, seed=step.drawn["noise"], findings=step.findings
         )
         return Batch(x=x, y=y, x_adv=x_adv)
 

@@ -1,4 +1,4 @@
-"""What all training methods share: the two halves of a step, and what passes between them."""
+"""The base of the training methods: the two halves of a step, `prepare` and `outcome`, and what they exchange."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Forward = Callable[[Tensor], Tensor]
 """The network in training mode, images [N, C, H, W] to logits [N, classes]."""
 
 Drawn = Mapping[str, Tensor]
-"""What a step draws, by name: int64 or float64, which reach a GPU in one copy."""
+"""The random draws of a step, by name: int64 or float64, which reach a GPU in one copy (`seeds.Packed`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
-    """What a step has besides its batch: its epoch, its random draws, where it notes wrong values."""
+class StepContext:
+    """What a step knows apart from its batch: its epoch, its random draws, and where it notes bad values."""
 
     epoch: int
     drawn: Drawn
@@ -33,11 +33,11 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the first half of a step hands to the second.
+    """What `prepare` returns and `outcome` takes.
 
-    `x` are the clean images [N, C, H, W] on [0, 1], `y` their labels int64 [N]. `x_adv`, like x, is
-    what the method has made of them, None where it attacks nothing. `correct` (bool [N]) marks the
-    samples classified correctly before the attack, None where the method has not asked.
+    `x` are the clean images float32 [N, C, H, W] on [0, 1], `y` their labels int64 [N]. `x_adv`, like
+    x, are the adversarial images, None for a method without an attack. `correct` (bool [N]) marks the
+    samples classified correctly before the attack, None if the method does not measure it.
     """
 
     x: Tensor
@@ -48,12 +48,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the training forward has shown.
+    """The result of the training forward.
 
-    `loss` is each sample's, [N], with a graph: the step descends its mean, and a part of a batch
-    contributes its sum over the size of the whole. `clean` and `robust` (bool [N]) mark the samples
-    classified correctly before the attack and on their adversarial sample, None where the method
-    does not know.
+    `loss` is [N], one value per sample, with its graph; the step descends its mean over the global
+    batch. `clean` and `robust` (bool [N]) mark the samples classified correctly before the attack and
+    on their adversarial image, None if the method does not measure it.
     """
 
     loss: Tensor
@@ -62,7 +61,7 @@ class Outcome:
 
 
 class Method:
-    """Base of the training methods; see the rows of `iaat_fast.methods` for what is known without their classes.
+    """Base of the training methods. (Facts about a method that need no class are in `iaat_fast.methods`.)
 
     Args:
         config: of the run.
@@ -70,7 +69,7 @@ class Method:
         memory: the radius of each training sample.
 
     Raises:
-        ValueError: attack.targeted with a method that cannot aim.
+        ValueError: attack.targeted with a method whose attack cannot be targeted.
 
     Attributes:
         aims: whether its attack may aim at random classes (attack.targeted).
@@ -97,28 +96,28 @@ class Method:
         return config.attack.eps
 
     def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
-        """What the step with this seed draws for `rows` samples, or draws it from, on the CPU.
+        """The random draws, or seeds of them, of the step with this seed for `rows` samples, on the CPU.
 
-        "noise", int64 [1], is the seed of the attack's.
+        "noise", int64 [1], is the seed of the attack's noise.
         """
         return {"noise": torch.tensor([seed])}
 
     @classmethod
     def phase(cls, config: TrainConfig, epoch: int) -> str:
-        """The part of the training that an epoch is in: all that `prepare` may make of its index."""
+        """The phase of the training that an epoch is in; `prepare` depends on the epoch only through it."""
         return "every epoch"
 
     @classmethod
     def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
-        """What a step of a phase takes of the network, in its order.
+        """The passes of the network in a step of a phase, in order; the plan estimates time and memory from them.
 
         Raises:
-            ValueError: passes that are not counted, or a strategy that is left to the hardware.
+            ValueError: a method that does not list its passes, or a strategy "auto".
         """
         raise ValueError(f"method: {config.method!r}, expected one whose passes are counted")
 
     def host_reads(self, epoch: int) -> str | None:
-        """What a step of this epoch reads on the host, so that it cannot be captured; None for nothing."""
+        """What a step of this epoch reads on the host, so that it cannot be captured; None: it reads nothing."""
         return None
 
     def prepare(
@@ -131,22 +130,22 @@ class Method:
         seed: int | Drawn,
         findings: Findings | None = None,
     ) -> Batch:
-        """Make what is trained on, with the weights standing still, and update the radii.
+        """Make the images to train on, at fixed weights, and update the radii in the memory.
 
         Args:
             x: images [N, C, H, W] float32 on [0, 1].
             y: labels [N] int64.
             index: positions [N] int64 of the samples in the training set.
             epoch: epoch index from 0.
-            seed: of all that this step draws; or what it draws, see `draw`, on the device of x.
-            findings: where what is wrong with values is noted, to be raised later; None: raised here.
+            seed: of all that this step draws; or the draws themselves (see `draw`) on the device of x.
+            findings: notes bad values, such as NaN, on the device, to be raised later; None: they are raised here.
         """
         if isinstance(seed, int):
             drawn = self.draw(seed, len(x))
             seed = {name: values.to(x.device) for name, values in drawn.items()}
-        return self._prepare(x, y, index, Moment(epoch=epoch, drawn=seed, findings=findings))
+        return self._prepare(x, y, index, StepContext(epoch=epoch, drawn=seed, findings=findings))
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
         raise NotImplementedError
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:

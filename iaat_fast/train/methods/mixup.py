@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 from iaat_fast.train.seeds import Stream, stream_seed
 
@@ -29,10 +29,9 @@ class InterpolatedAdversarial(Method):
         mix(a, b) = weight * a + (1 - weight) * b,  weight ~ Beta(alpha, alpha)
         loss = (CE(f(mix(x, x')), mix(y, y')) + CE(f(mix(x_adv, x_adv')), mix(y, y'))) / 2
 
-    One weight per batch, and one pairing of its samples with each other, serve both halves. Samples
-    are paired within the images given: in a part of a batch, within the part. The adversarial
-    images are PGD's at the fixed radius, made before they are mixed. What is mixed has no class, so
-    no accuracy is counted.
+    Both losses use the same weight, one per batch, and the same pairing of the samples. Samples are
+    paired within a micro-batch. The adversarial images are PGD's at the fixed radius, made before
+    they are mixed. A mixed image has no single class, so no accuracy is counted.
 
     Source: Lamb et al. 2019, "Interpolated adversarial training: achieving robust neural networks
         without sacrificing accuracy"; Balaji et al. 2019, Table 6.
@@ -44,10 +43,10 @@ class InterpolatedAdversarial(Method):
     def draw(self, seed: int, rows: int) -> dict[str, Tensor]:
         draws = np.random.default_rng(stream_seed(seed, Stream.MIXUP))
         alpha = self.config.baseline.mixup_alpha
-        weight = draws.beta(alpha, alpha)  # first, so that parts of a batch agree on it
+        weight = draws.beta(alpha, alpha)  # first, so that it is the same in all micro-batches
         return {
             **super().draw(seed, rows),
-            # Without a dimension it takes the images' dtype, as a Python number does.
+            # Without a dimension it does not promote the images' dtype, like a Python number.
             "weight": torch.tensor(weight, dtype=torch.float64),
             "partner": torch.from_numpy(draws.permutation(rows)),
         }
@@ -56,9 +55,11 @@ class InterpolatedAdversarial(Method):
     def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
         return training_attack(config), update(losses=2)
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
-        x_adv = self.attack(x, y, index=index, seed=at.drawn["noise"], findings=at.findings)
-        return Pairs(x=x, y=y, x_adv=x_adv, partner=at.drawn["partner"], weight=at.drawn["weight"])
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
+        x_adv = self.attack(x, y, index=index, seed=step.drawn["noise"], findings=step.findings)
+        return Pairs(
+            x=x, y=y, x_adv=x_adv, partner=step.drawn["partner"], weight=step.drawn["weight"]
+        )
 
     def outcome(self, forward: Forward, batch: Batch) -> Outcome:
         assert isinstance(batch, Pairs)

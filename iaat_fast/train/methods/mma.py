@@ -1,4 +1,4 @@
-"""Max-margin adversarial training: every sample at the edge of its own margin (Ding et al. 2020)."""
+"""Max-margin adversarial training: every sample at its own margin (Ding et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iaat_fast.attacks.active_set import as_column
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext
 from iaat_fast.train.methods.passes import CLEAN_VERDICTS, Fooled, Stage, training_attack, update
 
 # How far beyond d_max margins are searched for, as a multiple of it (released code).
@@ -23,7 +23,7 @@ _BEYOND = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class Margins(Batch):
-    """A batch with the samples whose adversarial loss counts, bool [N]."""
+    """A batch that also marks the samples whose adversarial loss counts, bool [N]."""
 
     counted: Tensor
 
@@ -33,25 +33,25 @@ class MaxMargin(Method):
 
         loss_i = w * CE(f(x_i), y_i) + (1 - w) * CE(f(x_i + d_i u_i), y_i)
 
-    A sample is right where the soft logit margin log(sum_{j != y} exp f_j) - f_y is negative, that is
-    p_y > 1/2. For those that are, PGD at the radius of their last visit (at first, and at least, d_min)
-    gives a direction u_i; bisection along it in [0, 1.05 d_max] gives the margin d_i, where the soft logit margin
-    is 0. The others have d_i = 0. The second term is left out where d_i >= d_max. The memory holds the d_i.
+    A sample counts as correct if the soft logit margin log(sum_{j != y} exp f_j) - f_y is negative, that is p_y > 1/2.
+    For a correct sample, PGD at the radius of its last visit (at first, and at least, d_min) gives a direction u_i;
+    bisection along it in [0, 1.05 d_max] gives the margin d_i, where the soft logit margin is 0. The others have
+    d_i = 0. The second term is left out where d_i >= d_max. The memory holds the d_i.
 
-    PGD climbs the soft logit margin: its gradient is that of the cross-entropy over 1 - p_y, whose
-    sign is the same, so the engine's attack on the cross-entropy is this attack. Its step is
-    mma_step_scale * radius / steps, and attack.alpha is not used.
+    PGD should ascend the soft logit margin. Its gradient is that of the cross-entropy divided by 1 - p_y, which has
+    the same sign, so PGD on the cross-entropy is the same attack. Its step is mma_step_scale * radius / steps;
+    attack.alpha is not used.
 
-    Unlike the released code: which samples are right is asked, before the attack and in the bisection, in the
-    attack's BatchNorm mode (attack.bn), there in training mode; x + d u is clamped to [0, 1] also
-    where it is trained on, there only in the bisection; and the schedule is the preset's.
+    Unlike the released code: samples are classified, before the attack and in the bisection, in the attack's
+    BatchNorm mode (attack.bn), where that has training mode; x + d u is clamped to [0, 1] for training as well, where
+    that clamps only in the bisection; and the schedule is the preset's.
 
     Source: Ding et al. 2020, "MMA training: direct input space margin maximization through
         adversarial training" (MMA and AN-PGD there), and the code released with it.
     """
 
     aims = False
-    counts_robust = False  # the margin is where the prediction tips over
+    counts_robust = False  # at the margin a sample is neither robust nor not
 
     def __init__(self, config: TrainConfig, model: nn.Module, memory: EpsilonMemory) -> None:
         super().__init__(config, model, memory)
@@ -68,14 +68,14 @@ class MaxMargin(Method):
         bisection = Stage(name="bisection of the margins", kind="forward", passes=halvings)
         return CLEAN_VERDICTS, training_attack(config), bisection, update(losses=2)
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
         config = self.config.baseline
         logits = self.attack.logits(x)
         fits = _soft_margin(logits, y) < 0
         last = self.memory.values[index].clamp(config.mma_d_min, _BEYOND * config.mma_d_max)
         radius = torch.where(fits, last, 0.0)
         x_adv = self.attack(
-            x, y, eps=radius, index=index, seed=at.drawn["noise"], findings=at.findings
+            x, y, eps=radius, index=index, seed=step.drawn["noise"], findings=step.findings
         )
         direction = (x_adv - x) / as_column(torch.where(fits, radius, 1.0), x)
         margin = bisected_margin(
@@ -88,7 +88,7 @@ class MaxMargin(Method):
             steps=config.mma_bisections,
         )
         margin = torch.where(fits, margin, 0.0)
-        self.memory.store(index, margin, findings=at.findings)
+        self.memory.store(index, margin, findings=step.findings)
         return Margins(
             x=x,
             y=y,
@@ -119,13 +119,13 @@ def bisected_margin(
     most: float,
     steps: int,
 ) -> Tensor:
-    """[N], how far along `direction` the soft logit margin of each sample crosses 0, up to `most`.
+    """The distance along `direction` at which the soft logit margin of each sample crosses 0, up to `most`: [N].
 
     Args:
-        attack: the network is asked for logits in its BatchNorm mode.
+        attack: its `logits` are used, which are in its BatchNorm mode.
         x, y: images [N, ...] and labels int64 [N].
         direction: like x; distances are multiples of it.
-        radius: [N], where to look first.
+        radius: [N], the distance to try first.
         most: the upper end of the search.
         steps: halvings; each takes a forward.
     """
@@ -138,7 +138,7 @@ def bisected_margin(
 
 
 def _soft_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """log(sum_{j != y} exp f_j) - f_y, the log-odds against y."""
+    """log(sum_{j != y} exp f_j) - f_y, the log-odds against y: [N]."""
     return losses.value("ce", logits, y, targeted=False)
 
 

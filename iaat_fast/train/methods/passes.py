@@ -1,4 +1,4 @@
-"""How many passes of the network a training step takes per image, in the words that each method counts them in."""
+"""The passes of the network in a training step, per image: the `Stage`s of which each method lists its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from iaat_fast.attacks.active_set import bucket
 from iaat_fast.train.config import TrainConfig
 
 Kind = Literal["forward", "gradient", "update"]
-"""A pass: a forward without gradient, of the live network; a forward and the gradient of the images, of the network
-that the attack sees; or the training forward and the gradient of the weights, of the live network."""
+"""A kind of pass. "forward": of the live network, without gradient. "gradient": forward and gradient with respect to
+the images, of the network that the attack uses. "update": the training forward and the gradient with respect to the
+weights, of the live network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A part of a step: `passes` of one kind for each image of the batch.
 
-    depends_on_samples: whether they rest on the shares of `Fooled`.
-    copies: of the batch that go through the network at once.
+    depends_on_samples: whether `passes` depends on the shares of `Fooled`.
+    copies: copies of the batch that go through the network at once.
     """
 
     name: str
@@ -35,12 +36,12 @@ CLEAN_VERDICTS = Stage(name="clean verdicts", kind="forward", passes=1)
 
 
 def training_attack(config: TrainConfig) -> Stage:
-    """The attack that makes the images trained on."""
+    """The attack that makes the images to train on."""
     return Stage(name="training attack", kind="gradient", passes=config.attack.steps)
 
 
 def update(losses: int = 1) -> Stage:
-    """The update of the weights, by a loss of this many images for each of the batch: clean, adversarial, or both."""
+    """The update of the weights, whose loss takes `losses` images per sample: 1, or 2 for clean and adversarial."""
     return Stage(name="update of the weights", kind="update", passes=losses)
 
 
@@ -64,9 +65,9 @@ class Fooled:
             )
 
     def padded(self, batch: int) -> Fooled:
-        """The shares that a GPU attacks of batches of `batch` images: the fooled are filled up to one of few sizes.
+        """The shares attacked on a GPU, where the fooled samples of a batch are padded to one of a few sizes.
 
-        Means over batches whose samples are fooled independently, each with the probability of these shares.
+        They are means over batches of `batch` samples, each fooled independently with the probability of these shares.
         """
         once, twice = _mean_padded(self.once, batch), _mean_padded(self.twice, batch)
         return Fooled(once=once, twice=min(once, twice))

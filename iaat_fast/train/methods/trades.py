@@ -1,4 +1,4 @@
-"""TRADES: cross-entropy on clean images, and the divergence of the adversarial predictions (Zhang et al. 2019)."""
+"""TRADES: cross-entropy on clean images plus the divergence of the adversarial predictions (Zhang et al. 2019)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import gaussian_start, make_attack, start_seed
-from iaat_fast.train.methods.method import Batch, Forward, Method, Moment, Outcome, is_correct
+from iaat_fast.train.methods.method import Batch, Forward, Method, Outcome, StepContext, is_correct
 from iaat_fast.train.methods.passes import Fooled, Stage, training_attack, update
 
 
 class Trades(Method):
     """CE(f(x), y) + beta * KL(f(x) || f(x_adv)), where x_adv maximises the divergence.
 
-    As in the released code: beta is 1 / lambda of the paper; the attack starts 0.001 * N(0, 1) away
-    from x, takes 10 steps (attack.steps) and sees frozen BatchNorm (attack.bn); the gradient flows
-    through both predictions. Unlike there: radius 8/255 and step 2/255 from the preset, as for all
-    methods, where the released code has 0.031 and 0.007; the start is clamped to [0, 1] unless
-    attack.clamp_start is off; and the clean images go forward once, where the released code sends
-    them twice (the same logits, one more update of BatchNorm's running statistics).
+    As in the released code: beta is 1 / lambda of the paper; the attack starts at x + 0.001 * N(0, 1),
+    takes 10 steps (attack.steps) with frozen BatchNorm (attack.bn); the gradient flows through both
+    predictions. Unlike the released code: radius and step are the preset's (8/255 and 2/255), as for
+    all methods, where it has 0.031 and 0.007; the start is clamped to [0, 1] unless attack.clamp_start
+    is off; and there is one forward of the clean images, where it has two (the same logits, one more
+    update of BatchNorm's running statistics).
 
     Source: Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy",
         Algorithm 1.
@@ -37,14 +37,14 @@ class Trades(Method):
 
     @classmethod
     def passes(cls, config: TrainConfig, phase: str, fooled: Fooled) -> tuple[Stage, ...]:
-        # The attack leads away from the clean predictions.
+        # The attack maximises the divergence from the clean predictions.
         clean = Stage(name="clean predictions", kind="forward", passes=1)
         return clean, training_attack(config), update(losses=2)
 
-    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, at: Moment) -> Batch:
-        start = gaussian_start(x, index, at.drawn["start"], clamp=self.config.attack.clamp_start)
+    def _prepare(self, x: Tensor, y: Tensor, index: Tensor, step: StepContext) -> Batch:
+        start = gaussian_start(x, index, step.drawn["start"], clamp=self.config.attack.clamp_start)
         x_adv = self.attack(
-            x, y, start=start, index=index, seed=at.drawn["noise"], findings=at.findings
+            x, y, start=start, index=index, seed=step.drawn["noise"], findings=step.findings
         )
         return Batch(x=x, y=y, x_adv=x_adv)
 

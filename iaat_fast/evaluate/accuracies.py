@@ -1,4 +1,4 @@
-"""The share of a split that a model classifies correctly: as it is, and under PGD with restarts."""
+"""Natural accuracy, and robust accuracy under PGD with restarts, of a model on a split."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from iaat_fast.malloc import no_malloc_trim
 
 @dataclasses.dataclass(frozen=True)
 class RobustResult:
-    """What is left standing after an attack.
+    """Which samples are robust to an attack.
 
     Args:
         accuracy: share of the samples that are robust, in [0, 1].
         correct: bool [N] on the CPU, whether each sample is robust.
-        gradients: entries of the attack's gradients, zeros and NaNs in which moved no pixel; how many gradients were
-            taken, and how many were planned.
+        gradients: how many gradients were taken and how many planned, and how many of their entries were zero or NaN
+            (these move no pixel).
     """
 
     accuracy: float
@@ -75,9 +75,9 @@ def natural_verdicts(
     batch_size: int = 256,
     samples: Tensor | None = None,
 ) -> Tensor:
-    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as of `accuracy`.
+    """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as in `accuracy`.
 
-    With `samples`, numbers int64 [K], bool [K] of those.
+    With `samples`, sample numbers int64 [K], only for those: bool [K].
     """
     validate.integer("batch_size", batch_size, 1)
     split = samples_for(model, split, y)
@@ -113,37 +113,37 @@ def robust_accuracy(
     """Accuracy under PGD with random restarts, in eval mode and without early stopping.
 
     A sample counts as robust if the last iterate of every restart is classified correctly. All
-    samples are attacked once, then those still standing again, in full batches: which changes no
-    verdict, and saves most of the passes where most samples fall. The rule looks at attacked images
-    only, as in the paper: a sample misclassified clean is attacked like the others, and counts as
-    robust in the rare case that every restart turns it to its own class. (Foolbox and RobustBench
-    count it as not robust.)
+    samples are attacked once; each further restart attacks only those still robust, in full batches.
+    This changes no verdict and saves most passes if most samples are not robust. Only attacked images
+    count, as in the paper: a sample whose clean image is misclassified is attacked like the others,
+    and counts as robust in the rare case that every restart changes it to the correct class. (Foolbox
+    and RobustBench count it as not robust.)
 
-    The noise follows the sample's number in the split and `seed`, so the verdicts do not depend
+    The noise depends on the sample's number in the split and on `seed`, so the verdicts do not depend
     on the batch size, up to the rounding of the model's own forward.
 
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's
-            device; its mode, gradients and buffers are as they were afterwards.
+            device; its mode, gradients and buffers are restored.
         split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
             `data.as_samples`.
         y: labels [N] of images.
         eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         alpha: step size, on the [0, 1] scale.
-        steps: steps of each restart; 0 leaves the random start.
+        steps: steps of each restart; with 0 the random start itself is the attack.
         restarts: random starts, at least 1.
         batch_size: samples attacked at once.
         seed: of the random starts and targets.
-        targeted: False; "random": descend to a class drawn from the others, once per sample. Robust
-            is still who keeps the true class.
+        targeted: False; "random": descend the loss to another class, drawn once per sample. A sample
+            is still robust if it is classified as its true class.
         samples: numbers int64 [K] of those to attack; all by default. The others are left out of the
             accuracy and are False in `correct`.
         progress: called after each batch as progress(done, all), in samples times restarts; samples
-            that have fallen are done.
+            that are not robust count as done.
 
     Raises:
-        TypeError, ValueError: an argument, or what the model returns (NaN logits among it), is not
-            as described.
+        TypeError, ValueError: an argument, or what the model returns, is not as described; the model
+            returns NaN logits.
 
     Source: Balaji et al. 2019, Section 4.1; Madry et al. 2018.
     """

@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks one after the other, each on the samples that still stand."""
+"""AutoAttack: four attacks in turn, each on the samples that are still robust."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
 
-# Each attack numbers its restarts from a multiple of this, which is more than any of them has, its targets included: so
-# no two attacks start from the same noise.
+# Attack k numbers its restarts from k times this, which is more than the restarts (and targets) of any attack: so no two
+# attacks start from the same noise.
 _RESTARTS = 100_000
 
 
 def standard(
     model: nn.Module, *, precision: str = "fp32", engine: str = "auto"
 ) -> dict[str, Attack]:
-    """The attacks of AutoAttack's standard version in L-infinity, in their order, each with its published budget.
+    """The attacks of AutoAttack's standard version in L-infinity, in order, each with its published budget.
 
-    apgd-ce and apgd-t: 100 steps from one random start, the latter towards each of 9 classes by the targeted DLR;
-    fab-t: 100 steps towards each of 9 classes; square: 5000 queries.
+    apgd-ce: 100 steps from one random start. apgd-t: the same towards each of 9 classes, with the targeted DLR loss.
+    fab-t: 100 steps towards each of 9 classes. square: 5000 queries.
 
     Args:
-        model, precision, engine: as `PGD`'s.
+        model, precision, engine: as in `PGD`.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
         parameter-free attacks", Section 5, and version "standard" of the code released with it.
@@ -47,14 +47,14 @@ def standard(
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one attack did.
+    """The result of one of the attacks.
 
     Args:
         attack: its name.
-        standing_before: samples it attacked.
-        fallen: how many of them it fooled.
-        accuracy_after: share of all samples that still stand.
-        seconds: it took.
+        standing_before: how many samples it attacked, those still robust.
+        fallen: on how many of them it fooled the model.
+        accuracy_after: share of all samples that are still robust.
+        seconds: its time.
     """
 
     attack: str
@@ -66,19 +66,19 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack has left standing; where it is unfinished, also what continuing needs.
+    """Which samples are robust to AutoAttack; for an unfinished result, also the state to continue from.
 
     Args:
         eps, seed: of the attacks.
         attacks: their names, in order.
-        natural: bool [N] on the CPU, samples classified correctly as they are.
-        correct: bool [N] on the CPU, samples that have stood so far: robust, once `complete`.
+        natural: bool [N] on the CPU, samples whose clean image is classified correctly.
+        correct: bool [N] on the CPU, samples that are still robust, which is final once `complete`.
         stages: the attacks that are finished.
-        tested: bool [N] on the CPU, samples that the current attack has attacked.
-        seconds: the current attack has taken so far.
-        x_adv: float32 [N, C, H, W] on the CPU, only where they were asked for: of each sample the image that fools the
-            model, or, where it is wrong as it is or has stood so far, its own. One tensor that is filled while the
-            attacks run, shared by all results of the evaluation.
+        tested: bool [N] on the CPU, samples that the current attack has attacked; None: it has not started.
+        seconds: time of the current attack so far.
+        x_adv: float32 [N, C, H, W] on the CPU, only if images were asked for: for each sample the image that fools the
+            model, or the clean image if that is misclassified or the sample is still robust. One tensor, filled while
+            the attacks run and shared by all results of the evaluation.
     """
 
     eps: float
@@ -93,7 +93,7 @@ class AutoAttackResult:
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that have stood so far."""
+        """Share of the samples that are still robust, in [0, 1]."""
         return float(self.correct.double().mean())
 
     @property
@@ -108,7 +108,7 @@ class AutoAttackResult:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> AutoAttackResult:
-        """Raises KeyError or TypeError where the state is none of `state()`'s."""
+        """The result that `state()` was taken of; raises KeyError or TypeError if `state` is something else."""
         stages = tuple(Stage(**stage) for stage in state["stages"])
         return cls(**{**state, "attacks": tuple(state["attacks"]), "stages": stages})
 
@@ -132,33 +132,32 @@ def autoattack(
 
         autoattack(model, x, y, 8 / 255).accuracy
 
-    Each attack takes on the samples that have stood so far. A sample counts as robust if it is classified correctly as
-    it is and after every attack, as RobustBench counts. (`robust_accuracy` looks at attacked images only, as the IAAT
-    paper does: there a sample misclassified as it is may count as robust, in the rare case that all attacks fail to
-    keep it wrong.)
+    Each attack attacks the samples that are still robust. A sample counts as robust if its clean image, and its image
+    after every attack, are classified correctly, as in RobustBench. (`robust_accuracy` looks at attacked images only,
+    as the IAAT paper does.)
 
-    All draws follow the sample's number in the split and `seed`, so the verdicts do not depend on the batch size, nor
-    on whether the evaluation was interrupted, up to the rounding of the model's own forward.
+    All random draws depend on the sample's number in the split and on `seed`, so the verdicts do not depend on the
+    batch size, nor on interruptions, up to the rounding of the model's own forward.
 
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
-            gradients and buffers are as they were afterwards.
+            gradients and buffers are restored.
         split: the samples: a split of this library, (x, y), a Dataset or a DataLoader, or with y its images; see
             `data.as_samples`.
         y: labels [N] of images.
         eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         batch_size: samples attacked at once.
-        seed: of the attacks' draws.
-        version: "standard", the only one there is: see `standard`.
-        attacks: others in its place, by name, in their order; their own radius and seed are not used.
-        images: also return the images, as `x_adv` of the result: 4 bytes a pixel of CPU memory.
+        seed: of the attacks' random draws.
+        version: "standard", the only one: see `standard`.
+        attacks: other attacks in its place, by name, in order; their own radius and seed are not used.
+        images: also return the images, as `x_adv` of the result: 4 bytes of CPU memory per value.
         resume: an unfinished result of the same arguments, to continue from.
-        save: called after each batch with what there is by then.
+        save: called after each batch with the result so far.
         progress: called after each batch as progress(attack, done, all), in samples.
 
     Raises:
-        TypeError, ValueError: an argument, or what the model returns, is not as described; a `resume` of another
-            radius, seed, number of samples or list of attacks.
+        TypeError, ValueError: an argument, or what the model returns, is not as described; `resume` has another radius,
+            seed, number of samples or list of attacks.
 
     Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
     """
@@ -217,7 +216,7 @@ def autoattack(
 
 
 def _own_images(split: Samples, batch_size: int) -> Tensor:
-    """float32 [N, C, H, W] on the CPU, batch by batch."""
+    """The clean images, float32 [N, C, H, W] on the CPU, copied batch by batch."""
     every = torch.arange(len(split), device=split.labels.device).split(batch_size)
     whole: Tensor | None = None
     for index in every:
@@ -230,7 +229,7 @@ def _own_images(split: Samples, batch_size: int) -> Tensor:
 
 
 def _check_classes(model: nn.Module, split: Samples) -> None:
-    """Raise ValueError where the targeted DLR has too few classes, masked ones left out, before any attack."""
+    """Raise ValueError, before any attack, if the model has too few classes (of finite logits) for the targeted DLR."""
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
         logits = logits_of(model, x)

@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.evaluate`: arguments to a table and JSON."""
+"""The command line `python -m iaat_fast.evaluate`: from arguments to a table and JSON."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ from iaat_fast.storage import check_folder, check_writable, write_json
 PROG = prog("evaluate")
 DESCRIPTION = """Natural accuracy and accuracy under PGD with random restarts, on the test images.
 
-Of a training run: RUN is its folder; model, images and attack are by default those of its \
-config.json.
+A training run: RUN is its folder; model, images and attack are by default those of its config.json.
 
-By a suite: --suite cifar, imagenet or quick measures what the paper reports.
+A suite: --suite cifar, imagenet or quick measures what the paper reports.
 
-What is measured of a run is kept in a folder below RUN/evaluation, each attack and each suite in its own. The same \
-command again continues where it was stopped, or shows what is finished.
+The results of a run are kept in a folder below RUN/evaluation, one for each attack and each suite. The same command \
+again continues where it was stopped, or shows what is finished.
 
-Of your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
+Your own checkpoint: --model NAME --weights FILE, or --model package.module:function for a \
 function without arguments that returns a torch.nn.Module over images in [0, 1].
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 8 is a radius of 8/255, and so is --eps 8/255.
@@ -65,7 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "restarts": 5,
     "targeted": "no",
 }
-"""The single attack, where neither a flag nor the run says otherwise."""
+"""The single attack, if neither flags nor the run set it."""
 
 
 _PARTS_HELP = "Parts of the suite: " + "; ".join(
@@ -75,7 +74,7 @@ _PARTS_HELP = "Parts of the suite: " + "; ".join(
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """An evaluation; what is not given is the run's own setting."""
+    """An evaluation; flags that are not given are the run's own settings."""
 
     run: tyro.conf.Positional[Annotated[Path | None, optional("[RUN]", "none")]] = None
     """Run folder of a training."""
@@ -116,9 +115,9 @@ class Command:
     ] = None
     """Published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C, for the part corruptions."""
     any_iterate: bool = False
-    """A sample falls at the first iterate that fools the model, not only by the last of a restart."""
+    """Any iterate that fools the model counts, not only the last of a restart."""
     adversarial: Annotated[tuple[Path, ...], optional("FILE [FILE ...]", "none")] = ()
-    """Score the model on saved adversarial examples, of whatever model, of the same images."""
+    """Score the model on saved adversarial examples of the same images, made on any model."""
     save_adversarial: bool = False
     """Keep the adversarial examples of every attack, float32, in the folder of the evaluation."""
     out: Annotated[Path | None, optional("DIR", "below RUN/evaluation")] = None
@@ -126,7 +125,7 @@ class Command:
     overwrite: bool = False
     """Start the record again, whatever its folder holds."""
     save_every: Annotated[float, optional("SECONDS", "30")] = 30.0
-    """Seconds between two saves of what is being measured."""
+    """Seconds between two saves of the measurement in progress."""
     model: Annotated[str | None, optional("MODEL", "the run's")] = None
     """digits-cnn, resnet18, wrn32-10, imagenet-resnet18 (-34, -50, -101, -152), or
     package.module:function."""
@@ -151,7 +150,7 @@ class Command:
 
 
 FLAGS = {**command_line.flags_of(Command), "surrogate": "--against", "path": "--data"}
-"""Flags by what errors call them, see `with_flags`."""
+"""The flag of each name that errors use, see `with_flags`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,7 +172,7 @@ def _tyro(argv: Sequence[str]) -> Command:
 
 
 def evaluate(command: Command, console: Console) -> dict[str, Any]:
-    """Measure what is not there yet, print the table and say where the record is; returns its content."""
+    """Measure what the record lacks, print the table and where the record is; returns the record's content."""
     run = None if command.run is None else RunFolder(command.run)
     defaults = {} if run is None or not run.is_run else run.config().get("evaluation", {})
     _check(command)
@@ -185,7 +184,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
     target = _target(command, run, resolve_device(command.device))
     _warn_of_units(command, suite)
     if _asks_for_suite(command) and target.description["data"]["name"] == "digits":
-        # A suite's 8/255 is a radius for photographs: on digits the run's own is meant.
+        # A suite's 8/255 is a radius for photographs: on digits the run's own is taken.
         suite = suite.at(
             command.eps or ((defaults["eps"],) if "eps" in defaults else ()),
             command.alpha or defaults.get("alpha"),
@@ -212,7 +211,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         save_every=command.save_every,
     )
     content = _measure(target, suite, settings)
-    # Written first: a pipe closed on the table costs nothing.
+    # Written before the table is printed, which may end in a closed pipe.
     if command.json is not None:
         write_json(command.json, content)
     console.print(suite_table(content))
@@ -223,7 +222,7 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
 
 
 def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
-    """`measure`; where it is stopped or runs out of memory, it is said how to continue."""
+    """`measure`; if it is stopped or runs out of memory, print how to continue."""
     try:
         with Progress() as tell:
             return measure(target, suite, replace(settings, tell=tell))
@@ -231,16 +230,16 @@ def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, 
         words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
         kept = "nothing was kept" if settings.folder is None else f"kept in {settings.folder}"
         command = f"{interpreter()} -m iaat_fast.evaluate {words}"
-        print(f"interrupted, {kept}; go on with: {command}", file=sys.stderr)
+        print(f"interrupted, {kept}; continue with: {command}", file=sys.stderr)
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            f"{error}; a smaller --batch-size goes on from here"
+            f"{error}; a smaller --batch-size continues from here"
         ) from error
 
 
 def _warn_of_units(command: Command, suite: Suite) -> None:
-    """Warn of what is valid but probably not meant: numbers on the [0, 1] scale, one step size for several radii."""
+    """Warn about what is valid but probably not meant: numbers on the [0, 1] scale, one step size for several radii."""
     for eps in command.eps:
         warn(PROG, units.too_small("--eps", eps, units.SMALL_RADIUS))
     if command.alpha is not None:
@@ -258,19 +257,19 @@ def _warn_of_units(command: Command, suite: Suite) -> None:
 
 
 def _asks_for_suite(command: Command) -> bool:
-    """Whether a suite is named, or saved examples are to be scored: a part of any of them."""
+    """Whether a suite is named, or saved examples are to be scored, which is a part of every suite."""
     return command.suite is not None or bool(command.adversarial)
 
 
 def _parts(command: Command) -> tuple[str, ...] | None:
-    """The parts asked for; None: all. With saved examples to score and no suite, natural accuracy alone."""
+    """The parts asked for; None: the suite's. Saved examples without a suite need only natural accuracy."""
     if command.suite is None and command.adversarial:
         return command.parts or ("natural",)
     return command.parts or None
 
 
 def _check(command: Command) -> None:
-    """Raise ValueError for what can be said of the flags before anything is loaded."""
+    """Raise ValueError for wrong flags, as far as they can be checked before anything is loaded."""
     named = _asks_for_suite(command)
     for name in ("parts", "against", "corruptions"):
         if getattr(command, name) and not named:

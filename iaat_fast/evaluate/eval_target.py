@@ -1,4 +1,4 @@
-"""What is evaluated: a model with its weights and a test split, from a run folder or from flags."""
+"""`EvalTarget`, a model with its weights and a test split, and loading it from a run folder or from flags."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from iaat_fast.storage import load_tensors
 logger = logging.getLogger("iaat_fast")
 
 MODEL_FIELDS = frozenset({"name", "width", "depth"})
-"""Fields of a run's configuration that say which network it trained."""
+"""Fields of the part "model" of a run's configuration."""
 
 CUSTOM = "custom"
-"""What a run records as the name of a model or data set that was passed to it from Python."""
+"""The recorded name of a model or data set that was passed from Python."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class Source:
 
     Args:
         model: a name of `models.NAMES`, or "package.module:function" that returns the model.
-        weights: file with the model's weights; None: those it is made with.
+        weights: file with the model's weights; None: those that it is made with.
         width, depth: of a model of `models.NAMES`.
         dataset: a name of `data.NAMES`.
-        data: folder or .npz with the images; None: where `data.load` looks.
+        data: folder or .npz with the images; None: the default of `data.load`.
         limit: the first `limit` test images; None: all.
         on_bad_image: what to do at an image file that cannot be decoded, see `data.load`.
     """
@@ -57,7 +57,7 @@ class Source:
 class EvalTarget:
     """A model and the test split it is measured on, both on one device.
 
-    `description` says in plain values where they came from.
+    `description` says, in plain values, where they came from, see `describe_target`.
     """
 
     model: nn.Module
@@ -68,7 +68,7 @@ class EvalTarget:
     def of(
         cls, model: nn.Module, split: Any, y: Any = None, *, dataset: str = CUSTOM
     ) -> EvalTarget:
-        """A model and samples from Python.
+        """The target made of a model and samples from Python.
 
         Args:
             model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes].
@@ -98,16 +98,16 @@ def describe_target(
     weights: str | None = None,
     is_average: bool = False,
 ) -> dict[str, Any]:
-    """What records say of a model and its test images.
+    """The fields of a record that describe a model and its test images.
 
     Args:
         model: name, width and depth.
-        data: name, and path where they lie.
-        samples: how many of the images.
+        data: name and path.
+        samples: number of images.
         run: the run folder.
         epoch: epochs that the checkpoint has finished.
         weights: the file of the weights.
-        is_average: whether they are the average that a run keeps.
+        is_average: whether the weights are the average that a run keeps.
     """
     return {
         "run": run,
@@ -181,13 +181,13 @@ def run_source(
 def load_target(
     source: Source, device: torch.device, *, folder: RunFolder | None = None
 ) -> EvalTarget:
-    """Build the model, load its weights and the images, and see that they fit each other.
+    """Build the model, load its weights and the images, and check that they fit each other.
 
     Args:
         source: what to load.
         device: where to.
-        folder: the run folder. Its checkpoint is loaded or, where that is damaged, the one before it, which is logged;
-            where the checkpoint holds an average of the weights ("ema"), the average.
+        folder: the run folder. Its last checkpoint is loaded, or if that is damaged the one before it, which is logged.
+            If the checkpoint holds an average of the weights ("ema"), the average is taken.
 
     Raises:
         ValueError, TypeError: an unknown name, a damaged or unsafe file, or parts that do not fit.
@@ -199,7 +199,7 @@ def load_target(
     if not own:
         validate.choice("--model", source.model, models.NAMES)
     validate.choice("--dataset", source.dataset, datasets.NAMES)
-    # The weights first: a damaged file should not have to wait for the images.
+    # The weights first: a damaged file is then reported before the images are loaded.
     content: Any = None
     if folder is not None:
         found = folder.last_good_checkpoint()
@@ -229,7 +229,7 @@ def load_target(
             depth=source.depth,
         )
     if content is not None:
-        # The average of a run's weights, where it has kept one, is what the run counts by.
+        # If a run keeps an average of its weights, that is the network whose accuracy it reports.
         weights = content if folder is None else content.get("ema", content)
         fit_weights(model, weights, str(source.weights))
     model, split = model.to(device), data.test.to(device)
@@ -249,7 +249,7 @@ def load_target(
 def _call(factory: Any, name: str) -> nn.Module:
     try:
         model: nn.Module = factory()
-    # The function is the user's and may raise anything; its model is unusable all the same.
+    # It is the user's function and may raise anything.
     except Exception as error:
         raise ValueError(f"--model {name}: {type(error).__name__}: {error}") from error
     return model
@@ -265,7 +265,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def samples_sha256(split: Samples) -> str:
-    """The SHA-256 of what tells the split's samples from others (`Samples.identity`), in hexadecimal."""
+    """The SHA-256 of the tensors that identify the split's samples (`Samples.identity`), in hexadecimal."""
     hasher = hashlib.sha256()
     for name, value in split.identity():
         _add_tensor(hasher, name, value)

@@ -1,4 +1,4 @@
-"""An evaluation by a suite, from its settings to the finished record; stopped at any moment, it can be continued."""
+"""`evaluate_suite`: measures a suite, from its settings to the finished record; can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from iaat_fast.storage import exclusive_lock
 def folder_name(
     target: EvalTarget, suite: str | Suite, *, seed: int = 0, any_iterate: bool = False
 ) -> str:
-    """`cifar-cifar10-10000-seed0`, with `-any` where samples fall by any iterate.
+    """The name of the folder of an evaluation: `cifar-cifar10-10000-seed0`, plus `-any` under the rule `any_iterate`.
 
-    A single attack's name holds all its settings, so that no other shares its folder:
-    `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, with "targeted-" before "pgd" where the targets are random.
+    That of a single attack holds all its settings, so that no other attack shares its folder:
+    `cifar10-10000-pgd100x5-eps2-8-alpha2-seed0`, with "targeted-" before "pgd" if the targets are random.
     """
     suite = suite_named(suite) if isinstance(suite, str) else suite
     data = target.description["data"]
@@ -61,44 +61,44 @@ def evaluate_suite(
     save_every: float = 30.0,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Measure what a suite measures; returns the content of results.json.
+    """Measure a suite on a model; returns the content of results.json.
 
         run = RunFolder("runs/x")
         target = load_target(run_source(run), torch.device("cuda"), folder=run)
         evaluate_suite(target, "cifar", folder="runs/x/evaluation/mine")["measurements"]
 
-    Called again with the same folder it measures what is not there yet: from where it was stopped, also in the middle
-    of an attack, with the bits of an evaluation that was never stopped; and further parts that are asked for.
+    A second call with the same folder measures only what is missing: it continues where the first was stopped, even in
+    the middle of an attack, with the same bits as if it had not been stopped, and adds further parts asked for.
 
     Args:
         subject: model and samples.
         suite: a name of `SUITES`, or one of your own: `suites.single` makes one of a single attack.
         folder: where the record is kept, see `record`; None: nowhere, it is only returned.
-        parts: of the suite; None: all but the transfer without a surrogate, and the corruptions of images that are
-            too small for them.
+        parts: of the suite; None: all that can be measured (transfer needs a surrogate, generated corruptions need
+            images that are large enough).
         eps: radii on the [0, 1] scale, in place of the suite's.
         alpha: step size on the [0, 1] scale, in place of the suite's.
         seed: of random starts and targets. The noise of a start is a function of (seed, sample number, number of the
-            restart), of "random" targets the class one of (seed, sample number): a sample keeps its target in all
-            restarts, steps and radii.
+            restart), a random target one of (seed, sample number): a sample has the same target in all restarts and at
+            all steps and radii.
         batch_size: samples attacked at once; changes no verdict, up to the rounding of the model's forward.
-        any_iterate: a sample falls at the first iterate that fools the model (a stronger attack than the paper's), not
-            only by the last of each restart. Transferred attacks are always scored by their last iterates.
+        any_iterate: a sample is not robust if any iterate fools the model (a stronger attack than the paper's); False:
+            only the last iterate of each restart counts, as it always does for transferred attacks.
         surrogate: the independently trained model of the part "transfer".
         corruptions: folder with the published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C. None: the one in or
-            next to the data set; where there is none, corruptions are generated, and every row says so.
+            next to the data set; if there is none, corruptions are generated, and every row says so.
         adversarial: files of saved examples, of the same samples, to score the model on.
         save_adversarial: keep the adversarial examples of every PGD measurement in the folder.
         overwrite: start again, whatever the folder holds.
-        save_every: seconds between two saves of what is being measured.
+        save_every: seconds between two saves of the measurement in progress.
         tell: called as tell(name, done, remaining) while attacks run, in gradient passes.
 
     Raises:
-        ValueError, TypeError: an argument is not as described, or the folder's record is damaged, of a newer version,
-            or of other settings, weights or samples; or corruptions are those of another data set, or to be generated
-            by a library that is not installed.
-        BlockingIOError: another process measures into the folder.
-        OSError: the folder cannot be written, or the one of corruptions holds none.
+        ValueError, TypeError: an argument is not as described; the folder's record is damaged, of a newer version, or
+            of other settings, weights or samples; the corruptions are those of another data set; or generating them
+            needs a library that is not installed.
+        BlockingIOError: another process is measuring into the folder.
+        OSError: the folder cannot be written, or the folder of corruptions holds none.
     """
     chosen = suite_named(suite) if isinstance(suite, str) else suite
     settings = Settings(
@@ -119,10 +119,13 @@ def evaluate_suite(
 
 
 def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
-    """`evaluate_suite` with settings made before, at the suite's own radii and step size."""
+    """`evaluate_suite` with its keywords as `Settings`, at the suite's own radii and step size."""
     names = _parts(target, suite, settings)
     validate.integer("seed", settings.seed, 0)
     validate.integer("batch_size", settings.batch_size, 1)
+    # Plain numbers, for the record, if they were numpy's.
+    plain = {"seed": int(settings.seed), "batch_size": int(settings.batch_size)}
+    settings = dataclasses.replace(settings, **plain)
     if settings.save_adversarial and settings.folder is None:
         raise ValueError("save_adversarial: expected a folder to keep them in")
     if settings.surrogate is not None:
@@ -147,7 +150,7 @@ def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, A
             record=record,
             prepared=prepared,
         )
-        # Parts of the same function are measured by one call of it.
+        # Parts that share a function (the PGD attacks) are measured by one call of it.
         for measure_parts in dict.fromkeys(PARTS[name].measure for name in names):
             measure_parts(context)
             for name in names:
@@ -157,7 +160,7 @@ def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, A
 
 
 def _parts(target: EvalTarget, suite: Suite, settings: Settings) -> tuple[str, ...]:
-    """Names of the parts to measure; what files are given for is measured where no parts are named."""
+    """Names of the parts to measure; parts whose files are given are added to the default ones."""
     optional = ("surrogate", "corruptions", "adversarial")
     given = {name for name in optional if getattr(settings, name)}
     names = choose(suite, settings.parts, given=given, split=target.split)
@@ -171,7 +174,7 @@ def _parts(target: EvalTarget, suite: Suite, settings: Settings) -> tuple[str, .
 
 
 def record_header(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
-    """What a record says before its first row."""
+    """The content of results.json before the first row."""
     fixed: dict[str, Any] = {
         "eps": list(suite.eps),
         "alpha": suite.alpha,

@@ -1,4 +1,4 @@
-"""How far an evaluation is: gradient passes taken and still expected, and what is shown of them while it runs."""
+"""The progress of an evaluation: gradient passes taken and still expected, and showing them while it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNTS = ("total", "zero", "nan", "gradients")
 
 @dataclass
 class Tally:
-    """What one attack has taken: its gradients, of `AttackStats`, and seconds."""
+    """The gradients and the seconds that one attack has taken."""
 
     gradients: AttackStats
     seconds: float = 0.0
@@ -29,7 +29,7 @@ class Tally:
         return [*(getattr(self.gradients, name) for name in _COUNTS), self.seconds]
 
     def load(self, state: Sequence[float]) -> None:
-        """Add what `state` gave."""
+        """Add the numbers of an earlier `state()`."""
         *counts, seconds = state
         taken = AttackStats(**dict(zip(_COUNTS, map(int, counts), strict=True)))
         self.gradients, self.seconds = self.gradients.plus(taken), float(seconds)
@@ -38,7 +38,7 @@ class Tally:
 def charge(
     tallies: Sequence[Tally], rows: Sequence[int], stats: AttackStats, seconds: float
 ) -> None:
-    """Split gradients and seconds among attacks by the rows of the batch that each of them had."""
+    """Divide gradients and seconds among attacks, in proportion to the rows that each had in the batch."""
     parts = {name: shares(getattr(stats, name), rows) for name in _COUNTS}
     for number, tally in enumerate(tallies):
         own = AttackStats(**{name: part[number] for name, part in parts.items()})
@@ -47,7 +47,7 @@ def charge(
 
 
 def shares(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` split into whole numbers by these weights, which sum to it; exactly where the weights divide it."""
+    """`total` divided into integers in proportion to the weights; they sum to `total`, and are exact if possible."""
     ends, passed, everything = [], 0, sum(weights)
     for weight in weights:
         passed += weight
@@ -56,17 +56,17 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
 
 
 class WorkEstimator(NamedTuple):
-    """What finished work took of what was planned for it, in gradient passes of one image: so will work to come."""
+    """Estimates the gradient passes (of one image) of future work, from the taken and planned ones of finished work."""
 
     taken: int = 0
     planned: int = 0
 
     def plus(self, taken: int, planned: int) -> WorkEstimator:
-        """With this work, which is finished too."""
+        """The estimator with this work as finished, too."""
         return WorkEstimator(self.taken + taken, self.planned + planned)
 
     def expected(self, planned: float) -> float:
-        """Passes that planned ones are expected to come to: all of them, as long as nothing is finished."""
+        """The passes expected of planned ones; all of them, as long as no work is finished."""
         return planned * self.taken / self.planned if self.planned else planned
 
 
@@ -80,20 +80,20 @@ def expected_passes(
     left: int,
     estimator: WorkEstimator,
 ) -> float:
-    """Gradient passes, one image each, that attacks sharing their restarts are still expected to take.
+    """The gradient passes, of one image each, that attacks in a shared run are still expected to take.
 
-    In the current restart: `left`, scaled by the estimator. In later restarts a sample counts with the steps of the
-    longest attack that it still withstands. For samples that are done with the current restart that is known; of the
-    others, the same share is expected to withstand it as of those that are done (all, as long as none is done). A
-    sample that withstood one restart is taken to withstand the others, so the estimate is a little high.
+    In the current restart: `left`, scaled by the estimator. In a later restart a sample takes the steps of the longest
+    attack to which it is still robust. That is known for samples that are done with the current restart; of the
+    others, the same share is expected to stay robust as of those that are done (all, as long as none is done). A
+    sample that is robust after one restart is assumed to stay robust, so the estimate is a little high.
 
     Args:
-        budgets: (steps, restarts) of each attack.
+        budgets: (steps, restarts) of each of the M attacks.
         restart: number of the current restart.
-        before: bool [M, N], which attacks each sample had withstood when the restart began.
-        standing: bool [M, N], which it withstands so far.
-        done: bool [N], which samples are done with the restart.
-        left: steps that the others have left in it.
+        before: bool [M, N], to which attacks each sample was robust at the start of the current restart.
+        standing: bool [M, N], to which it is robust now.
+        done: bool [N], which samples are done with the current restart.
+        left: planned steps that the other samples have left in it.
         estimator: of the samples that are done.
     """
     passes = estimator.expected(left)
@@ -118,20 +118,20 @@ def expected_passes(
 
 
 class Rates:
-    """Estimators of attacks yet to come, from those that are finished: of first restarts, and of later ones."""
+    """Estimates of attacks to come from finished ones, separately for first and for later restarts."""
 
     def __init__(self) -> None:
         self._first, self._later = WorkEstimator(), WorkEstimator()
 
     def add(self, restart: int, taken: int, planned: int) -> None:
-        """A restart that is finished: the passes it took, and samples times steps."""
+        """Add a finished restart: the passes it took, and those planned, samples times steps."""
         if restart == 0:
             self._first = self._first.plus(taken, planned)
         else:
             self._later = self._later.plus(taken, planned)
 
     def expected(self, upcoming: Sequence[Sequence[int]]) -> float:
-        """Gradient passes of attacks to come, given the planned ones of each restart."""
+        """Gradient passes expected of attacks to come, given the planned ones of each of their restarts."""
         return sum(
             (self._later if restart else self._first).expected(planned)
             for attack in upcoming
@@ -140,21 +140,22 @@ class Rates:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line, by default on standard error: above the bar, where one is shown."""
-    from tqdm import tqdm  # belongs to an extra: attacks are measured without it
+    """Print a line, by default on standard error, above the bar if one is shown."""
+    from tqdm import tqdm  # of an extra, which evaluating from Python does not need
 
     tqdm.write(text, file=file or sys.stderr)
     (file or sys.stderr).flush()
 
 
 class Progress:
-    """Passes done, out of those still expected, and the time to go at the rate so far.
+    """Shows the passes done, the total expected, and the remaining time at the rate so far.
 
         with Progress() as tell:
             evaluate_suite(..., tell=tell)
 
-    The end moves with what is learnt: samples that fall early leave fewer passes to do. Parts count
-    for themselves (gradients of images; with corruptions, images), so "to go" is of the part named.
+    The total changes as samples turn out not to be robust, which leaves fewer passes to do. Each part
+    counts in its own unit (gradients of images; for corruptions, images), and the remaining time is
+    that of the part shown.
     """
 
     def __init__(self, *, every: float = 60.0, quiet: bool = False) -> None:
@@ -182,7 +183,7 @@ class Progress:
         self._bar.close()
 
     def __call__(self, name: str, done: float, remaining: float) -> None:
-        """What is measured, passes done and passes expected yet; those of an earlier process are among the done."""
+        """Show what is being measured, its passes done (those of an interrupted process included) and those to come."""
         if self._live:
             self._bar.set_description(name, refresh=False)
             self._bar.total = done + remaining
@@ -191,7 +192,7 @@ class Progress:
         if self._quiet:
             return
         now = time.monotonic()
-        if done < self._done:  # the first call of a part: nothing before it was timed
+        if done < self._done:  # the first call of a part: its time starts here
             self._first, self._started = done, now
         self._done = done
         if now - self._said < self._every:

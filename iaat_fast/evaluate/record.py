@@ -1,12 +1,12 @@
-"""The record of an evaluation in its folder: results, verdicts per sample, and what resuming needs.
+"""The record of an evaluation in its folder: results, verdicts per sample, and the state to resume from.
 
     results.json     settings and one row per finished measurement, see `Record.add`
-    verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust; of a corruption
+    verdicts.npz     "labels" int64 [N]; under the key of each measurement bool [N], True is robust; for a corruption
                      bool [5, N], by severity
-    progress.pt      the state of what is being measured; absent once all is done
-    adversarial/     adversarial examples, where they were asked for
+    progress.pt      the state of the measurement in progress; absent once all are finished
+    adversarial/     adversarial examples, if they were asked for
 
-Files are replaced as a whole. A record with `path` None is kept in memory only.
+Files are replaced atomically. A record with `path` None is kept in memory only.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Record:
         return any(row["key"] == key for row in self.rows)
 
     def add(self, row: Mapping[str, Any], verdicts: Mapping[str, np.ndarray]) -> None:
-        """Write down a finished measurement, at once.
+        """Add a finished measurement and write it to disk.
 
         Args:
-            row: plain values; "key" (unique), "kind" and "part" among them.
-            verdicts: bool arrays to keep by name; one [N] under the row's own key gives it "accuracy", "correct",
-                "samples" and "interval_95".
+            row: plain values, including "key" (unique), "kind" and "part".
+            verdicts: bool arrays to keep, by name. From one of shape [N] under the row's own key, "accuracy",
+                "correct", "samples" and "interval_95" are added to the row.
         """
         key = row["key"]
         if self.has(key):
@@ -80,13 +80,13 @@ class Record:
         self.save()
 
     def ask(self, parts: tuple[str, ...]) -> None:
-        """Note that these parts are asked for; the record is incomplete until all that ever were are done."""
+        """Note that these parts are asked for; the record is complete once all parts ever asked for are finished."""
         for part in parts:
             self.content["parts"].setdefault(part, False)
         self._conclude()
 
     def finish(self, part: str) -> None:
-        """Note that a part is done, and with the last of them the evaluation."""
+        """Note that a part is finished; with the last part, the record is complete."""
         self.content["parts"][part] = True
         self._conclude()
         self.save()
@@ -101,21 +101,21 @@ class Record:
         self.path.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **self.verdicts)
-        # The verdicts first: a row never names some that are not there.
+        # The verdicts first, so that no row lacks its verdicts.
         replace(self.path / "verdicts.npz", buffer.getbuffer())
         write_json(self.path / "results.json", self.content)
 
     @property
     def has_progress(self) -> bool:
-        """Whether something was started and is not finished."""
+        """Whether a measurement was started and is not finished."""
         return bool(self._progress)
 
     def progress(self, name: str) -> Any:
-        """What was last saved under this name; None where there is nothing."""
+        """The state last saved under this name; None if there is none."""
         return self._progress.get(name)
 
     def save_progress(self, name: str, state: Any) -> None:
-        """Keep tensors and plain values, so that a killed evaluation continues from there; None: forget them."""
+        """Save a state, of tensors and plain values, from which a killed evaluation continues; None removes it."""
         if state is not None:
             self._progress[name] = state
         elif self._progress.pop(name, None) is None:
@@ -144,7 +144,7 @@ class Record:
             content = load_tensors(file)
         except ValueError as error:
             raise ValueError(
-                f"{error}; {results_kept(self.path)} and go on without it once {file.name} is deleted"
+                f"{error}; {results_kept(self.path)}, delete {file.name} to continue without it"
             ) from error
         if not isinstance(content, dict) or "states" not in content:
             raise ValueError(f"{file}: not the progress of an evaluation")
@@ -162,13 +162,13 @@ def open_record(
     *,
     overwrite: bool = False,
 ) -> Record:
-    """The record in a folder, to be continued, or a new one.
+    """The record in a folder, to be continued, or a new one if there is none.
 
     Args:
         path: its folder; None: in memory.
-        header: content of results.json except for the rows; "settings" holds what may not change.
-        labels: int64 [N].
-        overwrite: start again, whatever there is.
+        header: content of results.json except for the rows; "settings" holds what must not change.
+        labels: int64 [N], the samples' classes.
+        overwrite: start again, whatever the folder holds.
 
     Raises:
         ValueError: the record there is damaged, of a newer version, or of other settings (each that differs is named).
@@ -186,7 +186,7 @@ def open_record(
         shutil.rmtree(path / "adversarial", ignore_errors=True)
     if path is None or not (path / "results.json").exists():
         if path is not None and (path / "progress.pt").exists():
-            # Without results.json nothing says which settings it belongs to.
+            # Without results.json its settings are unknown.
             (path / "progress.pt").unlink()
         return Record(path, fresh, {LABELS: labels})
     content, verdicts = read_record(path)
@@ -223,17 +223,17 @@ def _short(value: object) -> str:
 
 
 def rounded(seconds: float) -> float:
-    """Seconds to a millisecond, shorter times to three digits: what took time is never written down as 0."""
+    """Seconds to a millisecond, or below 1 s to three significant digits, so that a short time is not recorded as 0."""
     return round(seconds, 3) if seconds >= 1 else float(f"{seconds:.3g}")
 
 
 def natural_row(seconds: float) -> dict[str, Any]:
-    """The row of the accuracy on the images as they are; `Record.add` fills in its counts."""
+    """The row of the natural accuracy; `Record.add` fills in its counts."""
     return {"key": "natural", "kind": "natural", "part": "natural", "seconds": rounded(seconds)}
 
 
 def pgd_row(one: PGDMeasurement, gradients: AttackStats, seconds: float) -> dict[str, Any]:
-    """The row of a PGD attack and what it took; `Record.add` fills in its counts."""
+    """The row of a PGD attack, with its gradients and its time; `Record.add` fills in its counts."""
     return {
         "key": one.key,
         "kind": "transfer" if one.part == "transfer" else "pgd",

@@ -1,4 +1,4 @@
-"""The records of evaluations read back from their folders, whatever version wrote them; `record` writes them."""
+"""Reads the records of evaluations, of this version and of earlier ones; `record` writes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "transfer": ("eps", "alpha", "steps", "restarts"),
     "autoattack": ("eps",),
 }
-"""What a row must say, by its kind."""
+"""The fields that a row must have, by its kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Measurement:
         kind: natural, pgd, transfer, corruption, corruptions, autoattack or adversarial.
         part: the part of the suite it belongs to.
         accuracy: in [0, 1]; of the kind corruptions the mean over the types.
-        interval: 95 % Wilson interval; None where the figure is a mean over types.
-        row: everything the record says of it.
+        interval: 95 % Wilson interval; None if the accuracy is a mean over types.
+        row: the whole row of results.json.
         suite, seed: of the evaluation it comes from.
     """
 
@@ -56,9 +56,9 @@ class Measurement:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What was measured, except the seed: two measurements of a model that agree in it measured the same."""
+        """What was measured, without the seed: equal for two measurements of the same thing."""
         row = self.row
-        # An attack with an unknown step size is not taken for another's: distances to a billionth.
+        # To a billionth, so that rounding makes no difference.
         distances = (round(row.get(name, 0.0), 9) for name in ("eps", "alpha"))
         surrogate = row.get("surrogate") or {}
         rest = ("steps", "restarts", "version", "corruption", "source", "file")
@@ -80,9 +80,9 @@ class Evaluation:
 
     Args:
         path: the file it came from.
-        suite: its name; `CLOSING` for the one that closes a training.
-        rule: whether the last iterate or any iterate counts.
-        complete: whether all measurements are in.
+        suite: its name; `CLOSING` for the one at the end of a training.
+        rule: "last" or "any", which iterates of an attack count.
+        complete: whether all measurements are there.
         dataset, split, samples: the images.
         measurements: the rows.
         seed: of the attacks; None: not recorded.
@@ -111,10 +111,10 @@ class Evaluation:
 
 
 def evaluations_of(folder: RunFolder) -> list[Evaluation]:
-    """All evaluations of a run, the one that closed its training first.
+    """All evaluations of a run, first the one at the end of its training.
 
     Raises:
-        ValueError: a file is damaged or of a newer version; it is named.
+        ValueError: a file is damaged or of a newer version; the message names it.
     """
     closing = [folder.results_path] if folder.results_path.is_file() else []
     records = sorted(folder.evaluation_dir.glob("*/results.json"))
@@ -162,7 +162,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """What earlier versions wrote without a schema, a training's end or single attacks, as a record."""
+    """As a record: the content that earlier versions wrote, without a schema, for a training's end or single attacks."""
     if "natural_accuracy" in content:
         samples = int(content["samples"])
         counts = [
@@ -185,7 +185,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_empty(row: dict[str, Any]) -> bool:
-    """Whether a row says only that nothing was there to measure."""
+    """Whether a row says only that there was nothing to measure."""
     return row["kind"] == "corruptions" and row["mean_accuracy"] is None
 
 
@@ -231,7 +231,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raise ValueError("arrays of another length than the labels")
     except FileNotFoundError as error:
         raise ValueError(f"{file}: not there; {results_kept(path)}, {OVERWRITE}") from error
-    # Damaged bytes end in whatever zipfile and numpy trip over.
+    # Damaged bytes may raise anything in zipfile and numpy.
     except Exception as error:
         raise ValueError(f"{file}: damaged ({error}); {results_kept(path)}, {OVERWRITE}") from error
     for row in content["measurements"]:
@@ -246,7 +246,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def check_results(file: Path, content: Mapping[str, Any]) -> None:
-    """Raise ValueError where the content of a results.json is of a newer version, or no record."""
+    """Raise ValueError if the content of a results.json is of a newer version, or no record."""
     refuse_newer(file, content)
     needed = ("settings", "parts", "measurements", "complete", "data", "suite", "rule")
     missing = [name for name in needed if name not in content]
@@ -255,20 +255,21 @@ def check_results(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def recount(folder: Path | str, subset: ArrayLike) -> dict[str, dict[str, Any]]:
-    """The accuracies of an evaluation on some of its samples, from the verdicts it kept.
+    """The accuracies of an evaluation on some of its samples, computed from its verdicts.
 
         recount("runs/x/evaluation/cifar-cifar10-10000-seed0", np.arange(1000))["pgd10x5-eps8"]["accuracy"]
 
     Args:
         folder: of the evaluation.
-        subset: sample numbers, int [n], none twice; or bool [N], which samples.
+        subset: sample numbers, int [n], without repetition; or bool [N].
 
     Returns:
-        By the name of the verdicts: "accuracy", "correct", "samples" and "interval_95"; for a corruption "accuracy"
-        alone, the mean over its severities.
+        For each key of a measurement, "accuracy", "correct", "samples" and "interval_95"; for a corruption only
+        "accuracy", the mean over its severities.
 
     Raises:
-        FileNotFoundError, ValueError: no record there, a damaged one, or a subset that is not as described.
+        FileNotFoundError: the folder has no record.
+        ValueError: the record is damaged, or the subset is not as described.
     """
     _, verdicts = read_record(Path(folder))
     labels = verdicts.pop(LABELS)
@@ -306,19 +307,19 @@ def refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def wilson(correct: float, samples: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share.
+    """The 95 % Wilson score interval of the share `correct / samples`.
 
     Args:
-        correct: how many of the samples; a mean of several counts need not be whole.
-        samples: independent ones.
+        correct: number of correct samples; may be fractional, as a mean of several counts.
+        samples: number of independent samples.
 
-    Source: Wilson 1927. scipy's binomtest has it for whole counts only.
+    Source: Wilson 1927. (scipy's binomtest takes integer counts only.)
     """
     z = 1.959963984540054  # the normal distribution's 97.5 % quantile
     share, whole = correct / samples, 1 + z * z / samples
     middle = share + z * z / (2 * samples)
     spread = z * ((share * (1 - share) + z * z / (4 * samples)) / samples) ** 0.5
-    # Where all or none are correct, that end is exact, and rounding may not take the share out of the interval.
+    # If all or none are correct, that end is exact, so that rounding cannot push the share out of the interval.
     low = 0.0 if correct == 0 else (middle - spread) / whole
     high = 1.0 if correct == samples else (middle + spread) / whole
     return low, high

@@ -1,7 +1,7 @@
-"""`SharedPGD`: several PGD attacks of one radius and step size in one run, each restart computed once for all of them.
+"""`SharedPGD`: several PGD attacks of one radius and step size in one run, which computes each restart once for all.
 
-PGD has no memory: the iterate after 10 steps of a run of 1,000 is that of PGD-10 from the same start,
-bit for bit. So attacks that differ only in steps and restarts read the same iterates.
+A step of PGD depends only on the current iterate: the iterate after 10 steps of a run of 1,000 is that of
+PGD-10 from the same start, bit for bit. So attacks that differ only in steps and restarts share iterates.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from iaat_fast.attacks import PGD, AttackStats
 from iaat_fast.data import Samples, as_samples, fetch
 from iaat_fast.evaluate.progress import Tally, WorkEstimator, charge, expected_passes
 
-MOST_STEPS = 50
-"""Steps that one call of `advance` takes at most, so that there is a chance to save."""
+MAX_STEPS = 50
+"""Most steps of one call of `advance`, so that the caller can save between calls."""
 
-_FULL = 0.75
-# Share of the batch below which it is filled up. Each new row has its own steps to the nearest reading, so filling up
-# more often would make the calls shorter.
+# A batch is refilled once at most this share of it is in use. New rows are at other steps than the old ones, so
+# refilling more often would make the calls of `advance` shorter.
+_REFILL_AT = 0.75
 
 Keep = Callable[[str, Tensor, Tensor], None]
 
@@ -49,8 +49,8 @@ class AttackBudget:
 class _Batch:
     """The rows attacked together, which may be at different steps.
 
-    Sample numbers and steps are int64 [n] on the CPU; images, classes and iterates are on the device. A row that has
-    not been attacked yet is at step -1, so that an attack of 0 steps still lies before it.
+    `index` (sample numbers) and `step` are int64 [n] on the CPU; x (images), y (classes) and x_adv (iterates) are on the
+    device. A new row is at step -1, so that an attack of 0 steps is still ahead of it.
     """
 
     index: Tensor
@@ -61,7 +61,7 @@ class _Batch:
 
     @classmethod
     def empty(cls, split: Samples) -> _Batch:
-        """No rows, of the split's shape of images."""
+        """A batch of no rows, with the image shape of the split."""
         none = torch.zeros(0, dtype=torch.int64)
         x, y = fetch(split, none.to(split.labels.device))
         return cls(none, none, x, y, x)
@@ -82,7 +82,7 @@ class _Batch:
         )
 
     def only(self, rows: Tensor) -> _Batch:
-        """The rows, bool [n], for which it is True; this itself where it is True for all."""
+        """The rows selected by `rows`, bool [n]; without a copy if all are."""
         if bool(rows.all()):
             return self
         kept = rows.to(self.y.device)
@@ -92,7 +92,7 @@ class _Batch:
 
 
 class SharedPGD:
-    """The verdicts of several PGD attacks, each as `PGD` of its steps and restarts gives it alone with this seed.
+    """The verdicts of several PGD attacks, each the same as that of `PGD` alone with its steps, restarts and seed.
 
         run = SharedPGD(model, split, budgets, eps=8/255, alpha=2/255)
         while not run.finished:
@@ -100,25 +100,25 @@ class SharedPGD:
         run.standing(0)                     # bool [N], the verdicts of the first attack
 
     Restarts run one after the other, each over the whole split. In restart r a sample is attacked only up to the steps
-    of the longest attack that has more than r restarts and that the sample still withstands. Rows that are done leave
-    the batch, which is filled up from the queue, so its rows may be at different steps; a call of `advance` takes the
-    steps to the nearest point where an attack of one of them ends.
+    of the longest attack that has more than r restarts and to which the sample is still robust. Rows that are done
+    leave the batch, which is refilled from a queue, so its rows may be at different steps; a call of `advance` takes
+    steps until an attack ends for one of the rows.
 
     Args:
-        model: attacked, and asked for verdicts unless `judge` is given.
+        model: the attacked model, whose verdicts count unless `judge` is given.
         split: the samples, on the model's device.
         marks: the steps and restarts of each attack, at least one.
         eps: radius, on the [0, 1] scale.
         alpha: step size, on the [0, 1] scale.
-        targeted: False, or "random": the loss to a class drawn once per sample and seed is descended; robust is still
-            who is classified correctly.
+        targeted: False, or "random": descend the loss to a class drawn once per sample and seed. A sample is still
+            robust if it is classified as its true class.
         batch_size: samples attacked at once.
         seed: of the random starts and targets.
-        any_iterate: a sample falls at the first iterate, the start included, that fools the model, in every attack
-            with as many steps; else only by the last iterate of an attack's restart.
-        judge: the model whose verdicts count, where it is not the one attacked; without any_iterate only.
-        keep: called as keep(name, index, x_adv) with the images that an attack's verdicts were given on; those of a
-            later call, for the same sample, replace the earlier.
+        any_iterate: a sample is not robust if any iterate, the start included, fools the model, for every attack with
+            at least as many steps; False: only the last iterate of each restart of an attack counts.
+        judge: the model whose verdicts count, if it is not the attacked one; only without any_iterate.
+        keep: called as keep(name, index, x_adv) with the images that an attack's verdicts are based on; for the same
+            sample, those of a later call replace the earlier ones.
         samples: numbers int64 [K] of those to attack; all by default. The verdicts of the others are False.
 
     Raises:
@@ -162,7 +162,7 @@ class SharedPGD:
         self._pgd = PGD(
             model, eps, alpha, most, seed=seed, targeted=targeted, early_stop=any_iterate
         )
-        # Of the judge only the logits are asked for.
+        # The judge's attack is not run: it only computes logits.
         self._judge = self._pgd if judge is None else PGD(judge, eps, alpha, most)
         self._steps = torch.tensor([budget.steps for budget in marks])
         self._restarts = torch.tensor([budget.restarts for budget in marks])
@@ -190,7 +190,7 @@ class SharedPGD:
         return self._standing[number].clone()
 
     def tally(self, number: int) -> Tally:
-        """What attack `number` took. Gradients that served several attacks count for the one of fewest steps."""
+        """Gradients and time of attack `number`. Shared gradients count for the attack with the fewest steps."""
         return self._tallies[number]
 
     @property
@@ -200,7 +200,7 @@ class SharedPGD:
 
     @property
     def passes_of_restart(self) -> int:
-        """Those of the current restart, except of samples that left within a call of `advance`."""
+        """Gradients of the current restart; a sample fooled within a call of `advance` counts all steps of the call."""
         return self._estimator.taken + int(self._batch.taken.sum())
 
     @property
@@ -233,8 +233,8 @@ class SharedPGD:
             estimator=self._estimator,
         )
 
-    def advance(self, most: int = MOST_STEPS) -> None:
-        """Take all rows of the batch to the nearest end of an attack of one of them, at most `most` steps further."""
+    def advance(self, most: int = MAX_STEPS) -> None:
+        """Take steps on all rows of the batch, until an attack ends for one of them or `most` steps are taken."""
         started = time.perf_counter()
         if self.restart_finished:
             self._start_restart(self.restart + 1)
@@ -244,13 +244,13 @@ class SharedPGD:
         self._pgd.steps = steps
         index = batch.index.to(batch.x.device)
         with warnings.catch_warnings():
-            # Said once, with the totals, instead of once a batch.
+            # `warn` warns once about the totals, instead of once per batch here.
             warnings.filterwarnings("ignore", r".*gradient entries are", RuntimeWarning)
             x_adv = self._pgd(batch.x, batch.y, start=batch.x_adv, index=index)
         batch = _Batch(batch.index, batch.taken + steps, batch.x, batch.y, x_adv)
         standing = self._verdicts(batch)
         stays = self._needed(batch.index, batch.step, standing).any(0)
-        # Only now is anything changed: an error or an interrupt above leaves all as it was.
+        # Attributes change only from here on: an error or interrupt above leaves the state as it was.
         self._standing = standing
         rows = torch.bincount(heading_for, minlength=len(self.marks)).tolist()
         charge(self._tallies, rows, self._pgd.stats, time.perf_counter() - started)
@@ -260,14 +260,14 @@ class SharedPGD:
         self._batch = batch.only(stays)
 
     def warn(self) -> None:
-        """Warn where the gradients of an attack were NaN or mostly zero, see `AttackStats`."""
+        """Warn if the gradients were NaN or mostly zero, see `AttackStats`."""
         total = self._tallies[0].gradients
         for tally in self._tallies[1:]:
             total = total.plus(tally.gradients)
         total.warn()
 
     def state(self) -> dict[str, Any]:
-        """All of it, as tensors and plain values; what comes later changes none of them."""
+        """The whole state, as tensors and plain values, which later calls do not change."""
         return {
             "restart": self.restart,
             "queue": self._queue,
@@ -281,9 +281,9 @@ class SharedPGD:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave, of the same attacks and samples.
+        """Continue from an earlier `state()` of the same attacks and samples.
 
-        Where the batch size has become smaller, the rows beyond it start their restart again.
+        If the batch size is smaller now, the rows beyond it start their restart again.
 
         Raises:
             ValueError: the state is of other attacks or samples, or damaged.
@@ -308,22 +308,22 @@ class SharedPGD:
             raise ValueError(f"not the state of this attack ({error})") from error
 
     def _start_restart(self, restart: int) -> None:
-        """Queue the samples of this restart, those with most steps first, so that rows done early leave together."""
+        """Queue the samples of this restart, those with most steps first, so that rows of few steps leave together."""
         self.restart, self._before, self._estimator = restart, self._standing, WorkEstimator()
         everyone = torch.arange(len(self._split))
         depths = self._depths(everyone)
-        # An attack of 0 steps needs its samples too, whose depth is 0.
+        # By `needed`, not by depth > 0: an attack of 0 steps needs its samples, too.
         needed = self._needed(everyone, torch.full_like(everyone, -1), self._standing).any(0)
         order = depths.argsort(descending=True, stable=True)
         self._queue = order[needed[order]]
 
     def _needed(self, index: Tensor, step: Tensor, standing: Tensor) -> Tensor:
-        """bool [M, n], the attacks whose end in this restart samples at this step still have before them."""
+        """bool [M, n], which attacks have not ended yet, in this restart, for samples at these steps."""
         ahead = self._steps[:, None] > step
         return standing[:, index] & ahead & (self._restarts > self.restart)[:, None]
 
     def _depths(self, index: Tensor) -> Tensor:
-        """int64 [n], the steps that samples were to take in this restart when it began."""
+        """int64 [n], the steps planned for samples at the start of this restart."""
         needed = self._needed(index, torch.full_like(index, -1), self._before)
         return torch.where(needed, self._steps[:, None], 0).amax(0)
 
@@ -334,9 +334,9 @@ class SharedPGD:
         return torch.where(needed, self._steps[:, None], far).argmin(0)
 
     def _filled(self) -> _Batch:
-        """The batch, filled up from the queue where enough of it is free."""
+        """The batch, refilled from the queue if enough of it is free."""
         batch = self._batch
-        if len(batch.index) <= _FULL * self._batch_size and len(self._queue):
+        if len(batch.index) <= _REFILL_AT * self._batch_size and len(self._queue):
             new = self._queue[: self._batch_size - len(batch.index)]
             x, y = fetch(self._split, new.to(self._split.labels.device))
             start = ops.random_start_linf(
@@ -348,7 +348,7 @@ class SharedPGD:
         return batch
 
     def _verdicts(self, batch: _Batch) -> Tensor:
-        """bool [M, N], what stands after the verdicts on the batch's iterates."""
+        """bool [M, N], `standing` after the verdicts on the batch's iterates."""
         counts = (self._restarts > self.restart)[:, None] & self._standing[:, batch.index]
         ends = counts & (self._steps[:, None] == batch.step)
         classified = ends.any(0) | self._any
@@ -375,6 +375,6 @@ class SharedPGD:
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
-    """bool [N], whether samples are classified as y; logits that hold a NaN never are."""
-    # argmax of a row with a NaN is the NaN's place, which would be right for some label.
+    """bool [N], whether samples are classified as y; never if their logits hold a NaN."""
+    # argmax of a row with a NaN is the NaN's place, which may be the label.
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)

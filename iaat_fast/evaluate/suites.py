@@ -1,4 +1,4 @@
-"""What a suite measures, as data: the protocol's attacks on CIFAR and on ImageNet, a quick look, a single attack."""
+"""The suites, as data: the paper's attacks on CIFAR and on ImageNet, a quick estimate, and a single attack."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 from iaat_fast import units, validate
 
 SWEEP_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000)
-"""Steps of the attacks in the sweep over steps, of one restart each: Figure 9 goes to 2,000."""
+"""Steps of the attacks in the part "steps-sweep", of one restart each: the paper's Figure 9 goes to 2,000."""
 
 SWEEP_EIGHTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16)
-"""Radii of the sweep over ε (Figure 4), in eighths of the suite's: at 8/255 they are 1 ... 16, in 1/255."""
+"""Radii of the part "eps-sweep" (Figure 4), in eighths of the suite's radius: at 8/255 they are 1 ... 16 in 1/255."""
 
 SWEEP_EPS_STEPS = 100
 
@@ -38,7 +38,7 @@ class PGDMeasurement:
 
     @property
     def key(self) -> str:
-        """`pgd10x5-eps8`, after the name of the part where that is not "pgd"."""
+        """`pgd10x5-eps8`; in another part than "pgd" it follows the part's name, `transfer-pgd10x5-eps8`."""
         name = units.attack_key(self.steps, self.restarts, self.eps)
         return name if self.part == "pgd" else f"{self.part}-{name}"
 
@@ -49,7 +49,7 @@ class Suite:
 
     Args:
         name: how it is asked for.
-        parts: measured unless others are asked for, except those that lack something, a surrogate say.
+        parts: those measured by default, unless one lacks something it needs, such as a surrogate.
         on_request: further parts that may be asked for.
         eps, alpha: radii and step size, on the [0, 1] scale.
         attacks: (steps, restarts) of the part "pgd", at each radius.
@@ -71,7 +71,10 @@ class Suite:
         for eps in self.eps:
             validate.pixel_distance("eps", eps)
         validate.pixel_distance("alpha", self.alpha, positive=True)
-        # As keys name them: two that read the same would share a row.
+        for steps, restarts in self.attacks:
+            validate.integer("steps", steps, 0)
+            validate.integer("restarts", restarts, 1)
+        # Compared as keys write them: two radii with the same text would share a row.
         if len(set(map(units.to_text, self.eps))) < len(self.eps):
             raise ValueError("eps: the same radius twice")
 
@@ -102,8 +105,8 @@ class Suite:
                 part=part,
                 eps=radius,
                 alpha=self.alpha,
-                steps=steps,
-                restarts=restarts,
+                steps=int(steps),
+                restarts=int(restarts),
                 targeted=self.targeted,
             )
             for radius in radii
@@ -126,7 +129,7 @@ SUITES = {
         on_request=("transfer", "autoattack"),
         eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
         alpha=1 / 255,
-        # The paper names no restarts for ImageNet, as it does for CIFAR: one.
+        # The paper names a number of restarts for CIFAR but none for ImageNet: one.
         attacks=((1000, 1),),
         targeted="random",
     ),
@@ -142,7 +145,7 @@ SUITES = {
 """Source: Balaji et al. 2019, Sections 4.1 (Tables 1 and 2) and 4.2 (Table 3), Appendix C."""
 
 SINGLE, CLOSING = "pgd", "closing"
-"""Suites of one attack: of a command line that names none, and of the end of a training."""
+"""Names of the suites of one attack: that of a command line without --suite, and that of the end of a training."""
 
 
 def single(

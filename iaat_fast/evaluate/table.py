@@ -34,7 +34,7 @@ def suite_table(content: dict[str, Any]) -> Table:
         accuracy = row.get("accuracy", row.get("mean_accuracy"))
         low, high = row.get("interval_95", (None, None))
         name = escape(_name(row))
-        # The part has a line of its own: a column of it would leave an attack's name no room in 80 characters.
+        # The part has a line of its own: a column would leave too little room for an attack's name in 80 characters.
         if row["part"] != part:
             part = row["part"]
             result.add_section()

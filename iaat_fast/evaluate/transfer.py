@@ -16,7 +16,7 @@ from iaat_fast.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A model over the target's images, on its device; `description` says in plain values where it came from."""
+    """A model over the target's images, on its device; `description` says, in plain values, where it came from."""
 
     model: nn.Module
     description: dict[str, Any]
@@ -28,7 +28,7 @@ def load_surrogate(folder: RunFolder, target: EvalTarget, *, data: str | None = 
     Args:
         folder: of a run of the same configuration and another seed.
         target: what the attacks are transferred to.
-        data: where the images are now, if not where either run recorded them.
+        data: path of the images, if it is not the one that the runs recorded.
 
     Raises:
         FileNotFoundError: no such run, or no checkpoint in it.
@@ -60,7 +60,7 @@ def load_surrogate(folder: RunFolder, target: EvalTarget, *, data: str | None = 
 
 
 def check_surrogate(target: EvalTarget, surrogate: Surrogate) -> None:
-    """Raise ValueError where a surrogate has other classes or the target's own weights."""
+    """Raise ValueError if a surrogate has another number of classes, or the target's own weights."""
     own, other = (_classes(model, target.split) for model in (target.model, surrogate.model))
     if own != other:
         raise ValueError(

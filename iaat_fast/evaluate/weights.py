@@ -1,4 +1,4 @@
-"""A user's own weights into a model: a state dict as projects save it; what does not fit is refused."""
+"""Loads a user's own weights into a model, from state dicts in the forms in which projects save them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weight
 """Keys under which training scripts store the state dict next to other things."""
 
 AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "ema_model", "model_ema")
-"""Keys of an average of the weights, which counts where nothing else fits."""
+"""Keys of an average of the weights, which is taken only if nothing else fits."""
 
 WRAPPING_MODULES = ("module", "_orig_mod")
 """What DataParallel, DistributedDataParallel and AveragedModel, and torch.compile put into the names."""
@@ -29,7 +29,7 @@ State = Mapping[str, Any]
 
 
 class Found(NamedTuple):
-    """A state dict in a file, with the names of the model it is for."""
+    """A state dict in a file, under the names of the model; `where` is its place in the file."""
 
     where: str
     averaged: bool
@@ -41,16 +41,17 @@ def fit_weights(model: nn.Module, content: Any, source: str) -> None:
 
     Args:
         model: is given the weights.
-        content: what `files.load_tensors` found: a state dict, or mappings and lists with one under keys of `WRAPPERS`
-            or `AVERAGES`. Parts of names that wrappers add (`WRAPPING_MODULES`) may be in the file's or the model's
-            where the names do not fit as they are. Entries that are no tensors are no weights.
+        content: what `storage.load_tensors` returned: a state dict, or mappings and lists with one under keys of
+            `WRAPPERS` or `AVERAGES`. Prefixes that wrappers add to names (`WRAPPING_MODULES`), in the file or in the
+            model, are ignored if the names do not fit otherwise. Entries that are no tensors are ignored.
         source: the file it came from, for messages.
 
-    Of several state dicts the one that fits is taken, and of weights and their average the weights, which is logged.
+    Of several state dicts the one that fits is taken; if weights and their average both fit, the weights, which is
+    logged.
 
     Raises:
-        ValueError: no state dict, one that does not fit (the first few names are in the message), or several that fit
-            and differ.
+        ValueError: there is no state dict, it does not fit (the message has the first few names), or several fit and
+            differ.
     """
     own = model.state_dict()
     found = [
@@ -76,7 +77,7 @@ def fit_weights(model: nn.Module, content: Any, source: str) -> None:
         )
     if shapes := _other_shapes(chosen.state, own):
         raise ValueError(f"{source}: does not fit the model: other shapes ({_few(shapes)})")
-    # torch fills in what old versions did not save, BatchNorm's batch counters, and a model may rename old names.
+    # By torch: it fills in BatchNorm's batch counters, which old versions did not save, and models may rename old names.
     missing, unexpected = model.load_state_dict(chosen.state, strict=False)
     problems = [
         f"{len(names)} {kind} ({_few(names)})"
@@ -103,7 +104,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def fitted_names(state: State, own: State) -> State:
-    """`state` with the names of `own`, a model's state dict, where they differ by `WRAPPING_MODULES` alone."""
+    """`state` under the names of `own`, a model's state dict, if they differ only by `WRAPPING_MODULES`."""
     if state.keys() <= own.keys():
         return state
     state = {
@@ -119,7 +120,7 @@ def fitted_names(state: State, own: State) -> State:
         stripped = {name.removeprefix(first): value for name, value in stripped.items()}
     if stripped.keys() <= own.keys():
         return stripped
-    # In the middle of names, where parts of a model were wrapped, or in the model's own.
+    # The wrappers' parts may be inside names, if parts of a model were wrapped, or in the model's own names.
     bare = {_bare(name): name for name in own}
     renamed = {bare.get(_bare(name), name): value for name, value in state.items()}
     return state if len(bare) < len(own) or len(renamed) < len(state) else renamed
@@ -132,7 +133,7 @@ def _bare(name: str) -> str:
 def _state_dicts(
     content: Any, where: str = "", averaged: bool = False
 ) -> Iterator[tuple[str, bool, State]]:
-    """Every state dict in `content`, with the way to it and whether it is an average."""
+    """Every state dict in `content`, with its place there and whether it is an average."""
     if isinstance(content, (list, tuple)):
         for number, inner in enumerate(content):
             yield from _state_dicts(inner, f"{where}[{number}]", averaged)

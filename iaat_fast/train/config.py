@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import tyro
 from tyro.conf import arg
 
@@ -369,6 +369,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            if dataclasses.is_dataclass(part := getattr(self, each.name)):
+                object.__setattr__(self, each.name, _with_plain_values(part))
         validate.choice("method", self.method, methods.NAMES)
         validate.choice("protocol", self.protocol, PROTOCOLS)
         bn, strategy = self.attack.bn, self.epsilon.strategy
@@ -395,10 +398,17 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested plain values, the content of `config.json`."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=_plain))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
 
-def _plain(number: Integral | Real) -> int | float:
-    """A number of numpy's as Python's, which JSON takes."""
-    return int(number) if isinstance(number, Integral) else float(number)
+def _plain(value: Any) -> Any:
+    """Numpy's scalars as Python's, which JSON and checkpoints take."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _with_plain_values(part: Any) -> Any:
+    values = {each.name: getattr(part, each.name) for each in dataclasses.fields(part)}
+    return dataclasses.replace(part, **{name: _plain(value) for name, value in values.items()})

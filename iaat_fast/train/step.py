@@ -181,9 +181,7 @@ class TrainingStep:
         for place, verdicts in ((1, outcome.clean), (2, outcome.robust)):
             if verdicts is not None:
                 counts[place] = verdicts.sum()
-        counts[3].fill_(
-            len(outcome.loss)
-        )  # an assignment would copy the number from the host, which waits
+        counts[3].fill_(len(outcome.loss))  # an assignment would copy from the host, which waits
         return counts
 
 

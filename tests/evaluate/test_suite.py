@@ -306,7 +306,7 @@ def test_killed_in_the_middle_of_an_attack_it_goes_on_with_the_same_bits(
         assert not read(killed / kept)["complete"]
         if signum != signal.SIGKILL:
             assert err.count("\n") == 1
-            assert f"go on with: {interpreter()} -m iaat_fast.evaluate" in err
+            assert f"continue with: {interpreter()} -m iaat_fast.evaluate" in err
     words = ("--suite", "cifar", "--parts", "pgd", "--limit", LIMIT, *ATTACK_FLAGS)
     assert evaluate(killed, *words) == evaluate(run, *words) == 0
     assert rows_of(read(killed / kept)) == rows_of(read(run / kept))

@@ -102,10 +102,10 @@ def test_a_configuration_survives_json(name: str, protocol: Any) -> None:
 
 
 def test_numbers_of_numpy_are_recorded_as_plain_numbers() -> None:
-    changes = {"optim": {"epochs": np.int64(3), "lr": np.float32(0.5)}}
-    recorded = override(TrainConfig(), changes).to_dict()["optim"]
-    assert (recorded["epochs"], recorded["lr"]) == (3, 0.5)
-    assert (type(recorded["epochs"]), type(recorded["lr"])) == (int, float)
+    optim = {"epochs": np.int64(3), "lr": np.float32(0.5), "decay_epochs": (np.int64(2),)}
+    config = override(TrainConfig(), {"optim": optim}).optim
+    assert (config.epochs, config.lr, config.decay_epochs) == (3, 0.5, (2,))
+    assert [type(n) for n in (config.epochs, config.lr, *config.decay_epochs)] == [int, float, int]
 
 
 def test_selection_with_fewer_steps_cannot_lend_its_images_to_training() -> None:

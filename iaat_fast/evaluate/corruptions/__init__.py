@@ -1,4 +1,4 @@
-"""Accuracy under common corruptions: CIFAR-10-C, CIFAR-100-C, ImageNet-C, or the same kinds generated here.
+"""Accuracy under common corruptions: those published (CIFAR-10-C, CIFAR-100-C, ImageNet-C), or generated here.
 
     from iaat_fast.evaluate.corruptions import measure_corruptions, open_corruptions, summarise
 
@@ -6,8 +6,8 @@
     measured = list(measure_corruptions(model, images))
     print(summarise([m.row for m in measured], images)["mean_accuracy"])
 
-Every row says whether its images are the published files ("official") or were made here ("generated"); the two are not
-the same images, and their accuracies are not to be compared.
+Every row says whether its images are the published files ("official") or were made here ("generated"). These are
+different images, whose accuracies must not be compared.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def open_corruptions(
     data: Path | None = None,
     seed: int = 0,
 ) -> CorruptedImages:
-    """Open the corruptions of `split` and see that they are its own, before any work is done.
+    """Open the corruptions of `split` and check that they are those of its images, before any work is done.
 
     Args:
         split: the test split.
         dataset: its name, one of `iaat_fast.data.NAMES`.
         folder: the published files. None: the folder CIFAR-10-C, CIFAR-100-C or ImageNet-C in or next to `data`;
-            where there is none, the corruptions are generated.
-        data: where the data set itself lies; None: where `data.load` puts it.
+            if there is none, the corruptions are generated.
+        data: path of the data set itself; None: that of `data.load`.
         seed: of generated corruptions.
 
     Raises:
@@ -97,11 +97,11 @@ def published(dataset: str, data: Path) -> Path | None:
 
 
 def open_published(folder: Path, split: Samples) -> CifarC | ImageNetC:
-    """Open a folder in the layout of CIFAR-10-C or of ImageNet-C, whichever it has.
+    """Open a folder that has the layout of CIFAR-10-C or of ImageNet-C.
 
     Raises:
-        FileNotFoundError: it is not there, or has neither layout.
-        ValueError: it is that of another data set.
+        FileNotFoundError: there is no such folder, or it has neither layout.
+        ValueError: it belongs to another data set.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of corruptions")

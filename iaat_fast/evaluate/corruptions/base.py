@@ -1,4 +1,4 @@
-"""What all sources of corrupted images share: the corruptions' names, what a source gives, the clean images."""
+"""What all sources of corrupted images share: the names of corruptions, their interface, reading a clean image."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ALEXNET_ERRORS: dict[str, float] = {
 """AlexNet's top-1 error on ImageNet-C, the mean of the five severities (Hendrycks and Dietterich 2019)."""
 
 MAIN: tuple[str, ...] = tuple(ALEXNET_ERRORS)
-"""The 15 of which ImageNet-C's mCE is made."""
+"""The 15 corruptions over which ImageNet-C's mCE (mean corruption error) is taken."""
 
 ALL: tuple[str, ...] = (*MAIN, "speckle_noise", "gaussian_blur", "spatter", "saturate")
-"""The 19 of CIFAR-10-C and CIFAR-100-C."""
+"""The 19 corruptions of CIFAR-10-C and CIFAR-100-C."""
 
 SEVERITIES: tuple[int, ...] = (1, 2, 3, 4, 5)
 
@@ -51,7 +51,7 @@ class CorruptedImages(Protocol):
 
     @property
     def origin(self) -> Literal["official", "generated"]:
-        """The published files, or images that were corrupted here."""
+        """Whether these are the published files, or images that were corrupted here."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class CorruptedImages(Protocol):
 
     @property
     def missing(self) -> dict[str, str]:
-        """The corruptions that belong here and cannot be measured, and why not."""
+        """The corruptions that should be here and cannot be measured, each with the reason."""
 
     @property
     def labels(self) -> Tensor:
@@ -67,7 +67,7 @@ class CorruptedImages(Protocol):
 
     @property
     def normalised(self) -> bool:
-        """Whether AlexNet's errors on ImageNet-C are a measure for these images."""
+        """Whether mCE applies, which divides by AlexNet's errors on ImageNet-C."""
 
     def images(self, name: str, severity: int) -> ImageSequence:
         """The N samples under one corruption, in the order of `labels`."""
@@ -76,11 +76,11 @@ class CorruptedImages(Protocol):
 def pixels(split: Samples, number: int) -> np.ndarray:
     """Sample `number`, uint8 [H, W, C]."""
     x, _ = fetch(split, torch.tensor([number], device=split.labels.device))
-    # From pixel / 255 in float32, the nearest whole number is the pixel.
+    # x is pixel / 255 in float32: times 255, the nearest integer is the pixel.
     return (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def image_shape(split: Samples) -> tuple[int, int, int]:
-    """H, W, C of the first image, and so of all."""
+    """H, W, C of the images."""
     height, width, channels = pixels(split, 0).shape
     return height, width, channels

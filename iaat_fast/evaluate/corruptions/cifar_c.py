@@ -19,8 +19,8 @@ class CifarC:
     """The published files of CIFAR-10-C or CIFAR-100-C, read as they are needed (memory-mapped).
 
     A corruption is `<name>.npy`, uint8 [5 B, H, W, C]: the B test images at severity 1, then at severity 2, and so
-    on (B is 10,000 in the published sets); `labels.npy` holds the 5 B labels. Of each block the first len(split)
-    images are taken.
+    on (B is 10,000 in the published sets); `labels.npy` holds the 5 B labels. The first len(split) images of each
+    severity are taken.
 
     Args:
         folder: where the files are.
@@ -103,7 +103,7 @@ def _images(path: Path, expected: tuple[int, ...]) -> np.ndarray:
 
 
 def _load(path: Path) -> np.ndarray:
-    """A plain array, mapped and not read; an array of objects is refused, never unpickled."""
+    """The array in a file, memory-mapped; an array of objects is refused, never unpickled."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OverflowError) as error:

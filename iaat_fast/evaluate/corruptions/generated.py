@@ -1,4 +1,4 @@
-"""The 19 corruptions made here, by the library imagecorruptions, where the published files are not at hand."""
+"""The 19 corruptions generated here, by the library imagecorruptions, if the published files are not available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iaat_fast.data import Samples
 from iaat_fast.evaluate.corruptions.base import ALL, ImageSequence, image_shape, pixels
 
 SMALLEST = 32
-"""Height and width that the library takes."""
+"""Smallest height and width that the library takes."""
 
 TAKES_SEED = ("impulse_noise", "glass_blur")
 """Corruptions with a generator of their own; the others draw from NumPy's global one."""
@@ -25,17 +25,17 @@ class GeneratedCorruptions:
     """Test images corrupted on the fly. These are not the published files, and accuracies on both differ.
 
     The library (imagecorruptions-imaug) is a port of the code that made ImageNet-C and has its strengths, which were
-    chosen for 224x224 images. CIFAR-10-C was made with other, mostly weaker strengths: at 32x32 these corruptions
-    are the harder ones.
+    chosen for 224x224 images. CIFAR-10-C was made with other, mostly weaker strengths: at 32x32 the corruptions made
+    here are harder.
 
-    The randomness of an image is a function of (seed, corruption, severity, sample number), whatever the batches, the
-    number of samples and the processes that make them.
+    The randomness of an image depends only on (seed, corruption, severity, sample number), not on batches, the number
+    of samples or worker processes.
 
     Args:
         split: the test split to corrupt, RGB and at least 32x32.
         seed: of the corruptions.
         names: which of the 19.
-        normalised: whether AlexNet's errors on ImageNet-C are a measure for these images.
+        normalised: see `CorruptedImages.normalised`.
 
     Raises:
         ValueError: images that the library cannot take, or the library is not installed.
@@ -98,7 +98,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: np.ndarray) -> np
         image: uint8 [H, W, 3].
         name: one of `base.ALL`.
         severity: 1 to 5.
-        seed: uint32 [words], of the corruption's randomness. NumPy's global generator is as it was afterwards.
+        seed: uint32 [words], of the corruption's randomness. NumPy's global generator is restored.
 
     Returns:
         uint8 [H, W, 3].
@@ -115,7 +115,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: np.ndarray) -> np
     finally:
         np.random.set_state(state)
     if name == "spatter" and not result.any():
-        # Where no drop falls on a small image, the library divides by the largest drop, 0, and returns black.
+        # If no drop falls on a small image, the library divides by the largest drop, 0, and returns black.
         return image.copy()
     return result
 

@@ -18,7 +18,7 @@ from iaat_fast.evaluate.corruptions.base import MAIN, SEVERITIES, ImageSequence
 
 
 class Listing(NamedTuple):
-    """What one severity of a corruption holds: its classes, sorted, and its files with their class numbers."""
+    """The content of one severity of a corruption: its classes, sorted, and its files with their class numbers."""
 
     classes: tuple[str, ...]
     files: tuple[tuple[str, int], ...]
@@ -27,23 +27,22 @@ class Listing(NamedTuple):
 class ImageNetC:
     """The published JPEGs of ImageNet-C, decoded as they are needed.
 
-    Classes are numbered by their sorted wnids, see `list_images`. Images are taken as they are, 224x224, unless
-    `size` asks for something else.
+    Classes are numbered by their sorted wnids (ImageNet's class folders), see `list_images`. Images keep their size,
+    224x224, unless `size` is given.
 
     Args:
         folder: holds `<corruption>/<severity>/<wnid>/*.JPEG`.
-        split: the clean images. Where it names its `files` (<wnid>/<name>), those of the same names are taken in its
-            order; else the first len(split), by class and name. The labels must agree either way.
-        limit: where there is no split: take `limit` images of each severity, going through the classes in turn (the
-            first image of each, the second of each, ...); None: all, by class and name.
+        split: the clean images. If it has `files` (<wnid>/<name>), the corrupted images of the same names are taken,
+            in its order; else the first len(split), by class and name. The labels must agree in both cases.
+        limit: without a split, the number of images of each severity, taken from the classes in turn (the first image
+            of each, the second of each, ...); None: all, by class and name.
         size: height and width that the model takes; other images are cropped to a square and resized, bilinearly.
 
     Raises:
         FileNotFoundError: no corruption is complete.
         ValueError: the labels are not those of `split`, or an image of it is not there.
 
-    A corruption with a severity that is missing, or that does not hold the files that the others hold, is left out
-    and named in `missing`.
+    A corruption that lacks a severity, or has other files than the rest, is left out and named in `missing`.
 
     Source: Hendrycks and Dietterich 2019, arXiv 1903.12261.
     """
@@ -62,9 +61,8 @@ class ImageNetC:
         self._folder, self._size = folder, size
         self.missing: dict[str, str] = {}
         found: dict[str, list[Listing]] = {}
-        same: dict[
-            Listing, Listing
-        ] = {}  # Equal listings are kept once: the whole set has 3,750,000 files.
+        # Equal listings are kept once: the whole set has 3,750,000 files.
+        same: dict[Listing, Listing] = {}
         for name in MAIN:
             try:
                 listings = [_listing(folder / name / str(severity)) for severity in SEVERITIES]
@@ -127,7 +125,7 @@ def _listing(folder: Path) -> Listing:
 
 
 def _usual(found: dict[str, list[Listing]]) -> Listing:
-    """The listing that most severities have; of several, the longest."""
+    """The listing that most severities have; if several are equally common, the longest."""
     counts = Counter(listing for listings in found.values() for listing in listings)
     return max(counts, key=lambda listing: (counts[listing], len(listing.files)))
 
@@ -154,7 +152,7 @@ def _in_turn(files: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
 
 
 def _counterparts(folder: Path, usual: Listing, split: Samples) -> tuple[tuple[str, int], ...]:
-    """The files that are the corrupted images of `split`, in its order."""
+    """The files of the corrupted images of `split`, in its order, with their labels."""
     names = getattr(split, "files", None)
     if len(usual.files) < len(split):
         raise ValueError(

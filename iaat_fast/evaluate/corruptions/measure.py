@@ -31,7 +31,7 @@ from iaat_fast.validate import one_line
 Progress = Callable[[int, int], None]
 
 WORTH_WORKERS = 1000
-"""Images per severity from which on worker processes pay: starting them takes a tenth of a second, 95 times."""
+"""Worker processes are used from this many images per severity on: starting them takes 0.1 s, up to 95 times."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,21 @@ def measure_corruptions(
     workers: int | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Iterator[Measured]:
-    """Measure one corruption after the other, so that each can be saved when it is there.
+    """Measure one corruption after the other, so that each can be saved when it is finished.
 
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes]. It is evaluated in eval mode; its
             mode is restored.
         images: what to measure on.
         device: where the model is.
-        done: names of corruptions to skip, those that an interrupted evaluation has already.
+        done: names of corruptions to skip, which an interrupted evaluation has measured already.
         batch_size: samples per forward; changes no verdict.
-        workers: processes that decode or corrupt images; 0: this one does. None: half the cores, at most 8, where
-            there are images enough for it.
-        progress: called with the name of each corruption, returns what is called after each batch as
-            progress(done, all), in images.
+        workers: processes that decode or corrupt images; 0: this process does. None: half the cores, at most 8, if
+            there are at least `WORTH_WORKERS` images.
+        progress: called with the name of each corruption; returns a function that is called after each batch with the
+            number of images done and of all.
 
-    A corruption of which an image cannot be read is not yielded but entered into `images.missing`, with the reason.
+    A corruption with an image that cannot be read is not yielded but entered into `images.missing`, with the reason.
 
     Raises:
         ValueError: a batch size below 1.
@@ -101,9 +101,9 @@ def summarise(rows: Iterable[dict[str, Any]], images: CorruptedImages) -> dict[s
         images: what they were measured on.
 
     Returns:
-        `mean_accuracy` (also as `accuracy`) over the corruptions that are there, how many these are (`types`), and
-        `mce`, the mean over the main corruptions of error / AlexNet's error, times 100, where AlexNet's errors apply,
-        else None. `missing` has a text for each corruption that is not there; `complete`: there is none.
+        `mean_accuracy` (also as `accuracy`) over the measured corruptions, their number (`types`), and `mce`, see
+        `mean_corruption_error`, or None if it does not apply to these images. `missing` has a text for each corruption
+        that was not measured; `complete`: there is none.
     """
     measured = [row for row in rows if row["kind"] == "corruption"]
     accuracies = {row["corruption"]: row["accuracy"] for row in measured}
@@ -125,7 +125,7 @@ def summarise(rows: Iterable[dict[str, Any]], images: CorruptedImages) -> dict[s
 
 
 def footnotes(row: dict[str, Any]) -> list[str]:
-    """Lines below a table that shows the row of `summarise`: generated images, mCE, what is missing; may be none."""
+    """Notes below a table that shows the row of `summarise`: generated images, mCE, what is missing."""
     notes = []
     if row["source"] == "generated":
         notes.append(
@@ -144,10 +144,10 @@ def mean_corruption_error(accuracies: dict[str, float]) -> float | None:
     """mCE in percent: the mean of error / AlexNet's error over the main corruptions in `accuracies`.
 
     Args:
-        accuracies: by corruption, the mean over the severities, in [0, 1]. Extra corruptions do not count.
+        accuracies: by corruption, the mean over the severities, in [0, 1]. Only corruptions in `MAIN` count.
 
     Returns:
-        100 for AlexNet itself; None where no main corruption is there.
+        mCE, which is 100 for AlexNet itself; None if there is no main corruption.
 
     Source: Hendrycks and Dietterich 2019, Section 4.1.
     """
@@ -196,7 +196,7 @@ def _batches(images: ImageSequence, batch_size: int, workers: int) -> Iterator[T
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_stack,
-        # Its own: a loader without one draws a number from torch's.
+        # Of its own: a loader without one draws a number from torch's generator.
         generator=torch.Generator(),
     )
     try:
@@ -213,7 +213,7 @@ def _batches(images: ImageSequence, batch_size: int, workers: int) -> Iterator[T
 
 
 class _Readable(Dataset):
-    """Images as tensors, or in their place what is wrong: an exception would leave a worker as a traceback."""
+    """Images as tensors, or the text of an error: an exception of a worker would arrive as a whole traceback."""
 
     def __init__(self, images: ImageSequence) -> None:
         self.images = images

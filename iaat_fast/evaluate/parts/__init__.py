@@ -1,6 +1,6 @@
 """The parts that suites are made of, a file per kind of measurement.
 
-A new one is a `Part` of its own file, a line in `PARTS`, and a name in the suites that have it.
+A new part is a `Part` in a file of its own, an entry in `PARTS`, and its name in the suites that have it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARTS: dict[str, Part] = {
         ADVERSARIAL,
     )
 }
-"""All parts by name; ADVERSARIAL belongs to no suite and is added where files are given."""
+"""All parts by name; ADVERSARIAL belongs to no suite and is added if files are given."""
 
 
 def choose(
@@ -36,13 +36,13 @@ def choose(
     """The parts to measure, in the suite's order.
 
     Args:
-        suite: has them.
-        asked: their names; None: those that the suite measures by default and that lack nothing.
+        suite: whose parts they are.
+        asked: their names; None: those that the suite measures by default and that lack nothing they need.
         given: fields of `Settings` that are given, see `Part.lacks`.
-        split: the samples, where they are known.
+        split: the samples, if they are known.
 
     Raises:
-        ValueError: a part that the suite does not have, or that lacks something given with it, a surrogate say.
+        ValueError: a part that the suite does not have, or that lacks something it needs, such as a surrogate.
     """
     if asked is None:
         return tuple(name for name in suite.parts if PARTS[name].lacks(given, split) is None)

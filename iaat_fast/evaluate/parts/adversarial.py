@@ -1,7 +1,7 @@
 """The part "adversarial", and the files of adversarial examples: kept while an attack runs, scored on any model.
 
-x_adv    float32 [N, C, H, W], the images that the verdicts were given on: of a sample that fell the first that
-         fooled the model, else the last iterate of the last restart
+x_adv    float32 [N, C, H, W], the images that the verdicts are based on: for a sample that is not robust the first
+         that fooled the model, else the last iterate of the last restart
 y        int64 [N], true classes
 about    JSON: the measurement's row, and "crafted_on", the model
 """
@@ -33,18 +33,18 @@ from iaat_fast.storage import naming, replacing
 
 
 class AdversarialFiles:
-    """The files KEY.npz in a folder. Until a measurement is finished its images lie in a hidden .npy file there.
+    """The files KEY.npz in a folder. Until a measurement is finished, its images are in a hidden .npy file there.
 
-    The hidden files have their full size from the start: a disk too small is known before work is lost.
+    The hidden files have their full size from the start, so that a full disk is noticed before work is lost.
 
     Args:
-        folder: where they go; made where it does not exist.
+        folder: of the files; created if missing.
         keys: of the measurements.
         target: whose samples are attacked.
-        fresh: what hidden files hold is of another attack.
+        fresh: start new hidden files; False: continue those of the same attack.
 
     Raises:
-        OSError: there is no room for the images of all samples, or a file cannot be written; it is named.
+        OSError: there is no room for the images of all samples, or a file cannot be written; the message names it.
     """
 
     def __init__(
@@ -75,23 +75,23 @@ class AdversarialFiles:
         """Put the images x_adv [n, C, H, W] of the samples `index` in the file of this key.
 
         Raises:
-            OSError: it cannot be written; it is named.
+            OSError: it cannot be written; the message names it.
         """
         images = np.ascontiguousarray(x_adv.detach().cpu().numpy())
         with naming(self._partial(key)):
-            # Not through a mapping, whose write ends in a signal where the disk refuses it.
+            # Not by a memory map: a failed write to it is a signal (SIGBUS), not an OSError.
             for number, image in zip(index.tolist(), images, strict=True):
                 place = self._offset + number * image.nbytes
                 _write_at(self._open[key], image.data.cast("B"), place)
 
     def flush(self) -> None:
-        """Put on disk what was kept."""
+        """Flush the images kept so far to disk."""
         for key, opened in self._open.items():
             with naming(self._partial(key)):
                 os.fsync(opened.fileno())
 
     def finish(self, key: str, about: dict[str, Any]) -> None:
-        """Make the file of this key. The hidden file stays until `discard`: a kill in between costs nothing."""
+        """Write the .npz file of this key. The hidden file stays until `discard`, in case of a kill in between."""
         images = np.load(self._partial(key), mmap_mode="r", allow_pickle=False)
         with replacing(self._folder / f"{key}.npz") as target:
             np.savez(target, x_adv=images, y=self._labels, about=np.array(json.dumps(about)))
@@ -113,7 +113,7 @@ def _write_at(file: FileIO, content: memoryview, place: int) -> None:
 
 
 def _allocate(file: FileIO, size: int) -> None:
-    """Give `file` this size and the room for it; what it holds stays."""
+    """Give `file` this size and reserve the space on disk; its content stays."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
     else:  # macOS
@@ -121,7 +121,7 @@ def _allocate(file: FileIO, size: int) -> None:
 
 
 def load_adversarial(file: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Images float32 [N, C, H, W], classes int64 [N], and what is known about them.
+    """Images float32 [N, C, H, W], classes int64 [N], and "about" (see above) of a file of saved examples.
 
     Raises:
         FileNotFoundError: no such file.
@@ -133,7 +133,7 @@ def load_adversarial(file: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
         with np.load(file, allow_pickle=False) as arrays:
             x_adv, y = torch.from_numpy(arrays["x_adv"]), torch.from_numpy(arrays["y"])
             about = json.loads(str(arrays["about"]))
-    # Damaged bytes end in whatever zipfile and numpy trip over.
+    # Damaged bytes may raise anything in zipfile and numpy.
     except Exception as error:
         raise ValueError(
             f"--adversarial {file}: not a file of saved adversarial examples ({error})"
@@ -164,7 +164,7 @@ def check_adversarial(target: EvalTarget, file: Path) -> None:
 
 
 def score(target: EvalTarget, file: Path, *, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
-    """Which saved examples the target's model classifies correctly, bool [N], and what is known about them."""
+    """Which saved examples the target's model classifies correctly, bool [N], and the "about" of their file."""
     x_adv, y, about = load_adversarial(file)
     device = target.split.labels.device
     right = []
@@ -181,7 +181,7 @@ def adversarial_key(file: Path) -> str:
 
 
 def measure(context: Context) -> None:
-    """Saved examples, made on whatever model, scored on this one."""
+    """Score saved examples, made on any model, on the target."""
     for file in context.settings.adversarial:
         key = adversarial_key(file)
         if context.record.has(key):
@@ -200,7 +200,7 @@ def measure(context: Context) -> None:
 
 
 def _check_files(target: EvalTarget, settings: Settings) -> None:
-    """Raise ValueError where a file does not fit the samples, would be removed, or shares its name with another."""
+    """Raise ValueError if a file does not fit the samples, would be removed by `overwrite`, or shares its name."""
     files, folder = settings.adversarial, settings.folder
     for file in files:
         check_adversarial(target, file)
@@ -213,7 +213,7 @@ def _check_files(target: EvalTarget, settings: Settings) -> None:
 
 
 def refuse_other_files(record: Record, files: Sequence[Path]) -> None:
-    """Raise ValueError where a row is of another file of the same name as one that is to be scored."""
+    """Raise ValueError if the record has a row of another file with the same name as one to be scored."""
     scored = {row["key"]: row["file"] for row in record.rows if row["kind"] == "adversarial"}
     for file in files:
         other = scored.get(adversarial_key(file), file)
@@ -224,7 +224,7 @@ def refuse_other_files(record: Record, files: Sequence[Path]) -> None:
 
 
 def keeps_examples(record: Record, asked: bool) -> bool:
-    """Whether adversarial examples are kept: from the start of a record, or never."""
+    """Whether adversarial examples are kept, which is decided at the start of a record."""
     settings = record.content["settings"]
     if asked and not settings.get("save_adversarial"):
         if any(row["kind"] in ("pgd", "transfer") for row in record.rows) or record.has_progress:
@@ -237,7 +237,7 @@ def keeps_examples(record: Record, asked: bool) -> bool:
 
 ADVERSARIAL = Part(
     name="adversarial",
-    help="saved adversarial examples, of whatever model",
+    help="saved adversarial examples, made on any model",
     measure=measure,
     prepare=_check_files,
 )

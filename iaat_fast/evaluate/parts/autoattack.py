@@ -11,12 +11,12 @@ from iaat_fast.evaluate.record import rounded
 
 VERSION = "standard"
 
-# What an attack costs a sample that it cannot fool, in gradient passes; a forward alone counts as half of one.
+# The gradient passes that each attack takes on a robust sample; a forward alone counts as half a pass.
 _PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
 
 
 def measure(context: Context) -> None:
-    """A row per radius. Samples fall by AutoAttack's rule, whatever that of the evaluation's own attacks."""
+    """Add a row per radius. AutoAttack always counts any iterate, independent of `settings.any_iterate`."""
     for eps in context.suite.eps:
         key = f"autoattack-eps{units.to_text(eps)}"
         if not context.record.has(key):
@@ -66,7 +66,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
 
 
 def passes(result: AutoAttackResult) -> tuple[float, float]:
-    """Gradient passes taken, and those still to take if no other sample falls."""
+    """Gradient passes taken, and those to come if all samples that are still robust stay so."""
     through = dict(zip(result.attacks, (s.standing_before for s in result.stages), strict=False))
     done, remaining = 0.0, 0.0
     standing = int(result.correct.sum())

@@ -1,4 +1,4 @@
-"""The part "corruptions": a row as each is measured, and the rest later where files were missing."""
+"""The part "corruptions": a row for each corruption; those whose files were missing can be added later."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SUMMARY = "corruptions"
 def measure(context: Context) -> None:
     """Add a row and verdicts for each corruption that the record does not have, then the summary.
 
-    What is there already stays: an evaluation that was stopped continues with the next corruption, and one that lacked
-    files measures those that have come. Published files take the place of generated images, never the reverse.
+    Finished rows stay: an evaluation that was stopped continues with the next corruption, and one that lacked files
+    measures those that are there now. Rows of published files replace those of generated images, never the reverse.
     """
     record, images = context.record, context.prepared["corruptions"]
     if images.origin == "generated" and _has(record, "official"):
@@ -67,7 +67,7 @@ def _has(record: Record, origin: str) -> bool:
 
 
 def _forget(record: Record) -> None:
-    """Take all corruptions out of the record."""
+    """Remove all corruptions from the record."""
     for row in [row for row in record.rows if row["part"] == "corruptions"]:
         record.rows.remove(row)
         record.verdicts.pop(row["key"], None)

@@ -1,4 +1,4 @@
-"""What a part of a suite is, the settings of an evaluation, and what a part works with while it measures."""
+"""The types of the parts: `Part`, one kind of measurement; `Settings` of an evaluation; `Context` of a measurement."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Settings:
 
 @dataclass(kw_only=True)
 class Context:
-    """What a part works with while it measures.
+    """What a part is given to measure with.
 
     Args:
         target: model and samples.
         suite: what is measured, with its radii and step size.
         settings: how; `settings.parts` are all parts that are measured.
-        record: where rows go.
+        record: to which rows are added.
         prepared: what each part's `prepare` returned, by name.
     """
 
@@ -56,16 +56,16 @@ class Context:
 
     @property
     def save_is_due(self) -> bool:
-        """Whether the last save is `settings.save_every` seconds ago."""
+        """Whether the last save was at least `settings.save_every` seconds ago."""
         return time.monotonic() - self._saved >= self.settings.save_every
 
     def save(self, name: str, state: Any) -> None:
-        """Keep a part's state for resuming."""
+        """Save a part's state, to resume from."""
         self.record.save_progress(name, state)
         self._saved = time.monotonic()
 
     def tell(self, name: str, done: float, remaining: float) -> None:
-        """Say how far a part is, in units of its own: gradient passes of an attack, images of corruptions."""
+        """Report the progress of a part, in its own unit: gradient passes of an attack, images of corruptions."""
         if self.settings.tell is not None:
             self.settings.tell(name, done, remaining)
 
@@ -88,9 +88,9 @@ class Part:
         measure: adds to `context.record` a row for each measurement that it does not have yet. An exception may stop
             it at any moment; it is then called again, with the record as it was left and what `context.save` kept.
             Parts that have the same function are measured by one call of it.
-        lacks: called as lacks(given, split) with the fields of `Settings` that are given, and the samples where they
-            are known. Says in words what the part cannot do without; None where there is all it needs.
-        prepare: called before anything is written: opens its files, and raises ValueError or OSError where they do
+        lacks: called as lacks(given, split) with the fields of `Settings` that are given, and the samples if they are
+            known. Returns a text that says what the part needs and is not given; None: nothing.
+        prepare: called before anything is written: opens the part's files, and raises ValueError or OSError if they do
             not fit; what it returns is in `context.prepared`.
     """
 

@@ -1,4 +1,4 @@
-"""Natural accuracy, and PGD in runs that attacks share: white-box, the sweeps, and transferred from a surrogate."""
+"""The parts of natural accuracy and of PGD in shared runs: white-box, sweeps over radii and steps, and transferred."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from iaat_fast.evaluate.suites import PGDMeasurement
 
 
 def natural(context: Context) -> None:
-    """Accuracy on the images as they are."""
+    """Add the row of the accuracy on clean images."""
     if context.record.has("natural"):
         return
     started = time.perf_counter()
@@ -33,7 +33,7 @@ def natural(context: Context) -> None:
 
 
 def white_box(context: Context) -> None:
-    """PGD on the target's own gradients: of the parts "pgd", "eps-sweep" and "steps-sweep" those asked for."""
+    """PGD by the target's own gradients, for those of the parts "pgd", "eps-sweep" and "steps-sweep" asked for."""
     measurements = [
         measurement
         for part in (PGD, EPS_SWEEP, STEPS_SWEEP)
@@ -56,7 +56,7 @@ def _lacks_surrogate(given: Collection[str], split: Samples | None) -> str | Non
     return "a surrogate, a run of the same configuration and another seed (--against)"
 
 
-NATURAL = Part(name="natural", help="accuracy on the images as they are", measure=natural)
+NATURAL = Part(name="natural", help="accuracy on clean images", measure=natural)
 PGD = Part(name="pgd", help="PGD of several steps and restarts, at each radius", measure=white_box)
 EPS_SWEEP = Part(
     name="eps-sweep", help="PGD-100 over radii, up to twice the largest", measure=white_box
@@ -72,7 +72,7 @@ TRANSFER = Part(
 
 @dataclass
 class _Group:
-    """Measurements that share a run: of one radius, step size and rule of targets."""
+    """Measurements that share a run, since radius, step size and `targeted` are the same."""
 
     measurements: list[PGDMeasurement]
 
@@ -100,7 +100,7 @@ def _groups(measurements: Sequence[PGDMeasurement]) -> list[_Group]:
 
 
 class _SharedRuns:
-    """Runs of `SharedPGD` on one model, group after group; their state is kept under `name`."""
+    """Runs of `SharedPGD` on one model, group after group; their state is saved under `name`."""
 
     def __init__(self, context: Context, name: str, attacked: nn.Module) -> None:
         self._context, self._name, self._attacked = context, name, attacked
@@ -111,7 +111,7 @@ class _SharedRuns:
         record, samples = self._context.record, len(self._context.target.split)
         kept = record.progress(self._name)
         if kept is not None:
-            # What was started is finished first, with the measurements that it was started with.
+            # An interrupted group is finished first, with the measurements that it was started with.
             group = _Group([PGDMeasurement(**plain) for plain in kept["measurements"]])
             self._run(group, kept["run"], upcoming=[])
         groups = _groups([one for one in measurements if not record.has(one.key)])
@@ -120,7 +120,7 @@ class _SharedRuns:
             self._run(group, None, upcoming=upcoming[number + 1 :])
 
     def _run(self, group: _Group, state: Any, *, upcoming: list[list[int]]) -> None:
-        """Run a group to its end, from `state` where there is one, adding rows as they are known."""
+        """Run a group to its end, from `state` if there is one, adding rows as soon as they are known."""
         context = self._context
         samples = len(context.target.split)
         files = self._files(group, fresh=state is None)
@@ -192,7 +192,7 @@ class _SharedRuns:
         )
 
     def _add_known(self, group: _Group, run: SharedPGD, files: AdversarialFiles | None) -> None:
-        """Add the rows of measurements whose verdicts are known by now."""
+        """Add the rows of measurements whose verdicts are final by now."""
         record, target = self._context.record, self._context.target
         surrogate = self._context.settings.surrogate
         for number, one in enumerate(group.measurements):

@@ -32,15 +32,24 @@ def to_text(value: float, digits: int = 6) -> str:
     return f"{value * 255:.{digits}g}"
 
 
+def radius_name(eps: float) -> str:
+    """`ε = 8`, of a radius on the [0, 1] scale in units of 1/255."""
+    return f"ε = {to_text(eps)}"
+
+
+def pgd_name(attack: Mapping[str, Any]) -> str:
+    """`PGD-10 × 5`: steps and restarts of an attack."""
+    return f"PGD-{attack['steps']} × {attack['restarts']}"
+
+
 def attack_name(attack: Mapping[str, Any]) -> str:
-    """`PGD-10 × 5 at ε = 8/255`; before it "targeted" where the attack aims at random classes."""
+    """`PGD-10 × 5 at ε = 8/255`, or `targeted PGD-10 ...` if the attack aims at random classes."""
     aim = "targeted " if attack.get("targeted") == "random" else ""
-    radius = to_text(attack["eps"])
-    return f"{aim}PGD-{attack['steps']} × {attack['restarts']} at ε = {radius}/255"
+    return f"{aim}{pgd_name(attack)} at {radius_name(attack['eps'])}/255"
 
 
 def attack_key(steps: int, restarts: int, eps: float) -> str:
-    """`pgd10x5-eps8`, the same attack in a record's keys and in names of files."""
+    """`pgd10x5-eps8`, the name of an attack in a record's keys and in names of files."""
     return f"pgd{steps}x{restarts}-eps{to_text(eps)}"
 
 

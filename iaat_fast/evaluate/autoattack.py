@@ -18,8 +18,8 @@ from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
 
-# Attack k numbers its restarts from k times this, which is more than the restarts (and targets) of any attack: so no two
-# attacks start from the same noise.
+# Attack k numbers its restarts from k times this. Any attack has fewer (targets included), so no two attacks start from
+# the same noise.
 _RESTARTS = 100_000
 
 

@@ -124,8 +124,8 @@ def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, A
     validate.integer("seed", settings.seed, 0)
     validate.integer("batch_size", settings.batch_size, 1)
     # Plain numbers, for the record, if they were numpy's.
-    plain = {"seed": int(settings.seed), "batch_size": int(settings.batch_size)}
-    settings = dataclasses.replace(settings, **plain)
+    seed, batch_size = int(settings.seed), int(settings.batch_size)
+    settings = dataclasses.replace(settings, seed=seed, batch_size=batch_size)
     if settings.save_adversarial and settings.folder is None:
         raise ValueError("save_adversarial: expected a folder to keep them in")
     if settings.surrogate is not None:

@@ -162,7 +162,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """As a record: the content that earlier versions wrote, without a schema, for a training's end or single attacks."""
+    """As a record: what earlier versions wrote, without a schema, for the end of a training or for single attacks."""
     if "natural_accuracy" in content:
         samples = int(content["samples"])
         counts = [

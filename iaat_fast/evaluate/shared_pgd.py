@@ -49,8 +49,8 @@ class AttackBudget:
 class _Batch:
     """The rows attacked together, which may be at different steps.
 
-    `index` (sample numbers) and `step` are int64 [n] on the CPU; x (images), y (classes) and x_adv (iterates) are on the
-    device. A new row is at step -1, so that an attack of 0 steps is still ahead of it.
+    `index` (sample numbers) and `step` are int64 [n] on the CPU; x (images), y (classes) and x_adv (iterates) are on
+    the device. A new row is at step -1, so that an attack of 0 steps is still ahead of it.
     """
 
     index: Tensor

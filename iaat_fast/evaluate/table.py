@@ -65,7 +65,7 @@ def _name(row: dict[str, Any]) -> str:
         case "pgd" | "transfer":
             return units.attack_name(row)
         case "autoattack":
-            return f"AutoAttack at ε = {units.to_text(row['eps'])}/255"
+            return f"AutoAttack at {units.radius_name(row['eps'])}/255"
         case "corruption":
             return str(row["corruption"])
         case "corruptions":

@@ -77,7 +77,7 @@ def fit_weights(model: nn.Module, content: Any, source: str) -> None:
         )
     if shapes := _other_shapes(chosen.state, own):
         raise ValueError(f"{source}: does not fit the model: other shapes ({_few(shapes)})")
-    # By torch: it fills in BatchNorm's batch counters, which old versions did not save, and models may rename old names.
+    # By torch, which fills in BatchNorm's batch counters (old versions did not save them); models may rename old names.
     missing, unexpected = model.load_state_dict(chosen.state, strict=False)
     problems = [
         f"{len(names)} {kind} ({_few(names)})"

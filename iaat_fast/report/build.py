@@ -1,6 +1,6 @@
-"""A report from run folders: tables, figures and one page that holds them all.
+"""`build_report`: a report from run folders, with tables, figures and one page that shows them all.
 
-In the folder of a report only what a report wrote is ever replaced, and each file whole.
+In the folder of a report only files that a report has written are replaced, each atomically.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ PAGE = "index.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written.
+    """The files of a report.
 
     Args:
-        page: the page.
-        tables, figures: names of their files without suffix.
+        page: path of the page.
+        tables, figures: names of their files, without suffix.
         missing: what could not be shown, and why.
     """
 
@@ -53,22 +53,23 @@ def build_report(
     evaluation: str | None = None,
     data: str | None = None,
 ) -> Report:
-    """Write the tables and figures of the paper, as far as these runs have them, and a page that shows all.
+    """Write the tables and figures of the paper, as far as these runs allow, and a page that shows all of them.
 
     Args:
         folders: run folders; one page may hold several data sets and networks.
-        out: the folder to write: `index.html`, `tables/*.md, *.csv, *.tex` and `figures/*.svg, *.pdf, *.png`. Of a
-            folder that exists only what an earlier report wrote is replaced.
+        out: the folder to write: `index.html`, `tables/*.md, *.csv, *.tex` and `figures/*.svg, *.pdf, *.png`. In a
+            folder that exists, only files of an earlier report are replaced.
         evaluation: name of the evaluation of each run to report; by default the complete one with the most samples.
-        data: folder or `.npz` of the training images for the galleries; by default where the runs found them.
+        data: folder or `.npz` of the training images for the galleries; by default the runs' own.
 
     Raises:
         FileNotFoundError: no such run, or no evaluation of that name.
-        ValueError: no runs; runs that cannot stand in one table; a damaged file. Each is named.
-        OSError: `out` cannot be written, or holds something and no report, or a file that no report wrote in the way.
+        ValueError: no runs; runs that cannot be in one table; a damaged file. The message names them.
+        OSError: `out` cannot be written, is a folder with other content than a report, or has a file of the same name
+            that no report wrote.
     """
     out = Path(out)
-    # Before any work: attacks may follow.
+    # Before any work, which may include attacks.
     check_free(out, {PAGE, MANIFEST})
     runs = [f if isinstance(f, RunFolder) else RunFolder(f) for f in folders]
     records = read_records(runs, evaluation=evaluation)
@@ -123,8 +124,8 @@ def owned(out: Path) -> set[str]:
 
     Raises:
         NotADirectoryError: `out` is no folder.
-        FileExistsError: it holds something and no report.
-        ValueError: its `report.json` is damaged, or none of a report.
+        FileExistsError: it is a folder with other content than a report.
+        ValueError: its `report.json` is damaged, or not that of a report.
     """
     if not out.exists():
         return set()
@@ -152,25 +153,25 @@ def check_free(out: Path, names: set[str]) -> None:
 
 
 def publish(files: Mapping[str, bytes], out: Path, facts: Mapping[str, Any]) -> None:
-    """Put a report into `out`: a new folder in one step; in an old one file by file, the page last.
+    """Put a report into `out`: a new folder in one step, an existing one file by file, the page last.
 
-    Whoever reads meanwhile sees every file whole. What an earlier report wrote and this one does not is removed;
-    all else in the folder stays.
+    A reader sees every file whole at any time. Files of an earlier report that this one does not have are removed;
+    other files in the folder stay.
 
     Args:
-        files: contents by path in the folder, `index.html` among them.
+        files: contents by path in the folder, including `index.html`.
         out: the folder.
-        facts: what `report.json` says next to the list of files.
+        facts: what `report.json` holds apart from the list of files.
 
     Raises:
-        OSError: a file cannot be written, or is there and no report wrote it; `out` holds something and no report.
+        OSError: a file cannot be written, or is there and no report wrote it; or see `owned`.
     """
     check_free(out, {*files, MANIFEST})
     before = owned(out)
     if not out.exists() or not any(out.iterdir()):
         _publish_new(files, out, facts)
         return
-    # Claimed before they are written: cut short, the next report may still replace all of them.
+    # Listed before they are written: if this is killed, the next report may still replace all of them.
     replace(out / MANIFEST, _manifest({*files, *before}, facts))
     for name in sorted(files, key=lambda name: name == PAGE):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +202,6 @@ def _manifest(names: set[str], facts: Mapping[str, Any]) -> bytes:
 
 
 def _inside(name: str) -> bool:
-    """Whether a listed name stays in the folder: a damaged list must not delete elsewhere."""
+    """Whether a listed name is inside the folder: a damaged list must not delete files elsewhere."""
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and not is_temporary(path)

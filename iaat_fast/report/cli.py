@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.report`: run folders to a Markdown table, or to a whole report."""
+"""The command line `python -m iaat_fast.report`: from run folders to a Markdown table, or to a whole report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from iaat_fast.storage import check_folder
 
 PROG = prog("report")
 DESCRIPTION = """Compare finished runs: one Markdown row per method, mean ± standard deviation over \
-seeds, under the attack that closed their trainings and those of python -m iaat_fast.evaluate since. \
-Runs must agree in everything but the seed, the method and the fields of its attack and radii. The folder of \
+seeds, under the attack at the end of their trainings and later ones by python -m iaat_fast.evaluate. \
+Runs must agree in everything except the seed, the method and the fields of its attack and radii. The folder of \
 a sweep stands for all runs in it.
 
-With --out DIR: the tables and figures of the paper, as far as the runs have them, as files and on one \
+With --out DIR: the tables and figures of the paper, as far as the runs allow, as files and on one \
 page, DIR/index.html. Runs may then be on several data sets and networks; those of one table must have \
-been measured the same way.
+been measured in the same way.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C."""
@@ -45,7 +45,7 @@ class Command:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of sweeps for all runs in them."""
     out: Annotated[Path | None, optional("DIR", "print a table only")] = None
-    """Folder of the report; of one that exists only what an earlier report wrote is replaced."""
+    """Folder of the report; in one that exists, only files of an earlier report are replaced."""
     evaluation: Annotated[
         str | None, optional("NAME", "the complete one with the most samples")
     ] = None
@@ -83,11 +83,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_folders(paths: Sequence[Path]) -> list[RunFolder]:
-    """The run folders among `paths`: a sweep's folder stands for those in it, and its other files are passed over.
+    """The run folders in `paths`: a sweep's folder stands for all runs in it; its other files are skipped.
 
     Raises:
         FileNotFoundError: there is nothing at a path, or no run in a sweep's folder.
-        FileExistsError: there is something else.
+        FileExistsError: a path is neither a run nor a sweep.
     """
     found: list[RunFolder] = []
     for path in paths:
@@ -111,7 +111,7 @@ def _is_sweep(path: Path) -> bool:
 
 
 def _compare(paths: Sequence[Path]) -> None:
-    """Print the table of runs; of a sweep that is not finished, of those that are."""
+    """Print the table of runs; of a sweep, only of the runs that have ended."""
     folders = run_folders(paths)
     ended = [f for f in folders if f.path in paths or f.results_path.is_file()]
     runs = [read_run(folder) for folder in ended]

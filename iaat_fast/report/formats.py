@@ -1,4 +1,4 @@
-"""A table, ready to be written, and how it is written: as Markdown, CSV and LaTeX."""
+"""`Table`, a table ready to be written, and writing it as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from iaat_fast.report.paper import Column
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A figure, in the unit of its column.
+    """A number, in the unit of its column.
 
     Args:
-        value: None where nothing was measured.
+        value: None if nothing was measured.
         low, high: 95 % interval of a single run.
         std: sample standard deviation over several seeds.
         marks: numbers of the footnotes.
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row: the measured figures of a method (`seeds` runs), or the paper's (`seeds` is None)."""
+    """A row: what was measured of a method (in `seeds` runs), or what the paper prints (`seeds` is None)."""
 
     method: str
     seeds: int | None
@@ -54,7 +54,7 @@ class Table:
         stem: of its files, `table-1`.
         title: what it shows.
         caption: what was measured, and how that differs from the paper.
-        heads: of the columns of figures, with the numbers of their footnotes.
+        heads: of the columns, each with the numbers of its footnotes.
     """
 
     number: int | None
@@ -81,14 +81,14 @@ FIELDS = (
 
 
 def source(row: Row) -> str:
-    """Whose figures a row holds: `paper`, `measured`, or `measured, 3 seeds`."""
+    """Where the numbers of a row are from: `paper`, `measured`, or `measured, 3 seeds`."""
     if row.seeds is None:
         return "paper"
     return f"measured, {row.seeds} seeds" if row.seeds > 1 else "measured"
 
 
 def spread(cell: Cell) -> str:
-    """What stands behind a figure: `± 0.20`, `86.59–87.90`, or nothing."""
+    """What follows a number: `± 0.20`, `86.59–87.90`, or nothing."""
     if cell.std is not None:
         return f"± {cell.std:.2f}"
     if cell.low is not None and cell.high is not None:
@@ -97,7 +97,7 @@ def spread(cell: Cell) -> str:
 
 
 def legend(tables: Sequence[Table]) -> str:
-    """How to read the figures of some tables."""
+    """How to read the numbers of some tables."""
     rows = [row for table in tables for section in table.sections for row in section.rows]
     several = any((row.seeds or 0) > 1 for row in rows)
     single = any(cell.low is not None for row in rows for cell in row.cells)
@@ -130,7 +130,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """One line per figure, with everything behind it; empty fields where there is nothing."""
+    """One line per number, with its interval, deviation and notes; a field that does not apply is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(FIELDS)

@@ -1,4 +1,4 @@
-"""Which runs are compared: grouped by data set and network, by variant of a method, over seeds."""
+"""Sorts runs into groups of one data set and network, and within them into variants of methods, over seeds."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from iaat_fast.report import naming
 from iaat_fast.report.records import RunRecord
 
 SHARED = ("protocol", "data.", "model.", "optim.")
-"""Fields in which the runs of a group agree, or are refused. Other fields make variants of a method."""
+"""Fields in which the runs of a group must agree. Runs that differ in other fields are variants of a method."""
 
 CARRIED_OUT = ("run.", "data.path", "data.workers", "optim.graph")
 """Where, how and with which seed a run was carried out."""
 
 NOT_COMPARED = (*CARRIED_OUT, "preset", "method", "evaluation.")
-"""Fields in which runs may differ: methods are variants already, and what was measured is compared on its own."""
+"""Fields that make no variants: methods are told apart already, and evaluations are compared by their records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The runs of one method in one setting, which differ in their seed alone.
+    """The runs of one method in one setting, which differ only in their seed.
 
     Args:
-        key: the method, as `method_key` says it.
-        name: the method with what tells it from its other variants.
+        key: the method, see `method_key`.
+        name: the method and the fields that tell this variant from others.
         runs: by rising seed.
     """
 
@@ -84,8 +84,8 @@ def group(records: Sequence[RunRecord]) -> list[Group]:
     """Sort runs into groups.
 
     Raises:
-        ValueError: runs on one data set with one network that differ in data, optimisation or protocol, or two of
-            one variant with the same seed; both are named.
+        ValueError: runs on one data set with one network that differ in data, optimisation or protocol, or two runs of
+            one variant with the same seed; the message names both.
     """
     found: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
@@ -144,7 +144,7 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The fields in which two configurations differ, of those that are compared."""
+    """The fields, except `NOT_COMPARED`, in which two configurations differ."""
     return [
         name
         for name in sorted({*one, *other})

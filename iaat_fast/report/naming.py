@@ -1,4 +1,4 @@
-"""What methods, networks, data sets and variants are called in tables and figures."""
+"""The names of methods, networks, data sets and variants in tables and figures."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ PIXEL_FIELDS = frozenset(
 
 
 def method_order(key: str) -> tuple[int, str]:
-    """Where a method stands in a table: in its row's place, one without a row before IAAT."""
+    """Sort key of methods: the order of `methods.ROWS`; unknown methods come just before IAAT."""
     known = list(methods.ROWS)
     return (known.index(key), "") if key in known else (known.index(methods.NO_WARMUP) - 1, key)
 
 
 def network_name(config: dict[str, Any]) -> str:
-    """The network, with the width and depth that make it another one: `ResNet-18, width 16`."""
+    """The network, with width and depth if they are not its own: `ResNet-18, width 16`."""
     name = str(config["model.name"])
     parts = [NETWORKS.get(name, name)]
     for field in ("width", "depth"):
@@ -80,7 +80,7 @@ def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
 
     Args:
         config: a flat configuration.
-        fields: what to name besides the method; the radius of adversarial training always is.
+        fields: what to name in addition to the method; for adversarial training the radius always is.
     """
     key = methods.method_key(config)
     method = methods.row(key)

@@ -1,4 +1,4 @@
-"""What a table must say about its figures: on what was measured, and how that differs from the paper."""
+"""Captions and footnotes of tables: on what was measured, and how that differs from the paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iaat_fast.report import paper
 from iaat_fast.report.groups import Group, Variant
 
 MANY_ZEROS = 0.5
-"""Share of gradient entries that are zero from which a robust accuracy is doubted."""
+"""If more than this share of the gradient entries is zero, the robust accuracy is doubtful."""
 
 
 def measured_on(group: Group) -> str:
@@ -31,7 +31,7 @@ def measured_on(group: Group) -> str:
 
 
 def unlike_paper(group: Group) -> list[str]:
-    """How the trainings of a group fall short of the paper's setting; [] where they do not, or the paper has none."""
+    """How the trainings of a group differ from the paper's setting; [] if they do not, or the paper has none."""
     if group.dataset not in paper.TEST_IMAGES or group.network not in paper.EPOCHS:
         return []
     config = group.runs[0].config
@@ -54,9 +54,9 @@ def attacks(measured: Sequence[Measurement]) -> str:
         row = m.row
         how = f"step {units.to_text(row['alpha'])}"
         how += ", random targets" if targets(row) else ""
-        name = f"PGD-{row['steps']} × {row['restarts']}"
+        name = units.pgd_name(row)
         name = f"transferred {name}" if m.kind == "transfer" else name
-        found = settings.setdefault(f"at ε = {units.to_text(row['eps'])}, {how}", [])
+        found = settings.setdefault(f"at {units.radius_name(row['eps'])}, {how}", [])
         if name not in found:
             found.append(name)
     return "; ".join(f"{', '.join(names)} {where}" for where, names in settings.items())
@@ -67,7 +67,7 @@ def caption(
     evaluation: Evaluation,
     measured: Sequence[Measurement],
 ) -> str:
-    """What was trained on, measured on and attacked with, and whether that is the paper's setting."""
+    """On what was trained and measured, with which attacks, and how that differs from the paper's setting."""
     dataset = chosen[0][0].dataset
     samples = f"{evaluation.samples:,} {evaluation.split} images"
     printed = paper.TEST_IMAGES.get(dataset)
@@ -91,7 +91,7 @@ def caption(
 
 
 def setting_note(head: str, expected: dict[str, Any], found: Measurement) -> str | None:
-    """How a column's attack differs from the paper's, None where it does not."""
+    """How a column's attack differs from the paper's; None if it does not."""
     changed = []
     for name, value in expected.items():
         actual: Any = targets(found.row) if name == "targeted" else found.row[name]
@@ -110,7 +110,7 @@ def _said(value: Any) -> str:
 
 
 def evaluation_notes(m: Measurement, evaluation: Evaluation) -> list[str]:
-    """What must be known of one measured figure."""
+    """The footnotes of one measured accuracy."""
     notes = []
     if m.suite == CLOSING:
         notes.append("From the evaluation that closes the training, not from a suite.")

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that asks nothing of any other."""
+"""The page of a report: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class PageFigure:
 
     @property
     def uri(self) -> str:
-        """The image as part of the page."""
+        """The image as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in CSS pixels, which keep its place while it loads."""
+        """Width and height in CSS pixels, which reserve its place while it loads."""
         width, height = self.drawing.figure.get_size_inches()
         return round(96 * width), round(96 * height)
 
     @property
     def wide(self) -> bool:
-        """Whether it takes the page's full width: images of samples do."""
+        """Whether it takes the page's full width, as figures of sample images do."""
         return self.drawing.number in (2, 6, 7)
 
 
@@ -77,7 +77,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    # ε = 8 stays on one line.
+    # No line break within `ε = 8`.
     environment.filters["whole"] = lambda text: text.replace(
         "ε = ", "ε\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
     )
@@ -86,7 +86,7 @@ def render(
         for number, members in itertools.groupby(figures, key=lambda f: f.drawing.number)
     ]
     return environment.get_template("page.html.j2").render(
-        # Within <style> nothing is escaped; this is the package's own file.
+        # <style> is not escaped, which is safe for the package's own file.
         style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
         tables=tables,
         printed=any(row.seeds is None for t in tables for s in t.sections for row in s.rows),
@@ -107,7 +107,7 @@ def render(
 
 
 def summary(group: Group) -> list[tuple[str, str]]:
-    """What was run in a group, as pairs of a word and what it stands for."""
+    """What was run in a group, as pairs of a label and a text."""
     runs = group.runs
     seeds = sorted({run.seed for run in runs})
     evaluated = [run.evaluation for run in runs if run.evaluation is not None]
@@ -122,7 +122,7 @@ def summary(group: Group) -> list[tuple[str, str]]:
 
 
 def _methods(variants: Sequence[Variant]) -> list[str]:
-    """The names of the variants; those that differ in ε alone as one, `Adversarial, ε = 1, 2, 4`."""
+    """The names of the variants; those that differ only in ε are one, `Adversarial, ε = 1, 2, 4`."""
     found: dict[str, list[str]] = {}
     for variant in variants:
         name, sign, radius = variant.name.partition(", ε = ")
@@ -132,7 +132,7 @@ def _methods(variants: Sequence[Variant]) -> list[str]:
 
 
 def shortfalls(groups: Sequence[Group]) -> list[str]:
-    """What the runs themselves lack: an end, an evaluation, the rest of one; and what of theirs is not shown."""
+    """What the runs lack (the end of the training, an evaluation or a part of it), and what of them is not shown."""
     found = []
     for run in (run for group in groups for run in group.runs):
         epochs = run.config["optim.epochs"]
@@ -148,7 +148,7 @@ def shortfalls(groups: Sequence[Group]) -> list[str]:
 
 
 def run_facts(variant: Variant, run: RunRecord) -> Iterator[tuple[str, str]]:
-    """What is known of a run, as pairs of a word and a text."""
+    """What is known about a run, as pairs of a label and a text."""
     env = run.env
     yield "method", variant.name
     yield "data set", naming.dataset_name(run.config["data.name"])

@@ -1,7 +1,7 @@
-"""The paper's Tables 1 to 6 as data: their columns, and where an evaluation has them; their methods; what they print.
+"""The paper's Tables 1 to 6 as data: their methods and numbers, their columns, and how to find these in an evaluation.
 
 Source: Balaji, Goldstein and Hoffman 2019. The paper contradicts itself in one place: IAAT's natural accuracy with
-WideResNet-32-10 on CIFAR-10 is 91.34 in Table 1, and 90.67 in Tables 4 and 6; each table here has what it prints.
+WideResNet-32-10 on CIFAR-10 is 91.34 in Table 1, and 90.67 in Tables 4 and 6; each table here has its own number.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Column:
 
     Args:
         key: its short name, `pgd10`.
-        head: what stands above it; figures in percent unless it says otherwise.
+        head: its heading; numbers are in percent unless it says otherwise.
         pick: finds the measurement in an evaluation.
-        settings: what the paper measures with ("eps", "steps", ...); {} where there is nothing to set.
+        settings: the paper's settings of the attack ("eps", "steps", ...); {} for a column without an attack.
     """
 
     key: str
@@ -38,12 +38,12 @@ def _natural(evaluation: Evaluation) -> Measurement | None:
 def pick_attack(
     kind: str, *, exactly: dict[str, Any] | None = None, like: dict[str, Any] | None = None
 ) -> Callable[[Evaluation], Measurement | None]:
-    """The measurement of a kind (and of the part of that name) that has some settings.
+    """A function that finds the measurement of a kind (in the part of that name) with certain settings.
 
     Args:
         kind: pgd, transfer or autoattack.
         exactly: settings that it must have.
-        like: of those that are left the one at the nearest radius is taken, then the one with most of these.
+        like: settings to prefer: of several, the measurement at the nearest radius, then with most of these settings.
     """
 
     def pick(evaluation: Evaluation) -> Measurement | None:
@@ -63,7 +63,7 @@ def pick_attack(
 
 
 ROUNDING = 1e-6
-"""Distances that differ by less are the same."""
+"""Distances that differ by at most this are the same."""
 
 
 def has(m: Measurement, name: str, value: Any) -> bool:
@@ -76,7 +76,7 @@ def has(m: Measurement, name: str, value: Any) -> bool:
 
 
 def _corruptions(evaluation: Evaluation) -> Measurement | None:
-    """The published files' where there are both."""
+    """The row of the corruptions; if there are several, that of the published files."""
     found = evaluation.of("corruptions")
     return max(found, key=lambda m: m.row.get("source") == "official", default=None)
 
@@ -118,7 +118,7 @@ IMAGENET_COLUMNS = (
         Column(
             key=f"eps{radius}",
             head=f"PGD-1000, ε = {radius}",
-            # The paper names no restarts here: where there are several, those of one are shown.
+            # The paper gives no number of restarts here: one is preferred.
             pick=pick_attack(
                 "pgd",
                 exactly={"steps": 1000, "eps": radius / 255},
@@ -134,11 +134,11 @@ IMAGENET_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a table of the paper holds.
+    """The content of a table of the paper.
 
     Args:
-        methods: its methods; () for all that no other table of the data set has to itself.
-        needs: the method that must have been run for the table to say anything.
+        methods: its methods; () for all that are not in `needs` of another table of the data set.
+        needs: the method without whose runs the table is left out.
     """
 
     number: int
@@ -265,7 +265,7 @@ _TWICE = "The paper prints 91.34 in Table 1 and 90.67 in Tables 4 and 6 for this
 REMARKS: dict[tuple[int, str, str, str], str] = {
     (table, "wrn32-10", "iaat", "natural"): _TWICE for table in (1, 4, 6)
 }
-"""What to say of a figure, by table, network, method and column."""
+"""Footnotes of printed numbers, by table, network, method and column."""
 
 EPOCHS: dict[str, int] = {
     "resnet18": 200,
@@ -280,7 +280,7 @@ TEST_IMAGES: dict[str, int] = {"cifar10": 10_000, "cifar100": 10_000, "imagenet"
 
 
 def figures(table: int, network: str) -> dict[str, dict[str, float]]:
-    """What a table prints for a network: by method, by column; {} where it has no such network.
+    """The numbers of a table for a network, by method and column; {} if it has no such network.
 
     Args:
         table: 1 to 6.

@@ -1,4 +1,4 @@
-"""Figures of one run: radii and accuracies over epochs, and how the radii are distributed."""
+"""Plots of one run: radii and accuracies over epochs, and the distribution of the radii."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def plot_run(folder: RunFolder) -> list[Path]:
-    """Draw what the run has into its `plots` folder; a later call draws them again.
+    """Draw the plots of a run into its `plots` folder; a later call draws them again.
 
     - `accuracy.png`: accuracies over epochs.
-    - `epsilon.png`: mean radius over epochs, one standard deviation and the whole range round it
-      (of methods whose samples have radii of their own).
+    - `epsilon.png`: mean radius over epochs, with one standard deviation and the whole range around it
+      (for methods whose samples have radii of their own).
     - `epsilon-histogram.png`: the radii at up to four epochs (Balaji et al. 2019, Figure 8).
 
     Returns:
@@ -83,7 +83,7 @@ def _radii(metrics: Sequence[dict[str, Any]]) -> Figure:
         for key in ("eps_mean", "eps_std", "eps_min", "eps_max")
     )
     axes.fill_between(epochs, low, high, color=BLUE, alpha=0.12, lw=0, label="smallest to largest")
-    # Within the range: a deviation below the smallest radius would show radii that no sample has.
+    # Cut to the range: a deviation below the smallest radius would show radii that no sample has.
     axes.fill_between(
         epochs,
         np.maximum(mean - std, low),

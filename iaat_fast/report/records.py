@@ -1,4 +1,4 @@
-"""Runs read from their folders, each with what its evaluations say together."""
+"""Reads runs from their folders, each with its evaluations joined into one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from iaat_fast.run_folder import RunFolder, flat
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run as the report needs it.
+    """A run with all that the report needs.
 
     Args:
-        folder: where it lies.
+        folder: of the run.
         config: its configuration, flat: `{"method": ..., "optim.lr": ...}`.
-        env: what it ran on, {} if that was not kept.
+        env: what it ran on, {} if that was not recorded.
         metrics: one row per epoch.
         snapshots: the files of the radii by epoch; {} for methods without radii of their own.
-        evaluation: what is reported; None for a run that was never evaluated.
-        left_out: what of its evaluations is not reported, and why.
+        evaluation: the evaluation to report; None for a run that was never evaluated.
+        left_out: texts that say what of its evaluations is not reported, and why.
     """
 
     folder: RunFolder
@@ -63,12 +63,12 @@ def read_record(folder: RunFolder, *, evaluation: str | None = None) -> RunRecor
 
     Args:
         folder: a run folder.
-        evaluation: name of the one below `evaluation/` to report; None: all of the run's own data set that agree in
-            weights, images and rule, the one that closed the training among them.
+        evaluation: name of the evaluation below `evaluation/` to report; None: all on the run's own data set that
+            agree in weights, images and rule, including the one at the end of the training.
 
     Raises:
         FileNotFoundError: no such folder, no run in it, or no evaluation of that name.
-        ValueError: a file is damaged; it is named.
+        ValueError: a file is damaged; the message names it.
     """
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path}: no such run folder")
@@ -107,10 +107,10 @@ def _named(folder: RunFolder, name: str) -> Evaluation:
 
 
 def _choose(folder: RunFolder) -> tuple[Evaluation | None, list[str]]:
-    """What a run's evaluations of its own data set say together, and what of them is left out, and why.
+    """A run's evaluations on its own data set, joined into one; and texts that say what is left out, and why.
 
-    Where they do not agree in weights, images and rule, those are shown that agree with the first of: the latest
-    weights, a suite, a complete one, the most samples, the last iterate.
+    If they do not agree in weights, images and rule, those are joined that agree with the best one: by the latest
+    weights, then a suite, a complete one, the most samples, the rule of the last iterate.
     """
     found = [e for e in _evaluations(folder) if e.measurements]
     if not found:
@@ -122,16 +122,16 @@ def _choose(folder: RunFolder) -> tuple[Evaluation | None, list[str]]:
         return (e.epoch or 0, named, e.complete, e.samples, last, e.suite != CLOSING)
 
     first = max(found, key=lambda e: (*rank(e), len(e.measurements)))
-    # By falling rank, the closing evaluation last: of what was measured twice, the first figure is shown.
+    # By falling rank, the closing evaluation last: of two measurements of the same thing, the first is shown.
     others = sorted((e for e in found if e is not first), key=rank, reverse=True)
     return _joined(folder, first, others)
 
 
 def _evaluations(folder: RunFolder) -> list[Evaluation]:
-    """A run's evaluations on its own data set, the one that closed its training first."""
+    """A run's evaluations on its own data set, first the one at the end of its training."""
     config, metrics = folder.config(), folder.metrics()
     return [
-        # Earlier versions did not say that it is of the last epoch, with the run's own seed.
+        # Earlier versions did not record that it is of the last epoch and has the run's own seed.
         replace(e, epoch=metrics[-1]["epoch"] if metrics else None, seed=config["run"]["seed"])
         if e.suite == CLOSING and e.epoch is None
         else e
@@ -141,9 +141,9 @@ def _evaluations(folder: RunFolder) -> list[Evaluation]:
 
 
 def after_training(folder: RunFolder) -> tuple[list[Measurement], list[str]]:
-    """The attacks by PGD measured since a training ended, on the weights and images of its closing evaluation.
+    """The PGD attacks measured after a training, on the weights and images of its closing evaluation.
 
-    Second, what else is there and is left out, and why.
+    Second, texts that say which other measurements are left out, and why.
     """
     closing, *others = _evaluations(folder)
     joined, left_out = _joined(folder, closing, others)
@@ -154,17 +154,17 @@ def after_training(folder: RunFolder) -> tuple[list[Measurement], list[str]]:
 def _joined(
     folder: RunFolder, first: Evaluation, others: Sequence[Evaluation]
 ) -> tuple[Evaluation, list[str]]:
-    """`first` with the measurements of the others that are of the same weights, images and rule."""
+    """`first` plus the measurements of the others with the same weights, images and rule; and what is left out."""
     measurements, complete, said = list(first.measurements), first.complete, []
     for other in others:
         if unlike := _unlike(first, other):
             said.append(f"{_name(folder, other)}: left out, its {unlike}")
             continue
         complete = complete and other.complete
-        # The end of every training attacks with the run's own seed: no news where a suite has the same attack.
+        # The closing evaluation has the run's own seed: another accuracy in a suite with another seed is expected.
         closes = CLOSING in (first.suite, other.suite)
         known = {m.setting: m for m in reversed(measurements)}
-        # A curve is of one record: points of two may differ in the step size.
+        # A curve is drawn from one record: points of two may differ in the step size.
         curves = {part for part in CURVES if any(m.part == part for m in measurements)}
         for m in other.measurements:
             shown = known.get(m.setting)
@@ -185,7 +185,7 @@ CURVES = ("eps-sweep", "steps-sweep")
 
 
 def _unlike(first: Evaluation, other: Evaluation) -> str | None:
-    """What keeps the figures of two evaluations of a run from standing together; None: nothing."""
+    """Why two evaluations of a run cannot be joined; None if they can."""
     for what in ("epoch", "samples", "split", "rule", "weights", "images"):
         one, two = getattr(first, what), getattr(other, what)
         # Earlier versions did not record all of these.

@@ -1,4 +1,4 @@
-"""The small tables: of a run that has just ended, and of several, as mean and standard deviation over seeds."""
+"""The short tables: of a run that has just ended, and of several runs, as mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 VARIANTS = ("attack.", "epsilon.")
-"""Fields that make a variant of a method, named in its row. Runs that differ in any other field
-(data, network, optimisation, evaluation) are not comparable and refused."""
+"""Fields whose values make variants of a method, and are named in the row. Runs that differ in other
+fields (data, network, optimisation, evaluation) cannot be compared and are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run as the comparison needs it.
+    """A run with all that the comparison needs.
 
     Args:
         name: what to call it in messages.
         config: its configuration, flat: `{"method": ..., "optim.lr": ...}`.
         results: its closing evaluation, as in results.json.
-        attacks: what else it has been attacked by, on the same images.
-        left_out: what of its evaluations is not shown, and why.
+        attacks: later attacks, on the same images.
+        left_out: texts that say what of its evaluations is not shown, and why.
     """
 
     name: str
@@ -114,7 +114,10 @@ def summary_table(runs: Sequence[Run]) -> str:
             str(len(members)),
             _over_seeds([run.results.get("natural_accuracy") for run in members], 100),
             _over_seeds([run.results.get("robust_accuracy") for run in members], 100),
-            *(_over_seeds([_under(run, setting) for run in members], 100) for setting in further),
+            *(
+                _over_seeds([_accuracy_under(run, setting) for run in members], 100)
+                for setting in further
+            ),
             _over_seeds([run.results.get("eps_mean") for run in members], 255),
             _over_seeds([run.results.get("eps_std") for run in members], 255),
         ]
@@ -144,7 +147,7 @@ def _refuse_incomparable(runs: Sequence[Run]) -> None:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """The fields in which configurations differ, of those that are compared."""
+    """The fields, except `CARRIED_OUT`, in which configurations differ."""
     names = sorted({name for run in runs for name in run.config})
     return [
         name
@@ -166,7 +169,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _further_attacks(runs: Sequence[Run]) -> dict[tuple[Any, ...], str]:
-    """What the runs have been attacked by since their trainings ended, by its setting: its name."""
+    """The names of the attacks on the runs after their trainings, by `Measurement.setting`."""
     step = runs[0].results["attack"]["alpha"]
     names = {}
     for attack in (attack for run in runs for attack in run.attacks):
@@ -177,7 +180,7 @@ def _further_attacks(runs: Sequence[Run]) -> dict[tuple[Any, ...], str]:
     return names
 
 
-def _under(run: Run, setting: tuple[Any, ...]) -> float | None:
+def _accuracy_under(run: Run, setting: tuple[Any, ...]) -> float | None:
     return next((attack.accuracy for attack in run.attacks if attack.setting == setting), None)
 
 
@@ -191,7 +194,7 @@ def _over_seeds(values: Sequence[float | None], scale: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Args:
         natural: natural test accuracy, in [0, 1].
@@ -199,7 +202,7 @@ class RunSummary:
         attack: "eps" and "alpha" on the [0, 1] scale, "steps", "restarts" and "targeted" of the PGD attack.
         eps_mean, eps_std, eps_min, eps_max: of the radii of all training samples, [0, 1] scale;
             None for a method whose samples have no radii of their own.
-        fast: what `run.fast` has chosen, in words; None where it was off.
+        fast: what `run.fast` has chosen, in words; None if it was off.
     """
 
     natural: float

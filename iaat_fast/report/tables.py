@@ -21,7 +21,7 @@ def build_tables(groups: Sequence[Group]) -> list[Table]:
     """The tables for which something was measured, in the paper's order, then those of other data sets.
 
     Raises:
-        ValueError: runs of one table that were not measured the same way; both are named.
+        ValueError: runs of one table that were not measured in the same way; the message names both.
     """
     tables = [_table(plan, _of(groups, plan.dataset)) for plan in PLANS]
     planned = {plan.dataset for plan in PLANS}
@@ -54,7 +54,7 @@ def _table(plan: Plan, groups: Sequence[Group]) -> Table | None:
 
 
 def _unplanned(dataset: str, groups: Sequence[Group]) -> Table | None:
-    """The table of a data set that the paper does not have: a column for all that was measured."""
+    """The table of a data set that the paper does not have: a column for each attack that was measured."""
     evaluations = [run.evaluation for group in groups for run in group.runs if run.evaluation]
     columns = (NATURAL, *measured_columns(evaluations, ("pgd", "transfer")), CORRUPTIONS)
     return _filled(
@@ -114,7 +114,7 @@ def _filled(
 
 
 def _reported(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, Evaluation]]:
-    """The evaluations of a table: suites if some run has one, else those that closed the trainings."""
+    """The evaluations of a table: suites if some run has one, else those at the end of the trainings."""
     found = [(run, run.evaluation) for run in runs if run.evaluation is not None]
     suites = [(run, evaluation) for run, evaluation in found if evaluation.suite != CLOSING]
     return suites or found
@@ -123,7 +123,7 @@ def _reported(runs: Sequence[RunRecord]) -> list[tuple[RunRecord, Evaluation]]:
 def _refuse_unlike(
     reported: Sequence[tuple[RunRecord, Evaluation]], columns: Sequence[Column]
 ) -> None:
-    """Raise unless all were measured on the same images, by the same rule, with the same settings."""
+    """Raise ValueError unless all were measured on the same images, by the same rule, with the same settings."""
     seen: dict[str, tuple[RunRecord, Any]] = {}
     for run, evaluation in reported:
         facts: dict[str, Any] = {
@@ -143,12 +143,11 @@ def _refuse_unlike(
 def _settings(m: Measurement) -> str:
     row = m.row
     if m.kind in ("pgd", "transfer"):
-        return (
-            f"PGD-{row['steps']} × {row['restarts']}, ε = {units.to_text(row['eps'])}, "
-            f"step {units.to_text(row['alpha'])}, targeted: {targets(row)}"
-        )
+        step = units.to_text(row["alpha"])
+        attack = f"{units.pgd_name(row)}, {units.radius_name(row['eps'])}"
+        return f"{attack}, step {step}, targeted: {targets(row)}"
     if m.kind == "autoattack":
-        return f"ε = {units.to_text(row['eps'])}"
+        return units.radius_name(row["eps"])
     if m.kind == "corruptions":
         return f"{row.get('types')} types, {row.get('source')}"
     return ""
@@ -162,7 +161,7 @@ def _rows(
     evaluations: dict[str, Evaluation],
     notes: list[str],
 ) -> list[Row]:
-    """Measured rows, each method followed by the paper's row of it."""
+    """The measured rows of each method, followed by the paper's row of that method."""
     printed = paper.figures(number, group.network) if number is not None else {}
     keys = sorted({*(v.key for v in variants), *printed}, key=naming.method_order)
     rows = []
@@ -244,7 +243,7 @@ def _marks(notes: list[str], said: Sequence[str]) -> tuple[int, ...]:
 
 
 def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) -> tuple[Column, ...]:
-    """A column for every setting in which some evaluation has measured attacks of these kinds."""
+    """A column for every setting of attacks of these kinds that some evaluation has measured."""
     columns: list[Column] = []
     for kind in kinds:
         found = {m.setting: m for e in evaluations for m in e.of(kind, kind)}
@@ -276,10 +275,10 @@ def _order(m: Measurement) -> tuple[float, ...]:
 
 def _head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
     """`PGD-10 × 5, ε = 8`."""
-    radius = f"ε = {units.to_text(setting['eps'])}"
+    radius = units.radius_name(setting["eps"])
     if kind == "autoattack":
         return f"AutoAttack, {radius}"
-    head = f"PGD-{setting['steps']} × {setting['restarts']}, {radius}"
+    head = f"{units.pgd_name(setting)}, {radius}"
     head = f"Transfer {head}" if kind == "transfer" else head
     head += f", step {units.to_text(setting['alpha'])}" if with_step else ""
     return f"{head}, random targets" if setting["targeted"] else head

@@ -32,7 +32,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
         latest = result
-        context.tell(f"AutoAttack, ε = {units.to_text(eps)}/255", *passes(result))
+        context.tell(f"AutoAttack, {units.radius_name(eps)}/255", *passes(result))
         if context.save_is_due:
             context.save(key, result.state())
 

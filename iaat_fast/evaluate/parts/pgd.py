@@ -138,7 +138,7 @@ class _SharedRuns:
                 if context.settings.tell is not None:
                     done = self._passes + run.passes - before
                     remaining = run.remaining() + self._rates.expected(upcoming)
-                    context.tell(f"{self._name}, ε = {units.to_text(eps)}/255", done, remaining)
+                    context.tell(f"{self._name}, {units.radius_name(eps)}/255", done, remaining)
                 self._add_known(group, run, files)
                 if context.save_is_due:
                     if files is not None:

@@ -15,11 +15,11 @@ __all__ = ["Drawing", "TrainingImages", "draw_figures"]
 
 
 def draw_figures(groups: Sequence[Group], images: TrainingImages) -> list[Drawing]:
-    """Every figure that the runs have something for, in the paper's order.
+    """Every figure that can be drawn from the runs, in the paper's order.
 
     Args:
         groups: the runs.
-        images: gives the training images of a run, and keeps what could not be drawn, and why.
+        images: loads the training images of a run, and collects what could not be drawn, and why.
     """
     images.missing += [text for group in groups for text in undrawn(group)]
     drawings = [

@@ -19,7 +19,7 @@ from iaat_fast.report.figures.drawing import (
 from iaat_fast.report.groups import Group, Variant
 
 Point = tuple[float, float, float, float]
-"""Position, accuracy in percent, and how far its bar reaches below and above."""
+"""Position on the x axis, accuracy in percent, and the length of its error bar below and above."""
 
 
 def draw_tradeoff(group: Group) -> list[Drawing]:
@@ -173,7 +173,7 @@ def _sweep(
 
 
 def _few(variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, of adversarial training two where it has more than three: at ε = 2 and 8 as in the paper, or the
+    """The variants to draw. Of more than three radii of adversarial training, two: ε = 2 and 8 as in the paper, or the
     smallest and the largest."""
     radii = [
         round(255 * v.first.config.get("attack.eps", 0), 3)
@@ -191,7 +191,7 @@ def _few(variants: Sequence[Variant]) -> list[Variant]:
 
 
 def _evaluations(group: Group) -> list[tuple[Variant, list[Evaluation]]]:
-    """The suites of the variants; without the evaluations that closed the trainings where there are suites."""
+    """The evaluations of each variant, without those at the end of a training if there are suites."""
     every = [run.evaluation for run in group.runs if run.evaluation is not None]
     suites = any(e.suite != CLOSING for e in every)
     found = [
@@ -209,7 +209,7 @@ def _evaluations(group: Group) -> list[tuple[Variant, list[Evaluation]]]:
 
 
 def _strongest(evaluations: Sequence[Evaluation]) -> Measurement | None:
-    """The attack with the most steps that all of them have measured."""
+    """The attack with the most steps among those that all evaluations have measured."""
     if not evaluations:
         return None
     common = [m for m in evaluations[0].of("pgd", "pgd") if all(_find(e, m) for e in evaluations)]
@@ -222,7 +222,7 @@ def _find(evaluation: Evaluation, attack: Measurement) -> Measurement | None:
 
 
 def _curve(runs: Sequence[Sequence[tuple[float, Measurement]]]) -> list[Point]:
-    """Mean and bar at every position that all seeds have."""
+    """Mean and error bar at every position that all seeds have."""
     at = set.intersection(*({x for x, _ in run} for run in runs))
     return [
         (x, *_mean([next(m for position, m in run if position == x) for run in runs]))
@@ -234,23 +234,22 @@ BARS = "Bars: the 95 % interval of a single run, or the standard deviation over 
 
 
 def _mean(found: Sequence[Measurement]) -> tuple[float, float, float]:
-    """The mean accuracy in percent, and how far its bar reaches below and above."""
+    """The mean accuracy in percent, and the length of its error bar below and above."""
     accuracies = [100 * m.accuracy for m in found]
     mean = statistics.fmean(accuracies)
     if len(accuracies) > 1:
         spread = statistics.stdev(accuracies)
-        # No accuracy lies beyond 0 or 100.
+        # Cut at 0 and 100, beyond which there are no accuracies.
         return mean, min(spread, mean), min(spread, 100 - mean)
     low, high = found[0].interval or (found[0].accuracy, found[0].accuracy)
     return mean, max(mean - 100 * low, 0.0), max(100 * high - mean, 0.0)
 
 
 def _attack_text(m: Measurement, *, eps: bool = True, steps: bool = True) -> str:
-    """`PGD-10 × 5 at ε = 8`, without what an axis shows."""
-    name = f"PGD-{m.row['steps']}" if steps else "PGD"
-    name += f" × {m.row['restarts']}"
+    """`PGD-10 × 5 at ε = 8`, without the radius or the steps if an axis shows them."""
+    name = units.pgd_name(m.row) if steps else f"PGD × {m.row['restarts']}"
     name = f"targeted {name}" if targets(m.row) else name
-    return f"{name} at ε = {units.to_text(m.row['eps'])}" if eps else name
+    return f"{name} at {units.radius_name(m.row['eps'])}" if eps else name
 
 
 def _test(found: Sequence[tuple[Variant, list[Evaluation]]]) -> str:

@@ -1,4 +1,4 @@
-"""A drawing: a figure with what is said of it, how it looks on light and on dark pages, and its files."""
+"""`Drawing`, a figure with its texts; the style of figures on light and dark pages; and their files."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ PALETTE = {
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = PALETTE.values()
 
 INK, QUIET, GRID = "#1b1f24", "#5c6570", "#d3d8de"
-"""Text and axes, what stands behind them, and grid lines."""
+"""Colours of text, of secondary text and axes, and of grid lines."""
 
 WRONG = "#b04a00"
-"""Text that names a wrong class: orange, dark enough to be read."""
+"""Colour of text that names a wrong class: orange, dark enough to be read."""
 
 DARK = {INK: "#e8ebee", QUIET: "#a3adb8", GRID: "#3a424b", BLUE: "#3f9bdc", WRONG: "#ff9d5c"}
-"""What these become where the reader prefers a dark page; the other colours are legible on both."""
+"""The colours that change on a dark page, and to what; the others are legible on both."""
 
 METHOD_COLOURS = {row.name: PALETTE[row.colour] for row in ROWS.values() if row.colour}
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 
 SNAPSHOTS = 4
-"""Histograms drawn, as in the paper's Figure 8; more lines hide each other."""
+"""Most histograms in one figure, as in the paper's Figure 8; more lines would hide each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class Drawing:
         number: in the paper.
         stem: of its files, `figure-3-cifar10-resnet18`.
         title: what it shows.
-        caption: of which runs, how measured, by which rule chosen.
-        alt: what a reader who does not see it should know.
+        caption: the runs, how they were measured, and how what is shown was chosen.
+        alt: text for readers who cannot see it.
         figure: matplotlib's.
     """
 
@@ -66,7 +66,7 @@ class Drawing:
 def blank(
     title: str | None = None, *, size: tuple[float, float] = (5.6, 3.7)
 ) -> tuple[Figure, Axes]:
-    """An empty figure with its axes; the Figure alone, without pyplot: no global state, no display."""
+    """An empty figure with its axes; made without pyplot, which needs global state and a display."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -89,7 +89,7 @@ def legend(axes: Axes, **options: Any) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
-    """The legend above the axes, where it hides no curve."""
+    """The legend above the axes, so that it hides no curve."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if len(labels) == 4 else min(3, len(labels))
     figure.legend(
@@ -105,7 +105,7 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def line(axes: Axes, x: Sequence[float], y: Any, **style: Any) -> None:
-    """A line over whole numbers, such as epochs."""
+    """Draw a line over integers, such as epochs."""
     from matplotlib.ticker import MaxNLocator
 
     # A run of one epoch has a point and no line.
@@ -114,13 +114,13 @@ def line(axes: Axes, x: Sequence[float], y: Any, **style: Any) -> None:
 
 
 def not_below_zero(axes: Axes) -> None:
-    """Cut the axes at 0, where margins lead beyond: epochs, radii and accuracies end there."""
+    """Cut the axes' margins below 0, since there are no epochs, radii or accuracies."""
     axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 
 def series(keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Colour, marker and line of the curves of these methods: no two share both marker and line."""
+    """Colour, marker and line style of the curves of these methods; no two share both marker and line style."""
     others = [c for c in (SKY, YELLOW, GREEN, PURPLE) if c not in map(METHOD_COLOURS.get, keys)]
     unnamed = [key for key in dict.fromkeys(keys) if key not in METHOD_COLOURS]
     colours = METHOD_COLOURS | {
@@ -139,9 +139,9 @@ def series(keys: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def sequence(n: int, *, dark: bool = False) -> list[str]:
-    """Colours of `n` ordered curves: the last stands out most, on a light page or on a dark one.
+    """Colours of `n` ordered curves, on a light page or on a dark one; the last has the most contrast.
 
-    One family of hues: order is what the reader follows, and it prints in grey.
+    They are from one colour map, so that their order is visible, even in grey.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -160,8 +160,8 @@ def dark_colours() -> dict[str, str]:
 
 
 def files(figure: Figure) -> dict[str, bytes]:
-    """The figure by suffix: "svg" (see `svg`), "pdf" and "png" on white."""
-    # Laid out once: every format would do it again, which takes longer than drawing.
+    """The files of the figure by suffix: "svg" (see `svg`), "pdf" and "png" on white."""
+    # The layout is computed once: each format would compute it again, which takes longer than drawing.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     found = {"svg": svg(figure)}
@@ -175,10 +175,10 @@ def files(figure: Figure) -> dict[str, bytes]:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as an SVG without background whose colours follow the reader's choice of light or dark.
+    """The figure as an SVG without background, whose colours follow the reader's preference for light or dark pages.
 
-    The colours are written out as usual, so programs that know no style sheets show the light ones; the rules added
-    here only replace them on a dark page.
+    The light colours are written as usual, for programs without style sheets; the rules added here replace them on a
+    dark page.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,4 @@
-"""Figures 2 and 6: training samples with small and with large radii; and the images that Figure 7 shows too."""
+"""Figures 2 and 6: training samples with small and with large radii; also loads and draws images for Figure 7."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXTREMES = 12
-"""Samples on either side of Figure 2."""
+"""Samples with small, and samples with large radii in Figure 2."""
 
 DRAWN, TAIL, SEED = 24, 0.05, 0
-"""Figure 6: how many samples are drawn from either end, the share of all samples that is an end, and the seed."""
+"""Figure 6: samples drawn from either end, the share of all samples that counts as an end, and the seed."""
 
 
 def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
-    """Figure 2, the samples with the most extreme radii, and Figure 6, a draw from both ends."""
+    """Figure 2, the samples with the smallest and largest radii, and Figure 6, random samples of both ends."""
     if (chosen := adaptive(group)) is None:
         return []
     variant, run = chosen
@@ -38,7 +38,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
     data = images.of(run, len(radii), what)
     if data is None:
         return []
-    # Stable: samples with the same radius stand by their number.
+    # Stable: samples with the same radius are in the order of their numbers.
     order = np.argsort(radii, kind="stable")
     count = min(EXTREMES, len(order) // 2)
     tail = max(int(TAIL * len(order)), min(DRAWN, len(order) // 2))
@@ -71,7 +71,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
         low, high = radii[ends[0]], radii[ends[1]]
         try:
             figure = _gallery(data, ends, radii, *shape)
-        # Image files are decoded now, and may be gone or damaged since.
+        # Image files are decoded only now, and may be missing or damaged.
         except (ValueError, RuntimeError, OSError) as error:
             images.lack(what, " ".join(str(error).split()))
             return []
@@ -118,8 +118,8 @@ class TrainingImages:
     """The training images of runs, each data set loaded once.
 
     Args:
-        path: where they lie now; None: where the runs' configurations say.
-        missing: what could not be shown and why, for the reader of the report.
+        path: where they are now; None: as in the runs' configurations.
+        missing: texts that say what could not be shown, and why.
     """
 
     path: str | None = None
@@ -127,7 +127,7 @@ class TrainingImages:
     _loaded: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def of(self, run: RunRecord, size: int, wanted_for: str) -> datasets.ImageData | None:
-        """The data of a run, or None with an entry in `missing`; nothing is downloaded.
+        """The data set of a run, or None with an entry in `missing`; nothing is downloaded.
 
         Args:
             run: whose data.
@@ -156,7 +156,7 @@ class TrainingImages:
         return data
 
     def lack(self, what: str, why: str) -> None:
-        """Keep that something is missing."""
+        """Add an entry to `missing`."""
         self.missing.append(f"{what}: not drawn, {why}")
 
 
@@ -167,7 +167,7 @@ def pictures(data: datasets.ImageData, numbers: np.ndarray) -> tuple[np.ndarray,
 
 
 LARGEST = 96
-"""Pixels on a side beyond which images are shrunk: they are shown at about half of that."""
+"""Images with more pixels per side are shrunk to this; they are shown at about half of it."""
 
 
 def to_picture(x: torch.Tensor) -> np.ndarray:
@@ -194,9 +194,9 @@ def grid(
     """Draw images row by row, each with its label below.
 
     Args:
-        axes: where; its axes are switched off.
+        axes: to draw into; its axis lines are switched off.
         images: float [H, W, 3] in [0, 1].
-        labels: of as many lines each.
+        labels: one per image.
         columns: images per row.
         colours: of the labels.
     """

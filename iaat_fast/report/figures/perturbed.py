@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 SHOWN = 8
 """Samples, one per column."""
 
-LOOKED_AT, AT_ONCE = 256, 64
-"""Samples with the smallest radii among which those are sought that the model classifies correctly."""
+CANDIDATES, BATCH = 256, 64
+"""Samples with the smallest radii, among which correctly classified ones are searched, in batches."""
 
 STEPS = 20
-"""Of the attack: at a step of a quarter of the smaller radius they lead twice through the larger ball."""
+"""Steps of the attack, of a quarter of the smaller radius each: enough to cross the larger ball."""
 
 
 def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
-    """Figure 7, crafted here and now on the run's checkpoint."""
+    """Figure 7, whose attacks run here, on the run's checkpoint."""
     if (chosen := adaptive(group)) is None:
         return []
     variant, run = chosen
@@ -46,7 +46,7 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
         model = _model(run, data)
         numbers = _small_and_correct(model, data, radii)
         if not len(numbers):
-            raise ValueError(f"{run.name} classifies none of the {LOOKED_AT} smallest correctly")
+            raise ValueError(f"{run.name} classifies none of the {CANDIDATES} smallest correctly")
         figure, fooled, wide = _figure(model, run, data, numbers, radii)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         images.lack(what, " ".join(str(error).split()))
@@ -71,7 +71,7 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
 
 
 def _model(run: RunRecord, data: ImageData) -> nn.Module:
-    """The trained network of a run, averaged weights where the run kept them."""
+    """The trained network of a run, with the averaged weights if the run kept them."""
     checkpoint = run.folder.checkpoint()
     name = run.config["model.name"]
     if name not in models.NAMES:
@@ -89,9 +89,9 @@ def _model(run: RunRecord, data: ImageData) -> nn.Module:
 
 
 def _small_and_correct(model: nn.Module, data: ImageData, radii: np.ndarray) -> np.ndarray:
-    order = np.argsort(radii, kind="stable")[:LOOKED_AT]
+    order = np.argsort(radii, kind="stable")[:CANDIDATES]
     found: list[int] = []
-    for numbers in torch.from_numpy(order.copy()).split(AT_ONCE):
+    for numbers in torch.from_numpy(order.copy()).split(BATCH):
         x, y = fetch(data.train, numbers)
         found += numbers[_predict(model, x) == y].tolist()
         if len(found) >= SHOWN:
@@ -107,7 +107,7 @@ def _predict(model: nn.Module, x: Tensor) -> Tensor:
 def _figure(
     model: nn.Module, run: RunRecord, data: ImageData, numbers: np.ndarray, radii: np.ndarray
 ) -> tuple[Figure, list[int], list[str]]:
-    """The figure, how many samples are fooled at each radius, and the larger radii in units of 1/255."""
+    """The figure, the number of fooled samples at each radius, and the larger radii in units of 1/255, as text."""
     from matplotlib.figure import Figure
 
     x, y = fetch(data.train, torch.from_numpy(numbers))

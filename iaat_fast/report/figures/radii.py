@@ -1,4 +1,4 @@
-"""Figures 5 and 8: radii over epochs, on average and of single samples, and how they are distributed."""
+"""Figures 5 and 8: radii over epochs, on average and of single samples, and their distribution."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLES_SEED = 0
-"""Of the choice of the three samples in Figure 5."""
+"""Seed of the choice of the three samples in Figure 5."""
 
 
 def load_radii(path: Path) -> np.ndarray:
     """A snapshot of the radii, float64 [size], in units of 1/255.
 
     Raises:
-        ValueError: the file is damaged; it is named.
+        ValueError: the file is damaged; the message names it.
     """
     try:
         values = np.load(path, allow_pickle=False)
@@ -62,7 +62,8 @@ def own_radii(variant: Variant) -> RunRecord | None:
 
 
 def adaptive(group: Group) -> tuple[Variant, RunRecord] | None:
-    """The run that stands for a group where one is shown: IAAT with warm-up where there is one."""
+    """The run that represents a group in figures of one run: the last variant in the order of tables that adapts radii
+    (IAAT with warm-up, if there is one); None if no variant does."""
     for variant in reversed(group.variants):
         if (run := own_radii(variant)) is not None:
             return variant, run
@@ -70,7 +71,7 @@ def adaptive(group: Group) -> tuple[Variant, RunRecord] | None:
 
 
 def undrawn(group: Group) -> list[str]:
-    """What Figures 2 and 5 to 8 lack of methods that adapt radii, and why."""
+    """Texts: which methods that adapt radii are missing in Figures 2 and 5 to 8, and why."""
     said = []
     nothing = adaptive(group) is None
     for variant in group.variants:
@@ -209,7 +210,7 @@ def histograms(snapshots: dict[int, Path], *, title: str | None = None) -> Figur
     shades: Sequence[str] = sequence(len(radii))
     for (epoch, values), shade in zip(radii.items(), shades, strict=True):
         if values.min() == values.max():
-            # As a bar of 100 % it would press all other epochs into the axis.
+            # As a bar of 100 % it would make all other epochs too small to see.
             label = f"epoch {epoch} (all at {values[0]:.1f})"
             axes.axvline(values[0], color=shade, lw=1.8, linestyle="--", label=label)
             continue

@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one process; nothing here can fail a test run."""
+"""Benchmarks: speed, measured against other implementations in one process; no test depends on the results."""

@@ -20,7 +20,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 if everything that is installed was right and ran, 1 if something did not, 2 on bad arguments."""
+    """Run the command line; returns 0, 1 if a row is wrong or failed, or 2 for bad arguments."""
     if not argv or argv[0] in ("--list", "--help", "-h"):
         print(USAGE)
         print("\n".join(f"  {name:12} {text}" for name, text in BENCHMARKS.items()))
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(name: str, argv: Sequence[str], options: Namespace, other: base.Base | None = None) -> int:
-    """Measure one benchmark, on this checkout alone or next to another revision."""
+    """Run one benchmark, on this checkout alone or against another revision."""
     device = getattr(options, "device", "cpu")
     path = options.record or numbered(options.out / name, machine.short(device))
     record = Record(name, argv, options, path)
@@ -89,7 +89,7 @@ def _figure(argv: Sequence[str]) -> int:
 
 
 def _all(options: Namespace, argv: Sequence[str]) -> int:
-    """One after the other, each in a process of its own: what one sets must not reach the next."""
+    """Run all, each in a process of its own, so that global settings of one do not affect the next."""
     if options.record is not None:
         raise ValueError(f"--record: {options.record}, expected --out FOLDER with all")
     statuses = {}

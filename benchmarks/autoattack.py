@@ -1,10 +1,10 @@
-"""AutoAttack, this project's against pyautoattack, on trained networks.
+"""AutoAttack: this project's against pyautoattack, on trained networks.
 
-Both run the standard version on the same images; verdicts are compared sample by sample, and seconds. Each batch of
-images is attacked by all providers before the next one, in an order that rotates from batch to batch, so that a machine
-whose speed drifts is fair to all. The two draw other random numbers, so samples at the very edge of the ball may get
-other verdicts: for these the record has the distance at which FAB-T finds the boundary. Needs pyautoattack and the
-folder of real data that IAAT_FAST_DATA names.
+Both run the standard version on the same images; their times, and their verdicts sample by sample, are compared. Each
+batch of images is attacked by all providers before the next batch, in an order that rotates, so that a drift of the
+machine's speed affects all equally. The two draw different random numbers, so samples whose boundary is close to the
+radius may get different verdicts: for these the record has the distance at which FAB-T finds the boundary. Needs
+pyautoattack and the folder of real data that IAAT_FAST_DATA names.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., Verdicts]:
-    """Verdicts bool [n] of `iaat_fast.evaluate.autoattack` on images and classes, and its stages."""
+    """A provider: verdicts bool [n] of `iaat_fast.evaluate.autoattack` on images and classes, and its stages."""
     attacks = standard(net, engine=engine)
 
     def run(x: Tensor, y: Tensor) -> Verdicts:
@@ -92,7 +92,7 @@ def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., V
 
 
 def by_pyautoattack(net: nn.Module, eps: float, seed: int) -> Callable[..., Verdicts]:
-    """The same of pyautoattack, whose images are classified by the network here."""
+    """The same provider of pyautoattack, whose adversarial images are classified here."""
     from pyautoattack.autoattack import AutoAttack
 
     def run(x: Tensor, y: Tensor) -> Verdicts:
@@ -115,13 +115,13 @@ def compare(
     eps: float,
     batch: int,
 ) -> list[Row]:
-    """All providers on images [N, 3, H, W] and classes; a sample of the time is a batch.
+    """A row per provider, on images [N, 3, H, W] and their classes; each batch is a sample of the time.
 
-    Figures: `robust`, share of the images that are not fooled; `seconds` of each batch in order, and their `total_s`;
-    `over_pyautoattack`, how many times faster, all batches together, with the `slowest` and the `fastest` batch;
-    images robust by `both`, by this one alone (`only_it`) and by pyautoattack alone (`only_peer`); `edge`, of the
-    images whose verdicts differ, the distance of the boundary over the radius; `stages`, what each attack did
-    (pyautoattack does not tell).
+    Figures: `robust`, share of the images that are robust; `seconds` of each batch in order, and their `total_s`;
+    `over_pyautoattack`, how many times faster, over all batches, with the `slowest` and the `fastest` batch; number of
+    images robust by `both`, only by this provider (`only_it`) and only by pyautoattack (`only_peer`); `edge`, for the
+    images whose verdicts differ, the distance of the boundary divided by the radius; `stages`, the result of each
+    attack (not known for pyautoattack).
     """
     robust: dict[str, list[Tensor]] = {name: [] for name in providers}
     stages: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in providers}
@@ -162,7 +162,7 @@ def compare(
 
 
 def edge(net: nn.Module, x: Tensor, y: Tensor, differ: Tensor, eps: float) -> list[float]:
-    """How far the boundary is from some images, over the radius: an upper bound, by FAB-T without a radius."""
+    """For the images that `differ` selects: an upper bound of the boundary's distance, by FAB-T, over the radius."""
     some = differ.to(x.device)
     if not some.any():
         return []
@@ -171,7 +171,7 @@ def edge(net: nn.Module, x: Tensor, y: Tensor, differ: Tensor, eps: float) -> li
 
 
 def _summed(batches: list[list[dict[str, Any]]], samples: int) -> list[dict[str, Any]]:
-    """The stages of all batches together."""
+    """The stages, summed over all batches."""
     total = []
     for stages in zip(*batches, strict=True):
         summed = {

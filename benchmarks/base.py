@@ -1,4 +1,4 @@
-"""Another revision of iaat_fast measured next to this one: process by process in turn, compared row by row."""
+"""Measures another revision of iaat_fast against this one: processes take turns, results are compared row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A revision as it was named, its commit, and the folder that it is built in."""
+    """A revision as given on the command line, its commit, and the folder in which it is built."""
 
     revision: str
     commit: str
@@ -31,8 +31,8 @@ class Base:
 
 @contextlib.contextmanager
 def built(revision: str, root: Path = ROOT) -> Iterator[Base]:
-    """The revision in a temporary worktree, with an extension of its own and the benchmarks of this checkout, so that
-    both sides are measured by the same code. torch and everything else are those of this Python.
+    """The revision in a temporary worktree, with its own build of the extension and the benchmarks of this checkout, so
+    that both sides are measured by the same code. torch and all other packages are those of this Python.
 
     Raises:
         ValueError: there is no such revision, or it does not build.
@@ -65,18 +65,18 @@ def built(revision: str, root: Path = ROOT) -> Iterator[Base]:
 def compare(
     base: Base, record: Record, argv: Sequence[str], pairs: int, root: Path = ROOT
 ) -> Iterator[Row]:
-    """A row per row of the benchmark: base over work, median and percentiles of the pairs of processes.
+    """A row for each row of the benchmark: the ratio of base to work (this checkout), over pairs of processes.
 
     Rows that only one side has, or that were not measured, are noted in the record's facts as `unmatched`.
 
     Raises:
-        ValueError: a side that does not run, or whose ops run on another backend than the other's.
+        ValueError: a side does not run, or the two sides run their ops on different backends.
     """
     sides: dict[str, list[dict[Any, Row]]] = {"base": [], "work": []}
     folders, backends = {"base": base.folder, "work": root}, {}
     record.facts["base"] = {"revision": base.revision, "commit": base.commit}
     for pair in range(pairs):
-        # In turns, so that a machine that warms up is fair to both.
+        # In alternating order, so that a machine that warms up affects both equally.
         for side in sorted(sides, reverse=bool(pair % 2)):
             say(f"{side}, {pair + 1} of {pairs}")
             rows, backends[side] = _measured(record.benchmark, argv, folders[side], side)
@@ -95,7 +95,7 @@ def compare(
 def ratios(
     base: Sequence[Mapping[Any, Row]], work: Sequence[Mapping[Any, Row]]
 ) -> tuple[list[Row], dict[str, list[str]]]:
-    """Rows that all runs of both sides measured, base over work pair by pair; and the names of the others by side."""
+    """Ratios base / work, pair by pair, of the rows that all runs have measured; and the other rows' names by side."""
     timed = [
         [{key: row.p50 for key, row in run.items() if row.p50} for run in runs]
         for runs in (base, work)
@@ -118,7 +118,7 @@ def ratios(
         side: [
             ", ".join(key)
             for key, row in {key: row for run in runs for key, row in run.items()}.items()
-            # What has no time on either side, because it is computed and not timed, is no loss.
+            # A row without a time on both sides, which is computed and not timed, is not reported.
             if key not in everywhere or (key not in both and row.status != "ok")
         ]
         for side, runs in (("base", base), ("work", work))
@@ -127,7 +127,7 @@ def ratios(
 
 
 def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> tuple[list[Row], str]:
-    """The rows of a benchmark in a process of its own, on the iaat_fast of a folder; and the backend of its ops."""
+    """The rows of a benchmark run in a new process with the iaat_fast of `folder`; and the backend of its ops."""
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "record.json"
         command = [sys.executable, "-m", "benchmarks", name, *argv, "--record", str(path)]
@@ -139,7 +139,7 @@ def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> tuple[
             capture_output=True,
             text=True,
         )
-        # 1 says that some row is wrong or failed: the others are compared.
+        # Status 1 means that some rows are wrong or failed: the others are compared.
         if run.returncode not in (0, 1) or not path.is_file():
             raise ValueError(
                 f"{side}: the benchmark ended with {run.returncode}: {_last(run.stderr)}"
@@ -149,7 +149,7 @@ def _measured(name: str, argv: Sequence[str], folder: Path, side: str) -> tuple[
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git prints; None where it fails."""
+    """What git prints; None if it fails."""
     run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
     return None if run.returncode else run.stdout.strip()
 

@@ -1,12 +1,12 @@
-"""Images per second from JPEG files to batches, and what training needs.
+"""Images per second from JPEG files to batches, compared with the rate that training needs.
 
-Each view of the images (decoded alone, for training, for testing) is timed on one core, in this process; then training
-batches by worker processes. They take turns. Decoding is PIL's: torchvision's own decoder is not used, because its
-compiled operators do not load with every torch. NVIDIA's DALI: not measured.
+Decoding alone, with the training transform and with the test transform is timed on one core, in this process, and
+training batches by worker processes; they take turns. Images are decoded by PIL: torchvision's own decoder is not used,
+because its compiled operators do not load with every torch. NVIDIA's DALI: not measured.
 
-What training needs is the paper's own rate, from its Table 9: 110 epochs of 1,281,167 images in 92 hours on 64 V100s;
-or `--need`, images per second and GPU of a faster one. The record has the files' mean size: a subset of shrunken images
-decodes sooner than ImageNet's own files.
+The rate that training needs is the paper's, from its Table 9: 110 epochs of 1,281,167 images in 92 hours on 64 V100s;
+or `--need`, in images per second and GPU. The record has the files' mean size, since a set of smaller images decodes
+faster than ImageNet's own files.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _on_one_thread() -> Iterator[None]:
 
 
 def providers(split: FolderSplit, workers: int) -> dict[str, Callable[[], None]]:
-    """What is timed, by name: each passes once over all images."""
+    """The timed functions by name; each passes once over all images."""
     paths = [split.path(number) for number in range(len(split))]
     batches = torch.arange(len(split)).split(32)
 

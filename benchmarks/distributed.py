@@ -1,12 +1,12 @@
-"""What two ranks gain, and what their exchange and checkpoints cost.
+"""The speedup of two ranks, and the cost of their exchange and of checkpoints.
 
 - throughput of IAAT's steps on two gloo processes, each pinned to a core, over that of one pinned process with the same
   global batch; runs alternate, and each run's first epoch is not counted;
-- the exchange of a batch's radii with a memory of 1.28 million, as a share of those steps;
-- a checkpoint: how long the step waits for the copy, and how long the thread then writes; their sum, which is what it
-  costs where the thread has no core to itself, as a share of the ten minutes between two of them.
+- the exchange of a batch's radii with a memory of 1.28 million radii, as a share of those steps;
+- a checkpoint: how long the step waits for the copy, and how long the thread then writes. Their sum, the cost if the
+  thread has no core of its own, is given as a share of the ten minutes between two checkpoints.
 
-Linux only (pinning). The images are random: no figure depends on what they show.
+Linux only (pinning). The images are random: the results do not depend on them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
     for ranks, found in runs.items():
         row = Row(case=case, provider=f"{ranks} process{'es' * (ranks > 1)}", metric="epoch")
         rows[ranks] = row.sampled(second for each in found for second in each["seconds"])
-        # The median over the rates, not the rate of the median: with an even number of epochs they differ.
+        # The median of the rates, not the rate of the median time: with an even number of epochs they differ.
         rates = [options.images / second for each in found for second in each["seconds"]]
         row.figures["images_per_second"] = statistics.median(rates)
     one, two = (rows[ranks].figures["images_per_second"] for ranks in (1, 2))
@@ -120,7 +120,7 @@ def setting(options: argparse.Namespace, out: str) -> TrainConfig:
 
 
 def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
-    """In each pinned process: seconds of the counted epochs and, on two ranks, of an exchange."""
+    """Run in each pinned process: returns the seconds of the counted epochs and, on two ranks, of each exchange."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ.get("RANK", "0"))]})
     torch.set_num_threads(1)
     torch.manual_seed(0)  # the same weights on both ranks
@@ -141,7 +141,7 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
             whole = whole[: options.batch_size]
             times = []
             for _ in range(EXCHANGES):
-                # Both start together: waiting for the other is no cost of the exchange.
+                # Both ranks start together, so that waiting for the other is not counted.
                 ranks.all_max(0)
                 start = time.perf_counter()
                 step.exchange(whole, torch.zeros_like(step.totals))
@@ -151,7 +151,7 @@ def rank_of_a_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
-    """The first rank's findings of a run on so many pinned processes."""
+    """What `rank_of_a_run` returns on the first of `ranks` pinned processes."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         port = str(server.getsockname()[1])
@@ -173,7 +173,7 @@ def run(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
 
 
 def checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the copy and of the writing, with the momentum of every weight and 1.28 million radii."""
+    """Seconds of copying and of writing a checkpoint, with the momentum of every weight and 1.28 million radii."""
     model = models.build_for("cifar10", options.checkpoint_model, num_classes=10, in_channels=3)
     momentum = {
         number: {"momentum_buffer": p.detach().clone()}
@@ -189,7 +189,7 @@ def checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     }
     copied, written = [], []
     options.out.mkdir(parents=True, exist_ok=True)
-    # On the disk of the results: that of /tmp is often memory.
+    # On the disk of the results, because /tmp is often in memory.
     with tempfile.TemporaryDirectory(dir=options.out) as out:
         folder = RunFolder(out)
         with Checkpointer(folder, RunConfig()) as checkpoints:

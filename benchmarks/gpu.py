@@ -1,10 +1,10 @@
-"""`make gpu`: everything that needs a GPU, stage by stage, into a few files.
+"""`make gpu`: runs everything that needs a GPU, in stages, and writes the results to a few files.
 
-It fetches nothing, installs nothing and needs no git: torch, pytest and the build tools are those of the machine's own
-Python. A stage that fails or runs out of time is reported and the rest still runs.
+It downloads nothing, installs nothing and needs no git: torch, pytest and the build tools are those of the machine's
+own Python. A stage that fails or runs out of time is reported, and the others still run.
 
-The most wanted stages come first, because a GPU may be at hand for minutes only; `--stages` chooses some.
-Written to --out, each file as it grows: summary.json (stages, machine), logs.txt, and what the stages write there.
+The most important stages come first, because a GPU may be available for minutes only; `--stages` chooses some.
+Written to --out while it runs: summary.json (stages, machine), logs.txt, and the files of the stages.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 405.0
+"""Seconds for all stages together: 15 less than the seven minutes that a run may take."""
 PATIENCE = 5.0
 """Seconds that a stage may take to end after a signal, before it gets a stronger one."""
-"""For all stages together: 15 under the seven minutes that a run may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A command with a time limit in seconds; `{python}`, `{out}` and `{seconds}` (four fifths of what it was granted)
-    are filled in. The last `tail` lines of its output are shown."""
+    """A command with a time limit in seconds; `{python}`, `{out}` and `{seconds}` (four fifths of the time it gets) are
+    filled in. The last `tail` lines of its output are printed."""
 
     name: str
     command: tuple[str, ...]
@@ -52,8 +52,8 @@ def _pytest(words: str) -> tuple[str, ...]:
     return _module(f"pytest -q -m gpu -p no:cacheprovider --timeout=120 {words}")
 
 
-# Limits are what a stage may take at most. On an H100 the build took 18 s and the tests 90 s; with the other stages at
-# their limits the sanitizer gets what is left, and all of it where it is asked for alone.
+# On an H100 the build took 18 s and the tests 90 s. With the other stages at their limits, the sanitizer gets the time
+# that is left; asked for alone, it gets all.
 STAGES = (
     Stage(
         "build",
@@ -62,15 +62,15 @@ STAGES = (
         env=(("IAAT_CUDA", "1"),),
         tail=5,
     ),
-    # In several processes: after an illegal access a process gets nothing more out of the device.
+    # In several processes: after an illegal memory access a process can no longer use the device.
     Stage(
         "tests",
         _pytest("-n 12 --junitxml={out}/tests.xml tests/gpu --ignore=tests/gpu/test_sanitizer.py"),
         110,
         tail=40,
     ),
-    # The most wanted case first; what the time does not allow is named in the record. ART, the slowest peer by far, is
-    # left to the whole benchmark.
+    # The most important case first; cases for which there is no time are named in the record. ART, by far the slowest
+    # peer, is measured only by the whole benchmark.
     Stage(
         "attacks",
         _module(
@@ -98,7 +98,7 @@ STAGES = (
         60,
         tail=40,
     ),
-    # The public functions once more with Triton's kernels, which are not the default where CUDA's are built.
+    # The public functions again with Triton's kernels, which are not the default if CUDA's are built.
     Stage(
         "tests_triton",
         _pytest(
@@ -130,7 +130,7 @@ DESCRIBE = (
 
 
 def no_device() -> str:
-    """Why no GPU can be used, or an empty string. Asked of another process, so that this one holds no context."""
+    """Why no GPU can be used, or "". Another process finds out, so that this one has no CUDA context."""
     if importlib.util.find_spec("torch") is None:
         return f"{sys.executable} has no torch to see one with"
     probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
@@ -140,7 +140,7 @@ def no_device() -> str:
 
 
 def missing() -> list[str]:
-    """What the stages need and this machine lacks."""
+    """The modules, tools and headers that the stages need and this machine lacks."""
     lacking = [name for name in MODULES if importlib.util.find_spec(name) is None]
     scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     lacking += [tool for tool in TOOLS if shutil.which(tool, path=scripts) is None]
@@ -152,7 +152,7 @@ def missing() -> list[str]:
 
 
 def remove_extension(root: Path) -> None:
-    """A build that then fails leaves no extension for this Python, rather than an old one to be tested."""
+    """Remove the extension built for this Python, so that no old one is tested if the build fails."""
     for old in root.glob(f"iaat_fast/_C*{sysconfig.get_config_var('EXT_SUFFIX')}"):
         old.unlink()
 
@@ -164,9 +164,11 @@ def run_stages(
     seconds: float = SECONDS,
     note: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """Run the stages one after the other, at most `seconds` in all; a row of the summary for each.
+    """Run the stages one after the other, for at most `seconds` in all; returns a row of the summary for each.
 
     Args:
+        stages: to run.
+        out: folder of the logs.
         note: called with the rows so far, after every stage.
     """
     started, rows = time.monotonic(), []
@@ -202,7 +204,7 @@ def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any
             stdout=logs,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=_enable_ctrl_c,
         )
     except OSError as error:
         return {**row, "status": "failed", "exit": None, "output": str(error)}
@@ -219,18 +221,18 @@ def _run(stage: Stage, out: Path, granted: float, logs: TextIO) -> dict[str, Any
 
 
 def _environment() -> dict[str, str]:
-    """This checkout first, then whatever the caller's PYTHONPATH adds."""
+    """The environment of stages: PYTHONPATH has this checkout first, then the caller's."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def _heed_ctrl_c() -> None:
-    """In the child: SIGINT, which ends a stage, is ignored where a shell started `make gpu &`."""
+def _enable_ctrl_c() -> None:
+    """In the child: let SIGINT, by which a stage is ended, have its effect; a shell's `make gpu &` ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its whole session: by Ctrl-C, at which pytest writes what it has, by force at last."""
+    """End the process and its session: first by SIGINT, on which pytest writes its results, at last by SIGKILL."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -256,7 +258,7 @@ def _machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 if every stage succeeded, 1 if one did not, 2 where nothing could be run."""
+    """Run the command line; returns 0 if every stage succeeded, 1 if one did not, 2 if nothing could be run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "build/gpu"))
     parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], metavar="NAME")
@@ -281,7 +283,7 @@ def main(argv: Sequence[str]) -> int:
         (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     rows = run_stages(stages, out, note=note)
-    # Not before: it asks for the backend, which the build makes.
+    # After the stages, because it reports the backend, which is built by one of them.
     summary["machine"] = _machine()
     note(rows)
     bad = [row["stage"] for row in rows if row["status"] != "ok"]

@@ -1,4 +1,4 @@
-"""Timing several providers of one thing in turn, so that a machine whose speed drifts is fair to all."""
+"""Timing several providers in turn, so that a drift of the machine's speed affects all equally."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def interleave(
     calls: int | Mapping[str, int] = 1,
     untimed: int = 2,
 ) -> Timings:
-    """Time every provider once a round, `calls` (of all, or of each) at a time, after some untimed rounds."""
+    """Time every provider once per round, after some untimed rounds.
+
+    `calls` is the number of calls per timing, one for all providers or one for each.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     for round_number in range(rounds + untimed):
         for name, call in providers.items():
@@ -45,6 +48,6 @@ def interleave(
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done all it was asked for."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

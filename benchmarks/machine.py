@@ -1,4 +1,4 @@
-"""What a figure was measured on, kept next to it."""
+"""Describes the machine, versions and commit that a record was measured with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from iaat_fast import __version__
 from iaat_fast.ops import backend
 
-# Read, never set: a figure holds for the clocks it was measured at.
+# Read, never set: a result is valid for the clocks it was measured at.
 GPU_QUERY = {
     "driver": "driver_version",
     "sm_clock_mhz": "clocks.sm",
@@ -29,7 +29,7 @@ _NOISE = re.compile(r"nvidia|geforce|tesla|amd|intel|processor|cpu|gpu|\d+-core|
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:
-    """Processor, threads, versions and commit; for "cuda" also the GPU, its driver and clocks as found."""
+    """Processor, threads, versions and commit; for "cuda" also the GPU, its driver and its current clocks."""
     found = {
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
@@ -101,7 +101,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _extension() -> dict[str, Any] | None:
-    """Compilers and GPUs that the extension was built with and for; None where it is not built."""
+    """The compilers and target GPUs of the extension; None if it is not built."""
     try:
         from iaat_fast import _C
     except ImportError:

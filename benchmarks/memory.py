@@ -1,8 +1,8 @@
-"""How much memory an attack takes on the CPU, on top of the model and the images.
+"""The memory that an attack takes on the CPU, in addition to the model and the images.
 
-Each provider runs in a process of its own, twice (the first call makes the shadow); the figure is the highest resident
-size during the second call, less that before the first. The engine's promise: the plain loop's peak and one copy of the
-weights. Linux only. On CUDA, the benchmark `attacks` records the allocator's peaks.
+Each provider runs in a process of its own, twice (the first call makes the copy of the network). Its peak is the
+highest resident size during the second call, less that before the first. The engine should take the plain loop's peak
+plus one copy of the weights. Linux only. On CUDA, the benchmark `attacks` records the allocator's peaks.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def one(provider: str, spec: Spec) -> dict[str, int]:
-    """Peak of an attack of two steps, and the size of the weights, in bytes; meant for a fresh process."""
+    """Peak of an attack of two steps, and the size of the weights, in bytes; to be called in a new process."""
     target, _ = spec.build()
     known = [PLAIN, *engines(target.x.device, tf32=False, with_compile=False)]
     attack = next(each for each in known if each.name == provider).make(target, Setting(steps=2))
     before = resident("VmRSS")
     attack(target.x, target.y)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     attack(target.x, target.y)
     weights = sum(p.numel() * p.element_size() for p in target.model.parameters())
     return {"peak": resident("VmHWM") - before, "weights": weights}

@@ -1,4 +1,4 @@
-"""The ops on the CPU: against eager torch and a copy, the overhead of a call, and their share of a training step."""
+"""The ops on the CPU: against eager torch and a copy; the overhead of a call; the ops' share of a training step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-training-step",
         action="store_true",
-        help="without the share of it, which takes minutes",
+        help="without the training step, which takes minutes",
     )
 
 
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def calls() -> dict[str, Providers]:
-    """Everything that is timed here, except the training step."""
+    """All timed calls except the training step, by case and provider."""
     found = {
         _title(shape, dtype): step_providers(shape, dtype)[0]
         for shape in SHAPES
@@ -67,9 +67,9 @@ def calls() -> dict[str, Providers]:
 
 
 def step_row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
-    """One fused pass against eager torch; bytes per second as a share of what a copy moves."""
+    """The fused PGD step against eager torch; its bytes per second as a share of those of a copy."""
     providers, size = step_providers(shape, dtype)
-    # The eager one, which is slow and thrashes the cache, is no neighbour for the copy.
+    # The copy is not timed in the same rounds as eager torch, which evicts the cache.
     against_eager = interleave(
         {name: providers[name] for name in ("eager", "iaat_fast")}, rounds=-(-rounds // 4), calls=10
     )
@@ -89,7 +89,7 @@ def step_row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
 
 
 def crop_row(rounds: int) -> Row:
-    """The op against the gather in eager torch, and against writing the result."""
+    """The op against a gather in eager torch, and against only writing the result."""
     times = interleave(crop_providers(), rounds=rounds, calls=10)
     row = Row(case="random_crop_flip 128x3x32x32", provider="iaat_fast")
     row.sampled(times.seconds["iaat_fast"])
@@ -101,7 +101,7 @@ def crop_row(rounds: int) -> Row:
 
 
 def step_providers(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Providers, int]:
-    """A PGD step by eager torch and by the op, and a copy; and the bytes of the images."""
+    """A PGD step in eager torch and by the op, and a copy; second, the bytes of the images."""
     generator, n = torch.Generator().manual_seed(0), shape[0]
     x = torch.rand(shape, generator=generator).to(dtype)
     grad = torch.randn(shape, generator=generator).to(dtype)
@@ -119,7 +119,7 @@ def step_providers(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Provider
 
 
 def crop_providers() -> Providers:
-    """A CIFAR batch out of 50,000 images."""
+    """Crop and flip of a CIFAR batch out of 50,000 images, in eager torch and by the op; and filling the result."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50_000, 32, 32, 3), generator=generator, dtype=torch.uint8)
     index = torch.randperm(50_000, generator=generator)[:128]
@@ -147,7 +147,7 @@ def gathered_crops(images: Tensor, index: Tensor, padding: int = 4) -> Tensor:
 
 
 def tiny_calls() -> Providers:
-    """The public functions on at most 96 elements, where checks and dispatch are what takes the time."""
+    """The public functions on at most 96 elements, where checks and dispatch take most of the time."""
     x = torch.rand(2, 3, 4, 4)
     x_adv, grad, radii = x.clone(), torch.randn_like(x), torch.full((2,), 0.03)
     logits, y, memory = torch.randn(2, 10), torch.tensor([1, 2]), torch.zeros(2)
@@ -188,9 +188,10 @@ class Stopwatch:
 
 
 def training_row(quick: bool) -> Row:
-    """cifar10-resnet18, warm-up steps of IAAT: the step with the fewest passes, so the largest share outside.
+    """The share of a training step outside the network's forward and backward, for warm-up steps of cifar10-resnet18.
 
-    Fetching, augmentation, random start, cotangents, fused steps, the memory and the optimizer are outside.
+    These steps of IAAT have the fewest passes, and so the largest share. Fetching, augmentation, random start,
+    cotangents, fused steps, the memory and the optimizer are outside.
     """
     config = preset("cifar10-resnet18", optim={"batch_size": 8} if quick else {})
     batch = config.optim.batch_size

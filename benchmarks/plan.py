@@ -1,10 +1,10 @@
-"""What `iaat_fast.plan` predicts against what this machine does, and Table 9.
+"""The predictions of `iaat_fast.plan` against measurements on this machine, and against the paper's Table 9.
 
-1. Whole training steps of small networks on the CPU, against the plan from the pass times measured just before, with
-   the share of samples that the steps themselves fooled.
+1. Whole training steps of small networks on the CPU, against the plan made from pass times measured just before, with
+   the share of fooled samples found in the steps.
 2. The all-reduce of gloo between two local processes, over message sizes: latency and bandwidth are fitted to every
-   other size, and predict the rest.
-3. What share of a V100's peaks explains the hours of the paper's Table 9. Nothing is measured here.
+   second size, and predict the others.
+3. The share of a V100's peaks that explains the hours of the paper's Table 9; this part is computed, not measured.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def configurations(batch: int) -> dict[str, TrainConfig]:
-    """Two networks by two strategies."""
+    """The configurations of part 1: two networks, each with two strategies."""
     return {
         f"{name}, {strategy}": preset(
             name,
@@ -86,7 +86,7 @@ def configurations(batch: int) -> dict[str, TrainConfig]:
 
 
 def check_step(name: str, config: TrainConfig, steps: int) -> Row:
-    """Seconds of a training step, measured and predicted."""
+    """The row of a training step: its measured and its predicted seconds."""
     device, batch = torch.device("cpu"), config.optim.batch_size
     counts = Counts(config, "fp32")
     rates = measure_passes(config, device, batch=batch)
@@ -130,7 +130,7 @@ def check_step(name: str, config: TrainConfig, steps: int) -> Row:
 
 
 def _watch(memory: EpsilonMemory, fooled: list[float]) -> None:
-    """Note the share of samples that the first candidate fools, at every selection."""
+    """Append the share of samples that the first candidate fools to `fooled`, at every selection."""
     select = memory.select
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ def _watch(memory: EpsilonMemory, fooled: list[float]) -> None:
 
 
 def check_all_reduce(sizes: Sequence[int], repeats: int) -> tuple[list[Row], dict[str, float]]:
-    """gloo's all-reduce between two processes, and the ring model fitted to every other size: its two values."""
+    """Rows of gloo's all-reduce between two processes; second, the ring model's values, fitted to every second size."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_reduce, (folder, list(sizes), repeats), nprocs=2)
         samples = json.loads((Path(folder) / "seconds.json").read_text())
@@ -162,10 +162,10 @@ def check_all_reduce(sizes: Sequence[int], repeats: int) -> tuple[list[Row], dic
 
 
 def fit_ring(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """Latency and bandwidth of a ring of two: bytes / bandwidth + 2 latency, with the least relative errors.
+    """Latency and bandwidth of a ring of two, bytes / bandwidth + 2 latency, by least squares of the relative errors.
 
     Raises:
-        ValueError: times that do not grow with the sizes, as on a machine that is busy with something else.
+        ValueError: the times do not grow with the sizes, as on a busy machine.
     """
     from scipy.optimize import nnls
 
@@ -195,10 +195,10 @@ def _reduce(rank: int, folder: str, sizes: list[int], repeats: int) -> None:
 
 
 def table9(depths: Sequence[int]) -> tuple[float, list[Row]]:
-    """Per network of Table 9, a ResNet-50 first: operations by the plan, what its hours imply, and hours by one share
-    of the peak.
+    """A row per network of Table 9: the plan's operations, the rate that the published hours imply, and modelled hours.
 
-    The share is the one that gives a ResNet-50 its 92 hours; it then predicts the other two.
+    The first value returned is the share of the peak that gives the first network, a ResNet-50, its 92 hours; it
+    predicts the hours of the others.
     """
     network = Network(
         link=GPUS["v100"].link, between=12.5e9, per_node=8, latency=5e-6, latency_between=15e-6
@@ -243,7 +243,7 @@ def table9(depths: Sequence[int]) -> tuple[float, list[Row]]:
             "modelled_h": plan.hours,
             "modelled_over_published": plan.hours / hours,
             "fooled": Fooled().once,
-            # Its hours gave the share: that they agree checks nothing.
+            # The share was fitted to these hours, so their agreement means nothing.
             "fitted": fitted,
         }
         rows.append(row)

@@ -1,7 +1,7 @@
-"""What the attack's precision costs in verdicts, on trained networks.
+"""The effect of the attack's precision on verdicts, on trained networks.
 
 Each network is attacked in fp32 by the plain arithmetic, and by the fast engine in every precision, from the same
-starts. Verdicts are the live network's in fp32. Needs the folder of real data that IAAT_FAST_DATA names.
+starts. Verdicts are those of the live network in fp32. Needs the folder of real data that IAAT_FAST_DATA names.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 def measure_providers(
     case: str, net: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int
 ) -> Iterator[Row]:
-    """Every engine and precision, on the same images [N, 3, H, W] and classes.
+    """A row for every engine and precision, on the same images [N, 3, H, W] and their classes.
 
-    The time is for all images, once and not interleaved, so no more than a hint. Figures: `robust`, share of the
-    images that the attack's last iterate does not fool, by the live network in fp32; `points`, that less the plain
-    arithmetic's, in percentage points; `differ`, share of the images whose verdict is another than with the plain
-    arithmetic; `flipped`, share of the pixels where the sign of the first gradient, at the image itself, is another.
+    The time is for all images, measured once and not interleaved, so only a rough value. Figures: `robust`, share of
+    the images that the attack's last iterate does not fool, by the live network in fp32; `points`, its difference to
+    the plain arithmetic, in percentage points; `differ`, share of the images with another verdict than by the plain
+    arithmetic; `flipped`, share of the pixels where the first gradient, at the image itself, has another sign.
     """
     robust: dict[str, Tensor] = {}
     signs: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def measure_providers(
 
 
 def first_signs(attack: PGD, x: Tensor, y: Tensor) -> Tensor:
-    """int8, the sign of the cross-entropy's gradient at x as the attack takes it."""
+    """The sign of the attack's gradient of the cross-entropy at x, int8, like x."""
     with attack.network.attacked(x):
         _, grad = attack.network.input_vjp(x, lambda logits: softmax_minus_onehot(logits, y))
     return grad.sign().to(torch.int8)

@@ -1,4 +1,4 @@
-"""One row for whatever a benchmark measures, and one record of the rows: JSON, Markdown and a figure."""
+"""`Row`, one measurement of any benchmark, and `Record`, the rows of a run: as JSON, Markdown and a figure."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PER_PANEL = 8
 
 @dataclasses.dataclass(kw_only=True)
 class Row:
-    """What a provider took at a case.
+    """A measurement of one provider (an implementation that is compared) in one case.
 
     Attributes:
-        case: what was measured, in words and sizes. With provider and metric it names the row in every run.
-        provider: who did it.
-        metric, unit: what p20, p50 and p80 are percentiles of, over n samples, and their unit: "s" (seconds),
-            "B" (bytes) or "" (a share or a ratio).
+        case: what was measured, in words and sizes. Case, provider and metric identify a row in every run.
+        provider: the implementation that was measured.
+        metric, unit: the quantity of which p20, p50 and p80 are percentiles, over n samples, and its unit: "s"
+            (seconds), "B" (bytes) or "" (a share or a ratio).
         status: "ok", "wrong" (its times are never kept), "missing" or "failed"; `detail` says why.
-        figures: whatever else the benchmark tells, by name. Where one is a mapping, each key is a column of the table.
+        figures: other results of the benchmark, by name. If one is a mapping, each key is a column of the table.
     """
 
     case: str
@@ -60,23 +60,23 @@ class Row:
         return self
 
     def refused(self, status: str, detail: str) -> Self:
-        """The row without any times: what it names is wrong, missing or failed, and why."""
+        """The row without times, with a status ("wrong", "missing" or "failed") and the reason."""
         self.status, self.detail = status, detail
         self.n = self.p20 = self.p50 = self.p80 = None
         return self
 
     def failed(self, error: Exception) -> Self:
-        """The row of something that raised: a result, and not the end of the run."""
+        """The row of a provider that raised `error`, which does not end the run."""
         return self.refused("failed", one_line(error))
 
 
 def one_line(error: Exception) -> str:
-    """The error's kind and message on one line."""
+    """The error's type and message in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 class Record:
-    """The rows of a run, and the file that holds them, replaced as a whole while it grows.
+    """The rows of a run, and their file, which is replaced atomically while it grows.
 
     Args:
         benchmark, argv: its name and arguments, as given.
@@ -84,8 +84,8 @@ class Record:
         path: file of the record.
 
     Attributes:
-        facts: what the benchmark tells about all rows together; a key of the file each.
-        left_out: what the time limit did not allow.
+        facts: what the benchmark reports about all rows together, each as a key of the file.
+        left_out: what was left out because of the time limit.
     """
 
     def __init__(
@@ -108,20 +108,20 @@ class Record:
         return time.perf_counter() - self._started
 
     def out_of_time(self, what: str) -> bool:
-        """Whether the time limit is over; if so, `what` is noted as left out."""
+        """Whether the time limit is reached; if so, `what` is noted as left out."""
         over = self.seconds > self.options.time_limit
         if over:
             self.left_out.append(what)
         return over
 
     def add(self, row: Row) -> None:
-        """Keep a row; on disk by the second, so that a run that is killed leaves what it has."""
+        """Add a row. The file is written at most every second, so that a killed run leaves its rows."""
         self.rows.append(row)
         if self.seconds > self._written + 1:
             self.write()
 
     def content(self) -> dict[str, Any]:
-        """Everything there is so far, fit for JSON."""
+        """The content of the file so far, as plain values."""
         return {
             **self._head,
             "seconds": round(self.seconds, 1),
@@ -150,7 +150,7 @@ class Record:
 
 
 def numbered(folder: Path, machine_name: str) -> Path:
-    """`<machine>-<n>.json` in a folder, n one above those that are there."""
+    """`<machine>-<n>.json` in a folder, where n is one more than the largest there."""
     numbers = [
         int(number)
         for path in folder.glob(f"{machine_name}-*")
@@ -180,7 +180,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """Four digits, and the prefix of the unit that makes them readable."""
+    """A value to four digits, in a readable multiple of its unit."""
     if unit == "s":
         power = next((p for p in (0, 3, 6) if abs(value) * 10**p >= 1), 9) if value else 0
         return f"{value * 10**power:.4g} {({0: 's', 3: 'ms', 6: 'µs', 9: 'ns'})[power]}"
@@ -190,7 +190,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -202,7 +202,7 @@ def _percentiles(row: Row) -> str:
 
 
 def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping's keys as figures of their own; lists, which are for the record alone, left out."""
+    """Figures for the table: each key of a mapping is one; lists, which only the record has, are left out."""
     flat: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
@@ -213,7 +213,7 @@ def _flat(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(name: str, value: Any) -> str:
-    """A figure in four digits; one whose name ends so is in seconds or bytes."""
+    """A figure to four digits; in seconds or bytes if its name ends in `_s` or `bytes`."""
     if value is None:
         return ""
     if name.endswith("bytes"):
@@ -224,14 +224,14 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of the command line, fit for JSON, which has no infinity."""
+    """A value of the command line for JSON, which has no infinity."""
     if isinstance(value, Path) or value in (float("inf"), float("-inf")):
         return str(value)
     return value
 
 
 def draw(rows: Sequence[Row], machine: Mapping[str, Any], path: Path) -> None:
-    """Panels of a few cases of one metric each, on a logarithmic scale; nothing where nothing was measured."""
+    """Draw a figure with panels of a few cases of one metric, on a logarithmic scale; none if nothing was measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The benchmarks by name. Each is a module or package of its name with `arguments`, `complete` and `measure`."""
+"""The benchmarks by name, each a module or package of that name (see `Benchmark`), and their arguments."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ Calls = Mapping[str, Mapping[str, Callable[[], object]]]
 
 
 class Benchmark(Protocol):
-    """What a module of `benchmarks` has to be one. It may also have `calls`, which `make bench` times."""
+    """The functions of a benchmark's module. It may also have `calls`, which `make bench` times."""
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the benchmark's own arguments."""
 
     def complete(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-        """Fill in the defaults that depend on others, such as `--quick`; `parser.error` where some do not fit."""
+        """Fill in defaults that depend on other arguments, such as `--quick`; call `parser.error` for bad arguments."""
 
     def measure(self, options: argparse.Namespace, record: Record) -> Iterator[Row]:
         """The rows, one by one.
 
         Raises:
-            OSError, ValueError: something that is needed is not there; the message is one line.
+            OSError, ValueError: something that it needs is missing; the message is one line.
         """
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line and status 2; flags are written out."""
+    """A parser whose errors are one line, with status 2, and whose flags cannot be abbreviated."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords, allow_abbrev=False)
@@ -58,24 +58,26 @@ class Parser(argparse.ArgumentParser):
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark of a name; nothing of the others is imported."""
+    """Import and return the benchmark of a name."""
     return cast(Benchmark, importlib.import_module(f"benchmarks.{name}"))
 
 
 def calls(name: str) -> Calls:
-    """The single calls of a benchmark, by case and provider; none where it has no `calls`."""
+    """The single calls of a benchmark, by case and provider; {} if it has no `calls`."""
     found: Calls = getattr(load(name), "calls", dict)()
     return found
 
 
 def parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a benchmark, completed; of "all" those that all share."""
+    """The parsed and completed arguments of a benchmark; for "all", those that all benchmarks share."""
     parser = Parser(
         prog=f"python -m benchmarks {name}",
         description=BENCHMARKS.get(name, "All benchmarks, each in a process of its own."),
         parents=[_driver()],
     )
-    parser.add_argument("--quick", action="store_true", help="small and short: does it work?")
+    parser.add_argument(
+        "--quick", action="store_true", help="small and short, to see that it works"
+    )
     if name not in BENCHMARKS:
         options = parser.parse_args(argv)
     else:
@@ -94,12 +96,12 @@ def parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def own(argv: Sequence[str]) -> list[str]:
-    """The arguments that are the benchmark's own, and not the driver's."""
+    """The arguments without those of `_driver`."""
     return _driver().parse_known_args(argv)[1]
 
 
 def _driver() -> Parser:
-    """The arguments that all benchmarks share: another revision to measure, and where the record is written."""
+    """The arguments that all benchmarks share: another revision to compare with, and where the record is written."""
     parser = Parser(add_help=False)
     add = parser.add_argument
     add("--base", metavar="REV", help="measure this revision of iaat_fast too, in turn")
@@ -110,19 +112,17 @@ def _driver() -> Parser:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="default: cuda where there is one"
-    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
 
 
 def add_tf32(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tf32", choices=("allowed", "off"), default="allowed", help="for everyone, on cuda"
+        "--tf32", choices=("allowed", "off"), default="allowed", help="for all providers, on cuda"
     )
 
 
 def set_tf32(options: argparse.Namespace) -> None:
-    """TF32 for everyone or for no one, in this process."""
+    """Allow or forbid TF32 for all providers, in this process."""
     if options.device == "cuda":
         allowed = options.tf32 == "allowed"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
@@ -139,7 +139,7 @@ def add_time_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def defaults(options: argparse.Namespace, **values: tuple[Any, Any]) -> None:
-    """Fill in what was not given: name=(quick, usual)."""
+    """Fill in arguments that were not given: name=(value with --quick, usual value)."""
     for name, (quick, usual) in values.items():
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)

@@ -1,8 +1,8 @@
-"""The protocol's white-box suite (PGD-10 x 5, -100 x 5, -1000 x 2) by this project and by torchattacks.
+"""The paper's white-box suite (PGD-10 x 5, -100 x 5, -1000 x 2) by this project and by torchattacks.
 
-torchattacks is used the way its users do: each attack by itself, every restart on every image. All providers start
-from the same points, in float32. They take turns batch by batch, whoever has done the smaller share of its work next,
-so that a machine whose speed drifts is fair to all.
+torchattacks is used as its users do: each attack by itself, every restart on every image. All providers start from the
+same points, in float32. They take turns batch by batch; next is the provider that has done the smallest share of its
+work, so that a drift of the machine's speed affects all equally.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all measure: a network, its images, attacks as (steps, restarts), radius and step size."""
+    """What all providers measure: a network, its images, attacks as (steps, restarts), radius and step size."""
 
     model: nn.Module
     split: Split
@@ -85,13 +85,13 @@ class Task:
 
     @property
     def passes(self) -> int:
-        """Gradients of images when every attack runs by itself."""
+        """Gradients of single images if every attack runs by itself."""
         return len(self.split) * sum(steps * restarts for steps, restarts in self.attacks)
 
 
 @dataclasses.dataclass
 class Outcome:
-    """One provider in one round: its share done so far, and in the end gradient passes and verdicts."""
+    """The state of a provider in a round: the share of its work done, gradient passes and, at the end, verdicts."""
 
     share: float = 0.0
     passes: int = 0
@@ -102,7 +102,7 @@ Provider = Callable[[Task, int, Outcome], Iterator[None]]
 
 
 def by_torchattacks(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
-    """Every attack, restart and batch; a turn is a batch's restart."""
+    """Runs every attack, restart and batch; a turn is one restart of one batch."""
     import torchattacks
 
     samples = torch.arange(len(task.split), device=task.split.labels.device)
@@ -123,7 +123,7 @@ def by_torchattacks(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
 
 
 def by_shared_pgd(any_iterate: bool) -> Provider:
-    """This project's evaluation; a turn is a stretch of at most 50 steps."""
+    """This project's evaluation; a turn is one call of `SharedPGD.advance`, at most 50 steps."""
 
     def run(task: Task, batch: int, outcome: Outcome) -> Iterator[None]:
         marks = [AttackBudget(name=f"{s}x{r}", steps=s, restarts=r) for s, r in task.attacks]
@@ -157,7 +157,7 @@ PROVIDERS: dict[str, Provider] = {
 
 @contextlib.contextmanager
 def given_noise(x: Tensor, eps: float, index: Tensor, restart: int) -> Iterator[None]:
-    """Within it, what torchattacks draws by `uniform_` is this project's noise of these samples."""
+    """Inside this context torchattacks, which draws by `uniform_`, gets this project's noise of these samples."""
     infinity = float("inf")
     noise = ops.random_start_linf(
         torch.zeros_like(x), eps, SEED, index, -infinity, infinity, restart=restart
@@ -167,8 +167,8 @@ def given_noise(x: Tensor, eps: float, index: Tensor, restart: int) -> Iterator[
 
 
 def differing_bits(task: Task, samples: int = 64) -> int:
-    """Pixels of a PGD-10 from the same starts in which torchattacks and this project differ; 64 images, a power of
-    two, over which torchattacks averages the loss without a rounding."""
+    """The number of pixels in which torchattacks and this project differ after PGD-10 from the same starts; of 64
+    images, a power of two, so that torchattacks' mean of the loss does not round."""
     import torchattacks
 
     index = torch.arange(min(samples, len(task.split)), device=task.split.labels.device)
@@ -180,7 +180,7 @@ def differing_bits(task: Task, samples: int = 64) -> int:
 
 
 def best_batch(task: Task, name: str) -> int:
-    """The batch size at which the provider's own PGD-3 takes the least time per image, of `BATCHES`."""
+    """The batch size, of `BATCHES`, at which the provider's own PGD-3 takes the least time per image."""
     import torchattacks
 
     seconds = {}
@@ -202,7 +202,7 @@ def best_batch(task: Task, name: str) -> int:
 
 
 def race(task: Task, batches: dict[str, int]) -> tuple[dict[str, float], dict[str, Outcome]]:
-    """One round: seconds and outcome of every provider, who take turns."""
+    """One round, in which providers take turns: seconds and outcome of each."""
     outcomes = {name: Outcome() for name in PROVIDERS}
     turns = {name: run(task, batches[name], outcomes[name]) for name, run in PROVIDERS.items()}
     seconds = dict.fromkeys(turns, 0.0)
@@ -245,7 +245,7 @@ def row_of(
 
 
 def load(name: str, n: int, device: torch.device) -> tuple[nn.Module, Split, str]:
-    """A network, its first n images, and what they are in words."""
+    """A network, its first n images, and a description of the images."""
     if name in (*CHECKPOINTS, SMALL):
         net, x, y, source = load_trained(name, n, device)
         return net, as_split(x, y), source

@@ -1,4 +1,4 @@
-"""What restarts cost when only the samples not fooled yet are attacked again, on a trained network in float32."""
+"""The cost of restarts that attack only the samples not fooled yet, on a trained network in float32."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Restarts:
-    """All samples under all restarts: a network, float32 images [N, C, H, W], their classes, and how to attack."""
+    """The task: a network, float32 images [N, C, H, W], their classes, and the attack with its restarts.
+
+    Each method attacks all samples, and returns which are fooled, bool [N], and the share of the gradients taken.
+    """
 
     model: nn.Module
     x: Tensor
@@ -69,7 +72,7 @@ class Restarts:
     batch_size: int
 
     def plain(self) -> tuple[Tensor, float]:
-        """Every restart on every sample: what a loop without survivors does."""
+        """A plain loop: every restart on every sample."""
         fooled = []
         for index in self._batches():
             x, y = self.x[index], self.y[index]
@@ -102,7 +105,7 @@ class Restarts:
         return torch.cat(fooled), taken / planned
 
     def evaluation(self) -> tuple[Tensor, float]:
-        """`iaat_fast.evaluate.robust_accuracy`, which fills its batches with survivors of all of them."""
+        """`iaat_fast.evaluate.robust_accuracy`, which fills its batches with robust samples of all batches."""
         result = robust_accuracy(
             self.model,
             as_split(self.x, self.y),
@@ -121,13 +124,13 @@ class Restarts:
 
 
 def measure_restarts(case: str, restarts: Restarts, *, rounds: int) -> list[Row]:
-    """Verdicts, then times, of the plain loop, of PGD with survivors, of the evaluation, and of PGD that stops early
-    (whose verdicts count every iterate, so that it fools at least as many).
+    """A row for the plain loop, for PGD on survivors, for the evaluation, and for PGD that stops early (which counts
+    every iterate, and so fools at least as many samples).
 
-    Figures: `gradients`, images that went through the network and back, as a share of samples x steps x restarts;
-    `robust`, share of samples that no restart fools; `same_verdicts`, of those with the plain loop's verdict;
-    `missed`, samples that the plain loop fools and this does not. Where last iterates alone count, as in the
-    plain loop, other verdicts than its own are wrong.
+    Figures: `gradients`, gradients taken as a share of samples x steps x restarts; `robust`, share of samples that no
+    restart fools; `same_verdicts`, share of samples with the plain loop's verdict; `missed`, number of samples that the
+    plain loop fools and this provider does not. Where only last iterates count, as in the plain loop, a verdict that
+    differs from the plain loop's is wrong.
     """
     providers: dict[str, Callable[[], tuple[Tensor, float]]] = {
         PLAIN: restarts.plain,

@@ -1,4 +1,4 @@
-"""What is attacked: images, networks that tell them apart, and the networks' own predictions."""
+"""The targets of attacks: images, networks that classify them, and the networks' own predictions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ CHECKPOINTS = ("resnet4b", "resnet2b", "resnet20")
 RANDOM = ("resnet18", "wrn32-10", "resnet50")
 NAMES = (*RANDOM, *CHECKPOINTS)
 SMALL = "small"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-_BRANCH = 0.2  # size of what a residual block adds; the usual initial value of its last BatchNorm is 0 or 1
-_DIRECTIONS = 8  # in which the features of the images differ most; the last layer mixes them
+_BRANCH = 0.2  # scale of a block's last BatchNorm, whose usual initial value is 0 or 1
+_DIRECTIONS = 8  # directions in which the images' features differ most, which the last layer mixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +37,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Names a target, in words that fit a line of JSON.
+    """The description of a target, in plain values for JSON.
 
-    width: of "resnet18" and "wrn32-10", None for their own.
-    data: an .npz of images, None for those that `load_images` finds.
+    width: of "resnet18" and "wrn32-10"; None: their own.
+    data: an .npz of images; None: the default of `load_images`.
     """
 
     model: str
@@ -52,7 +50,7 @@ class Spec:
     data: str | None = None
 
     def build(self) -> tuple[Target, str]:
-        """The target with weights as they come, and what its images are."""
+        """The target, and a description of its images."""
         pixels, source = image_size(self.model), Path(self.data) if self.data else None
         x, _, described = load_images(self.batch, pixels, source)
         calibration, _, _ = load_images(64 if pixels == 32 else 16, pixels, source)
@@ -60,7 +58,7 @@ class Spec:
         x = x.to(self.device)
         with torch.no_grad():
             logits = torch.cat([net(part) for part in x.split(64)])
-        # The network's own predictions: every sample starts unfooled, so that the attack has all the way to go.
+        # The network's own predictions as classes, so that no sample is misclassified before the attack.
         return Target(net, x, logits.argmax(1), logits.shape[1]), described
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,10 +66,10 @@ class Spec:
 
 
 def load_images(n: int, size: int, source: Path | None = None) -> tuple[Tensor, Tensor | None, str]:
-    """n images and what they are, in words.
+    """n images, their classes and a description.
 
     Args:
-        n: number of images, repeated where there are fewer.
+        n: number of images; they are repeated if there are fewer.
         size: height and width; CIFAR's 32 x 32 are enlarged bilinearly.
         source: an .npz file of images; None: the folder of real data that IAAT_FAST_DATA names, else random images.
 
@@ -145,18 +143,18 @@ def checkpoint(name: str) -> nn.Module:
 
 
 def _resnet50() -> nn.Module:
-    datasets()  # lets torchvision be imported also where its compiled ops do not load
+    datasets()  # makes the import below work even if torchvision's compiled ops do not load
     from torchvision.models import resnet50
 
-    return nn.Sequential(models.Normalize(*IMAGENET), resnet50(weights=None))
+    return nn.Sequential(models.Normalize(*models.STATISTICS["imagenet"]), resnet50(weights=None))
 
 
 @torch.no_grad()
 def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
-    """Give a random network what makes a trained one: BatchNorm that is not the identity, and classes that all occur.
+    """Make a random network similar to a trained one: BatchNorm is not the identity, and all classes occur.
 
-    As it comes, BatchNorm folds into nothing, one class takes all images, and rounding grows from block to block until
-    half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm takes the statistics of the images,
+    Freshly initialised, BatchNorm is the identity, one class takes all images, and rounding grows from block to block
+    until half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm gets the statistics of the images,
     blocks add little to their shortcuts, and the last layer reads the directions in which the images' features differ.
     """
     generator = torch.Generator().manual_seed(0)
@@ -179,7 +177,7 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     _, sizes, directions = torch.linalg.svd(features - mean, full_matrices=False)
     most = min(_DIRECTIONS, len(features) - 1)
     mix = torch.randn(last.out_features, most, generator=generator).to(images.device)
-    # Along each direction the images' coordinates get variance 1, so that no class is sure of itself.
+    # Along each direction the images' coordinates get variance 1, so that no prediction is too confident.
     scale = (len(features) / most) ** 0.5 / sizes[:most]
     last.weight.copy_((mix * scale) @ directions[:most])
     last.bias.copy_(-(last.weight @ mean))
@@ -187,7 +185,7 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _inputs(layer: nn.Module, net: nn.Module, images: Tensor) -> Tensor:
-    """What reaches a layer, [N, features]."""
+    """The input of a layer, [N, features]."""
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net(images)
@@ -198,10 +196,9 @@ def _inputs(layer: nn.Module, net: nn.Module, images: Tensor) -> Tensor:
 def load_trained(
     name: str, n: int, device: str | torch.device
 ) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """A trained network, the first n test images as whole 255ths [n, 3, 32, 32], their classes, and what they are in
-    words.
+    """A trained network, the first n test images [n, 3, 32, 32] in multiples of 1/255, their classes, a description.
 
-    "small" is none, for rehearsals: a random network of width 4 and random images that it classifies as labelled.
+    "small" is for tests of the benchmarks: a random network of width 4, and random images with its own predictions.
 
     Raises:
         FileNotFoundError: IAAT_FAST_DATA names no folder of real data.
@@ -220,5 +217,5 @@ def load_trained(
 
 
 def as_split(x: Tensor, y: Tensor) -> Split:
-    """Images [N, 3, H, W] in [0, 1] that are whole 255ths, as uint8."""
+    """Images [N, 3, H, W] in [0, 1], in multiples of 1/255, as a split of uint8 images."""
     return Split(x.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), y)

@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.plan`: a preset and GPUs to a table and JSON."""
+"""The command line `python -m iaat_fast.plan`: from a preset and GPUs to a table and JSON."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from iaat_fast.train.overrides import override
 from iaat_fast.train.presets import PRESETS, preset
 
 PROG = prog("plan")
-DESCRIPTION = f"""What a training run will cost: operations, step time, hours, memory, what limits it.
+DESCRIPTION = f"""Estimate the cost of a training run: operations, step time, hours, memory, what limits it.
 
 Presets: {", ".join(PRESETS)}. GPUs: {", ".join(GPUS)}.
 
 Operations and bytes are counted on the network, and times modelled from a GPU's published peaks and \
-the assumed shares of them; recorded benchmarks of that GPU take their place where --results has \
-them, and --measure times the passes on the device that is there. Every number says which it is.
+assumed shares of them; recorded benchmarks of that GPU in --results replace them, and --measure \
+times the passes on this machine's device. Every number says where it comes from.
 
 Exit status: 0 done; 2 bad usage, bad input or a failed write, with one line on standard error; \
 130 after Ctrl-C."""
@@ -60,7 +60,7 @@ HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A plan; what is not given is the preset's own setting."""
+    """A plan; flags that are not given are the preset's own settings."""
 
     preset: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[PRESET]")]] = "digits"
     """Preset to plan."""
@@ -87,11 +87,11 @@ class Command:
     ] = None
     """How Algorithm 2's candidates are attacked: lazy, batched or sequential."""
     final: Annotated[Literal["exact", "reuse"] | None, optional("NAME", "the preset's")] = None
-    """Training samples: exact or reuse."""
+    """Images to train on, see python -m iaat_fast.train: exact or reuse."""
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16", "auto"] | None, optional("NAME", "the preset's")
     ] = None
-    """Of the attack's gradients."""
+    """Precision of the attack's gradients."""
     amp: Annotated[Literal["off", "bf16", "fp16"] | None, optional("NAME", "the preset's")] = None
     """Precision of the update of the weights."""
     fooled: Annotated[float | None, optional("SHARE", "that of --run, or 0.5")] = None
@@ -181,7 +181,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
         "plans": [each.to_dict() for each in plans],
         "environment": describe(resolve_device(command.device if command.measure else "cpu")),
     }
-    # Written first: a pipe closed on the table costs nothing.
+    # Written before the table is printed, which may end in a closed pipe.
     if command.json is not None:
         write_json(command.json, found)
     console.print(table(plans, title))
@@ -193,7 +193,7 @@ def plan(command: Command, console: Console) -> dict[str, Any]:
 
 
 def _config(command: Command) -> TrainConfig:
-    """The preset with what the arguments change; all of it is checked as for a training."""
+    """The preset with the changes of the arguments, checked in the same way as for a training."""
     flags: dict[str, dict[str, Any]] = {
         "data": {"limit": command.limit},
         "model": {"width": command.width},
@@ -217,7 +217,7 @@ def _config(command: Command) -> TrainConfig:
 
 
 def _on_cpu(command: Command) -> bool:
-    """Whether the plan is of this machine's CPU."""
+    """Whether the plan is for this machine's CPU."""
     return command.measure and resolve_device(command.device).type == "cpu"
 
 
@@ -253,9 +253,8 @@ def _fooled(command: Command) -> tuple[Fooled, str]:
 
 
 def _fooled_in(run: Path) -> tuple[float, str]:
-    """The share estimated from a run: the samples not classified correctly on what they were trained on.
-
-    The attack at prev + gamma, which is larger, fools at least about as many.
+    """The share of fooled samples, estimated from a run, and its source: the misclassified training images of its last
+    epoch. The attack at prev + gamma, a larger radius, fools about as many or more.
     """
     rows = RunFolder(run).metrics()
     found = [row.get("train_robust_accuracy") for row in rows]
@@ -280,7 +279,7 @@ def _network(command: Command, gpu: Gpu) -> Network:
 
 
 def _precision(command: Command, config: TrainConfig, gpu: Gpu) -> str:
-    """What "auto" means on that GPU, or on the device that is timed."""
+    """The attack's precision, with "auto" resolved for the GPU, or for the device that is timed."""
     precision = config.attack.precision
     if command.measure:
         return resolve_precision(precision, resolve_device(command.device))
@@ -309,7 +308,7 @@ def _rates(command: Command, config: TrainConfig, gpu: Gpu, batch: int) -> Rates
 
 
 def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) -> list[str]:
-    """What the numbers rest on."""
+    """Notes: the sources and assumptions of the numbers."""
     notes = [f"{kind} passes: {source}" for kind, source in first.sources.items()]
     if not command.measure:
         notes.append(

@@ -1,4 +1,4 @@
-"""What a pass of a configuration's network costs: operations, bytes and saved activations, on the meta device."""
+"""The cost of a pass of a configuration's network: operations, bytes and saved activations, on the meta device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.setup import build_model
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# They hand out memory and move nothing.
+# These allocate memory and move no data.
 _ALLOCATE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A data set: the shape of an image [C, H, W], its classes, its training images.
+    """The facts about a data set that a plan needs.
 
+    shape: of an image, [C, H, W].
+    samples: number of training images.
     resident: whether training keeps all images on the device.
     """
 
@@ -48,7 +50,7 @@ DATA_SETS: dict[str, Images] = {
 
 
 def images_of(config: TrainConfig) -> Images:
-    """The data set of a configuration; with `data.limit`, its first images.
+    """The data set of a configuration, cut to `data.limit`.
 
     Raises:
         ValueError: a data set whose images are not known here.
@@ -68,7 +70,7 @@ def build(config: TrainConfig, device: torch.device | str) -> nn.Module:
 
 
 class Counts:
-    """The passes of a configuration's network, each counted once for every batch size.
+    """The passes of a configuration's network, each counted once per batch size.
 
     Args:
         config: of the run.
@@ -106,12 +108,12 @@ class Counts:
             return self._count_gradient(shape)
         network = self.network
         dtype = _DTYPES.get(self.precisions["update"])
-        # Autocast, all in its dtype: nearly what it does for a network of convolutions.
+        # Autocast as if the whole network were in its dtype, which is nearly true for a network of convolutions.
         network = network if dtype is None else build(self.config, "meta").to(dtype)
         return count_update(network.train(), shape)
 
     def _count_gradient(self, shape: tuple[int, ...]) -> Pass:
-        """A gradient of the images, as an attack takes it: of the live network, or by the program of its copy."""
+        """A gradient with respect to the images, as in an attack: by the live network or the program of its copy."""
         if self.config.attack.bn != "eval":
             return count_gradient(self.network.train(), shape)
         network = self.network.eval()
@@ -132,13 +134,13 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What a pass over `images` images takes.
+    """The cost of a pass over `images` images.
 
     Operations are those of convolutions and matrix products, two per multiply-add; elementwise ones are not counted,
-    as in `FlopCounterMode`. Traffic is that of unfused operators: each reads its inputs from memory, and writes its
-    outputs to it, once.
+    as in `FlopCounterMode`. Traffic is that of unfused operators: each reads its inputs from memory once and writes its
+    outputs once.
 
-    forward, backward: their operators, in their order.
+    forward, backward: their operators, in order.
     saved: bytes kept from the forward for the backward, without the weights.
     """
 
@@ -154,7 +156,7 @@ class Pass:
 
     @property
     def operations(self) -> int:
-        """Of the whole pass."""
+        """Operations of the whole pass."""
         return sum(kernel.operations for kernel in self.kernels)
 
     @property
@@ -164,7 +166,7 @@ class Pass:
 
     @property
     def bytes(self) -> int:
-        """Traffic of the whole pass."""
+        """Memory traffic of the whole pass, in bytes."""
         return sum(kernel.bytes for kernel in self.kernels)
 
 
@@ -176,13 +178,13 @@ def count_forward(network: nn.Module, shape: Sequence[int]) -> Pass:
 
 
 def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
-    """A forward, and the gradient of the images, as a step of an attack takes it."""
+    """A forward and the gradient with respect to the images, as in a step of an attack."""
     x = _images(network, shape).requires_grad_()
     return _count_both(network, x, [x])
 
 
 def count_program(program: Program, x: Tensor) -> Pass:
-    """A forward and the gradient of the images x, on the meta device, as the program of a copy takes them."""
+    """A forward and the gradient with respect to x, on the meta device, by the program of a network's copy."""
     kept: list[Any] = []
     with torch.no_grad():
         forward = _kernels(lambda: kept.append(program.run_forward(x)))
@@ -192,13 +194,13 @@ def count_program(program: Program, x: Tensor) -> Pass:
 
 
 def count_update(network: nn.Module, shape: Sequence[int]) -> Pass:
-    """A forward and the gradients of the weights, which need those of all layers' inputs except the first's."""
+    """A forward and the gradients with respect to the weights (and so to the inputs of all layers except the first)."""
     weights = [p for p in network.parameters() if p.requires_grad]
     return _count_both(network, _images(network, shape), weights)
 
 
 def _images(network: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Images of the network's dtype, laid out as its convolutions like them."""
+    """Images of the network's dtype on the meta device, in channels last."""
     dtype = next(network.parameters()).dtype
     x = torch.empty(tuple(shape), dtype=dtype, device="meta")
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
@@ -226,7 +228,7 @@ def _count_both(network: nn.Module, x: Tensor, wanted: Sequence[Tensor]) -> Pass
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of their storages, each once."""
+    """Bytes of the tensors' storages, each counted once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
@@ -238,7 +240,7 @@ def _kernels(run: Callable[[], object]) -> tuple[Kernel, ...]:
 
 
 class _Watch(TorchDispatchMode):
-    """Lists the operators that run inside it, whose operations `counter`, outside it, counts."""
+    """Lists the operators that run inside this context; `counter`, an outer context, counts their operations."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of plans, and in words what limits each and what helps."""
+"""The table of plans, and remarks on what limits each plan and what helps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from iaat_fast.plan.hardware import ARITHMETIC, LAUNCHES, TRAFFIC
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.units import significant
 
-# Below so many images per GPU, BatchNorm's statistics are those of few images.
+# With fewer images per GPU than this, a remark says that BatchNorm's statistics are poor.
 _FEW = 8
 
 
 def table(plans: Sequence[Plan], title: str) -> Table:
-    """A column for each plan, a row for each figure, and where it comes from."""
+    """A column for each plan, and a row for each number, with its unit and its source."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("")
     for plan in plans:
@@ -38,7 +38,7 @@ def table(plans: Sequence[Plan], title: str) -> Table:
 
 
 def remarks(plans: Iterable[Plan], config: TrainConfig) -> list[str]:
-    """What limits each plan, and what one would do about it."""
+    """What limits each plan, and what helps, a line each."""
     lines = []
     for plan in plans:
         what, share = next(iter(plan.spent.items()))
@@ -63,7 +63,7 @@ def _name(plan: Plan) -> str:
 
 
 def _remedies(what: str, config: TrainConfig) -> Iterator[str]:
-    """What lessens that share of the time and is not yet done."""
+    """What would reduce the time spent on `what`, and is not done yet."""
     has_attack = methods.row(config.method).radius != "none"
     in_half = config.attack.precision in ("fp16", "bf16", "auto")
     if what in (ARITHMETIC, TRAFFIC):

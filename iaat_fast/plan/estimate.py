@@ -1,4 +1,4 @@
-"""The plan of a run: from passes, rates and messages to seconds, hours and what limits them."""
+"""`make_plan`: the plan of a run, from passes, rates and messages to seconds, hours and what limits them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _TALLIES = 4  # numbers that the ranks sum in the same message
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number, its unit, the part of the plan it belongs to, and where it comes from.
+    """A number of the plan, with its unit, its group in the table and its source.
 
-    source: "given" by the configuration, an argument or a data sheet; "counted" on the network or in the algorithm,
-        exactly; "measured" on a device; "modelled", computed from anything that is assumed.
+    source: "given" by the configuration, an argument or a data sheet; "counted" exactly, on the network or in the
+        algorithm; "measured" on a device; "modelled", computed from something that is assumed.
     """
 
     group: str
@@ -42,12 +42,12 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A step of one phase on one GPU.
+    """A training step of one phase (see `Method.phase`) on one GPU.
 
-    passes: images taken through the network, per image of the batch, by kind.
-    operations, traffic: of one GPU.
+    passes: of the network, per image of the batch, by kind.
+    operations, traffic: of one GPU; bytes of memory traffic.
     compute: seconds by what they are spent on.
-    is_counted: whether passes, and with them operations and traffic, rest on no assumed share of samples.
+    is_counted: whether passes, operations and traffic are independent of an assumed share of fooled samples.
     """
 
     phase: str
@@ -59,7 +59,7 @@ class Step:
     is_counted: bool
 
     def figures(self, waited: float) -> Iterator[Figure]:
-        """All numbers of a step that waits for communication for so many seconds."""
+        """All numbers of a step that waits for communication for `waited` seconds."""
         group = f"a step, {self.phase}"
         source: Source = "counted" if self.is_counted else "modelled"
         yield Figure(group=group, name="epochs of such", value=self.epochs, unit="", source="given")
@@ -78,11 +78,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run on `gpus` GPUs.
+    """The plan of a run on `gpus` GPUs.
 
-    all_reduce: seconds that the exchange of the gradients takes, waited for or not.
-    waits: seconds of communication per step that nothing hides, by what is sent.
-    held: a GPU's memory in GB by what it holds; capacity: bytes of all that it has.
+    gradient_bytes, radius_bytes: sizes of the messages of a step.
+    all_reduce: seconds that the exchange of the gradients takes, whether or not a step waits for it.
+    waits: seconds per step that a step waits for communication, by what is sent.
+    held: the content of a GPU's memory, in GB; capacity: bytes of its memory.
     passes: seconds of a pass per image; sources: where they come from.
     """
 
@@ -102,17 +103,17 @@ class Plan:
 
     @property
     def waited(self) -> float:
-        """Seconds of communication per step that nothing hides."""
+        """Seconds per step that a step waits for communication."""
         return sum(self.waits.values())
 
     @property
     def hours(self) -> float:
-        """Of all training steps; evaluations, checkpoints and a loader that lags are not in it."""
+        """Hours of all training steps, without evaluations, checkpoints and waiting for the data loader."""
         return sum(self._seconds().values()) / 3600
 
     @property
     def images_per_second(self) -> float:
-        """Training images, on all GPUs, averaged over the run."""
+        """Training images per second, on all GPUs, averaged over the run."""
         return self.samples * sum(step.epochs for step in self.steps) / (3600 * self.hours)
 
     @property
@@ -124,7 +125,7 @@ class Plan:
         return {what: part / whole for what, part in largest_first if part}
 
     def _seconds(self) -> dict[str, float]:
-        """Of the whole run, by what they are spent on; an epoch's last batch may be smaller than the others."""
+        """Seconds of the whole run, by what they are spent on."""
         seconds: dict[str, float] = defaultdict(float)
         for step in self.steps:
             for what, of_step in step.compute.items():
@@ -134,12 +135,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether what is counted of the memory fits."""
+        """Whether `held_bytes`, a lower bound, fit into the memory of a GPU."""
         return self.held_bytes <= self.capacity
 
     @property
     def held_bytes(self) -> float:
-        """What is counted of a GPU's memory."""
+        """Bytes of a GPU's memory that are needed at least."""
         return 1e9 * sum(figure.value for figure in self.held)
 
     def figures(self) -> Iterator[Figure]:
@@ -206,9 +207,14 @@ def make_plan(
     capacity: float,
     overlap: bool = True,
 ) -> Plan:
-    """What the run of `counts` takes on `gpus` GPUs with global batches of `batch_size`.
+    """The plan of the run of `counts` on `gpus` GPUs with global batches of `batch_size`.
 
     Args:
+        counts: the costs of its passes.
+        rates: the times of its passes.
+        network: what connects the GPUs.
+        gpus, batch_size: see above.
+        fooled: assumed shares of fooled samples.
         capacity: bytes of a GPU's memory.
         overlap: see `interconnect.gradients`.
 
@@ -257,7 +263,7 @@ def make_plan(
 
 
 def phases(config: TrainConfig) -> dict[str, int]:
-    """The epochs of each kind of step."""
+    """The number of epochs of each phase of the training."""
     phase = METHODS[config.method].phase
     return dict(Counter(phase(config, epoch) for epoch in range(config.optim.epochs)))
 
@@ -288,7 +294,7 @@ def _step(
 
 
 def _backward(counts: Counts, rates: Rates, batch: int) -> float:
-    """Seconds of the backward of the update, by its share of the operations."""
+    """Seconds of the backward of the update: in proportion to its share of the update's operations."""
     counted = counts.of("update", batch)
     whole = sum(rates.seconds("update", counted, counts.precisions["update"]).values())
     return whole * counted.backward_share
@@ -297,9 +303,9 @@ def _backward(counts: Counts, rates: Rates, batch: int) -> float:
 def _memory(
     counts: Counts, by_phase: Mapping[str, Sequence[Stage]], batch: int, *, gpus: int
 ) -> Iterator[Figure]:
-    """GB by what they hold, of one GPU with `batch` images; their sum is a lower bound.
+    """The content of the memory, in GB, of one GPU with `batch` images.
 
-    What the allocator leaves unused between blocks, the workspaces of convolutions, and CUDA itself come on top.
+    The sum is a lower bound: fragmentation, the workspaces of convolutions, and CUDA itself come on top.
     """
     weights = _ITEM * counts.weights
     stages = [stage for parts in by_phase.values() for stage in parts]
@@ -313,12 +319,12 @@ def _memory(
     if has_attack and counts.is_copied:
         item = _HALF if counts.precisions["gradient"] in ("fp16", "bf16") else _ITEM
         yield _counted("the attack's copy of the weights", item * counts.weights)
-    # Of a loss on clean and adversarial images, both forwards are kept.
+    # With a loss on clean and adversarial images, the activations of both are kept.
     losses = max(stage.passes for stage in stages if stage.kind == "update")
     updated = losses * counts.of("update", batch).saved
     yield _counted("activations", max(updated, attacked))
     image = _ITEM * math.prod(counts.images.shape)
-    # The clean images, and of each candidate its images and their gradients.
+    # The clean images, and the images and gradients of each candidate.
     images = image * batch * (1 + 2 * copies)
     yield from _modelled(_MEMORY, ("images and their gradients", images / 1e9, "GB"))
     if has_attack:

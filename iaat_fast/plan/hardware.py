@@ -1,4 +1,4 @@
-"""How long passes take: by a GPU's published peaks, by recorded benchmarks, or as timed here."""
+"""The time that passes take: modelled from a GPU's published peaks, from recorded benchmarks, or measured here."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.optim import MixedPrecision
 
 ARITHMETIC, TRAFFIC, LAUNCHES, MEASURED = "arithmetic", "memory traffic", "launches", "measured"
-# Steps of the timed attack: its start and its copy of the network are spread over them, as in training.
+# Steps of the timed attack, over which its start and its copy of the network are divided, as in training.
 _STEPS = 5
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU's published figures, per second: dense operations by precision, and bytes.
+    """The published numbers of a GPU.
 
-    bf16 and tf32 are None where its matrix units have no such format. `link` is the bandwidth to the other GPUs of
-    its node, one way.
+    fp16, bf16, tf32, fp32: dense operations per second; None if its matrix units do not have the format.
+    bandwidth, memory: bytes per second, and bytes.
+    link: bytes per second to the other GPUs of its node, one way.
     """
 
     name: str
@@ -45,9 +46,9 @@ class Gpu:
     link: float
 
     def peak(self, precision: str) -> float:
-        """Operations per second of convolutions asked for in fp32, tf32, bf16 or fp16.
+        """Peak operations per second of convolutions in fp32, tf32, bf16 or fp16.
 
-        In fp32 torch lets cuDNN use TF32 unless told otherwise, so that is the peak where there is one.
+        For fp32 it is that of TF32 if the GPU has it, which torch lets cuDNN use by default.
         """
         if precision == "fp16":
             return self.fp16
@@ -56,10 +57,10 @@ class Gpu:
         return self.fp32 if self.tf32 is None else self.tf32
 
 
-# NVIDIA's data sheets of the SXM modules; where a sheet gives matrix rates with sparsity, half of them. NVLink's
-# figures count both ways.
+# From NVIDIA's data sheets of the SXM modules. Matrix rates with sparsity are halved, and so is NVLink's bandwidth,
+# which counts both directions.
 GPUS: dict[str, Gpu] = {
-    # Its name; operations in fp16, bf16, tf32 and fp32; bandwidth, memory, link.
+    # name; operations in fp16, bf16, tf32 and fp32; bandwidth, memory, link
     # "NVIDIA V100 Tensor Core GPU", January 2020: the SXM2 module, in its larger version.
     "v100": Gpu("V100 SXM2 32 GB", 125e12, None, None, 15.7e12, 900e9, 32e9, 150e9),
     # "NVIDIA A100 Tensor Core GPU", June 2021.
@@ -75,14 +76,14 @@ def find_gpu(name: str) -> Gpu:
     """The GPU called `name`, in any case.
 
     Raises:
-        ValueError: an unknown one; the nearest is named.
+        ValueError: an unknown name; the message has the nearest.
     """
     validate.choice("--gpu", name.lower(), GPUS)
     return GPUS[name.lower()]
 
 
 class Rates(Protocol):
-    """Tells the seconds of a pass, and where they come from."""
+    """The time of passes, and its source."""
 
     def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
         """Seconds of the pass over its images, by what they are spent on."""
@@ -95,10 +96,10 @@ class Rates(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What a modelled time takes for granted.
+    """The assumptions of a modelled time.
 
-    share: of the peak arithmetic that a convolution or matrix product reaches.
-    bandwidth_share: of the peak bandwidth that an operator reaches.
+    share: the share of the peak arithmetic that a convolution or matrix product reaches.
+    bandwidth_share: the share of the peak bandwidth that an operator reaches.
     launch: seconds that the smallest operator takes.
     """
 
@@ -109,13 +110,13 @@ class Assumptions:
     def __post_init__(self) -> None:
         for name, value in (("share", self.share), ("bandwidth-share", self.bandwidth_share)):
             validate.number(f"--{name}", value, high=1.0, above=True)
-        # Typed in microseconds.
+        # In microseconds, as users type it.
         validate.number("--launch", self.launch * 1e6, high=1e6, below=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modelled:
-    """An operator takes as long as its arithmetic, its memory traffic or its launch, whichever is longest."""
+    """Modelled times: an operator takes as long as its arithmetic, memory traffic or launch, whichever is longest."""
 
     gpu: Gpu
     assumed: Assumptions
@@ -140,11 +141,11 @@ class Modelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """Recorded rates of a GPU, where there are any for a pass; the model elsewhere.
+    """Times from recorded rates of a GPU, or modelled where there are none.
 
-    products: operations per second of matrix products, by precision; they take the place of the published peak.
+    products: operations per second of matrix products, by precision; they replace the published peak.
     attacks: operations per second of this network's attack, by precision.
-    file: where they were read.
+    file: the record that they are from.
     """
 
     model: Modelled
@@ -171,15 +172,15 @@ class Recorded:
 
 
 def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
-    """The rates of `gpu` (a key of `GPUS`) that `python -m benchmarks attacks` left in `folder`, or else the model.
+    """The rates of `gpu` (a key of `GPUS`) in the records of `python -m benchmarks attacks` in `folder`, else `model`.
 
-    An attack's rate is taken from records of the same network, of the engine that training uses.
+    The rate of the attack is that of the same network and of the engine that training uses.
 
     Raises:
         ValueError: a record that is not readable as JSON.
     """
     found: Rates = model
-    # The last of a machine, of `h100-2` and `h100-10` the latter.
+    # The last record of the GPU is taken; `h100-10` comes after `h100-2`.
     for path in sorted(folder.rglob("*.json"), key=lambda it: (it.parent, len(it.name), it.name)):
         record = read_json(path)
         machine = record.get("machine")
@@ -203,7 +204,7 @@ def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
 
 
 def _attacks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What was timed: the rows of a record, or the `records` by case of one made before there were rows."""
+    """The timed rows of a record; older records have them as `records` of `cases`."""
     for row in record.get("rows", []):
         if row.get("metric") == "time":
             yield {**row, **row["figures"]}
@@ -218,7 +219,7 @@ def _attacks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds per image of each pass, as timed on `device`."""
+    """Times measured on `device`: seconds per image of each kind of pass."""
 
     per_image: dict[Kind, float]
     device: str

@@ -1,4 +1,4 @@
-"""The command line `python -m iaat_fast.sweep`: a grid to finished run folders and their table."""
+"""The command line `python -m iaat_fast.sweep`: from a grid to finished run folders and their table."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from iaat_fast.train.flags import FLAGS
 PROG = prog("sweep")
 DESCRIPTION = """Train and evaluate a grid of runs: methods x radii x seeds.
 
-Every run is a folder of its own below --out, named after its point of the grid. What is done is \
-skipped, and what was killed continues from its last checkpoint: the same command again continues \
+Every run has a folder of its own below --out, named after its point of the grid. Finished jobs are \
+skipped, and killed ones continue from their last checkpoint: the same command again continues \
 a sweep, and with more methods, radii or seeds it extends one. Another configuration in the same \
 --out is refused.
 
-What follows a -- is passed to python -m iaat_fast.train, a flag that only some methods read to \
-theirs, and what follows a second one to python -m iaat_fast.evaluate: ... --out DIR --suite cifar \
+Flags after a -- are passed to python -m iaat_fast.train (those that only some methods read, to \
+these methods only), flags after a second -- to python -m iaat_fast.evaluate: ... --out DIR --suite cifar \
 -- --epochs 10 --width 16 -- --parts natural pgd
 
 N/255 is in units of 1/255, as in the paper's tables: --eps 1 2 4 8 are radii of 1/255 to 8/255, and so are fractions \
@@ -63,7 +63,7 @@ EXAMPLES = (
 HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 
 SAVE_S = 60.0
-"""How long jobs of a sweep that was killed may take to save their state before the next is refused."""
+"""Seconds that jobs of a killed sweep get to save their state, before the next sweep is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +77,26 @@ class Command:
     methods: tuple[str, ...] = COMPARED
     """Training methods."""
     eps: Annotated[PixelList, optional("N/255 [N/255 ...]", "the preset's")] = ()
-    """Radii of the methods that train at a fixed one, a run of each."""
+    """Radii of the methods that train at a fixed radius, one run for each."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds, a run of each."""
+    """Seeds, one run for each."""
     warmup: Warmup = "on"
-    """iaat with its warm-up, without, or a run of both."""
+    """iaat with its warm-up, without it, or a run of each."""
     data: Annotated[str | None, optional("PATH", "where training looks for it")] = None
     """Folder that holds the data set, or an .npz with x_train, y_train, x_test, y_test."""
     suite: Annotated[str | None, optional("SUITE", "the closing evaluation of training only")] = (
         None
     )
     """Evaluate every run by this suite: quick, cifar or imagenet. The transfer attacks of cifar are
-    crafted on the run of another seed, where there is one."""
+    crafted on the run of another seed, if there is one."""
     launcher: Literal["local", "submitit"] = "local"
     """Processes on this machine, or jobs of a SLURM cluster."""
     jobs: Annotated[int | None, optional("INT", "1, or all with submitit")] = None
-    """Jobs at once. Local ones share the cores, and the GPUs where there are several."""
+    """Jobs at once. Local jobs share the cores, and the GPUs if there are several."""
     slurm: tuple[str, ...] = ()
     """KEY=VALUE ... for submitit: partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=600."""
     cluster: Literal["slurm", "local"] = "slurm"
-    """Where submitit starts the jobs; local: here, to try it out."""
+    """Where submitit starts the jobs; local: on this machine, for a test."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List the jobs with their state and command, and start none."""
     report: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -108,8 +108,8 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
 
     Raises:
         UsageError: bad arguments.
-        ValueError: an unknown preset, method or value (the nearest is named).
-        FileNotFoundError: there are no data.
+        ValueError: an unknown preset, method or value (the message names the nearest).
+        FileNotFoundError: there are no data at --data.
         SystemExit: with status 0, after --help was printed.
     """
     words, training, evaluation = _divided(argv)
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Grid, Suite | None]:
     suite = None if command.suite is None else Suite(name=command.suite, flags=evaluation)
     if suite is None and evaluation:
         raise UsageError(f"{evaluation[0]}: after the second --, expected a --suite that it is for")
-    # An unknown flag shall not have to wait for the trainings.
+    # Parsed here so that an unknown flag is reported before the trainings.
     command_line.parse(_evaluation, ["RUN", *evaluation], evaluate.HELP)
     if command.jobs is not None and command.jobs < 1:
         raise UsageError(f"--jobs: {command.jobs}, expected at least 1")
@@ -185,7 +185,7 @@ def _sweep(
     _check_launcher(command, runs)
     check_folder("--out", folder.path)
     with folder.lock(SAVE_S, say=console.print) as lock:
-        # Once more: another sweep may have been at work here until now.
+        # Planned again, since another sweep may have been at work here until now.
         everything = folder.extended(runs)
         jobs = plan(runs, everything, suite=suite)
         folder.record(everything)
@@ -194,13 +194,13 @@ def _sweep(
     console.print(runs_table(everything, jobs))
     if outcome.signum is not None:
         again = as_typed([sys.executable, "-m", "iaat_fast.sweep", *argv])
-        print(f"stopped, the state of all jobs is saved; go on with {again}", file=sys.stderr)
+        print(f"stopped, the state of all jobs is saved; continue with {again}", file=sys.stderr)
         return 128 + outcome.signum
     return _close(command, everything, outcome, console)
 
 
 def _check_launcher(command: Command, runs: Sequence[Run]) -> None:
-    """Raise where the jobs could not be started, before a file of the sweep is written."""
+    """Raise if jobs cannot be started, before a file of the sweep is written."""
     if command.launcher == "local":
         resolve_device(runs[0].config.run.device)
         return
@@ -220,7 +220,7 @@ def _submitit(command: Command, folder: Path, *, slots: int) -> SubmititLauncher
 
 
 def _close(command: Command, runs: Sequence[Run], outcome: Outcome, console: Console) -> int:
-    """Say what failed and what comes next; returns the exit status."""
+    """Print what failed, and write the report or print its command; returns the exit status."""
     for name, line in outcome.failed.items():
         print(f"{name} failed: {line}", file=sys.stderr)
     for name, before in outcome.blocked.items():

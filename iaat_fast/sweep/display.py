@@ -1,4 +1,4 @@
-"""What a sweep shows: a live line per running job on a terminal, plain lines elsewhere, tables."""
+"""What a sweep prints: on a terminal a live line per running job, elsewhere plain lines; and tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Display:
         self._total = self._done = self._failed = self._before = 0
         self._began = 0.0
         self._running: dict[str, tuple[float, Log]] = {}
-        # What is printed meanwhile rich shows above the live lines.
+        # What is printed while it is live, rich shows above the live lines.
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._refreshed = 0.0
 
@@ -48,25 +48,25 @@ class Display:
         self._live.stop()
 
     def start(self, *, total: int, done: int) -> None:
-        """Say how many jobs there are, and how many of them are done already."""
+        """Print how many jobs there are, and how many of them are done already."""
         self._total, self._done = total, done
         self._began, self._before = time.monotonic(), done
         self._say(f"{total} jobs, {done} of them done")
 
     def started(self, job: Job, log: Log) -> None:
-        """A job is under way."""
+        """A job has been started."""
         self._running[job.name] = (time.monotonic(), log)
         self._say(f"{job.name}: started, log {log.path}")
 
     def done(self, job: Job) -> None:
-        """A job has come to its end."""
+        """A job is done."""
         self._done += 1
         self._say(
             f"{job.name}: done in {self._end(job)}; {self._done} of {self._total} jobs done{self._to_go()}"
         )
 
     def failed(self, job: Job, line: str, log: Log) -> None:
-        """A job has failed; `line` is the last of its log."""
+        """A job has failed; `line` is the last line of its log."""
         self._end(job)
         self._failed += 1
         self._say(f"{job.name}: FAILED, {line}; log {log.path}")
@@ -116,10 +116,9 @@ def jobs_table(jobs: Sequence[Job], console: Console) -> None:
 
 
 def runs_table(runs: Sequence[Run], jobs: Sequence[Job]) -> Table:
-    """How far every run is, and the closing evaluation of those that are trained.
+    """The state of every run, and the closing evaluation of those that are trained.
 
-    `jobs` are those of the sweep at hand; a run that has none there is shown for what its folder
-    says.
+    `jobs` are those of the current sweep; the state of a run without a job is taken from its folder.
     """
     table = Table()
     for name in ("run", "state", "natural (%)", "robust (%)", "mean ε (1/255)"):

@@ -1,4 +1,4 @@
-"""The loop of a sweep: start what is ready, wait, and end everything cleanly at Ctrl-C or SIGTERM."""
+"""The loop of a sweep: starts jobs that are ready, waits, and ends all cleanly at Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ POLL_S = 0.2
 
 @dataclass
 class Outcome:
-    """What became of the jobs, by name.
+    """The jobs that did not end well, by name.
 
     Attributes:
-        failed: the last line of the log of each job that failed.
-        blocked: the failed job that each job which could not start was waiting for.
+        failed: for each job that failed, the last line of its log.
+        blocked: for each job that was not started, the failed job that it was waiting for.
         signum: the signal that stopped the sweep, or None.
     """
 
@@ -32,10 +32,10 @@ class Outcome:
 
 
 def drive(jobs: Sequence[Job], launcher: Launcher, logs: Path, display: Display) -> Outcome:
-    """Carry out the jobs that are not done, each as soon as those it comes after are.
+    """Run the jobs that are not done, each as soon as the jobs before it (`Job.after`) are done.
 
-    Those that come after a job that fails, or cannot be started, are not started; the others continue.
-    The first Ctrl-C or SIGTERM asks the jobs under way to save their state and waits for them.
+    Jobs that come after a failed job are not started; the others continue. The first Ctrl-C or SIGTERM
+    asks the running jobs to save their state, and waits for them.
     """
     outcome = Outcome()
     finished = {job.name for job in jobs if job.state == "done"}
@@ -83,7 +83,7 @@ def drive(jobs: Sequence[Job], launcher: Launcher, logs: Path, display: Display)
 
 
 def _ready(waiting: Sequence[Job], finished: set[str], *, free: int) -> list[Job]:
-    """The first jobs, at most `free`, that wait for nothing."""
+    """The first jobs, at most `free`, that do not wait for others."""
     return [job for job in waiting if finished.issuperset(job.after)][: max(free, 0)]
 
 

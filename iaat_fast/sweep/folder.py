@@ -1,7 +1,7 @@
-"""The folder of a sweep: which grid it holds, who is at work in it, and where the logs are.
+"""The folder of a sweep: the grid that it holds, its lock, and the logs.
 
 sweep.json            the runs planned so far: their training commands and configurations
-sweep.lock            held by the sweep at work here and by the jobs it has started
+sweep.lock            locked by the running sweep and by the jobs it has started
 logs/                 what the jobs print, one file per job
 <run>/                the run folders
 """
@@ -38,7 +38,7 @@ class SweepFolder:
         self.logs_dir = self.path / "logs"
 
     def recorded(self) -> list[Run]:
-        """The runs planned so far, in the order in which they were; [] where none were.
+        """The runs planned so far, in the order of planning; [] if there are none.
 
         Raises:
             ValueError: sweep.json is damaged, or written by a newer version.
@@ -72,9 +72,9 @@ class SweepFolder:
         Nothing is written yet.
 
         Raises:
-            ValueError: the grid here, or a run folder, contradicts `runs` (the fields are named), or
-                a file is damaged.
-            FileExistsError: something that is no sweep, or no run, is in the way.
+            ValueError: the grid here, or a run folder, contradicts `runs` (the message names the
+                fields), or a file is damaged.
+            FileExistsError: the folder, or that of a run, exists and is not a sweep or a run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path}: exists and is no folder")
@@ -90,7 +90,7 @@ class SweepFolder:
         return recorded + [run for run in runs if run.name not in known]
 
     def _refuse_other_files(self) -> None:
-        """Raise FileExistsError unless the folder may become a sweep's: nothing in it, or run folders."""
+        """Raise FileExistsError unless the folder may become a sweep's: it is empty or has only run folders."""
         for entry in self.path.iterdir():
             own = entry.name in SWEEP_FILES or is_temporary(entry)
             if not (own or RunFolder(entry).is_run or RunFolder(entry).is_free):
@@ -114,13 +114,13 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def lock(self, wait_s: float, say: Callable[[str], None]) -> Iterator[int]:
-        """Hold the folder alone; gives the file descriptor of the lock, for jobs to inherit.
+        """Lock the folder against other sweeps; gives the file descriptor of the lock, for jobs to inherit.
 
-        The lock is free once the sweep and all that inherited it have ended. Jobs of a sweep that
+        The lock ends with the last process that holds it, the sweep or a job. Jobs of a sweep that
         was killed get `wait_s` seconds to save their state.
 
         Raises:
-            BlockingIOError: another sweep, or a job that one left behind, is still at work here.
+            BlockingIOError: another sweep, or a job of a killed one, is still at work here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -147,7 +147,7 @@ class SweepFolder:
 
 
 def refuse_contradiction(path: Path, old: Run, new: Run) -> None:
-    """Raise ValueError if `old` and `new` cannot be runs of one sweep, naming where they differ."""
+    """Raise ValueError, naming the fields that differ, if `old` and `new` cannot be runs of one sweep."""
     same = {"run.seed"} if old.setting == new.setting else set(AXES)
     found = [
         text
@@ -162,7 +162,7 @@ def refuse_contradiction(path: Path, old: Run, new: Run) -> None:
 
 
 def _refuse_foreign(run: Run) -> None:
-    """Raise unless a run folder is free, or holds the run that is to be in it."""
+    """Raise unless a run's folder is free or already holds that run."""
     folder = RunFolder(run.folder)
     if folder.is_free:
         return

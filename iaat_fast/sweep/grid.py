@@ -16,14 +16,14 @@ from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.presets import PRESETS
 
 Warmup = Literal["on", "off", "both"]
-_DIGITS = 10  # of a radius in names and commands, which read back as the same radius
+_DIGITS = 10  # of a radius in names and commands: enough to read back the same radius
 OWN_FLAGS = {
     "--method": "--methods",
     "--eps": "--eps before the --",
     "--seed": "--seeds",
     "--data": "--data before the --",
     "--out": "--out before the --",
-    "--resume": "nothing, a sweep always goes on",
+    "--resume": "nothing, a sweep always continues",
     "--overwrite": "another --out",
 }
 """Training flags that the sweep sets, and what to give instead."""
@@ -31,21 +31,21 @@ OWN_FLAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What a sweep trains.
+    """The grid of runs that a sweep trains.
 
     Args:
         preset: a name of `train.presets.PRESETS`.
         methods: names of `iaat_fast.methods.NAMES`.
-        eps: radii of the methods that train at a fixed one, on the [0, 1] pixel scale; (): that of
+        eps: radii of the methods that train at a fixed radius, on the [0, 1] pixel scale; (): that of
             the preset.
-        seeds: one run each.
-        warmup: of the method iaat: as the preset has it ("on"), none ("off"), or a run of each.
-        data: folder or .npz with the images; None: where training looks.
+        seeds: one run for each.
+        warmup: of the method iaat: the preset's ("on"), none ("off"), or a run of each ("both").
+        data: folder or .npz with the images; None: the default of training.
         flags: further flags of `python -m iaat_fast.train`, for every run whose method reads them.
 
     Raises:
-        ValueError: an unknown name, a value given twice, a flag that the sweep sets itself, or an
-            axis that none of the methods has.
+        ValueError: an unknown name, a value given twice, a flag that the sweep sets itself, or radii
+            or a warm-up that none of the methods has.
     """
 
     preset: str = "digits"
@@ -88,10 +88,10 @@ class Grid:
                 raise UsageError("--warmup-epochs: contradicts --warmup off")
 
     def runs(self, out: Path) -> list[Run]:
-        """The runs, with their folders below `out`: seed by seed, so that whole grids come first.
+        """The runs, with their folders below `out`, seed by seed: the whole grid is run for the first seed first.
 
         Raises:
-            ValueError: a training flag is unknown, its value is bad, or no method reads it, as training itself says it.
+            ValueError: a training flag is unknown, its value is bad, or no method reads it.
         """
         return [
             self._run(out, method, variant, seed)
@@ -104,7 +104,7 @@ class Grid:
         if without_warmup(method):
             with_it, without = {"warmup": True}, {"warmup": False}
             return {"on": [with_it], "off": [without], "both": [with_it, without]}[self.warmup]
-        # Without a fixed radius there is one run per seed, whatever the radii.
+        # A method without a fixed radius has one run per seed, however many radii are given.
         fixed = row(method).radius == "fixed"
         return [{"eps": eps} for eps in self.eps or (None,)] if fixed else [{}]
 
@@ -115,7 +115,7 @@ class Grid:
         no_warmup = None if variant.get("warmup", True) else without_warmup(method)
         key = no_warmup or method
         words += flags_for(key, self.flags, self.methods)
-        # After the flags: of a flag given twice, training takes the last.
+        # After the flags, because training takes the last of a flag given twice.
         words += ["--eps", units.to_text(eps, _DIGITS)] if eps is not None else []
         words += ["--warmup-epochs", "0"] if no_warmup else []
         config = parse(words).config
@@ -138,8 +138,8 @@ class Grid:
 class Run:
     """One point of the grid.
 
-    `setting` is what runs share that differ in nothing but the seed; `words` are the arguments of
-    `python -m iaat_fast.train`, the run folder left out, and `config` what they stand for.
+    `setting` is the name without the seed, shared by runs that differ only in their seed; `words` are
+    the arguments of `python -m iaat_fast.train`, without the run folder, and `config` their configuration.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Run:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Starts the training or continues it: --resume starts where there is nothing yet."""
+        """The command that starts or continues the training: --resume starts a run if there is none yet."""
         where = ("--out", str(self.folder), "--resume")
         return (sys.executable, "-m", "iaat_fast.train", *self.words, *where)
 
@@ -159,8 +159,8 @@ class Run:
 def surrogate(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run that transfer attacks on `run` are crafted on: the same setting, another seed.
 
-    The first seed takes the second one, every other its predecessor, so that seeds that
-    are added later change no run's surrogate, except that of a seed that had none. None: no other seed.
+    The first seed takes the second one, every other seed the one before it, so that adding seeds later
+    changes no surrogate (except that a single first seed gets one). None: there is no other seed.
     """
     peers = [peer for peer in runs if peer.setting == run.setting]
     place = [peer.seed for peer in peers].index(run.seed)

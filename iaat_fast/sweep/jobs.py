@@ -1,4 +1,4 @@
-"""The jobs of a sweep: a training and an evaluation per run, and how far each of them is."""
+"""The jobs of a sweep: a training and an evaluation per run, and the state of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ State = Literal["done", "resumes", "new"]
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """The evaluation that every run gets.
+    """The evaluation of every run.
 
     Args:
         name: one of `iaat_fast.evaluate.SUITES`.
@@ -43,9 +43,10 @@ class Suite:
                 raise UsageError(f"{flag}: set by the sweep, or not for one")
 
     def parts(self, *, surrogate: bool) -> tuple[str, ...]:
-        """What must be measured: the transfer only where there is a surrogate.
+        """The parts that must be measured: transfer only with a surrogate.
 
-        Whether images can be corrupted is the evaluation's business: its record says whether all is done.
+        Corruptions are left out, since only the evaluation knows whether it can measure them; its record says whether
+        it is complete.
         """
         suite = [part for part in SUITES[self.name].parts if part != "corruptions"]
         parts = self._given.parts or suite
@@ -53,7 +54,7 @@ class Suite:
 
     @property
     def transfers(self) -> bool:
-        """Whether a surrogate is of use."""
+        """Whether transfer attacks are measured, which need a surrogate."""
         return "transfer" in self.parts(surrogate=True)
 
     def is_done(self, record: dict[str, Any], *, samples: int, surrogate: bool) -> bool:
@@ -66,14 +67,14 @@ class Suite:
         )
 
     def matches(self, record: dict[str, Any]) -> bool:
-        """Whether a record is of this suite, with this seed and this rule."""
+        """Whether a record is of this suite, with the same seed and rule."""
         rule = "any" if self._given.any_iterate else "last"
         asked = (self.name, self._given.seed, rule)
         return asked == (record.get("suite"), record.get("seed"), record.get("rule"))
 
     @property
     def _given(self) -> argparse.Namespace:
-        """The flags that say what a record must be to be the one asked for."""
+        """The flags by which the record of this evaluation is recognised."""
         flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         flags.add_argument("--parts", nargs="+")
         flags.add_argument("--limit", type=int)
@@ -89,8 +90,8 @@ class Suite:
 class Job:
     """One process of a sweep.
 
-    `after` are the names of the jobs that must be done before it starts; `state` is read off the
-    run folder each time, so that nothing needs to be remembered.
+    `after` are the names of the jobs that must be done before it starts; `state` is read from the
+    run folder each time.
     """
 
     run: Run
@@ -101,12 +102,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages and logs call it."""
+        """Its name in messages and logs."""
         return f"{self.run.name}.{self.stage}"
 
     @property
     def state(self) -> State:
-        """Whether it is done, was started (and resumes), or neither."""
+        """Whether it is done, was started before (and resumes), or is new."""
         folder = RunFolder(self.run.folder)
         trained = is_trained(folder)
         if self.suite is None:
@@ -123,9 +124,8 @@ def plan(runs: Sequence[Run], others: Sequence[Run] = (), *, suite: Suite | None
     """The jobs for `runs` in the order of the runs, each training before its evaluation.
 
     Args:
-        runs: what to train.
-        others: runs of the same sweep that are trained already, or not meant to be: the trained
-            ones may serve as surrogates.
+        runs: the runs to train and evaluate.
+        others: other runs of the same sweep; those that are trained may serve as surrogates.
         suite: how to evaluate; None: the closing evaluation of the training is enough.
     """
     jobs: list[Job] = []
@@ -154,12 +154,12 @@ def plan(runs: Sequence[Run], others: Sequence[Run] = (), *, suite: Suite | None
 
 
 def is_trained(folder: RunFolder) -> bool:
-    """Whether a training has come to its end, its closing evaluation included."""
+    """Whether a training has ended, including its closing evaluation."""
     return folder.is_run and folder.results_path.is_file()
 
 
 def suite_record(folder: RunFolder, suite: Suite) -> dict[str, Any] | None:
-    """The record of a run's evaluation by `suite`, the one on most test images; None if none."""
+    """The record of a run's evaluation by `suite`; of several, that on most test images; None if there is none."""
     found = [read_json(path) for path in sorted(folder.evaluation_dir.glob("*/results.json"))]
     return max((record for record in found if suite.matches(record)), key=_samples, default=None)
 

@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run, and what they print: what a launcher does, processes of this machine, logs."""
+"""Starting the jobs of a sweep: the interface of launchers, the launcher of local processes, and the jobs' logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iaat_fast.storage import naming
 
 
 class Started(Protocol):
-    """A job under way."""
+    """A running job."""
 
     def poll(self) -> int | None:
         """Its exit status, or None while it has not ended."""
@@ -32,7 +32,7 @@ class Launcher(Protocol):
     """Starts jobs."""
 
     slots: int
-    """How many jobs may be under way at once."""
+    """How many jobs may run at once."""
 
     def start(self, name: str, command: Sequence[str], log: Path) -> Started:
         """Start `command`; what it prints is appended to the file `log`."""
@@ -41,9 +41,8 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Jobs as processes of this machine, which share its cores and its GPUs.
 
-    Every job gets cores / slots threads (unless OMP_NUM_THREADS says otherwise) and, where there
-    are several GPUs, one of them. A job is asked to save and end when this process dies, however
-    it dies.
+    Every job gets cores / slots threads (unless OMP_NUM_THREADS is set) and, if there are several
+    GPUs, one of them. If this process dies in any way, the jobs are asked to save their state and end.
 
     Args:
         slots: processes at once.
@@ -67,7 +66,7 @@ class LocalLauncher:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **share(slot, self.slots, gpus=_gpus())},
                 pass_fds=(self._lock,),
-                # Ctrl-C is for the sweep alone: a job takes a second signal as an order to drop all.
+                # In a group of its own, Ctrl-C reaches only the sweep: a second signal would end a job without saving.
                 process_group=0,
                 preexec_fn=_end_with_parent,
             )
@@ -112,27 +111,27 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the job: be sent SIGTERM when the parent dies."""
+    """In the child, before it becomes the job: ask for a SIGTERM when the parent dies."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Log:
-    """The file that a job's output is appended to, each time the job is started."""
+    """The file to which a job's output is appended, every time the job is started."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._start = 0
 
     def begin(self, command: Sequence[str]) -> None:
-        """Write the head of a start of the job."""
+        """Write a line with the time and the command, at each start of the job."""
         head = f"# {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(head)
             self._start = file.tell()
 
     def last_line(self) -> str:
-        """The last line printed since the job was started; "" where there is none."""
+        """The last line printed since the job was started; "" if there is none."""
         with open(self.path, "rb") as file:
             end = file.seek(0, 2)
             file.seek(max(self._start, end - 4096))

@@ -19,24 +19,24 @@ from iaat_fast.sweep.launchers import Started
 from iaat_fast.validate import one_line
 
 TIMEOUT_MIN = 24 * 60
-"""The time limit of a job where --slurm gives none. A job that reaches it is queued again."""
+"""The default time limit of a job. A job that reaches it is queued again."""
 GENERIC = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
-"""Parameters of submitit that have no prefix."""
+"""Parameters of submitit without the prefix `slurm_`."""
 
 
 class SubmititLauncher:
-    """Jobs handed to SLURM by submitit.
+    """Jobs submitted to SLURM by submitit.
 
     A job that SLURM preempts, or that reaches its time limit, saves its state and is queued again.
-    A sweep that finds jobs it submitted earlier still queued or running waits for those instead of
-    submitting them twice.
+    Jobs of an earlier call of the sweep that are still queued or running are waited for, not submitted
+    a second time.
 
     Args:
         folder: where submitit keeps its files.
         slots: jobs submitted at once.
         parameters: of `submitit.AutoExecutor.update_parameters`, those of SLURM with or without
-            their prefix: `{"partition": "gpu", "timeout_min": 600}`.
-        cluster: "slurm", or "local" to try the same without one.
+            the prefix `slurm_`: `{"partition": "gpu", "timeout_min": 600}`.
+        cluster: "slurm", or "local" to test without a cluster.
 
     Raises:
         ModuleNotFoundError: submitit is not installed.
@@ -93,7 +93,7 @@ class _SubmittedJob:
     def poll(self) -> int | None:
         if not self._job.done():
             return None
-        # The result is missing where the job was cancelled or its machine died.
+        # There is no result if the job was cancelled or its machine died.
         return 1 if self._job.exception() is not None else int(self._job.result())
 
     def stop(self) -> None:
@@ -101,10 +101,10 @@ class _SubmittedJob:
 
 
 class Command:
-    """What runs inside a submitted job: a command as a process, its output appended to a log.
+    """The content of a submitted job: runs a command as a process, with its output appended to a log.
 
-    Called, it returns the exit status. submitit calls `checkpoint` when the job is preempted or
-    runs out of time, and queues what that returns.
+    A call returns the exit status. submitit calls `checkpoint` when the job is preempted or runs out
+    of time, and queues what that returns.
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
@@ -132,27 +132,27 @@ class Command:
         return status
 
     def checkpoint(self) -> Any:
-        """Let the command save its state and end; then it can be queued again as it is."""
+        """Let the command save its state and end; returns the same command, to be queued again."""
         self._end()
         return _import_submitit().helpers.DelayedSubmission(Command(self.command, self.log))
 
     def _end(self) -> None:
         if self._pid is None:
             return
-        # No Popen method: this may run in a signal handler, while `wait` holds Popen's lock.
+        # Not by methods of Popen: this may run in a signal handler, while `wait` holds Popen's lock.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGTERM)
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
 
 
 def _ignore_requeue_signals() -> None:
-    """In the child: the signals by which SLURM announces the end are for submitit, which asks us."""
+    """In the child: ignore the signals by which SLURM announces the end; submitit handles them by `checkpoint`."""
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
 
 def parse_parameters(words: Sequence[str]) -> dict[str, Any]:
-    """`["partition=gpu", "timeout_min=60"]` as a dictionary, numbers and booleans as such.
+    """`["partition=gpu", "timeout_min=60"]` as a dictionary, with numbers and booleans as such.
 
     Raises:
         UsageError: a word without =.

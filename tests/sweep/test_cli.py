@@ -169,7 +169,7 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 143
     assert err.count("\n") == 1
-    assert f"go on with {cli.as_typed([sys.executable])} -m iaat_fast.sweep" in err
+    assert f"continue with {cli.as_typed([sys.executable])} -m iaat_fast.sweep" in err
     steps = [folder.checkpoint()["step"]]
 
     killed = start(out)

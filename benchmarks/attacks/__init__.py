@@ -1,4 +1,4 @@
-"""PGD by iaat_fast against plain loops and other libraries: the same attack, checked, then timed side by side."""
+"""PGD by iaat_fast against plain loops and other libraries: the results are checked, then times are compared."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.record import Record, Row, say
 from benchmarks.registry import positive
 from benchmarks.targets import NAMES, Spec
 
-# Batch sizes by device and network where none are given: what fits a few minutes on two cores, and the GPU's targets.
+# Default batch sizes by device and network: on a CPU what takes a few minutes on two cores, on a GPU those of `AIMS`.
 _BATCHES = {
     "cpu": {"wrn32-10": [32], "resnet50": [8], "": [64]},
     "cuda": {"resnet50": [32, 128], "": [128, 512]},
 }
-# A rehearsal compiles nothing.
+# With --quick nothing is compiled.
 _QUICK = ("plain-loop", "exact", "bf16")
 
 
@@ -45,13 +45,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--contiguous",
         action="store_true",
-        help="weights contiguous for everyone, not each peer's best",
+        help="contiguous weights for all providers, not each peer's best",
     )
     registry.add_tf32(parser)
     add(
         "--cudnn-benchmark",
         action="store_true",
-        help="cuDNN tries its algorithms for everyone, untried whether it pays",
+        help="cuDNN tries its algorithms for all providers, without measuring whether that helps",
     )
     add("--data", type=Path, metavar="NPZ", help="images; else IAAT_FAST_DATA, else random ones")
     registry.add_time_limit(parser)
@@ -87,7 +87,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def providers_of(options: argparse.Namespace) -> list[Provider]:
-    """Loops, other libraries, and iaat_fast's engines, as far as they are asked for."""
+    """The loops, other libraries and iaat_fast's engines that are asked for."""
     device = torch.device(options.device)
     tf32 = options.device == "cuda" and options.tf32 == "allowed"
     known = [*LOOPS, *PEERS, EXPERT, *engines(device, tf32=tf32, with_compile=options.compile)]
@@ -95,7 +95,7 @@ def providers_of(options: argparse.Namespace) -> list[Provider]:
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
-    """Every case, then its most wanted profiles; then all others, which take the longest and tell the least."""
+    """Every case with its most important profiles; at the end all other profiles, which take long and matter less."""
     registry.set_tf32(options)
     setting = Setting(steps=options.steps)
     competing = providers_of(options)
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def calls() -> registry.Calls:
-    """Two steps of PGD on ResNet-18 of width 64: all steps take the same time."""
+    """PGD on ResNet-18 of width 64, of two steps only, since all steps take the same time."""
     target, _ = Spec(model="resnet18", batch=64, device="cpu").build()
     found = {}
     for provider in [*PEERS, *engines(target.x.device, tf32=False, with_compile=False)]:

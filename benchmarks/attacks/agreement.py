@@ -1,4 +1,4 @@
-"""Whether a provider does the attack that the plain loop does: signs, pixels, loss and verdicts from one start."""
+"""Checks that a provider runs the same attack as the plain loop: signs, pixels, loss and verdicts from one start."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch.nn import functional as F
 from benchmarks.attacks.providers import Provider, Setting, plain_loop
 from benchmarks.targets import Target
 
-# Where the network is surer than this, the plain float32 gradient has lost its bits (`ops.ce_cotangent`).
+# Above this probability of the class, the plain float32 gradient has lost its precision (see `ops.ce_cotangent`).
 _SATURATED = 1 - 2.0**-12
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """A provider's images against those of the plain loop, both started at x.
+    """A provider's images compared with those of the plain loop, both started at x.
 
-    Pixels are compared on the samples that do not saturate, the rest on all. After many steps equal pixels become few
-    wherever gradients round differently, because networks amplify a flipped sign; profile and loss do not.
+    Pixels are compared on the samples that do not saturate, the rest on all. After many steps few pixels are equal if
+    gradients round differently, because networks amplify a flipped sign; profile and loss are not affected.
 
-    saturated: share of samples on which the plain loop's gradients are no reference.
-    same_pixels: share of values equal after all steps, bit for bit.
+    saturated: share of samples on which the plain loop's gradients cannot serve as a reference.
+    same_pixels: share of values that are equal after all steps, bit for bit.
     max_difference: the largest difference, in 1/255.
-    flipped_signs: share of the first step's moves that went another way, or nowhere.
-    profile_distance: total variation between the distributions of |x_adv - x|, counted in steps. One step left out
+    flipped_signs: share of the pixels that the first step moves in the opposite direction, or not at all.
+    profile_distance: total variation between the distributions of |x_adv - x|, in multiples of a step. A step left out
         changes which multiples occur.
-    loss_gain: rise of the cross-entropy, over that of the plain loop.
+    loss_gain: increase of the cross-entropy, divided by that of the plain loop.
     fooled: share of samples that fool the network.
     same_verdicts: share of samples with the plain loop's verdict.
     """
@@ -44,7 +44,7 @@ class Agreement:
 
 
 class Reference:
-    """The plain loop's answers for a target, computed once."""
+    """The plain loop's results for a target, computed once."""
 
     def __init__(self, target: Target, setting: Setting) -> None:
         self.target = target
@@ -56,11 +56,11 @@ class Reference:
         self.compared = sure < _SATURATED
         self.first = plain_loop(target, self.one_step)(x, y)
         self.last = plain_loop(target, self.setting)(x, y)
-        self.clean_loss, _ = _judge(target, x)
-        self.loss, self.fooled = _judge(target, self.last)
+        self.clean_loss, _ = _loss_and_fooled(target, x)
+        self.loss, self.fooled = _loss_and_fooled(target, self.last)
 
     def compare(self, provider: Provider) -> tuple[Agreement | None, str | None]:
-        """How far a provider agrees, and what is wrong with it: None if nothing is."""
+        """A provider's agreement, and what is wrong with it (None: nothing)."""
         target, keep = self.target, self.compared
         first = provider.make(target, self.one_step)(target.x, target.y)
         last = provider.make(target, self.setting)(target.x, target.y)
@@ -69,7 +69,7 @@ class Reference:
             return None, fault
         if not bool(keep.any()):
             return None, "all samples saturate: nothing to compare with"
-        loss, fooled = _judge(target, last)
+        loss, fooled = _loss_and_fooled(target, last)
         x, mine, theirs = target.x[keep], last[keep], self.last[keep]
         moves, expected = (first[keep] - x).sign(), (self.first[keep] - x).sign()
         agreement = Agreement(
@@ -86,18 +86,18 @@ class Reference:
         return agreement, fault_of(agreement, rounding(provider, x.device))
 
     def _profile(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Shares of the pixels that are 0, 1, 2 ... steps from x."""
+        """The shares of the pixels at a distance of 0, 1, 2 ... steps from x."""
         alpha = self.setting.alpha
         most = round(self.setting.eps / alpha)
         distance = ((x_adv - x).abs() / alpha).round().long().clamp(max=most)
         return distance.flatten().bincount(minlength=most + 1) / distance.numel()
 
 
-# Largest share of flipped signs, largest distance of profiles, smallest share of the plain loop's loss. Between the
-# measured and the wrong: bfloat16 flips 3 % of the signs of a trained network and 6, 8 and 25 % of the random
-# ResNet-18, WRN-32 and ResNet-50; float16, whose significand is as long as TF32's, 0.5 % and 2, 3 and 10 %; folding up
-# to 0.8 %; a contrary or unrelated gradient 50 to 100 %. Half types move profiles by up to 0.012, a step left out by
-# 0.16 or more.
+# The largest share of flipped signs, the largest profile distance and the smallest loss gain, by arithmetic. They lie
+# between what was measured and what is wrong: bfloat16 flips 3 % of the signs of a trained network and 6, 8 and 25 % of
+# the random ResNet-18, WRN-32 and ResNet-50; float16, whose significand is as long as TF32's, 0.5 % and 2, 3 and 10 %;
+# folding up to 0.8 %; an opposite or unrelated gradient 50 to 100 %. Half precision changes profiles by up to 0.012, a
+# step left out by 0.16 or more.
 _LIMITS = {
     "plain": (0.002, 0.01, 0.99),
     "fp32": (0.02, 0.02, 0.95),
@@ -108,7 +108,7 @@ _LIMITS = {
 
 
 def rounding(provider: Provider, device: torch.device) -> str:
-    """Which limits hold: where TF32 is allowed, even a factor before the loss changes what it rounds to."""
+    """The key of a provider's limits. If TF32 is allowed, even a constant factor of the loss changes rounding."""
     if provider.precision != "fp32":
         return provider.precision
     if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
@@ -117,7 +117,7 @@ def rounding(provider: Provider, device: torch.device) -> str:
 
 
 def fault_of(agreement: Agreement, arithmetic: str) -> str | None:
-    """What cannot be rounding of this arithmetic, in words; None where all can be."""
+    """Text: which differences cannot be rounding of this arithmetic; None if all can."""
     flips, distance, gain = _LIMITS[arithmetic]
     faults = []
     if not agreement.flipped_signs <= flips:
@@ -137,7 +137,7 @@ def fault_of(agreement: Agreement, arithmetic: str) -> str | None:
 
 
 def outside(x_adv: Tensor, x: Tensor, eps: float) -> str | None:
-    """Whether images leave the ball, the box or the shape of x; rounding of a float32 difference is none."""
+    """Text: how images leave the ball or the box, or differ in shape, dtype or device from x; None if they do not."""
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype or x_adv.device != x.device:
         return (
             f"returned {x_adv.dtype} {list(x_adv.shape)} on {x_adv.device}, expected {x.dtype} {list(x.shape)} on "
@@ -153,7 +153,7 @@ def outside(x_adv: Tensor, x: Tensor, eps: float) -> str | None:
     return None
 
 
-def _judge(target: Target, x: Tensor) -> tuple[float, Tensor]:
+def _loss_and_fooled(target: Target, x: Tensor) -> tuple[float, Tensor]:
     """Mean cross-entropy by the live network in float32, and whether each image fools it."""
     with torch.no_grad():
         logits = target.model(x).float()

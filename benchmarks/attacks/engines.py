@@ -1,4 +1,4 @@
-"""PGD of iaat_fast at every setting of its engine, and what each of its options adds."""
+"""Providers of iaat_fast's PGD at every setting of its engine, and an ablation of the engine's options."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from iaat_fast.attacks import PGD
 from iaat_fast.attacks.options import EngineOptions
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(EngineOptions))
-# Turned on after the precision: what they gain depends on it most.
+# Added after the precision, on which their gain depends most.
 LAST = ("graph", "compile")
-# A matter of right results; costs and gains nothing.
+# For right results; it costs no time.
 NOT_SPEED = ("saturation_proof",)
 
 
@@ -36,7 +36,7 @@ def pgd(target: Target, setting: Setting, *, precision: str, engine: str | Engin
 
 
 def only(*names: str) -> EngineOptions:
-    """Those options alone, and right results where the loss saturates."""
+    """Only these options, plus right results where the loss saturates."""
     return EngineOptions(**{name: name in (*names, *NOT_SPEED) for name in OPTIONS})
 
 
@@ -44,9 +44,9 @@ def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Pro
     """The public settings, and each option alone.
 
     Args:
-        device: what it runs on; graphs are CUDA's.
-        tf32: TF32 is allowed for everyone, so that it is no precision of its own.
-        with_compile: also what `torch.compile` adds, which takes minutes.
+        device: of the attack; only CUDA has graphs.
+        tf32: whether TF32 is allowed for all providers, and so is no precision of its own.
+        with_compile: whether to add `torch.compile`, which takes minutes.
     """
     found = [
         _engine("exact", "exact", "the plain loop's arithmetic, bit for bit", plain=True),
@@ -69,20 +69,20 @@ def engines(device: torch.device, *, tf32: bool, with_compile: bool) -> list[Pro
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-    """A provider, and what it adds to the one before."""
+    """A provider, and the option that it has in addition to the previous one."""
 
     adds: str
     provider: Provider
 
 
 def ablations(device: torch.device, *, with_compile: bool) -> list[Ablation]:
-    """Settings of the engine, each with one option more than the one before; the first has the fused step alone.
+    """Settings of the engine, each with one option more than the previous one; the first has only the fused step.
 
-    A setting that is the same as a public setting is that provider, so that nothing is timed twice.
+    A setting that is equal to a public setting is that provider, so that nothing is timed twice.
     """
     names = [name for name in OPTIONS if name not in (*LAST, *NOT_SPEED)]
     late = [name for name in LAST if name in OPTIONS and _applies(name, device, with_compile)]
-    # With graphs the public settings are captured, so the steps before the graph have settings of their own.
+    # If graphs apply, the public settings use them, so the ablations before the graph need settings of their own.
     graphed = "graph" in late
     if graphed:
         steps = [Ablation("fused step", _engine("fused-step", only(), "no graph", plain=True))]

@@ -1,10 +1,10 @@
-"""In which layout a peer is fastest: its weights contiguous or channels last, cuDNN's search off or on.
+"""Finds the layout in which a peer is fastest: its weights contiguous or channels last, cuDNN's search off or on.
 
-What an attack gains over a peer that had to copy every gradient back into another layout is no gain. So each peer is
-timed in every layout, and then raced in its best.
+It would be unfair to compare with a peer that must copy every gradient into another layout. So each peer is timed in
+every layout, and then compared in its best.
 
-torch keeps cuDNN's plan of a convolution for the life of the process, whatever `cudnn.benchmark` is set to later. So
-each value of it is tried in a process of its own, and a race, which is one process, has one value: the best peer's.
+torch keeps cuDNN's plan of a convolution for the life of the process, even if `cudnn.benchmark` is changed later. So
+each value of it is tried in a process of its own, and the comparison, which is one process, uses the best peer's value.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layout:
 
 @dataclasses.dataclass
 class Choice:
-    """A peer's layouts: median seconds in each that was tried, the best of them, and the one it was raced in."""
+    """A peer's layouts: median seconds in each that was tried, the best one, and the one taken for the comparison."""
 
     seconds: dict[str, float]
     best: str
@@ -50,7 +50,7 @@ class Choice:
 
 
 def candidates(device: str, *, contiguous: bool, cudnn_benchmark: bool) -> list[Layout]:
-    """The layouts that peers are tried in: two on a CPU, four on a GPU, fewer where one is asked for."""
+    """The layouts in which peers are tried: two on a CPU, four on a GPU, fewer if one is asked for."""
     searches = [True] if cudnn_benchmark else [False, True] if device == "cuda" else [False]
     weights = [False] if contiguous else [False, True]
     return [Layout(last, search) for search in searches for last in weights]
@@ -73,7 +73,7 @@ def try_out(
                 attack(own.x, own.y)
             except Missing:
                 continue
-            # What a provider raises is told where it is raced.
+            # Errors of a provider are reported by the comparison.
             except Exception:
                 continue
 
@@ -93,10 +93,10 @@ def try_out(
 def choose(
     seconds: Mapping[str, Mapping[str, float]], layouts: Sequence[Layout], plain: Iterable[str]
 ) -> tuple[dict[str, Choice], Layout]:
-    """Each peer's choice, and the layout of the best of the `plain` peers (those in fp32), which is the race's.
+    """Each peer's choice, and the layout of the best of the `plain` peers (those in fp32), which the comparison uses.
 
-    All are raced with that layout's `cudnn_benchmark`, each with the weights that it is then fastest with. Without
-    peers the weights are channels last, and cuDNN does not search, unless no other layout is left.
+    All providers run with that layout's `cudnn_benchmark`, each peer with the weights with which it is then fastest.
+    Without peers, the weights are channels last and cuDNN does not search, unless no such layout is there.
     """
     known = {str(layout): layout for layout in layouts}
     best = {name: min(tried, key=tried.__getitem__) for name, tried in seconds.items()}

@@ -1,4 +1,4 @@
-"""One network at one batch size: every provider checked, timed in turn with all others, and profiled."""
+"""Measures one network at one batch size: every provider is checked, timed in turn with all others, and profiled."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from benchmarks.interleave import Timings, interleave, wait
 from benchmarks.record import Record, Row, say
 from benchmarks.targets import Spec, Target
 
-# Images on which attacks are compared on the CPU; a GPU compares all.
+# Number of images on which attacks are compared on the CPU; on a GPU all are.
 _CHECKED = 32
 ABLATION = "time, option by option"
-# On an H100, bf16 against the best peer in its best layout; and its share of the rate of bf16 matrix products.
+# Aims on an H100: how many times bf16 is faster than the best peer, and its share of the rate of bf16 matrix products.
 AIMS = {
     ("resnet18", 128): {"over_best_peer": 3.5},
     ("resnet18", 512): {"over_best_peer": 4.2},
@@ -34,12 +34,12 @@ AIMS = {
 
 @dataclasses.dataclass
 class Measured:
-    """A case: floating-point operations of the attack, the rows, and the best peer in fp32.
+    """The results of a case: floating-point operations of the attack, the rows, and the best peer in fp32.
 
-    Figures of a row of "time": `over`, how many times faster than each peer and the expert's loop, `over_best_peer`
-    than the fastest peer in fp32 (medians over rounds of the ratio within a round); `peak_bytes`, most memory above
-    what was allocated before the provider was made, on CUDA; `compile_s` of the expert's loop, which no other figure
-    contains; `agreement` with the plain loop.
+    Figures of a row of "time": `over`, how many times faster than each peer and the expert's loop; `over_best_peer`,
+    than the fastest peer in fp32 (medians over rounds of the ratio within a round); `peak_bytes`, on CUDA, most memory
+    above that allocated before the provider was made; `compile_s`, compile time of the expert's loop, which is not in
+    other figures; `agreement` with the plain loop.
     """
 
     flops: float
@@ -60,18 +60,18 @@ def measure(
     check: int | None = None,
     own: Mapping[str, Target] | None = None,
 ) -> Measured:
-    """Check and time.
+    """Check and time all providers.
 
     Args:
-        case: names the rows.
+        case: name of the case.
         target: what is attacked.
-        providers: who attacks it.
-        added: the engine's options one by one, on top of the loops.
+        providers: the implementations that attack it.
+        added: ablation of the engine's options, which follows the loops.
         setting: of the timed attack; checks start at x instead of at random.
         rounds: timed calls of each provider.
         rates: of matrix products by precision, to express speeds as shares.
-        check: images on which attacks are compared; None: all.
-        own: by provider, the same target with the network in another layout; `target` for all others.
+        check: number of images on which results are compared; None: all.
+        own: for some providers, the same target with the network in another layout; others have `target`.
     """
     own, references = own or {}, {}
     flops = flops_per_gradient(target) * len(target.x) * setting.steps
@@ -79,7 +79,7 @@ def measure(
     for provider in providers:
         say(f"checking {provider.name}")
         mine = own.get(provider.name, target)
-        # Compared with the plain loop in the same layout, for another one may round differently.
+        # Compared with the plain loop in the same layout, since another layout may round differently.
         if id(mine) not in references:
             some = dataclasses.replace(mine, x=mine.x[:check], y=mine.y[:check])
             references[id(mine)] = Reference(some, setting)
@@ -114,12 +114,12 @@ def measure(
 
 
 def aims(model: str, width: int | None, batch: int, steps: int) -> dict[str, float]:
-    """What bf16 is to reach there on an H100: ratios to read, which decide nothing."""
+    """The aims of bf16 in a case on an H100, for information only; {} if there are none."""
     return AIMS.get((model, batch), {}) if width is None and steps == 10 else {}
 
 
 def ablation_rows(case: str, added: Sequence[Ablation], timings: Timings) -> list[Row]:
-    """From the loop that computes gradients of weights to the engine's last option, as far as it was timed."""
+    """The timed rows from the loop that computes gradients of weights up to the engine's last option."""
     steps = [("start", "authors-loop"), ("no gradients of weights", "plain-loop")]
     steps += [(step.adds, step.provider.name) for step in added]
     timed = [(adds, name) for adds, name in steps if name in timings.seconds]
@@ -138,7 +138,7 @@ def ablation_rows(case: str, added: Sequence[Ablation], timings: Timings) -> lis
 def _prepared(
     row: Row, provider: Provider, target: Target, reference: Reference, setting: Setting
 ) -> Callable[[], object] | None:
-    """The call to time, None where it must not be timed; the row says why."""
+    """The call to time; None if it must not be timed, and then the row says why."""
     device = target.x.device
     try:
         agreement, fault = reference.compare(provider)
@@ -152,7 +152,7 @@ def _prepared(
     except Missing as error:
         row.refused("missing", str(error))
         return None
-    # Whatever a provider raises, running out of memory among it, is a result and not the end of the run.
+    # Whatever a provider raises, running out of memory for example, is a result and does not end the run.
     except Exception as error:
         row.failed(error)
         _reset_peak(device)
@@ -185,13 +185,13 @@ def _peak(device: torch.device, before: int) -> int | None:
 
 
 class Race:
-    """Case after case with the same providers.
+    """Measures cases with the same providers, one after the other.
 
     Args:
         options: the command line, from which worker processes make the same providers.
-        competing: who takes part.
+        competing: the providers.
         setting: of their attack.
-        record: whose facts get what is told of all rows together.
+        record: to whose facts the results about all rows are added.
         workers: ends the processes that are started here.
     """
 
@@ -213,7 +213,7 @@ class Race:
             options.device, contiguous=options.contiguous, cudnn_benchmark=options.cudnn_benchmark
         )
         self.peers = [each for each in competing if each.kind == "peer"]
-        # Before the workers start: two of them importing torch on two cores made the rate of a CPU a third of itself.
+        # Before the workers start: two of them importing torch on two cores reduced a CPU's rate to a third.
         self.rates = matmul_rates(
             (each.precision for each in competing), torch.device(options.device)
         )
@@ -272,7 +272,7 @@ class Race:
         yield from found.ablations
 
     def profile(self, model: str, size: int, row: Row) -> Row | None:
-        """What a row's time is spent on, by kind of kernel; None, with a message, where the profile fails."""
+        """The row of where a provider's time goes, by kind of kernel; None, with a message, if the profile fails."""
         assert self._profiling is not None
         (layout,) = (each for each in self.layouts if str(each) == row.figures["layout"])
         spec = self._spec(model, size)
@@ -313,7 +313,7 @@ class Race:
     def _chosen(
         self, seconds: dict[str, dict[str, list[float]]]
     ) -> tuple[dict[str, Choice], Layout]:
-        """The layout of each peer, and that of the best of them, in which all others attack the network."""
+        """The layout of each peer, and that of the best peer, which all other providers have."""
         medians = {
             name: {layout: float(np.median(samples)) for layout, samples in tried.items()}
             for name, tried in seconds.items()

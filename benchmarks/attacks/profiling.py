@@ -1,4 +1,4 @@
-"""How much arithmetic an attack is, how fast this machine multiplies matrices, and where an attack's time goes."""
+"""The operations of an attack, the rate of matrix products on this machine, and where an attack's time goes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-# Large enough that a product is all arithmetic.
+# Large enough that a product is limited by arithmetic.
 _SIZE = {"cuda": 8192, "cpu": 1024}
 
-# The first pattern found in a name decides. What a compiler fused bears the names of all that it fused; cuDNN's changes
-# of layout are no convolutions, although they bear its name; and most convolutions are called matrix products.
+# The first pattern found in a name decides. The order matters: fused kernels have the names of all that is fused,
+# cuDNN's changes of layout have convolutions' names, and most convolutions have names of matrix products.
 PATTERNS = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
@@ -62,7 +62,7 @@ def flops_per_gradient(target: Target) -> float:
     not counted."""
     leaf, y = target.x[:2].detach().requires_grad_(), target.y[:2]
     with FlopCounterMode(display=False) as counter:
-        # A copy, because the counter's hooks cannot sit on the leaf that `autograd.grad` asks for.
+        # A copy, because the counter's hooks do not work on the leaf that `autograd.grad` differentiates.
         loss = F.cross_entropy(target.model(leaf.clone()), y, reduction="sum")
         torch.autograd.grad(loss, leaf)
     return counter.get_total_flops() / len(y)
@@ -71,7 +71,7 @@ def flops_per_gradient(target: Target) -> float:
 def matmul_rates(precisions: Iterable[str], device: torch.device) -> dict[str, float]:
     """Floating-point operations per second of a product of square matrices, the median of 20, by precision.
 
-    "fp32" is TF32 where the process allows it, as it then is for every provider in fp32.
+    "fp32" means TF32 if the process allows it, as for every provider in fp32.
     """
     return {precision: _matmul_rate(precision, device) for precision in dict.fromkeys(precisions)}
 
@@ -98,10 +98,10 @@ def _matmul_rate(precision: str, device: torch.device, calls: int = 20) -> float
 class DeviceTime:
     """Seconds of one call, measured in a process of its own.
 
-    wall_s: median of calls before the profiler was started: after it every launch takes longer.
-    device_s: all kernels together, as the profiler has them; on a CPU its operators.
-    kinds: the same by kind, `gaps` being wall less device: where the device waits, or where the profiler slows it
-        down (then negative).
+    wall_s: median of calls before the profiler was started, since afterwards every launch takes longer.
+    device_s: all kernels together by the profiler; on a CPU all operators.
+    kinds: the same by kind; `gaps` is wall_s less device_s: the time that the device waits (negative if the profiler
+        slows it down).
     """
 
     wall_s: float
@@ -115,7 +115,7 @@ def kind_of(name: str) -> str:
 
 
 def by_kind(times: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Sums of (name, seconds) by kind; every kind is there."""
+    """The sums of (name, seconds) by kind, for every kind."""
     sums = dict.fromkeys((*KINDS, OTHER), 0.0)
     for name, seconds in times:
         sums[kind_of(name)] += seconds
@@ -146,7 +146,7 @@ def device_time(call: Callable[[], object], device: torch.device, calls: int = 3
 
 
 def _microseconds(event: object, *, on_gpu: bool) -> float:
-    """Of an event itself, without what it calls: of kernels on a GPU, else of operators."""
+    """Time of an event without that of its children; on a GPU only kernels count."""
     is_kernel = event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
     if on_gpu:
         annotation = getattr(event, "is_user_annotation", False)

@@ -1,4 +1,4 @@
-"""Who is compared: PGD by loops as people write them, by other libraries, and by an expert's loop."""
+"""The compared implementations of PGD: loops as people write them, other libraries, and an expert's loop."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from benchmarks.targets import Target
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 PACKAGES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
-# Compiled once per network, however often an attack is made of it; and how long that took.
+# The compiled step of each network, shared by all attacks on it, and the seconds that compiling took.
 _COMPILED: weakref.WeakKeyDictionary[nn.Module, tuple[Callable[..., Tensor], dict[str, float]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 class Missing(Exception):
-    """A provider that cannot be had here; the message says why."""
+    """A provider is not available here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """PGD's parameters, on the [0, 1] scale, and whether it starts at a random point of the ball or at x."""
+    """PGD's parameters, on the [0, 1] scale, and whether it starts at a random point of the ball or at x itself."""
 
     eps: float = 8 / 255
     alpha: float = 2 / 255
@@ -42,11 +42,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provider:
-    """`make(target, setting)` gives a function of images and classes; it raises `Missing` where it cannot.
+    """An implementation of PGD.
 
-    kind: "peer", "expert" for the loop that an expert would write, or "engine" for iaat_fast.
+    make: `make(target, setting)` returns the attack, a function of images and classes; or raises `Missing`.
+    kind: "peer" (another library or a loop), "expert" (the loop that an expert would write) or "engine" (iaat_fast).
     precision: of the gradients: "fp32", "tf32", "bf16", "fp16".
-    plain: its arithmetic is that of the plain loop, so that rounding cannot excuse another result.
+    plain: whether its arithmetic is that of the plain loop, so that rounding cannot explain another result.
     """
 
     name: str
@@ -86,7 +87,7 @@ def run_loop(
 
 
 def authors_loop(target: Target, setting: Setting) -> Attack:
-    """PGD by `loss.backward()`, as in the released code of many papers: weights get gradients that no one reads."""
+    """PGD by `loss.backward()`, as in the released code of many papers, which also computes gradients of weights."""
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         x_adv = start(x, setting)
@@ -111,7 +112,7 @@ def start(x: Tensor, setting: Setting) -> Tensor:
 
 
 def step(x_adv: Tensor, grad: Tensor, x: Tensor, setting: Setting) -> Tensor:
-    """One step along the gradient's sign, back into the ball and the box, in torch's own operations."""
+    """One step along the gradient's sign, projected into the ball and the box, by torch's operations."""
     x_adv = x_adv.detach() + setting.alpha * grad.sign()
     delta = torch.clamp(x_adv - x, min=-setting.eps, max=setting.eps)
     return torch.clamp(x + delta, min=0, max=1)
@@ -170,7 +171,7 @@ def by_torchattacks(target: Target, setting: Setting) -> Attack:
 
 
 def by_foolbox(target: Target, setting: Setting) -> Attack:
-    """`run`, without the forward in which foolbox's `__call__` looks at the verdicts."""
+    """By foolbox's `run`, without the forward by which its `__call__` computes verdicts."""
     foolbox = _imported("foolbox")
     model = foolbox.PyTorchModel(target.model, bounds=(0, 1), device=target.x.device)
     attack = foolbox.attacks.LinfPGD(
@@ -181,7 +182,7 @@ def by_foolbox(target: Target, setting: Setting) -> Attack:
 
 
 def by_art(target: Target, setting: Setting) -> Attack:
-    """numpy in and out, and two passes at the end for the verdicts, which ART always makes."""
+    """By ART, with numpy as input and output, and the two forwards for verdicts that it always makes at the end."""
     classification = _imported("art.estimators.classification")
     evasion = _imported("art.attacks.evasion")
     classifier = classification.PyTorchClassifier(
@@ -212,7 +213,7 @@ def by_art(target: Target, setting: Setting) -> Attack:
 def _imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    # A library built for other versions breaks in its own ways while it is imported.
+    # A library built for other versions may raise anything while it is imported.
     except Exception as error:
         raise Missing(f"{module}: {type(error).__name__}: {error}") from error
 

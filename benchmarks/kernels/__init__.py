@@ -47,7 +47,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
-    """Case by case; then which backend is faster, and on a GPU the launches of the first problems."""
+    """The rows case by case; at the end the fastest backends and, on a GPU, the launches of the first problems."""
     device = torch.device(options.device)
     on_gpu, dtypes = device.type == "cuda", [DTYPES[name] for name in options.dtypes]
     cases = make_cases(options.ops, dtypes, quick=options.quick, on_gpu=on_gpu)
@@ -79,11 +79,10 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
 
 
 def faster(rows: Iterable[Row]) -> list[Row]:
-    """Which backend is faster per op and class of size, which decides the default of an op: each backend's time over
-    that of the fastest one, the geometric mean over the problems that every backend named there was measured at.
+    """The time of each backend relative to the fastest one, by op and class of size; it decides the default of an op.
 
-    Small sizes are compared by their time inside a CUDA graph where there is one, as that is how an attack runs them;
-    the others by their median sample.
+    It is the geometric mean over the problems at which all of these backends were measured. Small sizes are compared by
+    their time inside a CUDA graph if there is one, because attacks run them so; the others by their median sample.
     """
     measured = [
         row

@@ -1,4 +1,4 @@
-"""What is measured: an op at a problem, its arguments, the fewest bytes it can move, and the sizes of the problems."""
+"""The cases: an op on a problem, with its arguments, the fewest bytes that it can move, and the problems' sizes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 class Problem:
     """N rows of images (or of logits, or of uint8 images to augment) and K candidates for each.
 
-    A problem that claims DRAM `bandwidth` rotates among buffers far larger than the L2 cache; the others are small,
-    and what counts is the time of a call.
+    A problem with `bandwidth` measures that of DRAM, and rotates among buffers far larger than the L2 cache; the others
+    are small, and the time of a call matters.
     """
 
     label: str
@@ -30,7 +30,7 @@ class Problem:
     dtype: torch.dtype
     bandwidth: bool
     outputs: int = 0
-    """Channels that the stem makes of an image's."""
+    """Output channels of the stem."""
 
     @property
     def numel(self) -> int:
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class LayerProblem(Problem):
-    """Values [N, C, H, W] inside a network, and whether a branch joins them there."""
+    """Features [N, C, H, W] inside a network, and whether a branch is added to them."""
 
     channels_last: bool = True
     branch: bool = False
@@ -95,7 +95,7 @@ def layer_problems(dtype: torch.dtype, *, quick: bool) -> list[Problem]:
 
 
 def augment_problems(*, quick: bool) -> list[Problem]:
-    """For the augmentation: images drawn out of a data set of 16 times as many."""
+    """For the augmentation: images drawn from a data set of 16 times as many."""
     if quick:
         return [Problem("CIFAR 8", (8, 3, 32, 32), 1, torch.uint8, False)]
     small = Problem("CIFAR 128", (128, 3, 32, 32), 1, torch.uint8, False)
@@ -156,7 +156,7 @@ LO, HI = 0.0, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An op at one problem; `counted` says whether the step counts zero and NaN gradients, as an attack's does."""
+    """An op on one problem; `counted`: whether the step counts zero and NaN gradients, as in an attack."""
 
     op: str
     problem: Problem
@@ -181,7 +181,7 @@ class Case:
         return _image_arguments(self.op, self.problem, generator, self.counted)
 
     def moved(self, args: tuple[Any, ...]) -> int:
-        """Bytes read and written, each once: inputs, outputs, the rows of the memory that are visited."""
+        """The fewest bytes that the op must move: inputs, outputs, and the visited rows of the memory, each once."""
         read = [a for a in args if isinstance(a, Tensor)]
         size, written = self.problem.numel * self.problem.dtype.itemsize, 0
         if self.op == "random_crop_flip":
@@ -297,7 +297,7 @@ def _augment_arguments(problem: Problem, generator: torch.Generator) -> tuple[An
 
 
 def _stem_arguments(op: str, problem: Problem, generator: torch.Generator) -> tuple[Any, ...]:
-    """Images in float32, everything else in the problem's dtype; of the gradient one image is 0, to be counted."""
+    """Images in float32, all else in the problem's dtype; the gradient of one image is 0, to be counted."""
     device, (n, channels, height, width) = generator.device, problem.shape
     rows, outputs = problem.k * n, problem.outputs
 

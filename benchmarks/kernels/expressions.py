@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def prepared(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of an op's schema as its expression wants them."""
+    """The arguments of an op's schema in the form that its expression takes."""
     if name == "project_linf":
         x_adv, x, eps, lo, hi = args
         return _split(x_adv, x), x, _column(eps, x), lo, hi
@@ -149,7 +149,7 @@ def scale_shift_relu(
 def scale_shift_relu_backward_(
     grad: Tensor, out: Tensor, column: Tensor, residual: Tensor | None
 ) -> Tensor:
-    """The mask, the factor and the shortcut's gradient: without what else autograd's BatchNorm computes."""
+    """The mask, the factor and the shortcut's gradient, without other results of autograd's BatchNorm."""
     scaled = torch.ops.aten.threshold_backward(grad, out, 0.0) * column
     return scaled if residual is None else scaled + residual
 

@@ -1,4 +1,4 @@
-"""One case, measured: every provider checked, then timed in turn with the others and with a copy."""
+"""Measures one case: every provider is checked, then timed in turn with the others and with a copy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.record import Row, one_line
 
 GPU_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
 CACHES = 4
-"""Buffers that claim DRAM bandwidth are together at least this many times the L2 cache."""
+"""The buffers of a problem with `bandwidth` are together at least this many times the L2 cache."""
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
 def count_launches(case: Case, rows: Iterable[Row], device: torch.device) -> None:
     """Fill in `launches` of the case's rows, with torch's profiler.
 
-    Apart from the timing, and after all of it: once the profiler has run, its hooks stay and every launch pays them.
+    Called after all timing: once the profiler has run, its hooks stay and slow down every launch.
     """
     args = case.arguments(device, seed=0)
     for row in rows:
@@ -98,11 +98,11 @@ def _empty(case: Case, name: str) -> Row:
 def _sound(
     case: Case, rows: dict[str, Row], device: torch.device, args: tuple[Any, ...]
 ) -> dict[str, Call]:
-    """The providers that load, run and are right; the rows of the others say why not."""
+    """The providers that load, run and give right results; the rows of the others say what is wrong."""
     sound: dict[str, Call] = {}
     try:
         right = expected(case, args)
-    except Exception as error:  # without it nothing can be called right
+    except Exception as error:  # without the reference no provider can be checked
         for row in rows.values():
             row.refused("failed", f"the reference: {one_line(error)}")
         return sound
@@ -115,7 +115,7 @@ def _sound(
             wrong = fault(name, case, call, args, right)
         except Missing as error:
             row.refused("missing", str(error))
-        except Exception as error:  # a provider that breaks is a result, not the end of the run
+        except Exception as error:  # a provider that fails is a result and does not end the run
             row.failed(error)
         else:
             if wrong is None:
@@ -138,7 +138,7 @@ def _figures(timings: Timings, name: str, moved: int, copied: float) -> dict[str
 
 
 def _in_graph(row: Row, call: Call, sets: int) -> None:
-    """Time inside a graph; what fails is told, the samples stay."""
+    """Add the time inside a CUDA graph to the row; if that fails, its samples stay and `detail` says why."""
     assert row.p50 is not None
     try:
         row.figures["graph_s"] = graph_seconds(call, sets=sets, once=row.p50)
@@ -165,7 +165,7 @@ def _copy(moved: int, sets: int, device: torch.device) -> Call:
 def rotating(call: Callable[..., object], sets: list[tuple[Any, ...]]) -> Call:
     """A call that takes the next set of arguments each time and keeps its last results.
 
-    Kept results are written to memory of their own, as the inputs are read from: a block that is freed and taken again
+    Results are kept so that each is written to other memory, like the inputs: a block that is freed and allocated again
     would stay in the cache.
     """
     results: list[object] = [None] * len(sets)
@@ -201,7 +201,7 @@ def graph_seconds(call: Call, *, sets: int, once: float, rounds: int = 20) -> fl
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call()  # handles and workspaces of this stream come to be outside the capture
+        call()  # creates handles and workspaces of this stream before the capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
@@ -228,7 +228,7 @@ def launches(call: Call, *, calls: int = 3) -> float:
 
 
 def _estimate(call: Call, device: torch.device) -> float:
-    """Seconds per call, roughly, after the first calls have compiled and allocated what they need."""
+    """Rough seconds per call, after first calls that compile and allocate."""
     call()
     call()
     wait(device)
@@ -242,7 +242,7 @@ def _estimate(call: Call, device: torch.device) -> float:
 def _interleave_on_gpu(
     providers: Mapping[str, Call], rounds: int, calls: Mapping[str, int]
 ) -> Timings:
-    """As `interleave`, timed by CUDA events: the device's own clock, and the host waits once a round."""
+    """Like `interleave`, but timed by CUDA events, on the device's clock; the host waits once per round."""
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     first = next(iter(providers.values()))
     for round_number in range(rounds + 2):

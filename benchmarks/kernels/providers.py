@@ -1,4 +1,4 @@
-"""Who is measured: the backends that load on a device and two baselines, each compared with the reference first."""
+"""The providers: the backends that load on a device and two baselines, each compared with the reference first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Call = Callable[..., object]
 
 
 class Missing(Exception):
-    """A provider that cannot run here; the message says why."""
+    """A provider is not available here; the message says why."""
 
 
 def provider(name: str, case: Case, device: torch.device) -> Call:
@@ -34,7 +34,7 @@ def provider(name: str, case: Case, device: torch.device) -> Call:
     if name == "eager":
         return _expression(case)
     if name == "compile":
-        # Without a reset the ninth shape of an expression would hit torch's limit of recompilations.
+        # Without a reset, the ninth shape of an expression would reach torch's limit of recompilations.
         torch.compiler.reset()
         return torch.compile(_expression(case), fullgraph=True, dynamic=False)
     module = _module(name, device)
@@ -55,7 +55,7 @@ def _module(name: str, device: torch.device) -> object:
 
 
 def expected(case: Case, args: tuple[Any, ...]) -> list[Tensor]:
-    """What the reference gives for copies of the arguments."""
+    """The reference's results for copies of the arguments."""
     if case.op == "random_start_linf":
         return [_reference_start(*args)]
     return outcome(case, getattr(reference, case.op), args)
@@ -79,7 +79,7 @@ def fault(
 
 
 def outcome(case: Case, call: Call, args: tuple[Any, ...]) -> list[Tensor]:
-    """What a call leaves behind: the arguments that it writes and what it returns."""
+    """The results of a call: the arguments that it writes and what it returns."""
     copies = _copies(args)
     returned = call(*copies)
     tensors = returned if isinstance(returned, tuple) else (returned,)
@@ -107,7 +107,7 @@ def _different(actual: list[Tensor], right: list[Tensor]) -> str | None:
 def _reference_start(
     x: Tensor, eps: Tensor, seed: Tensor, index: Tensor, lo: float, hi: float
 ) -> Tensor:
-    """The reference, some rows at a time: the noise follows sample and candidate, so the pieces are the whole."""
+    """The reference, some rows at a time, with the same result: the noise depends only on sample and candidate."""
     n, step = len(x), max(CHUNK // x[0].numel(), 1)
     pieces = []
     for row in range(0, len(eps), n):
@@ -153,7 +153,7 @@ def _close_selection(
 
 
 def _in_ball(result: Tensor, right: list[Tensor], args: tuple[Any, ...]) -> str | None:
-    """Another generator's noise: inside the box and the ball, and not all the same."""
+    """For noise of another generator: it is inside the box and the ball, and not all equal."""
     x, eps = args[0], args[1]
     distance = (result.float() - x.float()).abs().reshape(len(eps), -1).amax(1)
     slack = 4 * torch.finfo(x.dtype).eps
@@ -164,7 +164,7 @@ def _in_ball(result: Tensor, right: list[Tensor], args: tuple[Any, ...]) -> str 
 
 
 def _whole_pixels(result: Tensor, right: list[Tensor], args: tuple[Any, ...]) -> str | None:
-    """Other crops: the same shape and dtype, and pixels that are whole 255ths."""
+    """For other random crops: the same shape and dtype, and pixels that are multiples of 1/255."""
     if (result.shape, result.dtype) != (right[0].shape, right[0].dtype):
         return f"{result.dtype} {list(result.shape)}"
     off = (result * 255 - (result * 255).round()).abs().max().item()
@@ -182,7 +182,7 @@ def _close_features(results: list[Tensor], right: list[Tensor]) -> str | None:
 
 
 def _same_steps(results: list[Tensor], right: list[Tensor]) -> str | None:
-    """At most one step in a thousand another: where a gradient is all but 0 its sign is the order of summation's."""
+    """At most one step in a thousand differs: the sign of a gradient close to 0 depends on the order of summation."""
     most = right[0].numel() / 1000
     off = int((results[0] != right[0]).sum())
     if off > most:

@@ -1,4 +1,4 @@
-"""Steps of training by iaat_fast against the amount of work of the authors' released code."""
+"""Training steps of iaat_fast against plain PyTorch that does the same work as the authors' released code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.training.measuring import (
     measure_case,
 )
 
-# A rehearsal takes one case of each method.
+# With --quick, one case of each method.
 _QUICK = ("iaat batched exact bf16", "adv bf16", "clean fp32")
 
 
@@ -55,7 +55,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
-    """All cases; what is most wanted of every network comes before the rest of the first."""
+    """All cases: first the most important ones of every network, then the others."""
     registry.set_tf32(options)
     some = [case for case in cases() if case.name in options.only]
     authors_taken = record.facts["authors_taken"] = {}

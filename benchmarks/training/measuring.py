@@ -1,4 +1,4 @@
-"""The steps of training that are timed, and the authors' amount of work in plain PyTorch, in turn with each."""
+"""Times training steps in turn with plain PyTorch that does the same work as the authors' released code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from iaat_fast.train.setup import make_state
 NETWORKS = ("resnet18", "wrn32-10")
 FINALS = ("exact", "reuse")
 PRECISIONS = ("bf16", "fp32")
-# Of these figures the others are variations.
+# The most important cases; the others are variations of them.
 WANTED = (
     "iaat batched exact bf16",
     "iaat batched reuse bf16",

@@ -1,4 +1,4 @@
-"""Data as its owner has it (tensors, numpy arrays, a Dataset, a DataLoader), as samples to evaluate or to train on."""
+"""Turns a user's data (tensors, numpy arrays, a Dataset, a DataLoader) into samples to evaluate or to train on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _AT_ONCE = 256  # images
 
 
 def as_samples(data: Any, y: Any = None, *, device: torch.device | str | None = None) -> Samples:
-    """Images with their labels, however they are held, as the samples that evaluations take.
+    """Images with their labels, in any of the forms below, as samples for evaluations.
 
-    Nothing is copied but what is used: float images stay where they are, and batches of them go to `device`; those of a
-    Dataset or DataLoader are asked for batch by batch, whenever they are needed. A DataLoader's own batch size and
-    `pin_memory` are not used; its workers and its `collate_fn` are.
+    Only what is needed is copied: float images stay where they are, and batches of them go to `device`; a Dataset or
+    DataLoader is read batch by batch, when images are needed. Of a DataLoader the workers and the `collate_fn` are
+    used, but not its batch size and `pin_memory`.
 
     Args:
         data: with y, images: uint8 [N, H, W, C] or floats [N, C, H, W] in [0, 1], a tensor or numpy array. Without y:
@@ -34,13 +34,13 @@ def as_samples(data: Any, y: Any = None, *, device: torch.device | str | None = 
             RGB, or a tensor or array like one of the above; a DataLoader of such a Dataset, in order and without
             `drop_last`; or samples of this library, which are returned as they are.
         y: labels [N], whole numbers from 0, a tensor, numpy array or sequence.
-        device: where batches are wanted; None: where the images are, of a Dataset the CPU. Samples of this library stay
-            where they are.
+        device: of the batches; None: that of the images, for a Dataset the CPU. Samples of this library stay on their
+            device.
 
     Raises:
-        TypeError, ValueError: anything else, and what could be meant in two ways, named in one line: pixels beyond
-            [0, 1], channels in another place, labels that are one-hot, of other numbers or of another length, a
-            DataLoader that shuffles, a Dataset that augments, an empty set.
+        TypeError, ValueError: another form, or an ambiguous one: pixels outside [0, 1], channels in another place,
+            labels that are one-hot, no whole numbers or of another length, a DataLoader that shuffles, a Dataset that
+            augments, an empty set.
     """
     if y is not None:
         return _of_arrays(data, y, device)
@@ -65,18 +65,19 @@ def as_samples(data: Any, y: Any = None, *, device: torch.device | str | None = 
 def as_image_data(train: Any, test: Any, *, name: str) -> ImageData:
     """Two sets of images, each as `as_samples` takes them, as a data set to train on.
 
-    Training holds its images as uint8 in memory and augments them there. Floats are brought to that, which is exact for
-    whole numbers of 1/255, as torchvision's `ToTensor` makes them; a Dataset or DataLoader is read once.
+    Training holds its images as uint8 in memory and augments them there. Floats are converted, which is exact for
+    multiples of 1/255, as torchvision's `ToTensor` makes them; a Dataset or DataLoader is read once.
 
     Args:
         train, test: to train on, and to measure on.
         name: of the data set.
 
     Returns:
-        ImageData of as many classes as the largest label says.
+        ImageData; its number of classes is the largest label + 1.
 
     Raises:
-        TypeError, ValueError: as of `as_samples`, after "train: " or "test: "; and floats between two pixel values.
+        TypeError, ValueError: see `as_samples`; or floats that are no multiples of 1/255. The message starts with
+            "train: " or "test: ".
     """
     splits: dict[str, Samples] = {}
     for part, given in (("train", train), ("test", test)):
@@ -101,7 +102,7 @@ def _of_arrays(x: Any, y: Any, device: torch.device | str | None) -> Samples:
 
 
 def _tensors_behind(data: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The images and labels of a TensorDataset, or of a DataLoader of one that makes nothing else of them."""
+    """The images and labels of a TensorDataset, or of a DataLoader of one that does not change them; else None."""
     dataset = data
     if isinstance(data, DataLoader):
         refuse_other_orders(data)
@@ -113,7 +114,7 @@ def _tensors_behind(data: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 
 def _in_memory(samples: Samples, part: str) -> Samples:
-    """Samples that training takes: this library's as they are, others as uint8 in memory."""
+    """Samples for training: this library's unchanged, others as uint8 in memory."""
     if isinstance(samples, FloatSplit):
         parts = [_whole(x) for x in samples.images.split(_AT_ONCE)]
     elif isinstance(samples, DatasetSplit):
@@ -127,7 +128,7 @@ def _in_memory(samples: Samples, part: str) -> Samples:
 
 
 def _whole(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, H, W, C] of images of either form; ValueError for floats between two pixel values."""
+    """Images of either form as uint8 [N, H, W, C]; ValueError for floats that are no multiples of 1/255."""
     if images.dtype == torch.uint8:
         return images
     scaled = images.double() * 255

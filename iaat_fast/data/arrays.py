@@ -1,4 +1,4 @@
-"""Images and labels as tensors or numpy arrays: what they may look like, and float ones as samples (`FloatSplit`)."""
+"""Images and labels as tensors or numpy arrays: checks of their form, and float images as samples (`FloatSplit`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMS = "uint8 [N, H, W, C] or floats [N, C, H, W] in [0, 1]"
 
 @dataclass(frozen=True)
 class FloatSplit:
-    """Float images with their labels; the images stay where they are, batches of them go where the labels are.
+    """Float images with their labels; the images stay on their device, batches of them go to that of the labels.
 
     Args:
         images: floating point [N, C, H, W], in [0, 1].
@@ -49,7 +49,7 @@ class FloatSplit:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of channels."""
         return self.images.shape[1]
 
     def to(self, device: torch.device | str) -> FloatSplit:
@@ -73,7 +73,7 @@ class FloatSplit:
 
     @classmethod
     def _with(cls, images: torch.Tensor, labels: torch.Tensor) -> FloatSplit:
-        # Past the check of the pixels, which have been looked at.
+        # Without __init__, since the pixels have been checked already.
         made = object.__new__(cls)
         object.__setattr__(made, "images", images)
         object.__setattr__(made, "labels", labels)
@@ -81,7 +81,7 @@ class FloatSplit:
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor:
-    """A tensor, or a numpy array as one, without a copy where its strides allow."""
+    """A tensor or numpy array as a tensor, without a copy if its strides allow it."""
     if isinstance(value, torch.Tensor):
         return value.detach()
     if not isinstance(value, np.ndarray):
@@ -95,7 +95,7 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def check_images(name: str, images: torch.Tensor, form: str = _FORMS) -> None:
-    """Raise TypeError or ValueError unless they are at least one image of one of the two forms, and of it alone."""
+    """Raise TypeError or ValueError unless these are images, at least one, of one of the two forms, unambiguously."""
     shape = list(images.shape)
     whole = images.dtype == torch.uint8
     if not whole and not images.is_floating_point():
@@ -125,7 +125,7 @@ def check_images(name: str, images: torch.Tensor, form: str = _FORMS) -> None:
 
 
 def check_range(name: str, images: torch.Tensor) -> None:
-    """Raise ValueError where float pixels lie outside [0, 1] by more than rounding."""
+    """Raise ValueError if float pixels are outside [0, 1] by more than rounding."""
     if not images.numel() or images.device.type == "meta":
         return
     low, high = (float(value) for value in torch.aminmax(images))
@@ -144,7 +144,7 @@ def as_labels(y: Any, images: int) -> torch.Tensor:
     """Labels as int64 [N], one per image.
 
     Raises:
-        TypeError, ValueError: they are one-hot, of another length, no whole numbers, or below 0.
+        TypeError, ValueError: they are one-hot, of another length, not whole numbers, or below 0.
     """
     if isinstance(y, Sequence) and not isinstance(y, str):
         try:

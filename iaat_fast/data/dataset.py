@@ -1,4 +1,4 @@
-"""A torch Dataset, or a DataLoader's, as samples: asked for batch by batch, by their numbers, and never held."""
+"""`DatasetSplit`: a torch Dataset, or that of a DataLoader, as samples that are read batch by batch, by number."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from iaat_fast import validate
 from iaat_fast.data.arrays import as_labels, as_tensor, check_images, float_batch
 
 _LABELS_AT_ONCE = 256
-_LOOKED_AT = 8  # samples that are asked for twice at the start, to see whether they are the same
+_CHECKED = 8  # samples that are read twice at the start, to see whether they stay the same
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class DatasetSplit:
-    """A map-style Dataset of (image, int) as samples, sample i being its item i.
+    """A map-style Dataset of (image, int) as samples; sample i is its item i.
 
-    Labels are read once: from the `targets` of torchvision's data sets, else item by item. Each batch is asked for when
-    it is needed, by the workers of the DataLoader where it has some, and its labels are held to those.
+    Labels are read once: from the `targets` of torchvision's data sets, else item by item. Each batch is read when it
+    is needed, by the workers of the DataLoader if it has some, and its labels must be those read at first.
 
     Args:
         source: the Dataset, or the DataLoader with its workers and collate function.
-        device: where batches are wanted.
+        device: of the batches.
 
     Raises:
         TypeError, ValueError: see `as_samples`.
@@ -56,7 +56,7 @@ class DatasetSplit:
         if not len(dataset):
             raise ValueError("data: no samples, expected at least 1")
         self._batches = _Batches(dataset, source if isinstance(source, DataLoader) else None)
-        some = list(range(min(len(dataset), _LOOKED_AT)))
+        some = list(range(min(len(dataset), _CHECKED)))
         images, labels = self._batches.at(some)
         again, labels_again = self._batches.at(some)
         if not (torch.equal(images, again) and torch.equal(labels, labels_again)):
@@ -90,7 +90,7 @@ class DatasetSplit:
         return float_batch(self.pixels(index), self.labels.device)
 
     def pixels(self, index: torch.Tensor) -> torch.Tensor:
-        """The images of `index`, int64 [B], in the form in which the Dataset has them: see `as_samples`."""
+        """The images of `index`, int64 [B], in the form of the Dataset's images, see `as_samples`."""
         if not len(index):
             images, _ = self._batches.at([0])
             return images[:0]

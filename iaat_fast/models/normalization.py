@@ -1,4 +1,4 @@
-"""`normalized`: a model over normalised images as one over images in [0, 1], which is what attacks see."""
+"""`normalized`: turns a model over normalised images into one over images in [0, 1], as attacks need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iaat_fast.models.layers import Normalize
 def normalized(
     model: nn.Module, mean: Sequence[float] | torch.Tensor, std: Sequence[float] | torch.Tensor
 ) -> nn.Sequential:
-    """A model that normalises images in [0, 1] by channel, and gives them to `model`.
+    """A model that normalises images in [0, 1] by channel and passes them to `model`.
 
         network = normalized(timm.create_model("resnet18"), *STATISTICS["imagenet"])
         PGD(network, eps=4 / 255, alpha=1 / 255, steps=10)(x, y)

@@ -57,7 +57,7 @@ EXAMPLES = (
         "cifar10-resnet18 --method adv --eps 8 --out runs/adv",
         "adversarial training at 8/255 on CIFAR-10, into the folder runs/adv",
     ),
-    ("--resume --out runs/adv", "go on with that run, where it was stopped"),
+    ("--resume --out runs/adv", "continue that run where it was stopped"),
 )
 HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from iaat_fast.data._torchvision import torchvision
 from tests.docs.snippets import ROOT
 
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
@@ -17,6 +18,12 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 def test_every_example_runs(example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "matplotlib" in example.read_text():
         pytest.importorskip("matplotlib").use("agg")
+    if "import lightning" in example.read_text():
+        pytest.importorskip("PIL")
+        torchvision(
+            "models"
+        )  # which Lightning imports, by its own loader where its compiled ops do not load
+        pytest.importorskip("lightning")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(example), run_name="__main__")
     if "matplotlib" in example.read_text():

@@ -27,6 +27,7 @@ from iaat_fast.evaluate.results import read_record, recount
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD
 from iaat_fast.evaluate.suites import SUITES
 from iaat_fast.evaluate.transfer import Surrogate
+from iaat_fast.evaluate.transfer_matrix import TransferMatrix, transfer_matrix
 
 Subject, Mark, Trajectories = EvalTarget, AttackBudget, SharedPGD  # their earlier names
 
@@ -42,6 +43,7 @@ __all__ = [
     "Subject",
     "Surrogate",
     "Trajectories",
+    "TransferMatrix",
     "accuracy",
     "autoattack",
     "check_model",
@@ -50,4 +52,5 @@ __all__ = [
     "read_record",
     "recount",
     "robust_accuracy",
+    "transfer_matrix",
 ]

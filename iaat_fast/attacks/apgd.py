@@ -13,7 +13,7 @@ from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import RestartOptions, Targeting
 
 # The registered ops, without the public functions' checks: a call checks its arguments itself.
@@ -120,6 +120,7 @@ class APGD(Attack):
             rows=rows,
             x=call.x[rows % n],
             y=call.y[rows % n],
+            mask=call.mask_of(rows),
             eps=eps,
             step=2 * eps,
             x_adv=x_adv,
@@ -143,7 +144,8 @@ class APGD(Attack):
         new = 1.0 if first else _MOMENTUM
         moved = state.x_adv + (stepped - state.x_adv) * new
         moved += (state.x_adv - state.previous) * (1 - new)
-        state.previous, state.x_adv = state.x_adv, _project_linf(moved, x, eps, *box)
+        projected = _project_linf(moved, x, eps, *box)
+        state.previous, state.x_adv = state.x_adv, pin_(projected, x, state.mask)
 
     def _evaluate(self, call: Call, state: _State, *, gradient: bool) -> Tensor:
         """The logits [n, C] at the current iterates; with `gradient`, also sets state.grad."""
@@ -305,6 +307,7 @@ class _State(RunState):
     rows: Tensor
     x: Tensor
     y: Tensor
+    mask: Tensor | None
     eps: Tensor
     step: Tensor
     x_adv: Tensor

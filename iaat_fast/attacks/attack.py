@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from iaat_fast import validate
 from iaat_fast.attacks import losses, options
 from iaat_fast.attacks.active_set import WorstCase
-from iaat_fast.attacks.call import AttackStats, Call, prepare_call
+from iaat_fast.attacks.call import AttackStats, Call, pin_, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
 from iaat_fast.attacks.model.mode import BN_MODES, attacked
 from iaat_fast.attacks.network import Network
@@ -132,6 +132,7 @@ class Attack:
         seed: int | Tensor | None = None,
         candidate: int = 0,
         restart: int = 0,
+        mask: Tensor | None = None,
         findings: Findings | None = None,
     ) -> Tensor:
         """Make adversarial images for x.
@@ -148,6 +149,16 @@ class Attack:
             seed: for this call, an int, or an int64 tensor [] or [1] on the device of x.
             candidate: number of the first candidate; another number draws other noise from the same seed.
             restart: number of the first restart; another number draws other noise from the same seed.
+            mask: bool, of any shape that broadcasts to x's: pixels where it is False keep their values in all images
+                that the attack looks at. A patch, and a border of 2 pixels, for images [N, C, H, W]:
+
+                    patch = torch.zeros(32, 32, dtype=torch.bool)           # of all images; [N, 1, 32, 32]: of each
+                    patch[:8, :8] = True
+                    border = torch.ones(32, 32, dtype=torch.bool)
+                    border[2:-2, 2:-2] = False
+                    x_adv = pgd(x, y, eps=1.0, mask=patch)
+
+                It restricts gradients, too, where an attack compares or adds their sizes.
             findings: collects counts of zero and NaN gradient entries, and on a GPU also invalid values, so that the
                 caller reads them later. None: the call reads them itself before it returns.
 
@@ -189,6 +200,7 @@ class Attack:
             seed=seed,
             candidate=candidate,
             restart=restart,
+            mask=mask,
             findings=findings,
         )
         if findings is None:
@@ -206,6 +218,7 @@ class Attack:
         index: Tensor | None = None,
         seed: int | None = None,
         restart: int = 0,
+        mask: Tensor | None = None,
     ) -> AttackResult:
         """Adversarial images for x with their verdicts, distances and costs, at one radius or at several.
 
@@ -216,7 +229,7 @@ class Attack:
         the radius, and only samples that no smaller radius has fooled get the images of a separate call.
 
         Args:
-            x, y, alpha, start, index, restart: as for a call. A function alpha is applied to each radius.
+            x, y, alpha, start, index, restart, mask: as for a call. A function alpha is applied to each radius.
             epsilons: a list of E radii in any order, floats or tensors [N], for results [E, N, ...] in the order of the
                 list; or one float or tensor [N], for results [N, ...]. None: the attack's radius.
             seed: for this call, the same random numbers for every radius. None: the attack's seed, else one is drawn.
@@ -256,6 +269,7 @@ class Attack:
             seed=seed,
             candidate=0,
             restart=restart,
+            mask=mask,
             findings=None,
             passes=PassCounter(n, x.device),
         )
@@ -445,7 +459,7 @@ class Attack:
     def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""
         if self.restarts == 1 and not self.early_stop:
-            return self._run_once(call, self._start(call, restart=0), None)[0]
+            return self._run_once(call, self._masked_start(call, restart=0), None)[0]
         worst = WorstCase(call)
         self._run_restarts(call, worst, range(self.restarts))
         return worst.images
@@ -456,7 +470,7 @@ class Attack:
             rows = worst.rows()
             if not len(rows):
                 break
-            start = self._start(call, restart)[rows]
+            start = self._masked_start(call, restart)[rows]
             with among(call.passes, rows):
                 worst.take(rows, *self._run_once(call, start, rows))
 
@@ -478,6 +492,9 @@ class Attack:
             two are not used and may be any tensors: a verdict costs a forward.
         """
         raise NotImplementedError
+
+    def _masked_start(self, call: Call, restart: int) -> Tensor:
+        return pin_(self._start(call, restart), call.x, call.mask)
 
     def _start(self, call: Call, restart: int) -> Tensor:
         """The start images [K*N, ...] of a restart."""
@@ -531,9 +548,9 @@ class Attack:
         )
 
     def _lead_gradient(
-        self, call: Call, x_adv: Tensor, target: Tensor, y: Tensor | None
+        self, call: Call, x_adv: Tensor, target: Tensor, y: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits [n, C] at x_adv, and the gradient of the `lead` in them."""
+        """Logits [n, C] at x_adv, and the gradient of the `lead` in them, 0 where the mask is False."""
 
         def cotangent(logits: Tensor) -> Tensor:
             one = logits.new_ones(len(logits), 1)
@@ -543,7 +560,7 @@ class Attack:
         logits, grad = self.network.input_vjp(x_adv, cotangent)
         call.count(grad)
         call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
-        return logits, grad
+        return logits, grad if mask is None else torch.where(mask, grad, 0.0)
 
     def _verdict(self, call: Call, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Whether images fool the live model, bool [n], and the loss [n] by which the worst of the others is chosen."""

@@ -33,6 +33,7 @@ class Call:
     coupled: whether samples share batch statistics.
     goal: the classes whose loss is climbed or descended, or the prediction of "kl", once it is known.
     entries, gradients, planned: as in `AttackStats`.
+    mask: bool, like x, where it may change; None everywhere.
     passes: where the passes of each sample are counted, None where no one asks.
     """
 
@@ -52,6 +53,7 @@ class Call:
     entries: int = 0
     gradients: int = 0
     planned: int = 0
+    mask: Tensor | None = None
     passes: PassCounter | None = None
 
     @property
@@ -72,7 +74,7 @@ class Call:
         part = copy.copy(self)
         part.eps, part.alpha = eps, alpha
         if len(samples) < len(self.y):
-            for name in ("x", "y", "index", "eps", "alpha", "start", "goal"):
+            for name in ("x", "y", "index", "eps", "alpha", "start", "goal", "mask"):
                 value = getattr(part, name)
                 setattr(part, name, None if value is None else value[samples])
         part.entries = part.gradients = 0
@@ -97,10 +99,22 @@ class Call:
             raise ValueError(inputs.out_of_range(self.largest_class, classes))
         return y
 
+    def mask_of(self, rows: Tensor) -> Tensor | None:
+        """bool [n, ...], where the images of these rows may change."""
+        return None if self.mask is None else self.mask[rows % len(self.y)]
+
     def per_candidate(self, x: Tensor) -> Tensor:
         """x [N, ...] repeated for the K candidates: [K*N, ...]."""
         copies = self.rows // len(x)
         return x.repeat(copies, *[1] * (x.dim() - 1)) if copies > 1 else x
+
+
+def pin_(images: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Images [K*n, ...], which get their values at x [n, ...] back, in place, where the mask [n, ...] is False."""
+    if mask is not None:
+        candidates = images.view(-1, *x.shape)
+        candidates.copy_(torch.where(mask, candidates, x))
+    return images
 
 
 def prepare_call(
@@ -118,6 +132,7 @@ def prepare_call(
     box: tuple[float, float],
     moves: bool,
     coupled: bool,
+    mask: Tensor | None = None,
     passes: PassCounter | None = None,
 ) -> Call:
     """Check the arguments of `Attack.__call__` and fill in the defaults; the findings check the values in tensors.
@@ -165,6 +180,7 @@ def prepare_call(
         stats=findings.counts[:2],
         coupled=coupled,
         restart=restart,
+        mask=None if mask is None else inputs.expanded_mask(mask, x),
         passes=passes,
     )
     if rows:

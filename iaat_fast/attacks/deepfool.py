@@ -12,7 +12,7 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import SharedOptions, whole_box
 from iaat_fast.attacks.targets import likely_targets
 
@@ -97,6 +97,7 @@ class DeepFool(Attack):
             found=torch.zeros_like(y, dtype=torch.bool),
             x=x,
             y=y,
+            mask=None if call.mask is None else call.per_candidate(call.mask),
             eps=call.eps,
             x_adv=x_adv,
             delta=torch.zeros_like(x_adv),
@@ -108,7 +109,7 @@ class DeepFool(Attack):
     def _evaluate(self, call: Call, state: _State) -> None:
         """Set the logits at the iterates, the gradient for the first other class, and which rows fool the model."""
         state.logits, state.grad = self._lead_gradient(
-            call, state.x_adv, state.others[:, 0], state.y
+            call, state.x_adv, state.others[:, 0], state.y, state.mask
         )
         fooled = self._fooled(state.logits, state.y) & ~state.found
         state.found = state.found | self._confirmed(state.x_adv, state.y, fooled)
@@ -118,7 +119,9 @@ class DeepFool(Attack):
         grad = state.grad
         nearest = self._distance(state, state.logits, grad, 0)
         for k in range(1, state.others.shape[1]):
-            logits, candidate = self._lead_gradient(call, state.x_adv, state.others[:, k], state.y)
+            logits, candidate = self._lead_gradient(
+                call, state.x_adv, state.others[:, k], state.y, state.mask
+            )
             distance = self._distance(state, logits, candidate, k)
             nearer = distance < nearest
             nearest = torch.where(nearer, distance, nearest)
@@ -138,6 +141,7 @@ class DeepFool(Attack):
         radius = as_column(state.eps, grad).to(grad.dtype)
         delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
         moved = _project_linf(state.x + delta, state.x, state.eps, self.lo, self.hi)
+        pin_(moved, state.x, state.mask)
         stays = as_column(state.found, grad)
         state.delta = torch.where(stays, state.delta, delta)
         state.x_adv = torch.where(stays, state.x_adv, moved)
@@ -155,6 +159,7 @@ class _State(RunState):
     results = ("found", "x_adv")
     x: Tensor
     y: Tensor
+    mask: Tensor | None
     eps: Tensor
     x_adv: Tensor
     delta: Tensor

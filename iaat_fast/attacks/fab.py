@@ -14,7 +14,7 @@ from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack, lead
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import RestartOptions, Targeting, whole_box
 from iaat_fast.attacks.passes import among
 from iaat_fast.ops import checks
@@ -154,6 +154,7 @@ class FABT(Attack):
             found=self._is_near(distance, eps),
             x=x,
             y=y,
+            mask=call.mask_of(rows),
             target=call.goal[rows % n],
             eps=eps,
             x_adv=x_adv,
@@ -181,7 +182,7 @@ class FABT(Attack):
     def _move(self, call: Call, state: _State, number: int) -> None:
         """The loop body of Algorithm 1; `number`, the step's, is not used."""
         source = None if self.targeted is True else state.y
-        logits, grad = self._lead_gradient(call, state.x_adv, state.target, source)
+        logits, grad = self._lead_gradient(call, state.x_adv, state.target, source, state.mask)
         ahead = lead(logits, state.target, source)
         wide = state.distance.dtype
         w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
@@ -194,7 +195,7 @@ class FABT(Attack):
         alpha = (size / (size + size_x)).clamp(max=self.alpha_max)
         moved = (x_adv + self.eta * step) * (1 - alpha) + (x + self.eta * step_x) * alpha
         moved = moved.clamp(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
-        logits, fooled = self._keep_nearer(state, moved)
+        logits, fooled = self._keep_nearer(state, pin_(moved, state.x, state.mask))
         back = state.x + self.beta * (moved - state.x)
         state.x_adv = torch.where(as_column(fooled, back), back, moved)
         ahead = lead(logits, state.target, source).to(wide)
@@ -230,7 +231,7 @@ class FABT(Attack):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
             tried = (some.x + as_column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
-            logits, fooled = self._keep_nearer(some, tried)
+            logits, fooled = self._keep_nearer(some, pin_(tried, some.x, some.mask))
             margin = self._margin(logits, some.y)
             inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
             outside, below = torch.where(fooled, at, outside), torch.where(fooled, margin, below)
@@ -242,6 +243,7 @@ class FABT(Attack):
         rows = (~near).nonzero()[:, 0]
         if len(rows):
             clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
+            pin_(clipped, state.x[rows], None if state.mask is None else state.mask[rows])
             best[rows] = clipped
             with among(call.passes, rows):
                 near[rows] = self._fooled(self._live_logits(clipped), state.y[rows])
@@ -262,6 +264,7 @@ class _State(RunState):
     results = ("found", "x_adv", "best", "distance")
     x: Tensor
     y: Tensor
+    mask: Tensor | None
     target: Tensor
     eps: Tensor
     x_adv: Tensor

@@ -105,7 +105,8 @@ class MIFGSM(PGD):
         momentum = run.momentum
         assert momentum is not None
         wide = grad.to(momentum.dtype)
-        size = wide.abs().flatten(1).mean(1)
+        seen = wide if run.mask is None else torch.where(run.mask, wide, 0.0)
+        size = seen.abs().flatten(1).mean(1)
         size = torch.where(size == 0, 1.0, size)
         momentum.mul_(self.decay).add_(wide / as_column(size, wide))
         if momentum.dtype is run.x_adv.dtype:

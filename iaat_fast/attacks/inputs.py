@@ -54,6 +54,21 @@ def values(
     return int(last_class)
 
 
+def expanded_mask(mask: object, x: Tensor) -> Tensor:
+    """A mask of images x [N, ...] as bool [N, ...], without a copy; TypeError, ValueError: it is none."""
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        found = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask: {found}, expected a Tensor of torch.bool")
+    if mask.device != x.device:
+        raise ValueError(f"mask: device {mask.device}, expected that of x, {x.device}")
+    try:
+        return mask.expand(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask: shape {tuple(mask.shape)}, expected one that broadcasts to that of x, {tuple(x.shape)}"
+        ) from None
+
+
 def radius_problem(largest: float, lo: float, hi: float) -> str | None:
     """What is expected instead, in words, if the largest radius exceeds the width of the box; else None."""
     return units.beyond(largest, lo, hi) if largest > (hi - lo) * _ROUNDED else None

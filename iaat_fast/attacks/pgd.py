@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.targets import random_targets, target_draws
 
@@ -127,18 +127,20 @@ class PGD(Attack):
             return random_targets(logits[: len(y)], y, draws)
 
         written = [name for name in run.written if getattr(run, name) is not None]
-        names = [*written, "x", "eps", "alpha"]
+        names = [*written, "x", "eps", "alpha", *(["mask"] if run.mask is not None else [])]
 
         def step(tensors: Sequence[Tensor]) -> None:
             stats, held, goals = tensors[0], tensors[1 : 1 + len(names)], tensors[1 + len(names) :]
+            now = dataclasses.replace(run, **dict(zip(names, held, strict=True)))
             self._advance(
-                dataclasses.replace(run, **dict(zip(names, held, strict=True))),
+                now,
                 lambda logits: self._cotangent(logits, aim(logits, *goals) if random else goals[0]),
                 stats,
             )
+            pin_(now.x_adv, now.x, now.mask)
 
         tensors = [call.stats, *(getattr(run, name) for name in names), *goals]
-        key = (*self._rule(), self.loss)
+        key = (*self._rule(), self.loss, run.mask is None)
         self.network.replay(key, tensors, step, self.steps, written=1 + len(written))
         call.count(run.x_adv, self.steps, passes=self._passes)
         if call.passes is not None:
@@ -154,6 +156,7 @@ class PGD(Attack):
             return self._cotangent(logits, self._goal(call, logits, run.rows))
 
         self._advance(run, cotangent, call.stats)
+        pin_(run.x_adv, run.x, run.mask)
         call.count(run.x_adv, passes=self._passes)
         return seen
 
@@ -178,6 +181,7 @@ class Run:
     y: int64, classes, as many as centres.
     eps, alpha: radii and step sizes [n].
     rows: int64 [n], the rows of the call that these are; None for all.
+    mask: bool [n, ...], where x_adv may change; None everywhere.
     momentum, variance, draws: changed in place; those of MI-FGSM and of VMI-FGSM [n, ...], and int64 [n, 4] for random
         steps (`transfer.py`); None for other attacks.
     written: names of the fields that steps change in place.
@@ -193,14 +197,22 @@ class Run:
     momentum: Tensor | None = None
     variance: Tensor | None = None
     draws: Tensor | None = None
+    mask: Tensor | None = None
 
     @classmethod
     def begin(cls, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
-        if rows is None:  # all candidates share x
+        if rows is None and call.mask is None:  # all candidates share x
             return cls(x_adv, call.x, call.y, call.eps, call.alpha, None)
-        n = len(call.y)
+        rows = torch.arange(call.rows, device=x_adv.device) if rows is None else rows
+        sample = rows % len(call.y)
         return cls(
-            x_adv, call.x[rows % n], call.y[rows % n], call.eps[rows], call.alpha[rows], rows
+            x_adv,
+            call.x[sample],
+            call.y[sample],
+            call.eps[rows],
+            call.alpha[rows],
+            rows,
+            mask=call.mask_of(rows),
         )
 
 

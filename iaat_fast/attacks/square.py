@@ -15,7 +15,7 @@ from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import RestartOptions, Targeting
 from iaat_fast.ops import checks, primitives
 
@@ -41,7 +41,7 @@ class Square(Attack):
 
     The draws are words of Philox with key = seed and counter = (block, sample number, candidate, restart), and every
     query has its own blocks: a sample's squares do not depend on the batch, nor on which samples have left it. `stats`
-    stays empty, as there are no gradients.
+    stays empty, as there are no gradients. With a mask, squares fall anywhere; outside they change nothing.
 
     As in the paper and unlike AutoAttack's code, every sample draws its own squares, and a square may touch the last
     row and column. As in AutoAttack's code and unlike the paper's, a square that changes nothing is not drawn again.
@@ -121,10 +121,9 @@ class Square(Attack):
     def _corners(self, call: Call) -> tuple[Tensor, Tensor]:
         """x + eps and x - eps clamped to the box, [K*N, C, H, W] each: the only values that pixels are set to."""
         x = call.per_candidate(call.x)
-        return (
-            _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi),
-            _project_linf(torch.full_like(x, self.lo), call.x, call.eps, self.lo, self.hi),
-        )
+        high = _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi)
+        low = _project_linf(torch.full_like(x, self.lo), call.x, call.eps, self.lo, self.hi)
+        return pin_(high, call.x, call.mask), pin_(low, call.x, call.mask)
 
     def _run_once(
         self, call: Call, x_adv: Tensor, rows: Tensor | None

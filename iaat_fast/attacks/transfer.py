@@ -12,7 +12,7 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import as_column
-from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.fgsm import MIFGSM
 from iaat_fast.attacks.options import PGDOptions, StepSize
 from iaat_fast.attacks.pgd import Run
@@ -59,7 +59,7 @@ class TransferAttack(MIFGSM):
         reach = self.decay * run.alpha
         step = as_column(reach, run.momentum) * run.momentum
         ahead = run.x_adv - step if self._descends else run.x_adv + step
-        return ahead.to(run.x_adv.dtype)
+        return pin_(ahead.to(run.x_adv.dtype), run.x, run.mask)
 
 
 class _Summed(TransferAttack):
@@ -189,7 +189,8 @@ class VMIFGSM(_Summed):
         tuned, radius = own + run.variance, self.beta * run.eps
         total = torch.zeros_like(own)
         for _ in range(self.N):
-            total += self.network.gradient(uniform(run, run.x_adv, radius), cotangent)
+            neighbour = pin_(uniform(run, run.x_adv, radius), run.x, run.mask)
+            total += self.network.gradient(neighbour, cotangent)
         run.variance.copy_(total / self.N - own)
         return tuned
 

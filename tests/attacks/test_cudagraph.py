@@ -153,6 +153,15 @@ def test_replays_carry_the_momentum_and_the_draws(
     assert torch.equal(attack(x, y, seed=1), cls(net, steps=40)(x, y, seed=1))
 
 
+def test_a_replayed_attack_keeps_to_its_mask(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    pgd, tape = played(net, steps=2)
+    for seed in range(4):
+        mask = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.5
+        assert torch.equal(pgd(x, y, mask=mask), PGD(net, steps=2, seed=0)(x, y, mask=mask))
+        assert torch.equal(pgd(x, y), PGD(net, steps=2, seed=0)(x, y))
+    assert tape.replayed > 0
+
+
 @pytest.mark.parametrize("cls", [PGD, VMIFGSM])
 def test_a_replayed_run_counts_the_passes_of_the_eager_one(
     cls: type[PGD], net: nn.Module, x: Tensor, y: Tensor

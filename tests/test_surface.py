@@ -128,7 +128,7 @@ def test_flags_and_their_defaults_stay(
             cli.main(["--help"])
         # A flag and its values, up to the text about it, which is on the next line or two spaces on.
         flags = re.findall(
-            r"^[│ ] ((?:--[a-z]|\[)\S.*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE
+            r"^[│ ] ((?:--[a-z]\S|\[\S|RUN \[).*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE
         )
         lines += [f"{command}: {flag.rstrip(' │')}" for flag in flags]
         default = parse([]) if command == "train" else cli.Command

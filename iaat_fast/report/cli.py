@@ -42,7 +42,12 @@ HELP = Help(PROG, DESCRIPTION, EXAMPLES)
 class Command:
     """A comparison."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[
+        Annotated[
+            tuple[Path, ...],
+            tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(at least one)"),
+        ]
+    ]
     """Run folders, or folders of sweeps for all runs in them."""
     out: Annotated[Path | None, optional("DIR", "print a table only")] = None
     """Folder of the report; in one that exists, only files of an earlier report are replaced."""

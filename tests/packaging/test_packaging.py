@@ -181,6 +181,9 @@ def test_the_wheel_holds_the_extension_and_no_sources(native_build: tuple[Path, 
     assert {"iaat_fast/report/templates/page.html.j2", "iaat_fast/report/templates/page.css"} <= {
         *names
     }
+    (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
+    declared = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "iaat-fast = iaat_fast.__main__:main" in declared
     assert {name.split("/")[0] for name in names} == {
         "iaat_fast",
         f"iaat_fast-{iaat_fast.__version__}.dist-info",
@@ -196,6 +199,9 @@ def test_the_installed_wheel_runs_on_native(
     python, site = install(native_build[1], tmp_path / "installed")
     used = run(python, "-c", USE_THE_OPS, cwd=tmp_path, PYTHONPATH="")
     assert used.stdout.split() == [f"{site}/iaat_fast/__init__.py", "native"]
+    listed = run(python, "-m", "iaat_fast", "--version", cwd=tmp_path, PYTHONPATH="")
+    assert listed.stdout.startswith(f"iaat_fast {iaat_fast.__version__}, torch 2.")
+    assert "backends: native" in listed.stdout
     code = "import torch, iaat_fast._C as c; print(c.build_info()['version'])"
     version = run(python, "-c", code, cwd=tmp_path, PYTHONPATH="")
     assert version.stdout.strip() == iaat_fast.__version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,21 @@ def update(amp: MixedPrecision, *, weight: float, x: float) -> tuple[nn.Linear, 
     amp.backward(out.sum() / 4)
     amp.step(optimizer)
     return layer, seen[0]
+
+
+class WithLogits(nn.Linear):
+    """Returns what transformers' models do: an object with the logits in it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(x), loss=None)
+
+
+@pytest.mark.parametrize("name", ["off", "bf16"])
+def test_the_logits_are_taken_out_of_the_models_output(name: str) -> None:
+    layer, x = WithLogits(1, 2), torch.ones(3, 1)
+    logits = MixedPrecision(name, CPU).forward(layer, x)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, layer(x).logits, atol=2**-7, rtol=2**-7)
 
 
 @pytest.mark.parametrize(

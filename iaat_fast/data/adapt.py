@@ -42,6 +42,8 @@ def as_samples(data: Any, y: Any = None, *, device: torch.device | str | None = 
             labels that are one-hot, no whole numbers or of another length, a DataLoader that shuffles, a Dataset that
             augments, an empty set.
     """
+    if isinstance(y, (int, float)):
+        raise TypeError(f"y: {y}, expected the labels of x, [N]; a radius is passed as eps=")
     if y is not None:
         return _of_arrays(data, y, device)
     if all(hasattr(data, name) for name in _INTERFACE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class DatasetSplit:
 
     def __init__(self, source: Any, device: torch.device | str) -> None:
         if not isinstance(source, DataLoader):
-            if isinstance(source, IterableDataset) or not (
+            if isinstance(source, (IterableDataset, Mapping)) or not (
                 hasattr(source, "__getitem__") and hasattr(source, "__len__")
             ):
                 raise TypeError(

@@ -1,4 +1,4 @@
-"""For the site: signatures of attacks with the keywords of their `**options: Unpack[...]`, and the defaults of `Attack`."""
+"""For the site: signatures of attacks with the keywords of `**options: Unpack[...]`, and the defaults of `Attack`."""
 
 from __future__ import annotations
 

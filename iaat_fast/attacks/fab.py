@@ -13,8 +13,9 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
-from iaat_fast.attacks.attack import Attack, lead
+from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
+from iaat_fast.attacks.objective import lead
 from iaat_fast.attacks.options import RestartOptions, Targeting, whole_box
 from iaat_fast.attacks.passes import among
 from iaat_fast.ops import checks

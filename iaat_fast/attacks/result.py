@@ -1,16 +1,18 @@
-"""The result of `Attack.run`, and its loop over radii: the smallest first, each on the samples not fooled yet."""
+"""`Attack.run`: its radii, its result, and its loop over radii, the smallest first, each on samples not fooled yet."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from iaat_fast import validate
 from iaat_fast.attacks.active_set import as_column
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.passes import among
+from iaat_fast.ops import checks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,6 +39,33 @@ class AttackResult:
     distances: Tensor
     forwards: Tensor
     backwards: Tensor
+
+
+def radii_of_run(
+    epsilons: float | Tensor | Sequence[float | Tensor], x: Tensor, lo: float, hi: float
+) -> tuple[float | Tensor, bool]:
+    """The radii of a run on images x [N, ...], and whether `epsilons` is a list, which gives a tensor [E, N].
+
+    Raises:
+        TypeError, ValueError: of the wrong type or shape, or beyond the width of the box [lo, hi].
+    """
+    if isinstance(epsilons, (int, float)):
+        validate.distance("epsilons", epsilons, lo, hi)
+        return epsilons, False
+    if isinstance(epsilons, Tensor) and epsilons.dim() < 2:
+        return checks.per_row("epsilons", epsilons, len(x), x), False
+    try:
+        radii = list(epsilons)
+    except TypeError:
+        raise TypeError(
+            f"epsilons: {type(epsilons).__name__}, expected a float, a Tensor, a list of them or None"
+        ) from None
+    if not radii:
+        raise ValueError("epsilons: empty, expected at least one radius")
+    for place, eps in enumerate(radii):
+        validate.distance(f"epsilons[{place}]", eps, lo, hi)
+    rows = [checks.per_row(f"epsilons[{e}]", eps, len(x), x) for e, eps in enumerate(radii)]
+    return torch.stack(rows), True
 
 
 def no_samples(x: Tensor, radii: int) -> AttackResult:

@@ -57,7 +57,7 @@ def towards_only(attack: FABT, x: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The attack towards one class per sample."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "iaat_fast.attacks.attack.likely_targets", lambda logits, y, most: target.view(-1, 1)
+            "iaat_fast.attacks.objective.likely_targets", lambda logits, y, most: target.view(-1, 1)
         )
         return attack(x, y)
 

@@ -195,5 +195,6 @@ def test_a_signal_to_all_processes_ends_the_step_and_saves(
     finally:
         run.kill()
     assert run.returncode == status, error
-    assert error.count("\n") == 1
-    assert "checkpoint saved; resume with" in error
+    answer, saved = error.splitlines()
+    assert answer.startswith("stopping after this step")
+    assert "checkpoint saved; resume with" in saved

@@ -25,8 +25,8 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 test: lint $(DOCS)/.installed ## lint, and every test that needs no GPU
 	$(PYTEST) -m "not gpu" $(ARGS)
 
-quick: $(INSTALLED) ## the quick tests, at most 2 cases of each, none on real data
-	IAAT_FAST_DATA= $(PYTEST) --ignore=tests/gpu -m "not slow and not gpu" --thin 2 $(ARGS)
+quick: $(INSTALLED) ## the quick tests, one case of each, none on real data
+	IAAT_FAST_DATA= $(PYTEST) --ignore=tests/gpu -m "not slow and not gpu" --thin 1 $(ARGS)
 
 coverage: $(INSTALLED) ## the lines of iaat_fast that `make test` reaches; those of Triton's kernels are not counted
 	$(PYTEST) -m "not gpu" --cov --cov-report=term:skip-covered $(ARGS)

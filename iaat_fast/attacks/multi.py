@@ -20,10 +20,9 @@ class MultiAttack:
         attack = MultiAttack([PGD(model, 8 / 255), APGDT(model, 8 / 255), Square(model, 8 / 255)])
         x_adv = attack(x, y)
 
-    A sample that none fools keeps the images of largest cross-entropy (with `targeted=True`, smallest). Verdicts are
-    the live model's. Where batch statistics tie samples together all take part in every attack. (torchattacks gives a
-    sample that none fools back unattacked.) `stats` is the sum of the
-    attacks' own, of the samples that they saw.
+    A sample that none fools keeps the images of largest cross-entropy (with `targeted=True`, smallest); torchattacks
+    gives it back unattacked. Verdicts are the live model's. If batch statistics tie samples together, all take part in
+    every attack. `stats` is the sum of the attacks' own, of the samples that they saw.
 
     Args:
         attacks: at least one, of one model; either all of them or none with `targeted=True`, which decides what y is.
@@ -73,7 +72,7 @@ class MultiAttack:
             seed: of this call, an int or an int64 tensor [] or [1]; by default each attack's own.
 
         Returns:
-            [N, ...] in the dtype and device of x. Between two attacks the host asks which samples still stand.
+            [N, ...] in the dtype and device of x. Between two attacks the host reads which samples are not fooled yet.
 
         Raises:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
@@ -86,11 +85,11 @@ class MultiAttack:
             numbers = every if index is None else index
             images = x.detach().clone()
             loss = torch.full((n,), -torch.inf, dtype=torch.float64, device=x.device)
-            fallen = torch.zeros(n, dtype=torch.bool, device=x.device)
+            fooled = torch.zeros(n, dtype=torch.bool, device=x.device)
             stats = AttackStats()
             for attack in self.attacks:
-                rows = every if attack.network.couples_samples() else (~fallen).nonzero()[:, 0]
-                if n and (fallen.all() if len(rows) == n else not len(rows)):
+                rows = every if attack.network.couples_samples() else (~fooled).nonzero()[:, 0]
+                if n and (fooled.all() if len(rows) == n else not len(rows)):
                     break
                 if len(rows) == n:  # the caller's own tensors, of whose numbers errors speak
                     made = attack(x, y, eps=eps, index=numbers, seed=seed)
@@ -99,11 +98,11 @@ class MultiAttack:
                     made = attack(x[rows], y[rows], eps=radii, index=numbers[rows], seed=seed)
                 stats = _sum(stats, attack.stats)
                 if n:
-                    fooled, height = _judged(attack, made, y[rows])
-                    better = (fooled | (height > loss[rows])) & ~fallen[rows]
+                    success, height = _judged(attack, made, y[rows])
+                    better = (success | (height > loss[rows])) & ~fooled[rows]
                     images[rows] = torch.where(as_column(better, made), made, images[rows])
                     loss[rows] = torch.where(better, height, loss[rows])
-                    fallen[rows] |= fooled
+                    fooled[rows] |= success
         self.stats = stats
         return images
 
@@ -116,8 +115,7 @@ def _judged(attack: Attack, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Whether images fool the live model, and how much: the cross-entropy, less it for a target."""
     logits = attack.logits(x_adv)
     loss = F.cross_entropy(logits.double(), y, reduction="none")
-    right = logits.argmax(1) == y
-    return (right, -loss) if attack.targeted is True else (~right, loss)
+    return attack._fooled(logits, y), -loss if attack.targeted is True else loss
 
 
 def _sum(one: AttackStats, other: AttackStats) -> AttackStats:

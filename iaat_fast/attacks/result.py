@@ -109,33 +109,33 @@ def over_radii(
     n, samples = len(call.y), torch.arange(len(call.y), device=call.x.device)
     eps, alpha = call.eps.view(-1, n), call.alpha.view(-1, n)
     images = call.x.contiguous(memory_format=layout)
-    predictions, fallen = verdict(call, images, call.y)
+    predictions, fooled = verdict(call, images, call.y)
     distances = torch.zeros(n, dtype=torch.float32, device=images.device)
     found = [
         tensor.new_empty((len(eps), *tensor.shape))
-        for tensor in (images, fallen, predictions, distances, samples, samples)
+        for tensor in (images, fooled, predictions, distances, samples, samples)
     ]
     if len(eps) == 1:  # in its layout
         found[0] = torch.empty_like(images, memory_format=layout).unsqueeze(0)
     for k in range(len(eps)):
-        standing = (~fallen).nonzero()[:, 0]
-        if len(standing):
-            rows = samples if call.coupled else standing
+        remaining = (~fooled).nonzero()[:, 0]
+        if len(remaining):
+            rows = samples if call.coupled else remaining
             part = call.of_samples(rows, eps[k], alpha[k])
             with among(call.passes, rows):
                 made = attack(part).contiguous(memory_format=layout)
-                predicted, fooled = verdict(call, made, part.y)
+                predicted, success = verdict(call, made, part.y)
             call.add(part, of=len(eps))
-            stands = ~fallen[rows]
+            remains = ~fooled[rows]
             images = images.index_copy(
-                0, rows, torch.where(as_column(stands, made), made, images[rows])
+                0, rows, torch.where(as_column(remains, made), made, images[rows])
             )
             predictions = predictions.index_copy(
-                0, rows, torch.where(stands, predicted, predictions[rows])
+                0, rows, torch.where(remains, predicted, predictions[rows])
             )
-            fallen = fallen.index_copy(0, rows, fooled | ~stands)
+            fooled = fooled.index_copy(0, rows, success | ~remains)
             distances = _distances(images, call.x)
-        now = (images, fallen, predictions, distances, *call.passes.take())
+        now = (images, fooled, predictions, distances, *call.passes.take())
         for whole, tensor in zip(found, now, strict=True):
             whole[order[k], samples] = tensor
     return AttackResult(*found)

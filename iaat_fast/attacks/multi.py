@@ -96,7 +96,8 @@ class MultiAttack:
                 else:
                     radii = eps[rows] if isinstance(eps, Tensor) and eps.dim() else eps
                     made = attack(x[rows], y[rows], eps=radii, index=numbers[rows], seed=seed)
-                stats = _sum(stats, attack.stats)
+                planned = stats.planned + attack.stats.planned
+                stats = dataclasses.replace(stats.plus(attack.stats), planned=planned)
                 if n:
                     success, height = _judged(attack, made, y[rows])
                     better = (success | (height > loss[rows])) & ~fooled[rows]
@@ -116,8 +117,3 @@ def _judged(attack: Attack, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     logits = attack.logits(x_adv)
     loss = F.cross_entropy(logits.double(), y, reduction="none")
     return attack._fooled(logits, y), -loss if attack.targeted is True else loss
-
-
-def _sum(one: AttackStats, other: AttackStats) -> AttackStats:
-    fields = dataclasses.asdict(one)
-    return AttackStats(**{name: value + getattr(other, name) for name, value in fields.items()})

@@ -39,6 +39,9 @@ from iaat_fast.storage import (
     write_json,
 )
 
+CUSTOM = "custom"
+"""The recorded name of a model or data set that was passed from Python."""
+
 SWEEP_FILES = ("sweep.json", "sweep.lock", "logs", "report")
 """What the folder of a sweep holds next to its run folders; the first says that it is one."""
 

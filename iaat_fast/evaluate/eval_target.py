@@ -17,16 +17,13 @@ from iaat_fast import models, validate
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.accuracies import check_model, samples_for
 from iaat_fast.evaluate.weights import fit_weights, plain_state_dict
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.run_folder import CUSTOM, RunFolder
 from iaat_fast.storage import load_tensors
 
 logger = logging.getLogger("iaat_fast")
 
 MODEL_FIELDS = frozenset({"name", "width", "depth"})
 """Fields of the part "model" of a run's configuration."""
-
-CUSTOM = "custom"
-"""The recorded name of a model or data set that was passed from Python."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from tyro.conf import arg
 from iaat_fast import data as datasets
 from iaat_fast import methods, models, units, validate
 from iaat_fast.command_line import Pixels
+from iaat_fast.run_folder import CUSTOM
 
 Method = Annotated[
     str,
@@ -35,8 +36,6 @@ Method = Annotated[
 """One of `methods.NAMES`."""
 Protocol = Literal["paper", "released"]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
-CUSTOM = "custom"
-"""Recorded as the name of a model or data set that was passed to `fit` from Python."""
 
 
 @dataclass(frozen=True, kw_only=True)

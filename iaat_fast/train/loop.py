@@ -20,10 +20,10 @@ from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
 from iaat_fast.malloc import no_malloc_trim
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.run_folder import CUSTOM, RunFolder
 from iaat_fast.storage import exclusive_lock
 from iaat_fast.train.checkpoint import Checkpointer, TrainState
-from iaat_fast.train.config import CUSTOM, TrainConfig
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.cudagraph_step import CudaGraphStep, capture_for
 from iaat_fast.train.dataloader import GlobalBatch, TrainLoader
 from iaat_fast.train.distributed import Ranks, joined

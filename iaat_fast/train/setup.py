@@ -18,10 +18,10 @@ from iaat_fast import models
 from iaat_fast.attacks.model import attacked
 from iaat_fast.data import FolderSplit, ImageData, Samples
 from iaat_fast.evaluate import check_model
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.run_folder import CUSTOM, RunFolder
 from iaat_fast.storage import check_folder, content_hash
 from iaat_fast.train.checkpoint import TrainState
-from iaat_fast.train.config import CUSTOM, TrainConfig
+from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.cudagraph_step import capture_for
 from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.optim import make_average, make_optimizer

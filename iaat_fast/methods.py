@@ -127,6 +127,18 @@ _ROWS = (
         is_baseline=True,
     ),
     MethodRow(
+        name="cat",
+        label="CAT",
+        about="customized adversarial training (Cheng et al. 2022)",
+        radius="adaptive",
+        reads=(
+            *(field for field in _ANY_RADIUS if field != "attack.clamp_start"),
+            *(f"baseline.cat_{n}" for n in ("eps_max", "eta", "c", "loss", "kappa")),
+            _SNAPSHOTS,
+        ),
+        is_baseline=True,
+    ),
+    MethodRow(
         name=NO_WARMUP,
         label="IAAT (no warm-up)",
         radius="adaptive",
@@ -158,11 +170,13 @@ HELP = "; ".join(f"{row.name}: {row.about}" for row in _METHODS) + "."
 """The help of `--method`."""
 
 # For a field that a method does not read: fields of similar meaning, one of which was probably meant.
-_RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max")
+_RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max", "baseline.cat_eps_max")
+_GROWTH = ("epsilon.gamma", "baseline.cat_eta")
 _STEPS = ("attack.alpha", "baseline.mma_step_scale")
 _WEIGHTS = ("baseline.trades_beta", "baseline.mart_beta")
 _MEANT = {
     **dict.fromkeys(_RADII, _RADII),
+    **dict.fromkeys(_GROWTH, _GROWTH),
     **dict.fromkeys(_STEPS, _STEPS),
     **dict.fromkeys((*_WEIGHTS, "epsilon.beta"), _WEIGHTS),
     "epsilon.eps_min": ("baseline.mma_d_min",),

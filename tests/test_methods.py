@@ -22,6 +22,9 @@ PACKAGE = Path(iaat_fast.__file__).parent
 MAY_NAME_METHODS = ("methods.py", "report/paper.py")
 """The table, and the figures that the paper prints by method."""
 
+OTHERS = {("report/naming.py", "cat"), ("attacks/gradients/program/views.py", "cat")}
+"""The same words for something else: a class of CIFAR-10, an op of torch."""
+
 ROW = """
     MethodRow(
         name="noise",
@@ -95,7 +98,8 @@ def test_no_other_file_names_a_method() -> None:
             continue
         for line, text in strings(path):
             # "clean" is also an input that IAAT may train misclassified samples on.
-            if text in ROWS and "misclassified_input" not in lines[line - 1]:
+            other = "misclassified_input" in lines[line - 1] or (name, text) in OTHERS
+            if text in ROWS and not other:
                 spelt.append(f"{name}:{line} {text!r}")
     assert spelt == []
 

@@ -42,6 +42,8 @@ PIXEL_FIELDS = frozenset(
         "epsilon.eps_min",
         "baseline.mma_d_max",
         "baseline.mma_d_min",
+        "baseline.cat_eps_max",
+        "baseline.cat_eta",
     }
 )
 """Fields that are distances in pixel values, written in units of 1/255."""

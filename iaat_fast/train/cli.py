@@ -222,11 +222,13 @@ def _unit_warnings(config: TrainConfig) -> list[str]:
         "--eps-w": config.epsilon.eps_w,
         "--eps-min": config.epsilon.eps_min,
         "--mma-d-max": config.baseline.mma_d_max,
+        "--cat-eps-max": config.baseline.cat_eps_max,
         "--eval-eps": config.evaluation.eps,
     }
     steps = {
         "--alpha": config.attack.alpha,
         "--gamma": config.epsilon.gamma,
+        "--cat-eta": config.baseline.cat_eta,
         "--eval-alpha": config.evaluation.alpha,
     }
     found = [units.too_small(flag, value, units.SMALL_RADIUS) for flag, value in radii.items()]

@@ -211,6 +211,16 @@ class BaselineConfig:
     """Halvings in the search for the margin (method mma)."""
     mma_clean_weight: float = 1 / 3
     """Weight of the cross-entropy on clean images (method mma)."""
+    cat_eps_max: Pixels = 8 / 255
+    """Largest radius of a sample (method cat)."""
+    cat_eta: Pixels = 0.005
+    """How much a sample's radius grows at a visit that it withstands (method cat)."""
+    cat_c: float = 10.0
+    """Share of a sample's label that is drawn, per unit of its radius on the [0, 1] scale (method cat)."""
+    cat_loss: Literal["ce", "mix"] = "ce"
+    """Loss of attack and update: cross-entropy (ce), or that and the margin (mix) (method cat)."""
+    cat_kappa: float = 10.0
+    """Margin of the logits beyond which mix no longer widens it (method cat)."""
 
     def __post_init__(self) -> None:
         validate.number("baseline.mixup_alpha", self.mixup_alpha, above=True)
@@ -221,6 +231,11 @@ class BaselineConfig:
         validate.number("baseline.mma_step_scale", self.mma_step_scale, above=True)
         validate.integer("baseline.mma_bisections", self.mma_bisections, 1)
         validate.number("baseline.mma_clean_weight", self.mma_clean_weight, high=1.0)
+        validate.pixel_distance("baseline.cat_eps_max", self.cat_eps_max, positive=True)
+        validate.pixel_distance("baseline.cat_eta", self.cat_eta, positive=True)
+        validate.number("baseline.cat_c", self.cat_c)
+        validate.choice("baseline.cat_loss", self.cat_loss, ("ce", "mix"))
+        validate.number("baseline.cat_kappa", self.cat_kappa)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,6 +408,11 @@ class TrainConfig:
             raise ValueError(
                 f"baseline.mma_d_min: {units.to_text(least)}/255, expected at most baseline.mma_d_max, "
                 f"{units.to_text(most)}/255"
+            )
+        share, most = self.baseline.cat_c, self.baseline.cat_eps_max
+        if methods.reads(self.method, "baseline.cat_c") and share * most > 1:
+            raise ValueError(
+                f"baseline.cat_c: {share:g}, expected at most 1 / baseline.cat_eps_max, {1 / most:g}"
             )
 
     def to_dict(self) -> dict[str, Any]:

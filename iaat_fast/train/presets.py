@@ -107,7 +107,16 @@ _DIGITS: Changes = {
     "attack": {"eps": 51 / 255, "alpha": 12.75 / 255, "steps": 10},
     "epsilon": {"eps_w": 51 / 255, "gamma": 12.75 / 255, "beta": 0.1, "warmup_epochs": 3},
     # TRADES' authors take 1 on MNIST, at radius 0.3; with 6, MART ended here as a constant prediction at that radius.
-    "baseline": {"trades_beta": 1.0, "mart_beta": 1.0, "mma_d_max": 0.5, "mma_d_min": 0.1},
+    "baseline": {
+        "trades_beta": 1.0,
+        "mart_beta": 1.0,
+        "mma_d_max": 0.5,
+        "mma_d_min": 0.1,
+        # In the proportions of CAT's paper, whose largest radius is 8/255.
+        "cat_eps_max": 51 / 255,
+        "cat_eta": 8 / 255,
+        "cat_c": 10 * 8 / 51,
+    },
     "optim": {
         "lr": 0.1,
         "momentum": 0.9,

@@ -18,6 +18,7 @@ class Stream(IntEnum):
     START = 2
     MIXUP = 3
     MODEL = 4
+    LABELS = 5
 
 
 def step_seed(seed: int, step: int, stream: Stream, rank: int | None = None) -> int:

@@ -18,7 +18,7 @@ from iaat_fast.train import fit, override, preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.step import TrainingStep
 
-BASELINES = ("mixup", "trades", "mart", "mma")
+BASELINES = ("mixup", "trades", "mart", "mma", "cat")
 
 
 class Killed(BaseException):
@@ -93,10 +93,14 @@ def test_what_a_run_records_of_each(
     margins = results["mma"].epsilon
     assert margins.std() > 0
     assert margins.max() <= 1.05 * 0.5 + 1e-6
-    snapshots = results["mma"].folder.epsilon_snapshots()
-    assert list(snapshots) == [1, 2, 3]
-    assert np.array_equal(np.load(snapshots[3]), margins.numpy())
-    for method in ("trades", "mart"):
+    radii = results["cat"].epsilon
+    assert radii.std() > 0
+    assert radii.max() <= 3 * 8 / 255 + 1e-6, "three visits"
+    for method, last in (("mma", margins), ("cat", radii)):
+        snapshots = results[method].folder.epsilon_snapshots()
+        assert list(snapshots) == [1, 2, 3]
+        assert np.array_equal(np.load(snapshots[3]), last.numpy())
+    for method in ("trades", "mart", "cat"):
         for row in results[method].metrics:
             assert 0 <= row["train_robust_accuracy"] <= 1
             assert 0 <= row["train_clean_accuracy"] <= 1

@@ -70,13 +70,14 @@ PIXEL_FLAGS = {
     "--gamma": ("epsilon", "gamma"),
     "--eps-min": ("epsilon", "eps_min"),
     "--mma-d-max": ("baseline", "mma_d_max"),
+    "--cat-eta": ("baseline", "cat_eta"),
     "--eval-eps": ("evaluation", "eps"),
     "--eval-alpha": ("evaluation", "alpha"),
 }
 
 
 def method_that_reads(flag: str) -> list[str]:
-    others = {"--eps": ["adv"], "--mma-d-max": ["mma", "--mma-d-min", "0.1"]}
+    others = {"--eps": ["adv"], "--mma-d-max": ["mma", "--mma-d-min", "0.1"], "--cat-eta": ["cat"]}
     return ["--method", *others.get(flag, ["iaat"])]
 
 

@@ -117,15 +117,23 @@ def test_steps_in_graphs_are_the_eager_ones(
     assert tape.replayed == EPOCHS * FULL - phases
 
 
-def test_margins_in_graphs_are_the_eager_ones(
-    tape: Tape, both: Runs, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"method": "mma", "baseline": {"mma_bisections": 4}},
+        {"method": "cat", "baseline": {"cat_loss": "mix"}, "optim": {"accumulate": 2}},
+    ],
+    ids=str,
+)
+def test_radii_that_are_stored_in_graphs_are_the_eager_ones(
+    parts: dict[str, Any], tape: Tape, both: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On the CPU alone, storing looks at the radii's values.
     store = EpsilonMemory._write
     monkeypatch.setattr(
         EpsilonMemory, "store", lambda self, index, eps, findings: store(self, index, index, eps)
     )
-    assert_same_checkpoints(*both(method="mma", baseline={"mma_bisections": 4}))
+    assert_same_checkpoints(*both(**parts))
     assert (tape.captured, tape.replayed) == (1, EPOCHS * FULL - 1)
 
 

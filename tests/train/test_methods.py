@@ -12,11 +12,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iaat_fast.attacks import losses as attack_losses
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import METHODS, Batch, Method
 from iaat_fast.train.methods.attack import gaussian_start
+from iaat_fast.train.methods.cat import Smoothed, dirichlet
 from iaat_fast.train.methods.mixup import Pairs
 from iaat_fast.train.methods.mma import Margins, bisected_margin
 from iaat_fast.train.step import TrainingStep, make_memory
@@ -66,7 +68,11 @@ def prepared(method: Method, batch: tuple[Tensor, Tensor], seed: int = 11) -> Ba
 
 
 def plain_attack(
-    loss: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, steps: int = 3
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    start: Tensor,
+    steps: int = 3,
+    eps: float | Tensor = EPS,
 ) -> Tensor:
     """The released codes' inner loop, at the radius and step of the configuration."""
     x_adv = start
@@ -74,7 +80,7 @@ def plain_attack(
         leaf = x_adv.detach().requires_grad_()
         (grad,) = torch.autograd.grad(loss(leaf), leaf)
         x_adv = x_adv.detach() + ALPHA * grad.sign()
-        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+        x_adv = torch.min(torch.max(x_adv, x - eps), x + eps).clamp(0, 1)
     return x_adv
 
 
@@ -132,7 +138,7 @@ def test_all_that_is_drawn_follows_the_seed(
         assert torch.equal(one.partner, same.partner)
 
 
-@pytest.mark.parametrize("name", ["trades", "mart", "mma"])
+@pytest.mark.parametrize("name", ["trades", "mart", "mma", "cat"])
 def test_what_a_sample_becomes_does_not_depend_on_its_batch(
     name: str, make: Make, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -347,7 +353,99 @@ def test_mma_attacks_at_the_radius_of_the_last_visit(
     torch.testing.assert_close(step(radii[1]), 2.0 * radii[1] / 3)
 
 
-@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+@pytest.mark.parametrize("loss", ["ce", "mix"])
+def test_cat_is_its_formula(
+    loss: str, make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Cheng et al. 2022, Algorithm 1, with the cross-entropy or the mixed loss."""
+    eta, eps_max, c, kappa = 0.03, 0.25, 3.0, 1.0
+    fields = {"eta": eta, "eps_max": eps_max, "c": c, "kappa": kappa, "loss": loss}
+    x, y = batch[0], batch[1].clone()
+    y[3:5] = (y[3:5] + 1) % 3  # of which the network knows nothing
+    method = make("cat", baseline={f"cat_{name}": value for name, value in fields.items()})
+    old = torch.linspace(0, eps_max, 12)
+    method.memory.store(INDEX, old)
+    made = prepared(method, (x, y))
+    assert isinstance(made, Smoothed)
+    onehot = F.one_hot(y, 3).double()
+
+    def losses(images: Tensor, labels: Tensor) -> Tensor:
+        logits = model(images)
+        entropy = -(labels * logits.log_softmax(1)).sum(1)
+        rival = logits.masked_fill(onehot.bool(), -torch.inf).amax(1)
+        margin = (rival - logits.gather(1, y.view(-1, 1))[:, 0]).clamp(min=-kappa)
+        return entropy + margin if loss == "mix" else entropy
+
+    # The attack, from x, within the radius that is tried and against the label of the radius that is stored.
+    tried = (old + eta).clamp(max=eps_max)
+    first = method.attack.labels
+    x_adv = plain_attack(
+        lambda a: losses(a, first).sum(), x, x, eps=tried.double().view(-1, 1, 1, 1)
+    )
+    torch.testing.assert_close(made.x_adv, x_adv, rtol=0, atol=1e-7)
+
+    right = model(made.x_adv).argmax(1) == y
+    assert 0 < int(right.sum()) < 12
+    new = method.memory.values[INDEX]
+    assert torch.equal(new, torch.where(right, tried, old))
+    assert (method.memory.values[12:] == 0).all()
+
+    drawn = []
+    for labels, eps in ((first, old), (made.labels, new)):
+        share = c * eps.double().view(-1, 1)
+        drawn.append(((labels - (1 - share) * onehot) / share)[1:])  # of a radius of 0 nothing is
+        torch.testing.assert_close(drawn[-1].sum(1), torch.ones(11).double(), rtol=0, atol=1e-6)
+        assert (drawn[-1] > -1e-6).all()
+    assert torch.equal(first[0], onehot[0])
+    assert (drawn[0] - drawn[1]).abs().amax(1).min() > 1e-3, "another label for the update"
+
+    outcome = method.outcome(model, made)
+    assert_same_gradients(model, outcome.loss.mean(), losses(made.x_adv, made.labels).mean())
+    assert torch.equal(outcome.robust, right)
+    assert torch.equal(outcome.clean, model(x).argmax(1) == y)
+    if loss == "mix":
+        margin = attack_losses.value("cw", model(made.x_adv), y, targeted=False)
+        assert 0 < int((margin > -kappa).sum()) < 12, "kappa tells the samples apart"
+
+
+def test_cat_follows_the_seed_and_the_sample(make: Make, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+
+    def radii_and_labels(rows: slice, seed: int) -> tuple[Tensor, Tensor]:
+        method = make("cat")
+        method.memory.values.fill_(0.1)
+        made = method.prepare(x[rows], y[rows], INDEX[rows], epoch=0, seed=seed)
+        assert isinstance(made, Smoothed)
+        return method.memory.values[INDEX[rows]], made.labels
+
+    whole = radii_and_labels(slice(0, 12), 11)
+    assert all(map(torch.equal, whole, radii_and_labels(slice(0, 12), 11)))
+    part = radii_and_labels(slice(5, 9), 11)
+    assert all(torch.equal(each[5:9], other) for each, other in zip(whole, part, strict=True))
+    assert not torch.equal(whole[1], radii_and_labels(slice(0, 12), 12)[1])
+
+
+def test_labels_are_drawn_uniformly_from_the_simplex() -> None:
+    draws = dirichlet(torch.zeros(3000, 5), torch.arange(3000), torch.tensor([3]), times=2)
+    assert draws.shape == (2, 3000, 5)
+    # A coordinate of Dirichlet(1, 1, 1, 1, 1) is Beta(1, 4); the first two together are Beta(2, 3).
+    for each in draws.double().numpy():
+        assert stats.kstest(each[:, 2], stats.beta(1, 4).cdf).pvalue > 1e-3
+        assert stats.kstest(each[:, :2].sum(1), stats.beta(2, 3).cdf).pvalue > 1e-3
+    assert stats.pearsonr(draws[0, :, 0], draws[1, :, 0]).pvalue > 1e-3
+
+
+def test_cat_refuses_labels_that_would_be_negative_and_classes_that_are_not_there(
+    make: Make, batch: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"baseline\.cat_c: 6, expected at most .*, 5$"):
+        make("cat", baseline={"cat_c": 6.0, "cat_eps_max": 0.2})
+    make("mart", baseline={"cat_c": 6.0, "cat_eps_max": 0.2})
+    with pytest.raises(ValueError, match="y: 3, expected a class in 0"):
+        prepared(make("cat"), (batch[0], batch[1] + 1))
+
+
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma", "cat"])
 def test_no_sample_is_no_work(name: str, make: Make, batch: tuple[Tensor, Tensor]) -> None:
     """A rank of a distributed run may get nothing of a last batch."""
     (x, y), method = batch, make(name)
@@ -355,7 +453,7 @@ def test_no_sample_is_no_work(name: str, make: Make, batch: tuple[Tensor, Tensor
     assert made.x_adv.shape == x[:0].shape
 
 
-@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma", "cat"])
 def test_a_step_moves_the_weights_and_sums_the_loss(
     name: str,
     tiny_config: Callable[..., TrainConfig],
@@ -376,4 +474,5 @@ def test_a_step_moves_the_weights_and_sums_the_loss(
     assert math.isfinite(loss.item())
     assert not torch.equal(before, net[-1].weight)
     assert step.totals[0].item() == pytest.approx(12 * loss.item())
-    assert net[1].num_batches_tracked == 2, "the training forwards, clean and attacked"
+    forwards = {"cat": 1}.get(name, 2)  # of training: clean and attacked, or attacked alone
+    assert net[1].num_batches_tracked == forwards

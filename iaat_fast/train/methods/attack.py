@@ -19,7 +19,12 @@ _ALMOST_ONE = 1 - 2**-24
 
 def make_attack(config: AttackConfig, model: nn.Module, **changes: Any) -> attacks.PGD:
     """The PGD attack of the training step; `changes` are arguments of `attacks.PGD`."""
-    arguments: dict[str, Any] = {
+    return attacks.PGD(model, **{**attack_arguments(config), **changes})
+
+
+def attack_arguments(config: AttackConfig) -> dict[str, Any]:
+    """The arguments of `attacks.PGD`, or a class on it, as the configuration has them."""
+    return {
         "eps": config.eps,
         "alpha": _step_size(config, config.steps),
         "steps": config.steps,
@@ -29,7 +34,6 @@ def make_attack(config: AttackConfig, model: nn.Module, **changes: Any) -> attac
         "precision": config.precision,
         "engine": config.engine,
     }
-    return attacks.PGD(model, **{**arguments, **changes})
 
 
 def make_selector(config: TrainConfig, attack: attacks.PGD) -> attacks.PGD:

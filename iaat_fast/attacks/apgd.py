@@ -14,7 +14,7 @@ from iaat_fast.attacks import losses
 from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
-from iaat_fast.attacks.options import RestartOptions, Targeting
+from iaat_fast.attacks.options import GradientOptions, Targeting
 
 # The registered ops, without the public functions' checks: a call checks its arguments itself.
 _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
@@ -42,7 +42,7 @@ class APGD(Attack):
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         loss: "ce", "dlr", "cw" or "kl", as `PGD`'s.
         rho: share of steps, in [0, 1], that must raise the loss for a step size to be kept.
-        restarts, random_start, targeted, lo, hi, bn, precision, engine, seed: as `PGD`'s.
+        restarts, random_start, targeted, lo, hi, bn, precision, engine, seed, eot: as `PGD`'s.
         early_stop: a sample keeps the first iterate that fools the model and leaves the batch. False: it continues and
             keeps the last such iterate. Whether a sample is fooled does not depend on it. A sample that is never fooled
             keeps its iterate of largest loss.
@@ -65,7 +65,7 @@ class APGD(Attack):
         random_start: bool = True,
         targeted: Targeting = False,
         early_stop: bool = True,
-        **options: Unpack[RestartOptions],
+        **options: Unpack[GradientOptions],
     ) -> None:
         validate.number("rho", rho, high=1.0)
         super().__init__(
@@ -161,7 +161,7 @@ class APGD(Attack):
                 self._source(call, state.rows),
             ),
         )
-        call.count(state.grad)
+        call.count(state.grad, passes=self.network.eot)
         return logits
 
     def _keep_fooling(self, state: _State, logits: Tensor) -> None:
@@ -220,7 +220,7 @@ class APGDT(APGD):
     "apgd-t" of AutoAttack. With `targeted=True`, y is the one target, and a sample is fooled when it gets that.
 
     Args:
-        model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed: as `APGD`'s.
+        model, eps, steps, rho, lo, hi, bn, precision, engine, early_stop, seed, eot: as `APGD`'s.
         loss: "dlr", which needs at least 4 classes; "ce" or "cw".
         n_target_classes: number of wrong classes to try, those with the largest logits at x first; fewer if the model
             has fewer, or masks some by logits of -infinity.
@@ -246,7 +246,7 @@ class APGDT(APGD):
         random_start: bool = True,
         targeted: Targeting = False,
         early_stop: bool = True,
-        **options: Unpack[RestartOptions],
+        **options: Unpack[GradientOptions],
     ) -> None:
         validate.integer("n_target_classes", n_target_classes, 1)
         validate.choice("loss", loss, losses.CLASS_LOSSES)

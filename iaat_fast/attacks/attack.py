@@ -78,6 +78,7 @@ class Attack(Objective):
         early_stop: bool = False,
         seed: int | None = None,
         loss: str = "ce",
+        eot: int = 1,
     ) -> None:
         if isinstance(model, type):
             raise TypeError(f"model: the class {model.__name__}, expected an instance of it")
@@ -87,6 +88,7 @@ class Attack(Objective):
             raise TypeError(f"model: {type(model).__name__}, expected a callable")
         validate.integer("steps", steps, 0)
         validate.integer("restarts", restarts, 1)
+        validate.integer("eot", eot, 1)
         if not callable(targeted):
             validate.choice("targeted", targeted, (False, True, "random", "least-likely"))
         validate.choice("bn", bn, BN_MODES)
@@ -110,7 +112,7 @@ class Attack(Objective):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self.network = Network(model, bn=bn, precision=precision, engine=engine)
+        self.network = Network(model, bn=bn, precision=precision, engine=engine, eot=eot)
         self.model = self.network.model
         self.eps, self.alpha, self.steps = eps, alpha, steps
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
@@ -363,7 +365,10 @@ class Attack(Objective):
         return twin
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [N, C] for x in the attack's BatchNorm mode, without gradients or the caller's autocast."""
+        """Logits [N, C] for x in the attack's BatchNorm mode, without gradients or the caller's autocast.
+
+        With `eot` > 1 they are log(mean of softmax) over as many draws, up to a constant per row.
+        """
         with self.network.in_mode(), torch.no_grad():
             return self.network.logits(x)
 
@@ -381,7 +386,7 @@ class Attack(Objective):
         Raises:
             Stale: the gradients came from a copy that no longer matches the live model.
         """
-        call.planned = gradients = call.rows * self.steps * self.restarts
+        call.planned = gradients = call.rows * self.steps * self.restarts * self.network.eot
         if call.passes is not None:
             call.passes.take()  # forget those of an attempt with an outdated copy
         with self.network.attacked(call.x, call.findings, call.passes):

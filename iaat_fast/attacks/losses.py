@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iaat_fast.ops.primitives import SATURATION, softmax_minus_onehot
+from iaat_fast.ops.primitives import SATURATION, softmax_minus_onehot, widened
 
 CLASS_LOSSES = ("ce", "cw", "dlr")
 """The losses whose goal is a class."""
@@ -95,16 +95,20 @@ def cotangent(
     targeted: bool,
     source: Tensor | None = None,
     saturation_proof: bool = False,
+    scaled: bool = True,
 ) -> Tensor:
     """The gradient of the summed loss with respect to the logits, [K*N, C], bit for bit autograd's.
 
     Args: as `value`'s, and
         saturation_proof: compute "ce" by `ops.ce_cotangent`, and "kl" in a similar way: exact where the loss saturates,
             with each row scaled by a positive factor. The other losses do not saturate.
+        scaled: False: `saturation_proof` scales no row, because gradients of several rows will be added.
 
     Raises:
         ValueError: the loss needs more classes than the logits have.
     """
+    if saturation_proof and not scaled and loss in ("ce", "kl"):
+        return _unscaled(loss, logits, goal)
     if loss == "ce" and saturation_proof:
         return _ce_cotangent(logits, goal, targeted)
     # ce_cotangent above does this itself.
@@ -131,6 +135,21 @@ def cotangent(
     if not targeted:
         return result.scatter_add_(1, order[:, 2:3], pull)
     return result.scatter_add_(1, order[:, 2:4], (pull / 2).expand(-1, 2))
+
+
+def _unscaled(loss: str, logits: Tensor, goal: Tensor) -> Tensor:
+    """softmax(z) - p [K*N, C], its entry for the class that "ce" or "kl" can saturate in minus the sum of the others.
+
+    So no entry loses its bits to 1 - p; only those below the range of floats become 0.
+    """
+    probabilities = widened(logits).softmax(1)
+    goal = _per_candidate(goal, logits)
+    if loss == "kl":
+        difference, top = probabilities - goal.exp(), goal.argmax(1, keepdim=True)
+    else:
+        difference, top = probabilities, goal.view(-1, 1)
+    others = difference.scatter(1, top, 0.0)
+    return others.scatter(1, top, -others.sum(1, keepdim=True))
 
 
 def _kl_cotangent(logits: Tensor, log_p: Tensor, *, saturation_proof: bool) -> Tensor:

@@ -21,8 +21,9 @@ class MultiAttack:
         x_adv = attack(x, y)
 
     A sample that none fools keeps the images of largest cross-entropy (with `targeted=True`, smallest); torchattacks
-    gives it back unattacked. Verdicts are the live model's. If batch statistics tie samples together, all take part in
-    every attack. `stats` is the sum of the attacks' own, of the samples that they saw.
+    gives it back unattacked. Verdicts are the live model's, of as many draws as the largest `eot` of the
+    attacks. If batch statistics tie samples together, all take part in every attack. `stats` is the sum of the attacks'
+    own, of the samples that they saw.
 
     Args:
         attacks: at least one, of one model; either all of them or none with `targeted=True`, which decides what y is.
@@ -99,7 +100,7 @@ class MultiAttack:
                 planned = stats.planned + attack.stats.planned
                 stats = dataclasses.replace(stats.plus(attack.stats), planned=planned)
                 if n:
-                    success, height = _judged(attack, made, y[rows])
+                    success, height = self._judged(attack, made, y[rows])
                     better = (success | (height > loss[rows])) & ~fooled[rows]
                     images[rows] = torch.where(as_column(better, made), made, images[rows])
                     loss[rows] = torch.where(better, height, loss[rows])
@@ -108,12 +109,15 @@ class MultiAttack:
         return images
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [N, C] for x, as `Attack.logits` of the first attack."""
-        return self.attacks[0].logits(x)
+        """Logits [N, C] for x, as `Attack.logits` of the first attack, but of as many draws as verdicts."""
+        return self._logits(self.attacks[0], x)
 
+    def _judged(self, attack: Attack, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether images fool the live model, and how much: the cross-entropy, less it for a target."""
+        logits = self._logits(attack, x_adv)
+        loss = F.cross_entropy(logits.double(), y, reduction="none")
+        return attack._fooled(logits, y), -loss if attack.targeted is True else loss
 
-def _judged(attack: Attack, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether images fool the live model, and how much: the cross-entropy, less it for a target."""
-    logits = attack.logits(x_adv)
-    loss = F.cross_entropy(logits.double(), y, reduction="none")
-    return attack._fooled(logits, y), -loss if attack.targeted is True else loss
+    def _logits(self, attack: Attack, x: Tensor) -> Tensor:
+        with attack.network.in_mode(), torch.no_grad():
+            return attack.network.logits(x, max(each.network.eot for each in self.attacks))

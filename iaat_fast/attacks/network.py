@@ -20,7 +20,12 @@ from iaat_fast.attacks.gradients.shadow import Unshadowable
 from iaat_fast.attacks.gradients.source import ByAutograd, Forward, MeanOfLosses, Source
 from iaat_fast.attacks.gradients.verify import FrozenForward, copy_error, refuse_random
 from iaat_fast.attacks.model.distributed import unwrap_ddp
-from iaat_fast.attacks.model.ensemble import Ensemble, refuse_inner_losses
+from iaat_fast.attacks.model.ensemble import (
+    Ensemble,
+    mean_of_draws,
+    over_draws,
+    refuse_inner_losses,
+)
 from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
 from iaat_fast.attacks.model.modules import modules_of, roots_of
 from iaat_fast.attacks.model.snapshot import AttributeSnapshot, TensorSnapshot
@@ -48,6 +53,7 @@ class Network:
         bn: BatchNorm's mode, see `PGD`.
         precision: "fp32", "tf32", "bf16", "fp16" or "auto".
         engine: "auto", "exact", "fast" or `EngineOptions`.
+        eot: forwards, one after the other, of every gradient and every logits, see `PGD`.
 
     Attributes:
         gradient_source: what the gradients come from, in words, after the first attack.
@@ -62,11 +68,12 @@ class Network:
         bn: str,
         precision: str,
         engine: str | EngineOptions,
+        eot: int = 1,
     ) -> None:
         options.check(precision, engine)
         self.model = unwrap_ddp(model)
         refuse_inner_losses(self.model, checked_modules(self.model, bn))
-        self.bn, self.precision, self.engine = bn, precision, engine
+        self.bn, self.precision, self.engine, self.eot = bn, precision, engine, eot
         self.gradient_source = "the live model"
         self.classes: int | None = None
         self.passes: PassCounter | None = None
@@ -148,11 +155,12 @@ class Network:
                 self._attributes.ignore_changes()
                 self._is_new = False
 
-    def logits(self, x: Tensor) -> Tensor:
-        """The live model's logits [N, C]."""
+    def logits(self, x: Tensor, eot: int | None = None) -> Tensor:
+        """The live model's logits [N, C], of `eot` draws as `mean_of_draws`; None: as many as the attack's."""
+        eot = self.eot if eot is None else eot
         if self.passes is not None:
-            self.passes.add(len(x), backward=False)
-        return logits_of(self.model, x)
+            self.passes.add(len(x), backward=False, times=eot)
+        return over_draws(lambda: logits_of(self.model, x), eot)
 
     def _live(self, x: Tensor) -> Tensor:
         """The same for comparisons, which are no part of an attack."""
@@ -183,23 +191,48 @@ class Network:
         return wide, grad
 
     def gradient(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
-        """Only the gradient of `input_vjp`; `cotangent` gets the logits in the dtype of the gradient source."""
+        """Only the gradient of `input_vjp`; `cotangent` gets the logits in the dtype of the gradient source.
+
+        With eot > 1 it is the mean of the gradients of as many draws, and `cotangent` gets the logits of each, then
+        those of `mean_of_draws`, last, for whoever keeps the logits that it is given.
+        """
 
         def checked(logits: Tensor) -> Tensor:
             self._check_logits(logits, x)
             return cotangent(logits)
 
         if self.passes is not None:
-            self.passes.add(len(x), backward=True)
-        _, grad = self._source.input_vjp(self.to_channels_last(x.detach()), checked)
+            self.passes.add(len(x), backward=True, times=self.eot)
+        images = self.to_channels_last(x.detach())
+        if self.eot == 1:
+            _, grad = self._source.input_vjp(images, checked)
+        else:
+            grad = self._mean_gradient(images, checked)
         if grad is None:
             raise ValueError(_NO_GRADIENT)
         return grad.to(x.dtype)
 
+    def _mean_gradient(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The mean of the gradients of `eot` draws, at least in float32; None if there is none.
+
+        One draw after the other: a model may draw once per forward for its whole batch, so that copies of the images
+        in one batch would share a draw, and memory stays that of one.
+        """
+        each = []
+        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        for _ in range(self.eot):
+            logits, grad = self._source.input_vjp(x, cotangent)
+            if grad is None:
+                return None
+            each.append(_wide(logits))
+            total += grad
+        cotangent(mean_of_draws(each))
+        return total / self.eot
+
     def step_(self, x_adv: Tensor, cotangent: Callable[[Tensor], Tensor], *rest: Any) -> None:
         """One PGD step on x_adv, in place: `ops.pgd_step_linf_` with `gradient`; `rest`: its arguments from x on."""
         source = self._source
-        if not (isinstance(source, Program) and source.takes_steps):
+        if self.eot > 1 or not (isinstance(source, Program) and source.takes_steps):
             _pgd_step_linf_(x_adv, self.gradient(x_adv, cotangent), *rest)
             return
 
@@ -215,8 +248,9 @@ class Network:
         """Logits [N, C] of the gradient source, in float32 or float64, without a gradient; inside `attacked`."""
         with torch.no_grad():
             if self.passes is not None:
-                self.passes.add(len(x), backward=False)
-            logits = self._source.forward(self.to_channels_last(x))
+                self.passes.add(len(x), backward=False, times=self.eot)
+            images = self.to_channels_last(x)
+            logits = over_draws(lambda: self._source.forward(images), self.eot)
             self._check_logits(logits, x)
             return _wide(logits)
 

@@ -108,6 +108,7 @@ class Objective:
             source=source,
             # False with batch statistics: every sample's loss then reaches every image, and must not be rescaled.
             saturation_proof=self.network.saturation_proof,
+            scaled=self.network.eot == 1,  # else the mean of several draws would have other weights
         )
 
     def _lead_gradient(

@@ -53,7 +53,13 @@ class RestartOptions(SharedOptions, total=False):
     seed: int | None
 
 
-class PGDOptions(RestartOptions, total=False):
+class GradientOptions(RestartOptions, total=False):
+    """Keywords of attacks whose every step follows a gradient."""
+
+    eot: int
+
+
+class PGDOptions(GradientOptions, total=False):
     """Keywords of `PGD` and its subclasses."""
 
     clamp_start: bool

@@ -60,6 +60,9 @@ class PGD(Attack):
             Croce and Hein 2020, which needs 3 classes, or 4 with targets (if logits of -infinity leave a sample fewer,
             it is attacked by the margin, with a RuntimeWarning); "kl", the divergence from the prediction at x of Zhang
             et al. 2019 (TRADES), which has no targets, and no gradient at x: it needs a random or given start.
+        eot: draws of a randomised model (expectation over transformation, Athalye et al. 2018): a gradient is the mean
+            of those of as many forwards, and a verdict that of the mean of as many predicted probabilities. Forwards
+            run one after the other, on random numbers of torch's generator, which `seed` does not set.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
@@ -142,9 +145,10 @@ class PGD(Attack):
         tensors = [call.stats, *(getattr(run, name) for name in names), *goals]
         key = (*self._rule(), self.loss, run.mask is None)
         self.network.replay(key, tensors, step, self.steps, written=1 + len(written))
-        call.count(run.x_adv, self.steps, passes=self._passes)
+        passes = self._passes * self.network.eot
+        call.count(run.x_adv, self.steps, passes=passes)
         if call.passes is not None:
-            call.passes.add(len(run.x_adv), backward=True, times=self.steps * self._passes)
+            call.passes.add(len(run.x_adv), backward=True, times=self.steps * passes)
 
     def _step(self, call: Call, run: Run) -> Tensor:
         """One step, in place; returns the logits it started from."""
@@ -157,7 +161,7 @@ class PGD(Attack):
 
         self._advance(run, cotangent, call.stats)
         pin_(run.x_adv, run.x, run.mask)
-        call.count(run.x_adv, passes=self._passes)
+        call.count(run.x_adv, passes=self._passes * self.network.eot)
         return seen
 
     def _advance(self, run: Run, cotangent: Callable[[Tensor], Tensor], stats: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Several models as one, for any attack: the mean of their logits, of their probabilities, or of their losses."""
+"""Several models, or several draws of a randomised one, as one: the mean of their logits, probabilities or losses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,30 @@ def joined(mean: str, logits: Sequence[Tensor]) -> Tensor:
     masked = (log_p == -torch.inf).all(0)
     total = log_p.masked_fill(masked, 0.0).logsumexp(0) - math.log(len(each))
     return total.masked_fill(masked, -torch.inf)
+
+
+def over_draws(forward: Callable[[], Tensor], draws: int) -> Tensor:
+    """The logits [N, C] that `forward` gives; with several draws of a randomised model, `mean_of_draws`."""
+    if draws == 1:
+        return forward()
+    each = [forward() for _ in range(draws)]
+    wide = torch.promote_types(each[0].dtype, torch.float32)
+    return mean_of_draws([logits.to(wide) for logits in each])
+
+
+def mean_of_draws(logits: Sequence[Tensor]) -> Tensor:
+    """Logits [N, C] of the mean of the probabilities, of K draws [N, C] in float32 or float64.
+
+    They are log(mean of softmax) plus the normalising constant of the first draw, so that equal draws give their own
+    bits: of a model that is not random, no verdict changes.
+    """
+    each = torch.stack(list(logits))
+    constant = each.logsumexp(-1, keepdim=True)
+    each = each + (constant[:1] - constant)
+    largest = each.amax(0)
+    # A class that all draws mask stays masked, without inf - inf.
+    finite = largest.masked_fill(largest == -torch.inf, 0.0)
+    return largest + (each - finite).exp().mean(0).log().masked_fill(largest == -torch.inf, 0.0)
 
 
 def refuse_other_classes(found: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -51,11 +54,22 @@ def browser(profile: Path) -> Iterator[Any]:
 
 def show(window: Any, page: Path, *, width: int, scheme: str) -> None:
     """Open a page at a width in CSS pixels, for a reader who prefers `scheme`."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(window, width)
     preference = {"name": "prefers-color-scheme", "value": scheme}
     window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [preference]})
     window.get(page.as_uri())
+
+
+def resize(window: Any, width: int) -> None:
+    """Make the window this many CSS pixels wide."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def image_of(element: Any) -> np.ndarray:
+    """What is seen of an element, in grey, uint8 [H, W]."""
+    with Image.open(io.BytesIO(element.screenshot_as_png)) as image:
+        return np.asarray(image.convert("L"))
 
 
 def requested(window: Any) -> list[str]:

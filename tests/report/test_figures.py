@@ -75,6 +75,9 @@ def test_a_sweep_starts_at_the_natural_accuracy_and_averages_seeds(tmp_path: Pat
     (drawing,) = draw_steps_sweep(group_of(*folders))
     assert drawn(axes_of(drawing), "IAAT")[:, 0].tolist() == [1, 5, 10, 50, 100, 500]
     assert axes_of(drawing).get_xscale() == "log"
+    left, right = axes_of(drawing).get_xlim()
+    assert 0.5 < left < 1, "the curve fills the axis"
+    assert 500 < right < 1000
 
 
 def test_of_many_fixed_radii_a_sweep_shows_the_papers_two_and_says_so(tmp_path: Path) -> None:
@@ -211,19 +214,50 @@ def test_perturbed_samples_stay_within_their_radii(
     monkeypatch.setattr(perturbed, "STEPS", 2)
     (drawing,) = draw_perturbed(group_of(folder), TrainingImages())
     radii = np.sort(255 * np.load(list(folder.epsilon_snapshots().values())[-1]))
-    natural, own, at8, at16 = (
-        np.stack([np.asarray(picture.get_array()) for picture in axes.images])
-        for axes in drawing.figure.axes
-    )
-    for shown, eps in ((at8, 8), (at16, 16)):
+    axes = axes_of(drawing)
+    texts = [text.get_text() for text in axes.texts]
+    eps = np.array([float(text.rpartition("= ")[2]) for text in texts if "\nε = " in text])
+    n = len(eps)
+    every = np.stack([np.asarray(picture.get_array()) for picture in axes.images])
+    natural, own, at8, at16 = every.reshape(4, n, *every.shape[1:])
+    for shown, radius in ((at8, 8), (at16, 16)):
         moved = 255 * np.abs(shown - natural).max(axis=(1, 2, 3))
-        assert (moved <= eps + 1e-3).all()
-        assert (moved > eps / 2).all()
+        assert (moved <= radius + 1e-3).all()
+        assert (moved > radius / 2).all()
     moved = 255 * np.abs(own - natural).max(axis=(1, 2, 3))
-    labels = [text.get_text() for text in drawing.figure.axes[1].texts[: len(moved)]]
-    eps = np.array([float(label.rpartition("= ")[2]) for label in labels])
     assert (moved <= eps + 0.05).all()
     assert {f"{radius:.1f}" for radius in eps} <= {f"{radius:.1f}" for radius in radii}
+
+
+@pytest.mark.parametrize("shown", [2, 8])
+def test_the_images_of_a_sample_are_in_line_below_its_heading(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, shown: int
+) -> None:
+    """Where they end up in the figure, after its layout; few samples are drawn as large as many."""
+    folder = save_run(tmp_path / "a", "iaat", data__path=str(images))
+    save_checkpoint(folder)
+    monkeypatch.setattr(perturbed, "STEPS", 1)
+    monkeypatch.setattr(perturbed, "_predict", lambda model, x: torch.arange(len(x)) % 2)
+    monkeypatch.setattr(perturbed, "_small_and_correct", lambda *given: np.arange(shown))
+    (drawing,) = draw_perturbed(group_of(folder), TrainingImages())
+    axes, figure = axes_of(drawing), drawing.figure
+    figure.draw_without_rendering()
+    boxes = np.array([picture.get_window_extent().extents for picture in axes.images])
+    rows = boxes.reshape(4, -1, 4)
+    assert rows.shape[1] == shown
+    assert (np.ptp(rows[:, :, [0, 2]], axis=0) < 1e-6).all(), "in line with those above and below"
+    assert (np.ptp(rows[:, :, [1, 3]], axis=1) < 1e-6).all()
+    width = (rows[0, 0, 2] - rows[0, 0, 0]) / figure.bbox.width
+    assert 0.07 < width < 0.12
+    heads = [text for text in axes.texts if "\nε = " in text.get_text()]
+    assert len(heads) == shown
+    for head, left, right, top in zip(
+        heads, rows[0, :, 0], rows[0, :, 2], rows[0, :, 3], strict=True
+    ):
+        box = head.get_window_extent()
+        assert abs((box.x0 + box.x1) / 2 - (left + right) / 2) < 1
+        assert box.y0 > top
+        assert box.y1 < figure.bbox.height
 
 
 @pytest.mark.parametrize("damage", ["no checkpoint", "other images", "no images"])

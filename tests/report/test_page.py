@@ -9,11 +9,9 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,34 +19,8 @@ from iaat_fast.report import build_report
 from iaat_fast.report.build import publish
 from iaat_fast.report.cli import main
 from iaat_fast.run_folder import RunFolder
-from tests.report.browser import CONTRASTS, browser, requested, show
-from tests.report.made import cifar_rows, save_checkpoint, save_record, save_run
-
-
-@pytest.fixture(scope="session")
-def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    """Runs that have something for Tables 1 and 4 and every figure; one of them was never evaluated."""
-    folder = tmp_path_factory.mktemp("runs")
-    path = {"data__path": str(images)}
-    iaat = save_run(folder / "iaat", "iaat", **path)
-    save_checkpoint(iaat)
-    return [
-        iaat,
-        save_run(folder / "cold", "iaat", natural=0.85, epsilon__warmup_epochs=0, **path),
-        save_run(folder / "adv4", "adv", natural=0.78, robust=0.3, attack__eps=4 / 255, **path),
-        save_run(folder / "adv8", "adv", natural=0.7, robust=0.42, **path),
-        save_run(folder / "clean", "clean", natural=0.9, robust=0.0, **path),
-        save_run(folder / "trades <b>&", "trades", natural=None, **path),
-    ]
-
-
-@pytest.fixture(scope="session")
-def built(runs: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of their report."""
-    out = tmp_path_factory.mktemp("report") / "out"
-    report = build_report(runs, out)
-    assert report.missing == ()
-    return out
+from tests.report.browser import CONTRASTS, image_of, requested, show
+from tests.report.made import cifar_rows, save_record, save_run
 
 
 @pytest.mark.slow
@@ -77,12 +49,6 @@ def test_figures_are_what_their_suffix_says(built: Path) -> None:
         else:
             with Image.open(io.BytesIO(content)) as image:
                 assert min(image.size) > 300
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with browser(tmp_path_factory.mktemp("profile")) as window:
-        yield window
 
 
 @pytest.mark.slow
@@ -157,8 +123,7 @@ def test_the_figures_follow_the_readers_scheme(window: Any, built: Path) -> None
         show(window, built / "index.html", width=1400, scheme=scheme)
         (figure,) = window.find_elements("css selector", "#figure-4 img")
         window.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
-        with Image.open(io.BytesIO(figure.screenshot_as_png)) as image:
-            grey = np.asarray(image.convert("L"))
+        grey = image_of(figure)
         # The corner is the page; the ink is what lies farthest from it.
         ink[scheme] = (int(grey[0, 0]), int(grey.min()), int(grey.max()))
     page, darkest, _ = ink["light"]

@@ -118,15 +118,53 @@ def test_the_figures_show_the_numbers_of_the_run(tmp_path: Path) -> None:
         assert patch.get_data().values.sum() == pytest.approx(100)
 
 
-def test_radii_that_are_all_the_same_are_a_line_not_a_bar(tmp_path: Path) -> None:
+def test_an_epoch_of_equal_radii_hides_no_other_by_its_bar(tmp_path: Path) -> None:
+    """Which leads out of the figure, and whose label has the number of samples."""
     from iaat_fast.report.figures.radii import histograms
 
     folder = make_run(tmp_path, epochs=1)
     folder.save_epsilon(2, torch.full((100,), 8 / 255))
     (axes,) = histograms(folder.epsilon_snapshots()).axes
     (line,) = axes.lines
-    assert line.get_label() == "epoch 2 (all at 8.0)"
+    assert line.get_label() == "epoch 2 (all 100 at 8.0)"
     assert np.unique(line.get_xdata()) == pytest.approx(8)
+    stairs, bar = axes.patches
+    assert bar.get_x() + bar.get_width() / 2 == pytest.approx(8)
+    assert bar.get_width() >= 0.015 * np.ptp(axes.get_xlim())
+    assert axes.get_ylim()[1] < 2 * stairs.get_data().values.max()
+
+
+@pytest.mark.parametrize(("radius", "right"), [(8, 16), (0.5, 1), (0, 1)])
+def test_where_all_radii_are_equal_there_is_a_bar_with_the_number_of_samples(
+    tmp_path: Path, radius: float, right: float
+) -> None:
+    from iaat_fast.report.figures.radii import histograms
+
+    folder = make_run(tmp_path, epochs=0)
+    for epoch in (1, 2, 3):
+        folder.save_epsilon(epoch, torch.full((1200,), radius / 255))
+    (axes,) = histograms(folder.epsilon_snapshots()).axes
+    (bar,) = axes.patches
+    assert (bar.get_height(), bar.get_x() + bar.get_width() / 2) == pytest.approx((100, radius))
+    assert axes.get_xlim() == pytest.approx((0, right))
+    assert axes.get_ylim()[1] > 100
+    assert bar.get_width() == pytest.approx(right / 20)
+    assert [text.get_text() for text in axes.texts] == ["1,200 samples"]
+    label = f"epochs 1, 2, 3 (all 1,200 at {radius:.1f})"
+    assert [text.get_text() for text in axes.figure.legends[0].texts] == [label]
+
+
+def test_bars_of_close_equal_radii_do_not_overlap(tmp_path: Path) -> None:
+    from iaat_fast.report.figures.radii import histograms
+
+    folder = make_run(tmp_path, epochs=0)
+    for epoch, radius in ((1, 8.0), (2, 8.1), (3, 8.1)):
+        folder.save_epsilon(epoch, torch.full((100,), radius / 255))
+    (axes,) = histograms(folder.epsilon_snapshots()).axes
+    one, other = axes.patches
+    assert one.get_x() + one.get_width() < other.get_x()
+    labels = [text.get_text() for text in axes.figure.legends[0].texts]
+    assert labels == ["epoch 1 (all 100 at 8.0)", "epochs 2, 3 (all 100 at 8.1)"]
 
 
 def test_plotting_touches_no_global_state_of_matplotlib(tmp_path: Path) -> None:

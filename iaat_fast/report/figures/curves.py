@@ -141,12 +141,13 @@ def _sweep(
         )
     axes.set(xlabel=label, ylabel="accuracy (%)")
     axes.set_ylim(bottom=0)
-    not_below_zero(axes)
     if number == 9:
+        # Before any limit: 0, where the axis of a linear scale may start, is infinitely far from 1 on this one.
         axes.set_xscale("log")
         steps = sorted({point[0] for _, curve in curves for point in curve})
         axes.set_xticks(steps, [f"{step:.0f}" for step in steps])
         axes.minorticks_off()
+    not_below_zero(axes)
     legend_above(figure, axes)
     said = "; ".join(
         f"{v.name} from {curve[0][1]:.1f} to {curve[-1][1]:.1f} %" for v, curve in curves

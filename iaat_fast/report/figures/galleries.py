@@ -53,16 +53,20 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
         " {0:.1f} to {1:.1f}, large ones from {2:.1f} to {3:.1f}, in units of 1/255."
     )
     drawings = []
-    for number, ends, rule, shape in (
+    for number, title, ends, panels, rule, shape in (
         (
             2,
+            "The training samples with the smallest and with the largest ε",
             [order[:count], order[::-1][:count]],
+            ("smallest ε", "largest ε"),
             f"The {count} smallest and the {count} largest radii",
             (1, 2, 4),
         ),
         (
             6,
+            "Random training samples with small and with large ε",
             drawn,
+            ("small ε, drawn at random", "large ε, drawn at random"),
             f"A random draw (seed {SEED}) from the {tail:,} samples with the smallest radii"
             f" and the {tail:,} with the largest",
             (2, 1, 8),
@@ -70,7 +74,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
     ):
         low, high = radii[ends[0]], radii[ends[1]]
         try:
-            figure = _gallery(data, ends, radii, *shape)
+            figure = _gallery(data, ends, panels, radii, *shape)
         # Image files are decoded only now, and may be missing or damaged.
         except (ValueError, RuntimeError, OSError) as error:
             images.lack(what, " ".join(str(error).split()))
@@ -79,7 +83,7 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
             Drawing(
                 number=number,
                 stem=f"figure-{number}-{group.stem}",
-                title="Training samples with small and with large ε",
+                title=title,
                 caption=f"{whose}. {rule}, in units of 1/255.",
                 alt=alt.format(low.min(), low.max(), high.min(), high.max()),
                 figure=figure,
@@ -90,7 +94,8 @@ def draw_galleries(group: Group, images: TrainingImages) -> list[Drawing]:
 
 def _gallery(
     data: datasets.ImageData,
-    ends: list[np.ndarray],
+    ends: Sequence[np.ndarray],
+    titles: Sequence[str],
     radii: np.ndarray,
     rows: int,
     panels: int,
@@ -100,9 +105,7 @@ def _gallery(
 
     size = (8.6, 4.2) if panels == 2 else (8.6, 8.8)
     figure = Figure(figsize=size, layout="constrained")
-    for axes, numbers, title in zip(
-        figure.subplots(rows, panels).flat, ends, ("small ε", "large ε"), strict=True
-    ):
+    for axes, numbers, title in zip(figure.subplots(rows, panels).flat, ends, titles, strict=True):
         shown, labels = pictures(data, numbers)
         below = [
             f"{naming.class_name(data.name, label)}\nε = {radii[number]:.1f}"

@@ -13,7 +13,7 @@ from iaat_fast.attacks import PGD
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.report import naming
 from iaat_fast.report.figures.drawing import INK, WRONG, Drawing
-from iaat_fast.report.figures.galleries import TrainingImages, grid, to_picture
+from iaat_fast.report.figures.galleries import GAP, LINE, TrainingImages, grid, to_picture
 from iaat_fast.report.figures.radii import adaptive, load_radii
 from iaat_fast.report.groups import Group
 from iaat_fast.report.records import RunRecord
@@ -59,7 +59,8 @@ def draw_perturbed(group: Group, images: TrainingImages) -> list[Drawing]:
             caption=(
                 f"{group.name}, {variant.name}, seed {run.seed}, after {epoch} epochs. The correctly"
                 f" classified training samples with the smallest radii; PGD-{STEPS} on the run's own"
-                " model; below each image what the model sees in it, marked ✗ where that is not its class."
+                " model. A column is a sample, below its class and its own radius; below each image is what the"
+                " model sees in it, marked ✗ where that is not its class."
             ),
             alt=(
                 f"Grid of {len(numbers)} training images, as they are and attacked. Fooled at their own"
@@ -121,25 +122,40 @@ def _figure(
         for text, radius in zip(wide, larger, strict=True)
     ]
     attack = PGD(model, alpha=base / 4, steps=STEPS, seed=0)
-    figure = Figure(figsize=(8.6, 5.6), layout="constrained")
+    images: list[np.ndarray] = []
+    labels: list[str] = []
+    colours: list[str] = []
     fooled = []
-    for axes, (title, eps) in zip(figure.subplots(len(rows), 1), rows, strict=True):
+    for title, eps in rows:
         shown = attack(x, y, eps=eps) if title != "natural" else x
         seen = _predict(model, shown)
-        labels = [naming.class_name(data.name, label) for label in seen.tolist()]
-        if title == "own ε":
-            labels = [
-                f"{label}\nε = {radius:.1f}"
-                for label, radius in zip(labels, 255 * own, strict=True)
-            ]
         right = (seen == y).tolist()
-        labels = [
-            text if correct else f"✗ {text}" for text, correct in zip(labels, right, strict=True)
-        ]
         if title != "natural":
             fooled.append(right.count(False))
-        colours = [INK if correct else WRONG for correct in right]
-        grid(axes, list(to_picture(shown)), labels, columns=SHOWN, colours=colours)
-        axes.text(-0.12, -0.5, title, ha="right", va="center", fontsize=9, color=INK)
-        axes.set_xlim(-1.0, None)
+        images += list(to_picture(shown))
+        for label, correct in zip(seen.tolist(), right, strict=True):
+            name = naming.class_name(data.name, label)
+            labels.append(name if correct else f"✗ {name}")
+            colours.append(INK if correct else WRONG)
+    figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+    # One grid, so that the images of a sample are in line below its heading.
+    axes = figure.subplots()
+    grid(axes, images, labels, columns=len(numbers), colours=colours)
+    for column, (label, radius) in enumerate(zip(y.tolist(), (255 * own).tolist(), strict=True)):
+        head = f"{naming.class_name(data.name, label)}\nε = {radius:.1f}"
+        axes.text(
+            column * (1 + GAP) + 0.5,
+            0.06,
+            head,
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=INK,
+            linespacing=1.1,
+        )
+    for row, (title, _) in enumerate(rows):
+        middle = -row * (1 + GAP + LINE) - 0.5
+        axes.text(-0.12, middle, title, ha="right", va="center", fontsize=9, color=INK)
+    axes.set_xlim(-1.0, SHOWN * (1 + GAP) - GAP)
+    axes.set_ylim(top=0.6)
     return figure, fooled, wide

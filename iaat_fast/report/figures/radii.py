@@ -12,6 +12,7 @@ from iaat_fast import methods
 from iaat_fast.report.figures.drawing import (
     BLUE,
     GREEN,
+    INK,
     LINES,
     MARKERS,
     ORANGE,
@@ -19,6 +20,7 @@ from iaat_fast.report.figures.drawing import (
     Drawing,
     blank,
     legend,
+    legend_above,
     line,
     not_below_zero,
     sequence,
@@ -204,21 +206,48 @@ def histograms(snapshots: dict[int, Path], *, title: str | None = None) -> Figur
     radii = {epochs[i]: load_radii(snapshots[epochs[i]]) for i in at}
     every = np.concatenate(list(radii.values()))
     low, high = every.min(), every.max()
+    axes.set(xlabel="ε (1/255)", ylabel="training samples (%)")
+    equal = {epoch: values for epoch, values in radii.items() if np.ptp(values) == 0}
+    if len(equal) == len(radii):
+        _equal_bars(figure, axes, equal)
+        return figure
     # Radii move in steps of beta * gamma: with more bins than values the bars would form a comb.
     bins = min(40, len(np.unique(every.round(1))))
-    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    edges = np.linspace(low, high, bins + 1)
     shades: Sequence[str] = sequence(len(radii))
     for (epoch, values), shade in zip(radii.items(), shades, strict=True):
-        if values.min() == values.max():
-            # As a bar of 100 % it would make all other epochs too small to see.
-            label = f"epoch {epoch} (all at {values[0]:.1f})"
+        if epoch in equal:
+            # As a bar of 100 % it would make all other epochs too small to see: it leads out of the figure.
+            label = f"epoch {epoch} (all {len(values):,} at {values[0]:.1f})"
+            half = max((high - low) / bins, 0.02 * (high - low)) / 2
+            axes.axvspan(values[0] - half, values[0] + half, color=shade, alpha=0.35, lw=0)
             axes.axvline(values[0], color=shade, lw=1.8, linestyle="--", label=label)
             continue
         share = 100 * np.histogram(values, edges)[0] / len(values)
         label = f"epoch {epoch} (mean {values.mean():.1f}, std {values.std():.1f})"
         axes.stairs(share, edges, color=shade, lw=1.8, label=label)
-    axes.set(xlabel="ε (1/255)", ylabel="training samples (%)")
     axes.set_ylim(bottom=0)
     not_below_zero(axes)
     legend(axes)
     return figure
+
+
+def _equal_bars(figure: Figure, axes: Axes, radii: dict[int, np.ndarray]) -> None:
+    """Epochs after which all samples have the same radius: a bar of 100 % for each radius, with how many samples."""
+    at: dict[float, list[int]] = {}
+    for epoch, values in radii.items():
+        at.setdefault(float(values[0]), []).append(epoch)
+    # From 0, and as far beyond the largest as that is from 0: with no spread there is no other scale.
+    right = 2 * max(at) or 1.0
+    width = min([right / 20, *(0.8 * gap for gap in np.diff(sorted(at)))])
+    for (radius, epochs), shade in zip(at.items(), sequence(len(at)), strict=True):
+        listed = f"epoch{'' if len(epochs) == 1 else 's'} {', '.join(map(str, epochs))}"
+        count = f"{len(radii[epochs[0]]):,}"
+        label = f"{listed} (all {count} at {radius:.1f})"
+        bar = axes.bar(radius, 100, width=width, color=shade, label=label)
+        if len(at) == 1:
+            axes.bar_label(bar, [f"{count} samples"], padding=2, color=INK)
+    axes.set_xlim(0, right)
+    axes.set_ylim(0, 110)
+    axes.set_yticks(range(0, 101, 20))
+    legend_above(figure, axes)

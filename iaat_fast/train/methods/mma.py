@@ -42,9 +42,18 @@ class MaxMargin(Method):
     the same sign, so PGD on the cross-entropy is the same attack. Its step is mma_step_scale * radius / steps;
     attack.alpha is not used.
 
-    Unlike the released code: samples are classified, before the attack and in the bisection, in the attack's
-    BatchNorm mode (attack.bn), where that has training mode; x + d u is clamped to [0, 1] for training as well, where
-    that clamps only in the bisection; and the schedule is the preset's.
+    BatchNorm is in one mode, attack.bn, in the whole search: where samples are classified, in PGD and in the bisection.
+
+        "eval"          the network that is evaluated. A margin depends on its sample alone, not on the batch, and only
+                        the two forwards of the update move the running statistics, that of the clean images first.
+        "train"         the function that the update differentiates, on the statistics of the micro-batch. The running
+                        ones are as after "eval".
+        "train_update"  the same, and the 1 + attack.steps + mma_bisections forwards of the search move them too.
+
+    Unlike the released code, which takes PGD's steps in evaluation mode, but classifies and bisects in training mode,
+    where each forward moves the running statistics and only the correct samples are bisected: that is none of the
+    three. Also, x + d u is clamped to [0, 1] for training as well, where that clamps only in the bisection; and the
+    schedule is the preset's.
 
     Source: Ding et al. 2020, "MMA training: direct input space margin maximization through
         adversarial training" (MMA and AN-PGD there), and the code released with it.

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from iaat_fast import validate
 from iaat_fast.attacks import losses
-from iaat_fast.attacks.active_set import RunState, as_column, run_active
+from iaat_fast.attacks.active_set import RunState, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import RestartOptions, Targeting
 from iaat_fast.ops import checks, primitives
+from iaat_fast.ops.layout import memory_format
 
 # The registered op, without the public function's checks: a call checks its arguments itself.
 _project_linf = torch.ops.iaat_fast.project_linf.default
@@ -130,84 +131,145 @@ class Square(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         assert rows is not None
 
-        def step(state: _State, query: int) -> None:
-            tried = self._proposal(call, state, query) if query else state.best
-            self._keep_better(call, state, tried, first=query == 0)
+        canvas = _Canvas(call.x)
 
-        state = self._begin(call, x_adv, rows)
+        def step(state: _State, query: int) -> None:
+            if query:
+                self._try_squares(call, state, canvas, query)
+            else:
+                logits = self.network.predict(canvas.images(state.best))
+                checks.logit_values(logits)
+                self._better(call, state, canvas, logits)
+
+        state = self._begin(call, canvas, x_adv, rows)
         shrinks = not call.coupled
         state = run_active(
             state, step, self.steps + 1, shrinks=shrinks, compact_from=1, passes=call.passes
         )
-        return state.best, state.found, state.loss
+        return canvas.images(state.best), state.found, state.loss
 
-    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor) -> _State:
-        high, low = self._corners(call)
+    def _begin(self, call: Call, canvas: _Canvas, x_adv: Tensor, rows: Tensor) -> _State:
+        high, low = (canvas.pixels(corner[rows]) for corner in self._corners(call))
         return _State(
             found=torch.zeros_like(rows, dtype=torch.bool),
             rows=rows,
             y=call.y[rows % len(call.y)],
-            high=high[rows],
-            low=low[rows],
-            best=x_adv,
+            corners=torch.cat([high, low], 1),
+            best=canvas.pixels(x_adv).clone(),
             loss=call.eps.new_full((len(rows),), -torch.inf),
-            words=rows.new_empty((len(rows), 0, 0)),
+            place=rows.new_empty((len(rows), 0)),
+            corner=rows.new_empty((len(rows), 0, 0)),
         )
 
-    def _proposal(self, call: Call, state: _State, query: int) -> Tensor:
-        """The best images with one more square each (Algorithm 2).
+    def _try_squares(self, call: Call, state: _State, canvas: _Canvas, query: int) -> None:
+        """One query: a square more in each of the best images (Algorithm 2), taken back where it does not help.
 
-        Pixels are set to x ± eps, which is what the paper's change by ±2 eps and projection amount to.
+        Pixels are set to x ± eps, which is what the paper's change by ±2 eps and projection amount to. The squares are
+        drawn into the best images themselves: they hold few of the pixels, and all others would only be copied.
         """
-        channels, height, width = state.best.shape[1:]
         ahead = (query - 1) % _AHEAD
         if ahead == 0:
-            count = min(_AHEAD, self.steps + 1 - query)
-            per_query = -(-(2 + -(-channels // 32)) // 4)
-            first = _QUERIES + (query - 1) * per_query
-            blocks = first + torch.arange(count * per_query, device=state.rows.device)
-            state.words = _words(call, state.rows, blocks).view(-1, count, 4 * per_query)
-        words, side = state.words[:, ahead], self.side(query, height, width)
-        inside = _range(words[:, 0], side, height).unsqueeze(2) & _range(
-            words[:, 1], side, width
-        ).unsqueeze(1)
-        up = _bits(words[:, 2:], channels).view(-1, channels, 1, 1)
-        return torch.where(inside.unsqueeze(1), torch.where(up, state.high, state.low), state.best)
+            self._draw_ahead(call, state, canvas, query)
+        n = len(state.best)
+        square = canvas.square(self.side(query, canvas.height, canvas.width))
+        inside = state.place[:, ahead].view(-1, 1, 1) + square
+        new = state.corners.gather(1, (inside + state.corner[:, ahead].unsqueeze(2)).view(n, -1))
+        inside = inside.view(n, -1)
+        old = state.best.gather(1, inside)
+        state.best.scatter_(1, inside, new)
+        better = self._better(call, state, canvas, self.network.predict(canvas.images(state.best)))
+        state.best.scatter_(1, inside, torch.where(better.unsqueeze(1), new, old))
 
-    def _keep_better(self, call: Call, state: _State, tried: Tensor, *, first: bool) -> None:
-        """The second half of Algorithm 1's loop: keep images that raise the loss; found rows do not change."""
-        logits = self.network.predict(tried)
-        if first:
-            checks.logit_values(logits)
+    def _draw_ahead(self, call: Call, state: _State, canvas: _Canvas, query: int) -> None:
+        """Draw the squares of this query and of those after it."""
+        count = min(_AHEAD, self.steps + 1 - query)
+        channels, height, width = canvas.channels, canvas.height, canvas.width
+        per_query = -(-(2 + -(-channels // 32)) // 4)
+        first = _QUERIES + (query - 1) * per_query
+        blocks = first + torch.arange(count * per_query, device=state.rows.device)
+        words = _words(call, state.rows, blocks).view(-1, count, 4 * per_query)
+        sides = [self.side(query + ahead, height, width) for ahead in range(count)]
+        side = torch.tensor(sides, device=words.device)
+        top = words[:, :, 0] * (height - side + 1) >> 32
+        left = words[:, :, 1] * (width - side + 1) >> 32
+        state.place = canvas.offset(top, left)
+        state.corner = (~_bits(words[:, :, 2:], channels)).long() * canvas.size
+
+    def _better(self, call: Call, state: _State, canvas: _Canvas, logits: Tensor) -> Tensor:
+        """bool [n], whose loss the images in `best` raise (Algorithm 1); found rows do not change."""
         goal = self._goal(call, logits, state.rows)
         targeted = self._descends
         loss = losses.value(self.loss, logits, goal, targeted=targeted)
         loss = (-loss if targeted else loss).to(state.loss.dtype)
         searching = ~state.found
-        fooled = self._confirmed(tried, state.y, self._fooled(logits, state.y) & searching)
+        fooled = self._fooled(logits, state.y) & searching
+        fooled = self._confirmed(canvas.images(state.best), state.y, fooled)
         better = (loss > state.loss) & searching | fooled
-        state.best = torch.where(as_column(better, tried), tried, state.best)
         state.loss = torch.where(better, loss, state.loss)
         state.found = state.found | fooled
+        return better
 
 
 @dataclasses.dataclass
 class _State(RunState):
-    """The n rows of a run.
+    """The n rows of a run; images as `_Canvas` stores them.
 
-    high, low: x + eps and x - eps, clamped to the box.
+    corners: x + eps and then x - eps, clamped to the box, [n, 2 C H W].
+    best: [n, C H W], the one field that steps write into.
     loss: of the best images, [n].
-    words: int64 [n, queries, words], random words drawn for the next queries.
+    place: int64 [n, queries], where the first pixels of the next squares lie.
+    corner: int64 [n, queries, C], which of the corners they are set to, as an offset into `corners`.
     """
 
     results = ("found", "best", "loss")
     rows: Tensor
     y: Tensor
-    high: Tensor
-    low: Tensor
+    corners: Tensor
     best: Tensor
     loss: Tensor
-    words: Tensor
+    place: Tensor
+    corner: Tensor
+
+
+class _Canvas:
+    """Images [n, C, H, W] as rows of pixels [n, C H W] in the order of their memory, and the squares in them.
+
+    Args:
+        x: images, whose shape without n and memory format the canvas has.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        _, self.channels, self.height, self.width = x.shape
+        self.size = self.channels * self.height * self.width
+        self._layout, self._device = memory_format(x), x.device
+        self._squares: dict[int, Tensor] = {}
+
+    def pixels(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=self._layout)
+        if self._layout is torch.channels_last:
+            images = images.permute(0, 2, 3, 1)
+        return images.reshape(-1, self.size)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        if self._layout is torch.channels_last:
+            images = pixels.view(-1, self.height, self.width, self.channels)
+            return images.permute(0, 3, 1, 2)
+        return pixels.view(-1, self.channels, self.height, self.width)
+
+    def offset(self, row: Tensor, column: Tensor) -> Tensor:
+        """int64, the place of a pixel's first channel."""
+        per_pixel = self.channels if self._layout is torch.channels_last else 1
+        return (row * self.width + column) * per_pixel
+
+    def square(self, side: int) -> Tensor:
+        """int64 [C, side^2], the places of the pixels of a square relative to its first."""
+        if side not in self._squares:
+            at = torch.arange(side, device=self._device)
+            inside = self.offset(at.unsqueeze(1), at).flatten()
+            apart = 1 if self._layout is torch.channels_last else self.height * self.width
+            channel = torch.arange(self.channels, device=self._device) * apart
+            self._squares[side] = channel.unsqueeze(1) + inside
+        return self._squares[side]
 
 
 def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:
@@ -222,13 +284,6 @@ def _words(call: Call, rows: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _bits(words: Tensor, count: int) -> Tensor:
-    """The first bits of words [n, w] of 32 bits each: bool [n, count]."""
+    """The first bits of words [..., w] of 32 bits each: bool [..., count]."""
     bit = torch.arange(count, device=words.device)
-    return (words[:, bit // 32] >> bit % 32) & 1 == 1
-
-
-def _range(word: Tensor, side: int, size: int) -> Tensor:
-    """Which of `size` positions lie in a random range of length `side`, chosen by word [n]: bool [n, size]."""
-    begin = (word * (size - side + 1) >> 32).view(-1, 1)
-    at = torch.arange(size, device=word.device)
-    return (at >= begin) & (at < begin + side)
+    return (words[..., bit // 32] >> bit % 32) & 1 == 1

@@ -119,6 +119,14 @@ def test_the_squares_follow_the_sample(net: nn.Module, x: Tensor, y: Tensor) -> 
     assert not torch.equal(attack(x, y, seed=4), whole)
 
 
+def test_the_memory_format_changes_no_square(net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """In float64, where no verdict is near an edge; of 5 x 8 pixels, so that rows and columns cannot be confused."""
+    net, x = nn.Sequential(nn.Upsample((8, 8)), net).double(), x[:, :, :5].double()
+    attack = Square(net, EPS, 100, seed=3)
+    x_adv = attack(x.contiguous(memory_format=torch.channels_last), y)
+    assert torch.equal(x_adv, attack(x.contiguous(), y))
+
+
 def test_a_random_target_is_approached(net: nn.Module, x: Tensor, y: Tensor) -> None:
     x_adv = Square(net, 0.1, 200, targeted="random", seed=0)(x, y)
     assert (net(x_adv).argmax(1) != y).sum() >= 4

@@ -5,6 +5,9 @@ batch of images is attacked by all providers before the next batch, in an order 
 machine's speed affects all equally. The two draw different random numbers, so samples whose boundary is close to the
 radius may get different verdicts: for these the record has the distance at which FAB-T finds the boundary. Needs
 pyautoattack and the folder of real data that IAAT_FAST_DATA names.
+
+With `--keep FOLDER` every finished batch is kept there, and a later run with the same arguments measures only what is
+missing; what another commit of iaat_fast or another pyautoattack has measured is measured again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +32,15 @@ from benchmarks.targets import CHECKPOINTS, SMALL, as_split, load_trained
 from iaat_fast.attacks import FABT
 from iaat_fast.evaluate import AutoAttackResult, autoattack
 from iaat_fast.evaluate.autoattack import standard
+from iaat_fast.storage import content_hash, read_json, write_json
 
 PEER = PACKAGE = "pyautoattack"
-ENGINES = {"iaat_fast": "auto", "iaat_fast, fast engine": "fast"}
+# Provider: precision and engine.
+ENGINES = {
+    "iaat_fast": ("fp32", "auto"),
+    "iaat_fast, fast engine": ("fp32", "fast"),
+    "iaat_fast, bf16": ("bf16", "auto"),
+}
 
 Verdicts = tuple[Tensor, list[dict[str, Any]]]
 
@@ -43,6 +53,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, metavar="N", help="50")
     add("--seed", type=int, default=0)
     add("--no-peer", action="store_true", help="without pyautoattack")
+    add("--providers", nargs="+", choices=(*ENGINES, PEER), help="only these (all)")
+    add(
+        "--keep",
+        type=Path,
+        metavar="FOLDER",
+        help="keep finished batches there, and use those there",
+    )
     registry.add_device(parser)
 
 
@@ -60,27 +77,63 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
-    peer = None if options.no_peer else _version()
-    if peer is None and not options.no_peer:
+    chosen = options.providers or (*ENGINES, PEER)
+    without = options.no_peer or PEER not in chosen
+    peer = None if without else _version()
+    if peer is None and not without:
         raise ValueError(f"{PACKAGE} is not installed: pip install {PACKAGE}, or give --no-peer")
     logging.getLogger("auto-attack").setLevel(logging.WARNING)
     record.facts["peers"] = {PACKAGE: peer}
+    versions = dict.fromkeys(ENGINES, record.machine["commit"]) | {PEER: peer}
     for model in options.model:
         net, x, y, record.facts["images"] = load_trained(model, options.limit, options.device)
         for eps in options.eps:
             providers = {
-                name: by_us(net, engine, eps / 255, options.seed)
-                for name, engine in ENGINES.items()
+                name: by_us(net, *ENGINES[name], eps / 255, options.seed)
+                for name in ENGINES
+                if name in chosen
             }
             if peer is not None:
                 providers[PEER] = by_pyautoattack(net, eps / 255, options.seed)
             case = f"{model}, eps {eps:g}/255, {len(x)} images"
-            yield from compare(case, net, x, y, providers, eps / 255, options.batch_size)
+            kept = None
+            if options.keep is not None:
+                setting = {"case": case, "seed": options.seed, "threads": torch.get_num_threads()}
+                kept = Kept(options.keep, setting, versions)
+            yield from compare(case, net, x, y, providers, eps / 255, options.batch_size, kept)
 
 
-def by_us(net: nn.Module, engine: str, eps: float, seed: int) -> Callable[..., Verdicts]:
+class Kept:
+    """Batches that are measured, a file each.
+
+    Args:
+        folder: where they are.
+        setting: what all batches of a case have in common.
+        versions: of the providers, by name.
+    """
+
+    def __init__(
+        self, folder: Path, setting: dict[str, Any], versions: dict[str, str | None]
+    ) -> None:
+        self._folder, self._setting, self._versions = folder, setting, versions
+
+    def measured(self, run: Callable[[], dict[str, Any]], provider: str, **batch: int) -> Any:
+        """What `run` returned for this batch of a provider, in this run or in an earlier one."""
+        key = {**self._setting, "provider": provider, "version": self._versions[provider], **batch}
+        path = self._folder / f"{content_hash(key)[:16]}.json"
+        if path.exists():
+            return read_json(path)["result"]
+        result = run()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "result": result})
+        return result
+
+
+def by_us(
+    net: nn.Module, precision: str, engine: str, eps: float, seed: int
+) -> Callable[..., Verdicts]:
     """A provider: verdicts bool [n] of `iaat_fast.evaluate.autoattack` on images and classes, and its stages."""
-    attacks = standard(net, engine=engine)
+    attacks = standard(net, precision=precision, engine=engine)
 
     def run(x: Tensor, y: Tensor) -> Verdicts:
         result: AutoAttackResult = autoattack(
@@ -114,37 +167,44 @@ def compare(
     providers: dict[str, Callable[..., Verdicts]],
     eps: float,
     batch: int,
+    kept: Kept | None = None,
 ) -> list[Row]:
     """A row per provider, on images [N, 3, H, W] and their classes; each batch is a sample of the time.
 
     Figures: `robust`, share of the images that are robust; `seconds` of each batch in order, and their `total_s`;
-    `over_pyautoattack`, how many times faster, over all batches, with the `slowest` and the `fastest` batch; number of
+    `cpu_s`, processor time of all threads, which counts on a machine that others use; `over_pyautoattack`, how many
+    times faster, over all batches, with the `slowest` and the `fastest` batch, and `over_cpu`, by `cpu_s`; number of
     images robust by `both`, only by this provider (`only_it`) and only by pyautoattack (`only_peer`); `edge`, for the
     images whose verdicts differ, the distance of the boundary divided by the radius; `stages`, the result of each
     attack (not known for pyautoattack).
     """
-    robust: dict[str, list[Tensor]] = {name: [] for name in providers}
-    stages: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in providers}
-    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    done: dict[str, list[dict[str, Any]]] = {name: [] for name in providers}
     names = list(providers)
     for number, index in enumerate(torch.arange(len(x), device=x.device).split(batch)):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            started = time.perf_counter()
-            verdicts, did = providers[name](x[index], y[index])
-            seconds[name].append(time.perf_counter() - started)
-            robust[name].append(verdicts)
-            stages[name].append(did)
-            say(f"{name}: batch {number + 1}, {seconds[name][-1]:.1f} s")
-    found = {name: torch.cat(parts) for name, parts in robust.items()}
+
+            def run(name: str = name, index: Tensor = index) -> dict[str, Any]:
+                return _timed(providers[name], x[index], y[index])
+
+            result = kept.measured(run, name, number=number, batch=batch) if kept else run()
+            done[name].append(result)
+            say(f"{name}: batch {number + 1}, {result['seconds']:.1f} s")
+    seconds = {name: [result["seconds"] for result in results] for name, results in done.items()}
+    cpu = {name: sum(result["cpu_s"] for result in results) for name, results in done.items()}
+    found = {
+        name: torch.tensor([verdict for result in results for verdict in result["robust"]])
+        for name, results in done.items()
+    }
     rows = []
     for name in names:
         row = Row(case=case, provider=name).sampled(seconds[name])
         row.figures = {
             "robust": float(found[name].double().mean()),
             "total_s": sum(seconds[name]),
+            "cpu_s": cpu[name],
             "seconds": seconds[name],
-            "stages": _summed(stages[name], len(x)),
+            "stages": _summed([result["stages"] for result in done[name]], len(x)),
         }
         if PEER in found:
             ratios = np.array(seconds[PEER]) / np.array(seconds[name])
@@ -152,6 +212,7 @@ def compare(
                 "over_pyautoattack": sum(seconds[PEER]) / sum(seconds[name]),
                 "slowest": float(ratios.min()),
                 "fastest": float(ratios.max()),
+                "over_cpu": cpu[PEER] / cpu[name],
                 "both": int((found[name] & found[PEER]).sum()),
                 "only_it": int((found[name] & ~found[PEER]).sum()),
                 "only_peer": int((found[PEER] & ~found[name]).sum()),
@@ -159,6 +220,14 @@ def compare(
             }
         rows.append(row)
     return rows
+
+
+def _timed(provider: Callable[..., Verdicts], x: Tensor, y: Tensor) -> dict[str, Any]:
+    """A provider's result on a batch, in plain values: `robust`, `stages`, `seconds` and `cpu_s`."""
+    started, busy = time.perf_counter(), time.process_time()
+    verdicts, stages = provider(x, y)
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    return {"robust": verdicts.tolist(), "stages": stages, "seconds": seconds, "cpu_s": busy}
 
 
 def edge(net: nn.Module, x: Tensor, y: Tensor, differ: Tensor, eps: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,16 +64,32 @@ def test_verdicts_are_compared_sample_by_sample(net: nn.Module, x: Tensor) -> No
 def test_seconds_and_verdicts_are_those_of_the_attacks(
     net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        autoattack, "standard", lambda net, engine: {"pgd": PGD(net, engine=engine)}
-    )
+    monkeypatch.setattr(autoattack, "standard", lambda net, **how: {"pgd": PGD(net, **how)})
     y = net(x).argmax(1)
     for eps, robust in ((0, 1), (20 / 255, None)):
-        ours = {name: autoattack.by_us(net, engine, eps, 0) for name, engine in ENGINES.items()}
+        ours = {name: autoattack.by_us(net, *how, eps, 0) for name, how in ENGINES.items()}
         for row in autoattack.compare("it", net, x[:6], y[:6], ours, eps, 4):
             assert row.figures["robust"] == robust or robust is None
             assert row.figures["stages"][0]["standing_before"] == 6
             assert row.n == len(row.figures["seconds"]) == 2
+
+
+def test_what_is_kept_is_measured_once_per_version(tmp_path: Path) -> None:
+    measured = []
+
+    def run() -> dict[str, Any]:
+        measured.append(None)
+        return {"robust": [True, False], "seconds": len(measured)}
+
+    def kept(**versions: str) -> autoattack.Kept:
+        return autoattack.Kept(tmp_path / "kept", {"case": "it", "seed": 0}, versions)
+
+    first = kept(it="1").measured(run, "it", number=0, batch=2)
+    assert kept(it="1").measured(run, "it", number=0, batch=2) == first
+    assert len(measured) == 1
+    kept(it="2").measured(run, "it", number=0, batch=2)
+    kept(it="2").measured(run, "it", number=1, batch=2)
+    assert len(measured) == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from iaat_fast import validate
 from iaat_fast.attacks import AttackStats, inputs
 from iaat_fast.attacks.model import attacked, logits_of
+from iaat_fast.attacks.model.ensemble import over_draws
 from iaat_fast.attacks.model.modules import modules_of
 from iaat_fast.data import Samples, as_samples, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD, correct
@@ -74,10 +76,11 @@ def natural_verdicts(
     *,
     batch_size: int = 256,
     samples: Tensor | None = None,
+    eot: int = 1,
 ) -> Tensor:
     """bool [N] on the CPU, whether each sample is classified correctly; arguments and errors as in `accuracy`.
 
-    With `samples`, sample numbers int64 [K], only for those: bool [K].
+    With `samples`, sample numbers int64 [K], only for those: bool [K]. With `eot`, over as many draws, as in `PGD`.
     """
     validate.integer("batch_size", batch_size, 1)
     split = samples_for(model, split, y)
@@ -88,7 +91,7 @@ def natural_verdicts(
     with attacked(model, "eval"), torch.no_grad():
         for index in samples.split(batch_size):
             x, labels = fetch(split, index)
-            logits = logits_of(model, x)
+            logits = over_draws(partial(logits_of, model, x), eot)
             if highest >= logits.shape[1]:
                 raise ValueError(inputs.out_of_range(highest, logits.shape[1]))
             right.append(correct(logits, labels).cpu())

@@ -1,10 +1,12 @@
-"""AutoAttack: four attacks in turn, each on the samples that are still robust."""
+"""AutoAttack: its attacks in turn, each on the samples that are still robust."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from iaat_fast import validate
 from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
+from iaat_fast.attacks.gradients.verify import IMAGES, is_random
 from iaat_fast.attacks.model import attacked, logits_of, unwrap_ddp
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
@@ -21,6 +24,11 @@ from iaat_fast.evaluate.shared_pgd import correct as is_correct
 # Attack k numbers its restarts from k times this. Any attack has fewer (targets included), so no two attacks start from
 # the same noise.
 _RESTARTS = 100_000
+
+VERSIONS = ("standard", "rand")
+
+_CLASSES = {"standard": (4, "targeted DLR"), "rand": (3, "DLR")}
+"""How many classes a version needs, and for which loss."""
 
 
 def standard(
@@ -42,6 +50,26 @@ def standard(
         "apgd-t": APGDT(model, precision=precision, engine=engine),
         "fab-t": FABT(model, precision=precision, engine=engine),
         "square": Square(model, precision=precision, engine=engine),
+    }
+
+
+def rand(model: nn.Module, *, precision: str = "fp32", engine: str = "auto") -> dict[str, Attack]:
+    """The attacks of AutoAttack's version for randomised models in L-infinity, in order, with its published budget.
+
+    apgd-ce and apgd-dlr: 100 steps each from one random start, every gradient the mean of 20 draws. No sample leaves
+    early: the first image that fools a randomised model often does so in hardly more than half of the draws.
+
+    Args:
+        model, precision, engine: as in `PGD`.
+
+    Source: Croce and Hein 2020, and version "rand" of the code released with it. That code takes losses and verdicts
+        from the last draw of each step alone; here they are of all 20.
+    """
+    return {
+        f"apgd-{loss}": APGD(
+            model, loss=loss, early_stop=False, precision=precision, engine=engine, eot=20
+        )
+        for loss in ("ce", "dlr")
     }
 
 
@@ -139,6 +167,11 @@ def autoattack(
     All random draws depend on the sample's number in the split and on `seed`, so the verdicts do not depend on the
     batch size, nor on interruptions, up to the rounding of the model's own forward.
 
+    A randomised model draws from torch's generator, which `seed` does not set. Its verdicts, of clean images too, are
+    those of the mean of the probabilities of as many draws as the largest `eot` of the attacks, 20 in version "rand";
+    an attacked image gets draws of its own, not those by which the attack has chosen it. The standard version takes
+    one draw, with a RuntimeWarning if two forwards of a few images differ.
+
     Args:
         model: maps float32 images [N, C, H, W] in [0, 1] to logits [N, classes], on the split's device; its mode,
             gradients and buffers are restored.
@@ -148,7 +181,7 @@ def autoattack(
         eps: radius of the L-infinity ball, on the [0, 1] scale, at most 1.
         batch_size: samples attacked at once.
         seed: of the attacks' random draws.
-        version: "standard", the only one: see `standard`.
+        version: "standard", or "rand" for randomised models: see `standard` and `rand`.
         attacks: other attacks in its place, by name, in order; their own radius and seed are not used.
         images: also return the images, as `x_adv` of the result: 4 bytes of CPU memory per value.
         resume: an unfinished result of the same arguments, to continue from.
@@ -163,16 +196,19 @@ def autoattack(
     """
     validate.number("eps", eps)
     validate.distance("eps", eps, 0.0, 1.0)
-    validate.choice("version", version, ("standard",))
+    validate.choice("version", version, VERSIONS)
     validate.int64("seed", seed)
     validate.integer("batch_size", batch_size, 1)
     split = samples_for(model, split, y)
     if attacks is None:
-        attacks = standard(model)
-        _check_classes(model, split)
+        attacks = standard(model) if version == "standard" else rand(model)
+        _check_classes(model, split, version)
     _check_attacks(model, attacks)
+    eot = max(attack.network.eot for attack in attacks.values())
     if resume is None:
-        natural = natural_verdicts(model, split, batch_size=batch_size)
+        if any(attack.network.eot == 1 for attack in attacks.values()):
+            _warn_if_random(model, split)
+        natural = natural_verdicts(model, split, batch_size=batch_size, eot=eot)
         result = AutoAttackResult(
             eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
         )
@@ -195,7 +231,9 @@ def autoattack(
             x, labels = fetch(split, index)
             x_adv = attack(x, labels, eps=eps, index=index, seed=seed, restart=_RESTARTS * number)
             correct, tested = result.correct.clone(), tested.clone()
-            samples, stands = index.cpu(), is_correct(attack.logits(x_adv), labels).cpu()
+            with attack.network.in_mode(), torch.no_grad():
+                logits = attack.network.logits(x_adv, eot)
+            samples, stands = index.cpu(), is_correct(logits, labels).cpu()
             correct[samples], tested[samples] = stands, True
             if result.x_adv is not None:
                 result.x_adv[samples[~stands]] = x_adv.cpu()[~stands]
@@ -228,16 +266,31 @@ def _own_images(split: Samples, batch_size: int) -> Tensor:
     return whole
 
 
-def _check_classes(model: nn.Module, split: Samples) -> None:
-    """Raise ValueError, before any attack, if the model has too few classes (of finite logits) for the targeted DLR."""
+def _warn_if_random(model: nn.Module, split: Samples) -> None:
+    """Warn, once per caller, if two forwards of a few images differ."""
+    few = torch.arange(min(IMAGES, len(split)), device=split.labels.device)
+    x, _ = fetch(split, few)
+    with attacked(model, "eval"):
+        if is_random(partial(logits_of, model), x):
+            warnings.warn(
+                "model: two forwards of the same images differ, so that verdicts of one forward are chance and "
+                "gradients of one draw mislead attacks; expected version 'rand', or attacks with eot > 1",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _check_classes(model: nn.Module, split: Samples, version: str) -> None:
+    """Raise ValueError, before any attack, if the model has too few classes (of finite logits) for a version's DLR."""
+    least, loss = _CLASSES[version]
     x, _ = fetch(split, torch.zeros(1, dtype=torch.int64, device=split.labels.device))
     with attacked(model, "eval"), torch.no_grad():
         logits = logits_of(model, x)
     classes = int((logits != -torch.inf).sum())
-    if classes < 4:
+    if classes < least:
         masked = " with finite logits" if classes < logits.shape[1] else ""
         raise ValueError(
-            f"model: {classes} classes{masked}, expected at least 4 for AutoAttack's standard version (targeted DLR); "
+            f"model: {classes} classes{masked}, expected at least {least} for AutoAttack's {version} version ({loss}); "
             "`attacks` may name others, such as APGDT(model, loss='cw')"
         )
 

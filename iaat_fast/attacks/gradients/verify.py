@@ -166,6 +166,14 @@ def refuse_random(live: Forward, x: Tensor) -> None:
         check_deterministic(live, some, logits_of_some(live, some))
 
 
+def is_random(live: Forward, x: Tensor) -> bool:
+    """Whether two forwards of some of the images x differ by more than rounding. Waits for the device."""
+    some = x[:IMAGES].contiguous()
+    with preserved_rng(x.device), torch.no_grad():
+        expected = live(some)
+        return float(relative_error(live(some), expected)) > _forward_limit(expected)
+
+
 def copy_error(copied: Forward, live: Forward, x: Tensor, gradients: int) -> Tensor:
     """The error of a copied forward on some images, relative to the allowed one: float64 [], valid if at most 1.
 

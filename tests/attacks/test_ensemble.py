@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,72 @@ def test_a_step_follows_the_gradient_of_the_mean(
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
     alone = PGD(net, engine=engine, **OPTIONS)(x, y)
     assert not torch.allclose(made, alone)
+
+
+@pytest.mark.parametrize("engine", ["auto", "fast"])
+@pytest.mark.parametrize("mean", MEANS)
+def test_models_count_by_their_weights(
+    mean: str, engine: str, net: nn.Module, other: nn.Module, x: Tensor
+) -> None:
+    """Whose sum does not matter; one of weight 0 is not run."""
+
+    class Never(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("run")
+
+    net, other, x = net.double(), other.double(), x.double()
+    y = torch.arange(8)
+
+    def loss(images: Tensor) -> Tensor:
+        each = [net(images), other(images)]
+        if mean == "logits":
+            return F.cross_entropy(0.2 * each[0] + 0.8 * each[1], y, reduction="sum")
+        if mean == "probabilities":
+            p = 0.2 * each[0].softmax(1) + 0.8 * each[1].softmax(1)
+            return F.nll_loss(p.log(), y, reduction="sum")
+        losses = [F.cross_entropy(z, y, reduction="sum") for z in each]
+        return 0.2 * losses[0] + 0.8 * losses[1]
+
+    ensemble = Ensemble([net, Never(), other], mean, weights=[1.5, 0, 6])
+    assert ensemble.weights == pytest.approx((0.2, 0, 0.8))
+    expected = x.clone()
+    for _ in range(3):
+        leaf = expected.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(leaf), leaf)
+        moved = (expected + 0.008 * grad.sign()).clamp(x - 0.03, x + 0.03)
+        expected = moved.clamp(0, 1)
+    made = PGD(ensemble, engine=engine, **OPTIONS)(x, y)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+    even = PGD(Ensemble([net, other], mean), engine=engine, **OPTIONS)(x, y)
+    assert not torch.allclose(made, even)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_equal_weights_are_none(mean: str, net: nn.Module, other: nn.Module, x: Tensor) -> None:
+    """Of any sum, of which the largest floats have none, and as a tensor or an array."""
+    net, other, x = net.double(), other.double(), x.double()
+    expected = Ensemble([net, other], mean)(x)
+    for weights in ([1, 1], [1e308] * 2, [5e-324] * 2, torch.ones(2), np.full(2, 0.5)):
+        logits = Ensemble([net, other], mean, weights)(x)
+        torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bad_weights_are_refused(net: nn.Module, other: nn.Module) -> None:
+    refused: list[tuple[Any, str]] = [
+        ([1], r"^weights: 1, expected 2, one for each model$"),
+        ([], r"^weights: 0, expected 2, one for each model$"),
+        ([1, -1], r"^weights\[1\]: -1, expected a number >= 0$"),
+        ([0.0, 0], r"^weights: \[0\.0, 0\], expected one above 0$"),
+        ([1, float("nan")], r"^weights\[1\]: nan, expected a number >= 0"),
+        ([float("inf"), 1], r"^weights\[0\]: inf, expected a number >= 0, finite$"),
+        ([1, "2"], r"^weights\[1\]: '2', expected a number >= 0$"),
+        (torch.ones(1, 2), r"^weights: 1, expected 2, one for each model$"),
+        (0.5, r"^weights: 0\.5, expected numbers, one for each model$"),
+        (torch.tensor(0.5), r"^weights: tensor\(0\.5.*\), expected numbers, one for each model$"),
+    ]
+    for weights, message in refused:
+        with pytest.raises((TypeError, ValueError), match=message):
+            Ensemble([net, other], weights=weights)
 
 
 def test_the_three_means_are_three_attacks(
@@ -120,6 +187,9 @@ def test_masked_and_impossible_classes_have_numbers_for_gradients(
         attack = PGD(Ensemble([Far(), Far()], mean), **OPTIONS)
         made, alone = attack(x, y % 4), PGD(Far(), **OPTIONS)(x, y % 4)
         torch.testing.assert_close(made, alone, rtol=0, atol=1e-12)
+        assert attack.stats.nan == 0
+        attack = PGD(Ensemble([Far(), Far(), net], mean, weights=[1, 3, 0]), **OPTIONS)
+        torch.testing.assert_close(attack(x, y % 4), alone, rtol=0, atol=1e-12)
         assert attack.stats.nan == 0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.attacks import inputs
-from iaat_fast.attacks.model.ensemble import Ensemble, joined, refuse_other_classes
+from iaat_fast.attacks.model.ensemble import Ensemble, joined, refuse_other_classes, running
 from iaat_fast.attacks.model.mode import private_copy
 
 Forward = Callable[[Tensor], Tensor]
@@ -91,11 +91,12 @@ class MeanOfLosses:
 
     def __init__(self, ensemble: Ensemble, *, autocast: torch.dtype | None = None) -> None:
         self._mean = ensemble.mean
-        self._members = [ByAutograd(model, autocast=autocast) for model in ensemble.models]
+        models, self._weights = running(ensemble)
+        self._members = [ByAutograd(model, autocast=autocast) for model in models]
         self.refresh = _nothing
 
     def forward(self, x: Tensor) -> Tensor:
-        return joined(self._mean, [member.forward(x) for member in self._members])
+        return joined(self._mean, [member.forward(x) for member in self._members], self._weights)
 
     def input_vjp(self, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor | None]:
         classes: list[int] = []
@@ -106,17 +107,19 @@ class MeanOfLosses:
             refuse_other_classes(classes)
             return given
 
-        each, total = [], None
-        for member in self._members:
+        each, total, weights = [], None, self._weights
+        for number, member in enumerate(self._members):
             logits, grad = member.input_vjp(x, checked)
             if grad is None:
                 return logits, None
             each.append(logits)
+            if weights is not None:
+                grad = grad * weights[number]
             total = grad if total is None else total + grad
         assert total is not None
-        logits = joined(self._mean, each)
+        logits = joined(self._mean, each, weights)
         cotangent(logits)  # last, for whoever keeps the logits that it is given
-        return logits, total / len(each)
+        return logits, total / len(each) if weights is None else total
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ A method is a row here and a class in `train/methods/<name>.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,7 @@ _SELECTION = tuple(
 )
 _WARMUP = ("epsilon.eps_w", "epsilon.warmup_rule")
 _SNAPSHOTS = "run.snapshot_epochs"
+_AWP = ("baseline.awp_gamma", "baseline.awp_warmup_epochs")
 
 _ROWS = (
     MethodRow(
@@ -88,14 +90,14 @@ _ROWS = (
         name=ADV,
         label="Adversarial",
         about="adversarial training at a fixed radius (Madry et al. 2018)",
-        reads=_FIXED_RADIUS,
+        reads=(*_FIXED_RADIUS, *_AWP),
         colour="blue",
     ),
     MethodRow(
         name="mixup",
         label="Mixup",
         about="interpolated adversarial training (Lamb et al. 2019)",
-        reads=(*_FIXED_RADIUS, "baseline.mixup_alpha"),
+        reads=(*_FIXED_RADIUS, "baseline.mixup_alpha", *_AWP),
         colour="yellow",
         is_baseline=True,
     ),
@@ -103,14 +105,14 @@ _ROWS = (
         name="trades",
         label="TRADES",
         about="TRADES (Zhang et al. 2019)",
-        reads=(*_FIXED_RADIUS, "baseline.trades_beta"),
+        reads=(*_FIXED_RADIUS, "baseline.trades_beta", *_AWP),
         is_baseline=True,
     ),
     MethodRow(
         name="mart",
         label="MART",
         about="MART (Wang et al. 2020)",
-        reads=(*_FIXED_RADIUS, "baseline.mart_beta"),
+        reads=(*_FIXED_RADIUS, "baseline.mart_beta", *_AWP),
         is_baseline=True,
     ),
     MethodRow(
@@ -122,6 +124,7 @@ _ROWS = (
             *_PGD,
             *(f"baseline.mma_{n}" for n in ("d_max", "d_min", "step_scale", "bisections")),
             "baseline.mma_clean_weight",
+            *_AWP,
             _SNAPSHOTS,
         ),
         is_baseline=True,
@@ -134,6 +137,7 @@ _ROWS = (
         reads=(
             *(field for field in _ANY_RADIUS if field != "attack.clamp_start"),
             *(f"baseline.cat_{n}" for n in ("eps_max", "eta", "c", "loss", "kappa")),
+            *_AWP,
             _SNAPSHOTS,
         ),
         is_baseline=True,
@@ -142,7 +146,7 @@ _ROWS = (
         name=NO_WARMUP,
         label="IAAT (no warm-up)",
         radius="adaptive",
-        reads=(*_ANY_RADIUS, *_SELECTION, _SNAPSHOTS),
+        reads=(*_ANY_RADIUS, *_SELECTION, *_AWP, _SNAPSHOTS),
         colour="purple",
         variant_of=IAAT,
     ),
@@ -151,7 +155,7 @@ _ROWS = (
         label="IAAT",
         about="instance adaptive adversarial training (Balaji et al. 2019)",
         radius="adaptive",
-        reads=(*_ANY_RADIUS, *_SELECTION, *_WARMUP, _SNAPSHOTS),
+        reads=(*_ANY_RADIUS, *_SELECTION, *_WARMUP, *_AWP, _SNAPSHOTS),
         colour="orange",
     ),
 )
@@ -169,6 +173,11 @@ COMPARED: tuple[str, ...] = tuple(row.name for row in _METHODS if not row.is_bas
 HELP = "; ".join(f"{row.name}: {row.about}" for row in _METHODS) + "."
 """The help of `--method`."""
 
+NOT_RECORDED: Mapping[str, Any] = {"baseline.awp_gamma": 0.0, "baseline.awp_warmup_epochs": 0}
+"""Fields that runs of earlier versions have not recorded, with the values that their runs had in effect."""
+
+_WITH_AWP = "-awp"
+
 # For a field that a method does not read: fields of similar meaning, one of which was probably meant.
 _RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max", "baseline.cat_eps_max")
 _GROWTH = ("epsilon.gamma", "baseline.cat_eta")
@@ -185,15 +194,33 @@ _MEANT = {
 
 
 def row(name: str) -> MethodRow:
-    """The row of a method. For a name that a newer version has recorded, a row that reads all fields."""
-    return ROWS.get(name) or MethodRow(name=name, label=name)
+    """The row of a method, also of one with AWP (see `method_key`).
+
+    For a name that a newer version has recorded, a row that reads all fields.
+    """
+    if name in ROWS:
+        return ROWS[name]
+    if name.endswith(_WITH_AWP):
+        base = row(name.removesuffix(_WITH_AWP))
+        return dataclasses.replace(base, name=name, label=f"{base.label} + AWP", colour=None)
+    return MethodRow(name=name, label=name)
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """The name of the row of a configuration (see `run_folder.flat`): its method, or that without its warm-up."""
+    """The name of the row of a configuration (see `run_folder.flat`): its method, or that without its warm-up.
+
+    With adversarial weight perturbation it ends in `-awp`: reports list such runs as a method of their own.
+    """
     method = str(config["method"])
     no_warmup = config.get("epsilon.warmup_epochs") == 0
-    return (without_warmup(method) or method) if no_warmup else method
+    key = (without_warmup(method) or method) if no_warmup else method
+    perturbed = reads(method, "baseline.awp_gamma") and config.get("baseline.awp_gamma")
+    return key + _WITH_AWP if perturbed else key
+
+
+def base_key(key: str) -> str:
+    """The key (see `method_key`) of the same method without AWP."""
+    return key.removesuffix(_WITH_AWP)
 
 
 def without_warmup(method: str) -> str | None:

@@ -12,8 +12,8 @@ from iaat_fast import validate
 from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.hardware import Rates
 from iaat_fast.plan.interconnect import Network, gradients
+from iaat_fast.train import awp
 from iaat_fast.train.config import TrainConfig
-from iaat_fast.train.methods import METHODS
 from iaat_fast.train.methods.passes import Fooled, Kind, Stage
 
 Source = Literal["given", "counted", "measured", "modelled"]
@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step of one phase (see `Method.phase`) on one GPU.
+    """A training step of one phase (see `awp.phase`) on one GPU.
 
     passes: of the network, per image of the batch, by kind.
     operations, traffic: of one GPU; bytes of memory traffic.
@@ -227,8 +227,8 @@ def make_plan(
             f"--batch-size: {batch_size}, expected a multiple of the number of GPUs, {gpus}"
         )
     config, batch = counts.config, batch_size // gpus
-    epochs, method = phases(config), METHODS[config.method]
-    by_phase = {phase: method.passes(config, phase, fooled) for phase in epochs}
+    epochs = phases(config)
+    by_phase = {phase: awp.passes(config, phase, fooled) for phase in epochs}
     steps = tuple(
         _step(counts, rates, phase, stages, batch, epochs[phase])
         for phase, stages in by_phase.items()
@@ -238,6 +238,8 @@ def make_plan(
     radius_bytes = _RADIUS * (batch_size + _TALLIES)
     backward = _backward(counts, rates, batch)
     all_reduce, waited = gradients(network, gradient_bytes, gpus, backward, overlap=overlap)
+    # Each gradient of the weights is averaged over the GPUs.
+    exchanges = max(sum(each.kind == "update" for each in stages) for stages in by_phase.values())
     return Plan(
         gpus=gpus,
         batch_size=batch_size,
@@ -246,9 +248,9 @@ def make_plan(
         steps=steps,
         gradient_bytes=gradient_bytes,
         radius_bytes=radius_bytes,
-        all_reduce=all_reduce,
+        all_reduce=exchanges * all_reduce,
         waits={
-            "gradients": waited,
+            "gradients": exchanges * waited,
             "radii": network.all_reduce(radius_bytes, gpus),
             "BatchNorm statistics": network.broadcast(counts.statistics, gpus),
         },
@@ -264,8 +266,7 @@ def make_plan(
 
 def phases(config: TrainConfig) -> dict[str, int]:
     """The number of epochs of each phase of the training."""
-    phase = METHODS[config.method].phase
-    return dict(Counter(phase(config, epoch) for epoch in range(config.optim.epochs)))
+    return dict(Counter(awp.phase(config, epoch) for epoch in range(config.optim.epochs)))
 
 
 def _step(
@@ -316,6 +317,8 @@ def _memory(
     # DistributedDataParallel's buckets are a copy of the gradients.
     yield _counted("gradients", weights * (2 if gpus > 1 else 1))
     yield _counted("momentum", weights)
+    if any(sum(stage.kind == "update" for stage in parts) > 1 for parts in by_phase.values()):
+        yield _counted("weights before their perturbation", weights)
     if has_attack and counts.is_copied:
         item = _HALF if counts.precisions["gradient"] in ("fp16", "bf16") else _ITEM
         yield _counted("the attack's copy of the weights", item * counts.weights)

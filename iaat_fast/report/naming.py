@@ -50,9 +50,11 @@ PIXEL_FIELDS = frozenset(
 
 
 def method_order(key: str) -> tuple[int, str]:
-    """Sort key of methods: the order of `methods.ROWS`; unknown methods come just before IAAT."""
-    known = list(methods.ROWS)
-    return (known.index(key), "") if key in known else (known.index(methods.NO_WARMUP) - 1, key)
+    """Sort key of methods: the order of `methods.ROWS`, first without AWP; unknown methods come before IAAT."""
+    known, base = list(methods.ROWS), methods.base_key(key)
+    if base not in known:
+        return known.index(methods.NO_WARMUP) - 1, key
+    return known.index(base), key.removeprefix(base)
 
 
 def network_name(config: dict[str, Any]) -> str:
@@ -89,7 +91,11 @@ def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
     named = [
         field for field in fields if not (method.variant_of and field.endswith("warmup_epochs"))
     ]
-    if key == methods.ADV and "attack.eps" not in named and "attack.eps" in config:
+    if (
+        methods.base_key(key) == methods.ADV
+        and "attack.eps" not in named
+        and "attack.eps" in config
+    ):
         named.insert(0, "attack.eps")
     parts = [method.label]
     for field in named:

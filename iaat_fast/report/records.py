@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from iaat_fast import methods
 from iaat_fast.evaluate.results import (
     Evaluation,
     Measurement,
@@ -76,6 +77,7 @@ def read_record(folder: RunFolder, *, evaluation: str | None = None) -> RunRecor
     missing = [key for key in NEEDED if key not in config]
     if missing:
         raise ValueError(f"{folder.config_path}: lacks {', '.join(missing)}")
+    config = {**methods.NOT_RECORDED, **config}
     metrics = folder.metrics()
     for number, row in enumerate(metrics, start=1):
         if not isinstance(row, dict) or "epoch" not in row:

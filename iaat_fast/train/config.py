@@ -221,6 +221,12 @@ class BaselineConfig:
     """Loss of attack and update: cross-entropy (ce), or that and the margin (mix) (method cat)."""
     cat_kappa: float = 10.0
     """Margin of the logits beyond which mix no longer widens it (method cat)."""
+    awp_gamma: float = 0.0
+    """Adversarial weight perturbation, with any method that attacks: the norm by which each weight
+    tensor is moved to raise the loss, relative to its own; 0: none. Released code: 0.01 with adv,
+    0.005 with trades."""
+    awp_warmup_epochs: int = 0
+    """Epochs before the weights are perturbed. Released code: 10 with trades."""
 
     def __post_init__(self) -> None:
         validate.number("baseline.mixup_alpha", self.mixup_alpha, above=True)
@@ -236,6 +242,8 @@ class BaselineConfig:
         validate.number("baseline.cat_c", self.cat_c)
         validate.choice("baseline.cat_loss", self.cat_loss, ("ce", "mix"))
         validate.number("baseline.cat_kappa", self.cat_kappa)
+        validate.number("baseline.awp_gamma", self.awp_gamma)
+        validate.integer("baseline.awp_warmup_epochs", self.awp_warmup_epochs, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,6 +421,16 @@ class TrainConfig:
         if methods.reads(self.method, "baseline.cat_c") and share * most > 1:
             raise ValueError(
                 f"baseline.cat_c: {share:g}, expected at most 1 / baseline.cat_eps_max, {1 / most:g}"
+            )
+
+        waits = self.baseline.awp_warmup_epochs
+        if (
+            methods.reads(self.method, "baseline.awp_gamma")
+            and waits
+            and not self.baseline.awp_gamma
+        ):
+            raise ValueError(
+                f"baseline.awp_warmup_epochs: {waits}, expected 0, or baseline.awp_gamma above 0"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from iaat_fast.attacks import AttackStats
 from iaat_fast.attacks.cudagraph import capture_cuda
 from iaat_fast.attacks.findings import Findings
+from iaat_fast.train.awp import phase
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import Drawn
 from iaat_fast.train.optim import rate_on_device
@@ -54,7 +55,7 @@ class _Graph(NamedTuple):
 class CudaGraphStep:
     """Runs `TrainingStep` on the batches of a `TrainLoader`.
 
-    The first full batch of a phase of the training (see `Method.phase`) runs eagerly, on the stream of the capture: it
+    The first full batch of a phase of the training (see `awp.phase`) runs eagerly, on the stream of the capture: it
     is the warm-up that capturing needs, and a real step. The second is captured and replayed, the later ones are
     replayed. Capturing runs nothing, so a failed capture has changed nothing: this step and all later ones then run
     eagerly, and one message says why. Batches of another size, such as the last of an epoch, run eagerly. One graph
@@ -93,8 +94,8 @@ class CudaGraphStep:
             capture = None
         if capture is None or len(batch.index) != self._size:
             self._step(batch, epoch=epoch, seed=seed)
-        elif (phase := method.phase(method.config, epoch)) != self._phase:
-            self._phase, self._graph = phase, None
+        elif (now := phase(method.config, epoch)) != self._phase:
+            self._phase, self._graph = now, None
             self._warm_up(capture, batch, epoch, seed)
         else:
             self._replay(capture, batch, epoch, seed)

@@ -42,6 +42,11 @@ def never_reached(config: TrainConfig) -> list[str]:
         found.append(
             f"epsilon.warmup_epochs is {warmup} and optim.epochs {epochs}: the warm-up never ends, no radius adapts"
         )
+    waits = config.baseline.awp_warmup_epochs
+    if reads(config.method, "baseline.awp_gamma") and waits >= epochs:
+        found.append(
+            f"baseline.awp_warmup_epochs is {waits} and optim.epochs {epochs}: the weights are never perturbed"
+        )
     if beyond := [epoch for epoch in optim.decay_epochs if epoch >= epochs]:
         listed = ", ".join(map(str, beyond))
         found.append(

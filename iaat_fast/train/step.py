@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
 from iaat_fast.models.narrow import ContiguousNarrow, is_narrow
+from iaat_fast.train.awp import buffers_restored, perturbed, perturbs
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.distributed import SINGLE, Ranks
 from iaat_fast.train.hardware import resolved
-from iaat_fast.train.methods import METHODS, Drawn, Outcome
+from iaat_fast.train.methods import METHODS, Batch, Drawn, Outcome
 from iaat_fast.train.optim import MixedPrecision, count_update, update_average
 from iaat_fast.train.seeds import Packed
 
@@ -56,7 +57,7 @@ class TrainingStep:
         average: AveragedModel | None = None,
         ranks: Ranks = SINGLE,
     ) -> None:
-        config = resolved(config, device)
+        config = self.config = resolved(config, device)
         self.model = model
         self.memory = memory
         self.average = average
@@ -120,26 +121,26 @@ class TrainingStep:
         mean, counts = torch.zeros((), device=self.totals.device), torch.zeros_like(self.totals)
         self.last = []
         self.update.zero_grad()
-        for rows, drawn in zip(self.update.micro_batches(len(index)), draws, strict=True):
-            # Lines 3 to 10, at fixed weights:
-            #   3 to 7  the radii: read from the memory, chosen by Algorithm 2 or set by the warm-up, and stored
-            #   8       the attack at these radii
-            #   9, 10   S+ and S-, the samples classified correctly before the attack and the others, whose clean
-            #           images are trained on
-            prepared = self.method.prepare(
+        # Lines 3 to 10, at fixed weights:
+        #   3 to 7  the radii: read from the memory, chosen by Algorithm 2 or set by the warm-up, and stored
+        #   8       the attack at these radii
+        #   9, 10   S+ and S-, the samples classified correctly before the attack and the others, whose clean
+        #           images are trained on
+        ready: Iterable[Batch] = (
+            self.method.prepare(
                 x[rows], y[rows], index[rows], epoch=epoch, seed=drawn, findings=findings
             )
+            for rows, drawn in zip(self.update.parts(len(index)), draws, strict=True)
+        )
+        with contextlib.ExitStack() as weights:
+            if perturbs(self.config, epoch):
+                ready = list(ready)  # all of the batch, before any weight moves
+                weights.enter_context(self._perturbed(batch, x, ready))
             # Line 11, the losses, and the gradient of their mean over the global batch.
-            self.model.train()
-            outcome = self.method.outcome(self.update.forward, prepared)
-            loss, share = outcome.loss.mean(), len(index[rows]) / batch.present
-            self.update.backward(loss, share=share)
-            mean += loss.detach() * share
-            counts += self._counts(outcome)
-            self.last.append((index[rows], outcome.loss.detach()))
-        if not len(index):
-            self.model.train()
-            self.update.join(x)
+            for rows, outcome, loss in self._backward(batch, x, ready):
+                mean += loss
+                counts += self._counts(outcome)
+                self.last.append((index[rows], outcome.loss.detach()))
         # Line 11, the weights.
         self.update.step()
         if self.average is not None:
@@ -148,6 +149,34 @@ class TrainingStep:
         self.exchange(batch.whole, counts)
         self.totals += counts
         return mean
+
+    def _backward(
+        self, batch: GlobalBatch, x: Tensor, ready: Iterable[Batch]
+    ) -> Iterator[tuple[slice, Outcome, Tensor]]:
+        """Add the gradient of the mean loss over the global batch, micro-batch by micro-batch.
+
+        Yields the rows of each, its outcome, and what it contributes to the mean loss, a scalar without a graph.
+        """
+        for rows, prepared in zip(self.update.micro_batches(len(x)), ready, strict=True):
+            self.model.train()
+            outcome = self.method.outcome(self.update.forward, prepared)
+            loss, share = outcome.loss.mean(), len(outcome.loss) / batch.present
+            self.update.backward(loss, share=share)
+            yield rows, outcome, loss.detach() * share
+        if not len(x):
+            self.model.train()
+            self.update.join(x)
+
+    @contextlib.contextmanager
+    def _perturbed(self, batch: GlobalBatch, x: Tensor, ready: Iterable[Batch]) -> Iterator[None]:
+        """A context with the weights moved to where the mean loss over the global batch is larger (AWP)."""
+        with buffers_restored(self.model):
+            for _ in self._backward(batch, x, ready):
+                pass
+        gamma, overflows = self.config.baseline.awp_gamma, self.update.amp.scales
+        with perturbed(self.model, gamma, overflows=overflows):
+            self.update.zero_grad()
+            yield
 
     def draws(self, seed: int, rows: int) -> list[Drawn]:
         """The random draws of the step with this seed, for each micro-batch of its `rows` images, on the CPU."""

@@ -313,6 +313,20 @@ def test_a_baselines_own_fields_make_variants_of_it_alone(
     assert len(found.variants) == variants
 
 
+def test_runs_with_perturbed_weights_are_a_method_of_their_own(tmp_path: Path) -> None:
+    """The second has what this version records, the first what earlier ones did: one setting, two seeds."""
+    folders = [save_run(tmp_path / f"{seed}", "adv", run__seed=seed) for seed in range(4)]
+    for folder, gamma in zip(folders[1:], (0.0, 0.005, 0.01), strict=True):
+        config = folder.config() | {"baseline": {"awp_gamma": gamma, "awp_warmup_epochs": 0}}
+        folder.config_path.write_text(json.dumps(config))
+    (found,) = group(read_records(folders))
+    assert [(variant.name, len(variant.runs)) for variant in found.variants] == [
+        ("Adversarial, ε = 8", 2),
+        ("Adversarial + AWP, ε = 8, baseline.awp_gamma = 0.005", 1),
+        ("Adversarial + AWP, ε = 8, baseline.awp_gamma = 0.01", 1),
+    ]
+
+
 def test_of_several_radii_the_papers_stands_in_its_column(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "a", "iaat", natural=None)
     rows = cifar_rows(0.8, 0.4, 40)

@@ -100,6 +100,8 @@ BATCHED = {"strategy": "batched"}
         (1, {"method": "mixup", "optim": {"accumulate": 2}}),
         (1, {"method": "trades"}),
         (1, {"method": "mart"}),
+        (1, {"method": "adv", "baseline": {"awp_gamma": 0.02}, "optim": {"accumulate": 2}}),
+        (2, {"method": "trades", "baseline": {"awp_gamma": 0.02, "awp_warmup_epochs": 1}}),
         (2, {"epsilon": BATCHED}),
         (2, {"epsilon": {**BATCHED, "final": "reuse"}, "optim": {"ema_decay": 0.9}}),
         (2, {"epsilon": {**BATCHED, "selection_steps": 2}, "data": {"augment": True}}),

@@ -16,7 +16,7 @@ from iaat_fast.attacks.active_set import bucket
 from iaat_fast.epsilon import EpsilonMemory, strategies
 from iaat_fast.epsilon.memory import Selection
 from iaat_fast.plan.estimate import phases
-from iaat_fast.train import override, preset
+from iaat_fast.train import awp, override, preset
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import METHODS, Method
@@ -86,7 +86,7 @@ def filled_up(fooled: Fooled) -> Fooled:
 
 def planned(config: TrainConfig, phase: str, fooled: Fooled) -> dict[str, float]:
     total: Counter[str] = Counter()
-    for stage in METHODS[config.method].passes(config, phase, fooled):
+    for stage in awp.passes(config, phase, fooled):
         total[stage.kind] += stage.passes * N  # type: ignore[assignment]
     return {kind: pytest.approx(images) for kind, images in total.items() if images}
 
@@ -149,6 +149,14 @@ def test_released_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(protocol="released", epsilon={"strategy": "sequential"}, attack={"bn": "eval"})
     seen, fooled = real_step(config, "adaptive", monkeypatch)
     assert seen == planned(config, "adaptive", fooled)
+
+
+@pytest.mark.parametrize("method", ["adv", "trades", "iaat"])
+def test_the_perturbation_of_the_weights(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(method=method, baseline={"awp_gamma": 0.01})
+    phase = next(iter(phases(config)))
+    seen, fooled = real_step(config, phase, monkeypatch)
+    assert seen == planned(config, phase, fooled)
 
 
 def test_phases_add_up_to_the_epochs() -> None:

@@ -119,7 +119,9 @@ class PGD(Attack):
 
     def _replay(self, call: Call, run: Run, classes: int) -> None:
         """All steps, in place, by replaying a CUDA graph if one has been captured."""
-        n, random = len(call.y), self.targeted == "random"
+        n = len(call.y)
+        # An eager run of the same call, before the number of classes was known, has chosen the targets.
+        random = self.targeted == "random" and call.goal is None
         goal = call.safe_classes(call.y, classes) if call.goal is None else call.goal
         goals = [goal, target_draws(call.stream, call.index)] if random else [goal]
         if run.rows is not None:

@@ -180,6 +180,15 @@ def test_a_replayed_run_counts_the_passes_of_the_eager_one(
     assert tape.replayed > 0
 
 
+def test_restarts_after_the_first_eager_one_keep_its_random_targets(
+    net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    options: dict[str, Any] = {"targeted": "random", "restarts": 2, "steps": 3, "eps": 0.01}
+    pgd, _ = played(net, **options)
+    for _ in range(3):  # the first call learns the number of classes in its first restart
+        assert torch.equal(pgd(x, y), PGD(net, seed=0, **options)(x, y))
+
+
 def test_replays_see_new_weights_and_another_model_gets_new_graphs(
     net: nn.Sequential, x: Tensor, y: Tensor
 ) -> None:

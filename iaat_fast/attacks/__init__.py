@@ -14,6 +14,7 @@ from iaat_fast.attacks.options import EngineOptions, scaled_step
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.attacks.result import AttackResult
 from iaat_fast.attacks.square import Square
+from iaat_fast.attacks.trace import Trace
 from iaat_fast.attacks.transfer import NIFGSM, SINIFGSM, VMIFGSM, VNIFGSM
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "MaskingReport",
     "MultiAttack",
     "Square",
+    "Trace",
     "masking_report",
     "scaled_step",
 ]

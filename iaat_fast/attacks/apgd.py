@@ -81,6 +81,10 @@ class APGD(Attack):
         )
         self.rho = rho
 
+    @property
+    def _iterates(self) -> int:
+        return self.steps + 1
+
     def _waits_for_device(self) -> bool:
         return super()._waits_for_device() or self.network.is_shadowed
 
@@ -93,10 +97,22 @@ class APGD(Attack):
             if number:
                 self._move(call, state, first=number == 1)
             logits = self._evaluate(call, state, gradient=number < self.steps)
+            done = state.found
             self._keep_fooling(state, logits)
             self._update_best(call, state, logits, first=number == 0)
             if number in periods:
                 self._halve(state, periods[number])
+            if call.trace is not None:
+                self._record(
+                    call.trace.current,
+                    logits,
+                    self._goal(call, logits, state.rows),
+                    state.y,
+                    state.step,
+                    rows=state.rows,
+                    done=done if self.early_stop else None,
+                    source=self._source(call, state.rows),
+                )
 
         state = self._begin(call, x_adv, rows)
         shrinks = self.early_stop and not call.coupled
@@ -262,6 +278,10 @@ class APGDT(APGD):
             **options,
         )
         self.n_target_classes = n_target_classes
+
+    @property
+    def _runs(self) -> int:
+        return self.restarts * (self.n_target_classes if self.targeted is False else 1)
 
     def _waits_for_device(self) -> bool:
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.objective import Objective
 from iaat_fast.attacks.options import EngineOptions, StepSize, Targeting
 from iaat_fast.attacks.passes import PassCounter, among
+from iaat_fast.attacks.recorder import Recorder
 from iaat_fast.attacks.result import (
     AttackResult,
     first_radius,
@@ -219,6 +221,7 @@ class Attack(Objective):
         seed: int | None = None,
         restart: int = 0,
         mask: Tensor | None = None,
+        trace: bool = False,
     ) -> AttackResult:
         """Adversarial images for x with their verdicts, distances and costs, at one radius or at several.
 
@@ -233,6 +236,8 @@ class Attack(Objective):
             epsilons: a list of E radii in any order, floats or tensors [N], for results [E, N, ...] in the order of the
                 list; or one float or tensor [N], for results [N, ...]. None: the attack's radius.
             seed: for this call, the same random numbers for every radius. None: the attack's seed, else one is drawn.
+            trace: keep loss, success and step size of every iteration, see `Trace`. They stay on the device, take no
+                pass of their own, and change no image. `DeepFool` and `FABT` keep none.
 
         Returns:
             `AttackResult`. Verdicts are the live model's, with BatchNorm in the attack's mode, but without updating its
@@ -247,6 +252,7 @@ class Attack(Objective):
         n, layout = len(x), memory_format(x)
         radii: Any = self.eps
         several = False
+        record = self._recorder_of(trace)
         if epsilons is not None:
             radii, several = radii_of_run(epsilons, x, self.lo, self.hi)
         if start is not None:
@@ -259,7 +265,7 @@ class Attack(Objective):
             radii = radii.flatten()
 
         def made(call: Call) -> AttackResult:
-            return over_radii(call, order, layout, self._attack, self._judge)
+            return over_radii(call, order, layout, self._attack, self._judge, record)
 
         result, stats = self._answer(
             x,
@@ -278,8 +284,17 @@ class Attack(Objective):
         )
         stats.warn(zeros=self._moves_everywhere)
         if result is None:
-            result = no_samples(x, len(order))
+            result = no_samples(x, len(order), record)
         return result if several else first_radius(result)
+
+    def _recorder_of(self, trace: bool) -> Callable[[Tensor], Recorder] | None:
+        """What makes the recorder of samples, int64 [n]; None without a trace."""
+        validate.choice("trace", trace, (False, True))
+        if not trace:
+            return None
+        if self._iterates is None:
+            raise ValueError(f"trace: True, but {type(self).__name__} keeps none, expected False")
+        return functools.partial(Recorder, self._iterates, self._runs)
 
     def __repr__(self) -> str:
         """The class and its options: positional ones, and keywords that differ from their defaults."""
@@ -402,6 +417,8 @@ class Attack(Objective):
     def _attack(self, call: Call) -> Tensor:
         """All restarts; the worst case per sample."""
         if self.restarts == 1 and not self.early_stop:
+            if call.trace is not None:
+                call.trace.begin()
             return self._run_once(call, self._masked_start(call, restart=0), None)[0]
         worst = WorstCase(call)
         self._run_restarts(call, worst, range(self.restarts))
@@ -409,13 +426,27 @@ class Attack(Objective):
 
     def _run_restarts(self, call: Call, worst: WorstCase, restarts: range) -> None:
         """Run these restarts, by number, on the rows that are not fooled yet; the number decides a restart's noise."""
+        if call.trace is not None:
+            call.trace.plan(restarts.stop)
         for restart in restarts:
             rows = worst.rows()
             if not len(rows):
                 break
             start = self._masked_start(call, restart)[rows]
+            if call.trace is not None:
+                call.trace.begin()
             with among(call.passes, rows):
                 worst.take(rows, *self._run_once(call, start, rows))
+
+    @property
+    def _iterates(self) -> int | None:
+        """Number of iterates of a run that a trace records; None if the attack has no trace."""
+        return None
+
+    @property
+    def _runs(self) -> int:
+        """Number of runs that a call takes if no sample is fooled."""
+        return self.restarts
 
     def _waits_for_device(self) -> bool:
         """Whether a call has to wait for the device before its end: then values are checked before it starts."""

@@ -15,6 +15,7 @@ from iaat_fast.attacks.cudagraph import capturing
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.options import StepSize
 from iaat_fast.attacks.passes import PassCounter
+from iaat_fast.attacks.recorder import Recorder
 from iaat_fast.ops import checks
 
 # ReLU networks on real images give less than 1 % exact zeros; a masked gradient gives nearly all.
@@ -35,6 +36,7 @@ class Call:
     entries, gradients, planned: as in `AttackStats`.
     mask: bool, like x, where it may change; None everywhere.
     passes: where the passes of each sample are counted, None where no one asks.
+    trace: where iterations are recorded, None where no one asks.
     """
 
     x: Tensor
@@ -55,6 +57,7 @@ class Call:
     planned: int = 0
     mask: Tensor | None = None
     passes: PassCounter | None = None
+    trace: Recorder | None = None
 
     @property
     def rows(self) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from iaat_fast.ops.primitives import SATURATION, softmax_minus_onehot, widened
 
@@ -70,6 +71,16 @@ def value(
         spread, _ = _spread(logits, targeted)
         margin = torch.where(_is_infinite(margin, spread), margin, margin / spread)
     return margin[:, 0]
+
+
+def per_sample(
+    loss: str, logits: Tensor, goal: Tensor, *, targeted: bool, source: Tensor | None = None
+) -> Tensor:
+    """The loss itself, [K*N]: as `value`, but for "ce" the cross-entropy."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    if loss == "ce":
+        return F.cross_entropy(logits, _per_candidate(goal, logits), reduction="none")
+    return value(loss, logits, goal, targeted=targeted, source=source)
 
 
 def zero(loss: str) -> float:

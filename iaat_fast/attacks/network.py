@@ -25,6 +25,7 @@ from iaat_fast.attacks.model.ensemble import (
     mean_of_draws,
     over_draws,
     refuse_inner_losses,
+    running,
 )
 from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
 from iaat_fast.attacks.model.modules import modules_of, roots_of
@@ -109,6 +110,14 @@ class Network:
     def saturation_proof(self) -> bool:
         """Whether cotangents may be scaled per sample. Valid inside `attacked`."""
         return self._options.saturation_proof and not self._coupled and not self._of_losses
+
+    @property
+    def cotangents(self) -> int:
+        """How often a gradient calls for its cotangent: for each model and draw, and last for their mean."""
+        each = 1
+        if isinstance(self.model, Ensemble) and self._of_losses:
+            each += len(running(self.model)[0])
+        return each if self.eot == 1 else self.eot * each + 1
 
     @property
     def _of_losses(self) -> bool:

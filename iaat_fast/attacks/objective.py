@@ -15,6 +15,7 @@ from iaat_fast.attacks.model.mode import attacked
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.options import Targeting
 from iaat_fast.attacks.passes import among
+from iaat_fast.attacks.recorder import Recording
 from iaat_fast.attacks.targets import (
     chosen_by,
     least_likely,
@@ -132,6 +133,8 @@ class Objective:
             logits = self.network.logits(x_adv)
             y = call.safe_classes(y, logits.shape[1])
             loss = F.cross_entropy(logits.float(), y, reduction="none")
+            if call.trace is not None:
+                call.trace.see(logits)
         return self._fooled(logits, y), -loss if self.targeted is True else loss
 
     def _confirmed(self, images: Tensor, y: Tensor, fooled: Tensor) -> Tensor:
@@ -154,7 +157,25 @@ class Objective:
             logits = self.network.logits(images)
         checks.logit_values(logits)
         y = call.safe_classes(y, logits.shape[1])
+        if call.trace is not None:
+            call.trace.see(logits)
         return logits.argmax(1), self._fooled(logits, y)
+
+    def _record(
+        self,
+        recording: Recording,
+        logits: Tensor,
+        goal: Tensor,
+        y: Tensor,
+        step_size: Tensor,
+        *,
+        rows: Tensor | None,
+        done: Tensor | None = None,
+        source: Tensor | None = None,
+    ) -> None:
+        """Record iterates with these logits [n, C], goals of the loss, classes [n] and step sizes [n]."""
+        loss = losses.per_sample(self.loss, logits, goal, targeted=self._descends, source=source)
+        recording.write(rows, loss, self._fooled(logits, y), step_size, done)
 
     def _fooled(self, logits: Tensor, y: Tensor) -> Tensor:
         right = logits.argmax(1) == y

@@ -13,6 +13,7 @@ from iaat_fast.attacks.active_set import RunState, as_column, run_active
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import PGDOptions, StepSize
+from iaat_fast.attacks.recorder import Recording
 from iaat_fast.attacks.targets import random_targets, target_draws
 
 
@@ -95,6 +96,7 @@ class PGD(Attack):
         else:
             for _ in range(self.steps):
                 self._step(call, run)
+            self._see_last(call, run, lambda logits: self._goal(call, logits, run.rows))
         if rows is None:
             return x_adv, run.y, run.eps
         return x_adv, *self._verdict(call, x_adv, run.y)
@@ -114,6 +116,7 @@ class PGD(Attack):
         state = _Search(found=nothing_found, kept=run.x_adv.clone(), **vars(run))
         state = run_active(state, step, self.steps, shrinks=not call.coupled, passes=call.passes)
         x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.x_adv)
+        self._see_last(call, state, lambda logits: self._goal(call, logits, state.rows))
         fooled, loss = self._verdict(call, x_adv, state.y)
         return x_adv, state.found | fooled, loss
 
@@ -132,21 +135,29 @@ class PGD(Attack):
             return random_targets(logits[: len(y)], y, draws)
 
         written = [name for name in run.written if getattr(run, name) is not None]
-        names = [*written, "x", "eps", "alpha", *(["mask"] if run.mask is not None else [])]
+        recorded = () if call.trace is None else call.trace.current.tensors
+        optional = ("mask", "rows", "y") if recorded else ("mask",)
+        read = [name for name in optional if getattr(run, name) is not None]
+        names = [*written, "x", "eps", "alpha", *read]
+
+        def goal_of(logits: Tensor, goals: Sequence[Tensor]) -> Tensor:
+            return aim(logits, *goals) if random else goals[0]
 
         def step(tensors: Sequence[Tensor]) -> None:
-            stats, held, goals = tensors[0], tensors[1 : 1 + len(names)], tensors[1 + len(names) :]
-            now = dataclasses.replace(run, **dict(zip(names, held, strict=True)))
-            self._advance(
-                now,
-                lambda logits: self._cotangent(logits, aim(logits, *goals) if random else goals[0]),
-                stats,
-            )
+            held = iter(tensors)
+            stats = next(held)
+            recording = Recording(*(next(held) for _ in recorded)) if recorded else None
+            now = dataclasses.replace(run, **{name: next(held) for name in names})
+            rest = list(held)
+            cotangent = self._aimed(now, lambda logits: goal_of(logits, rest), recording)
+            self._advance(now, cotangent, stats)
             pin_(now.x_adv, now.x, now.mask)
 
-        tensors = [call.stats, *(getattr(run, name) for name in names), *goals]
-        key = (*self._rule(), self.loss, run.mask is None)
-        self.network.replay(key, tensors, step, self.steps, written=1 + len(written))
+        tensors = [call.stats, *recorded, *(getattr(run, name) for name in names), *goals]
+        key = (*self._rule(), self.loss, run.mask is None, call.trace is None)
+        changed = 1 + len(recorded) + len(written)
+        self.network.replay(key, tensors, step, self.steps, written=changed)
+        self._see_last(call, run, lambda logits: goal_of(logits, goals))
         passes = self._passes * self.network.eot
         call.count(run.x_adv, self.steps, passes=passes)
         if call.passes is not None:
@@ -156,15 +167,47 @@ class PGD(Attack):
         """One step, in place; returns the logits it started from."""
         seen = run.x_adv  # replaced by the logits below
 
-        def cotangent(logits: Tensor) -> Tensor:
+        def goal_of(logits: Tensor) -> Tensor:
             nonlocal seen
             seen = logits
-            return self._cotangent(logits, self._goal(call, logits, run.rows))
+            return self._goal(call, logits, run.rows)
 
-        self._advance(run, cotangent, call.stats)
+        recording = None if call.trace is None else call.trace.current
+        self._advance(run, self._aimed(run, goal_of, recording), call.stats)
         pin_(run.x_adv, run.x, run.mask)
         call.count(run.x_adv, passes=self._passes * self.network.eot)
         return seen
+
+    def _aimed(
+        self, run: Run, goal_of: Callable[[Tensor], Tensor], recording: Recording | None
+    ) -> Callable[[Tensor], Tensor]:
+        """The cotangent of a step towards the goal for its logits, which records those of the step's first gradient."""
+        left = 0 if recording is None else self.network.cotangents
+
+        def cotangent(logits: Tensor) -> Tensor:
+            nonlocal left
+            goal = goal_of(logits)
+            left -= 1
+            if left == 0 and recording is not None:
+                self._record_run(recording, run, logits, goal)
+            return self._cotangent(logits, goal)
+
+        return cotangent
+
+    def _see_last(self, call: Call, run: Run, goal_of: Callable[[Tensor], Tensor]) -> None:
+        """Have the last iterates, at which no gradient is taken, recorded by the verdict on them."""
+        if call.trace is not None:
+            recording = call.trace.current
+            call.trace.see_last = lambda logits: self._record_run(
+                recording, run, logits, goal_of(logits)
+            )
+
+    def _record_run(self, recording: Recording, run: Run, logits: Tensor, goal: Tensor) -> None:
+        self._record(recording, logits, goal, run.y, run.alpha, rows=run.rows, done=run.done)
+
+    @property
+    def _iterates(self) -> int:
+        return self.steps + 1
 
     def _advance(self, run: Run, cotangent: Callable[[Tensor], Tensor], stats: Tensor) -> None:
         """One step of a run, in place, along the sign of the gradient; zeros and NaNs are added to stats, int64 [2]."""
@@ -205,6 +248,11 @@ class Run:
     draws: Tensor | None = None
     mask: Tensor | None = None
 
+    @property
+    def done(self) -> Tensor | None:
+        """bool [n], rows that are not attacked any more; None if all are."""
+        return None
+
     @classmethod
     def begin(cls, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         if rows is None and call.mask is None:  # all candidates share x
@@ -228,3 +276,7 @@ class _Search(Run, RunState):
 
     results = ("found", "kept", "x_adv")
     kept: Tensor
+
+    @property
+    def done(self) -> Tensor:
+        return self.found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from iaat_fast import validate
 from iaat_fast.attacks.active_set import as_column
 from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.passes import among
+from iaat_fast.attacks.recorder import Recorder
+from iaat_fast.attacks.trace import Trace, put_together
 from iaat_fast.ops import checks
 
 
@@ -31,6 +34,7 @@ class AttackResult:
         forwards, backwards: int64, passes of the sample through the network or its copy, for gradients, queries and
             verdicts; for a list, those at each radius, whose sum over E is the total cost. Comparing a copy with the
             model is not counted.
+        trace: of the iterations, with `trace=True`; else None.
     """
 
     x_adv: Tensor
@@ -39,6 +43,7 @@ class AttackResult:
     distances: Tensor
     forwards: Tensor
     backwards: Tensor
+    trace: Trace | None = None
 
 
 def radii_of_run(
@@ -68,17 +73,23 @@ def radii_of_run(
     return torch.stack(rows), True
 
 
-def no_samples(x: Tensor, radii: int) -> AttackResult:
+def no_samples(x: Tensor, radii: int, record: Record | None) -> AttackResult:
     """The result [E, 0, ...] for images [0, ...] and E radii."""
     long = torch.zeros(radii, 0, dtype=torch.int64, device=x.device)
-    return AttackResult(x.new_empty(radii, *x.shape), long.bool(), long, long.float(), long, long)
+    trace = None if record is None else put_together([record(each) for each in long], long)
+    images = x.new_empty(radii, *x.shape)
+    return AttackResult(images, long.bool(), long, long.float(), long, long, trace)
 
 
 def first_radius(result: AttackResult) -> AttackResult:
     """The result [N, ...] at the first radius of a result [E, N, ...]."""
-    fields = dataclasses.fields(result)
-    return AttackResult(**{field.name: getattr(result, field.name)[0] for field in fields})
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    first = {name: value[0] for name, value in values.items() if value is not None}
+    return dataclasses.replace(result, **first)
 
+
+Record = Callable[[Tensor], Recorder]
+"""Makes the recorder of some samples, int64 [n]."""
 
 Verdict = Callable[[Call, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps a call, images [n, ...] and classes [n] to predictions, int64 [n], and success, bool [n]."""
@@ -90,6 +101,7 @@ def over_radii(
     layout: torch.memory_format,
     attack: Callable[[Call], Tensor],
     verdict: Verdict,
+    record: Record | None = None,
 ) -> AttackResult:
     """Attack, at each radius, the samples that no smaller one has fooled; the others keep their images.
 
@@ -101,6 +113,7 @@ def over_radii(
         layout: memory format of the images in verdicts and, for a single radius, in the result.
         attack: maps a call with one candidate per sample to images [n, ...].
         verdict: the live model's.
+        record: None without a trace.
 
     Returns:
         [E, N, ...] each.
@@ -111,20 +124,24 @@ def over_radii(
     images = call.x.contiguous(memory_format=layout)
     predictions, fooled = verdict(call, images, call.y)
     distances = torch.zeros(n, dtype=torch.float32, device=images.device)
-    found = [
+    found: list[Any] = [
         tensor.new_empty((len(eps), *tensor.shape))
         for tensor in (images, fooled, predictions, distances, samples, samples)
     ]
     if len(eps) == 1:  # in its layout
         found[0] = torch.empty_like(images, memory_format=layout).unsqueeze(0)
+    recorders: list[Recorder] = []
     for k in range(len(eps)):
         remaining = (~fooled).nonzero()[:, 0]
-        if len(remaining):
-            rows = samples if call.coupled else remaining
+        rows = samples if call.coupled and len(remaining) else remaining
+        if record is not None:
+            recorders.append(record(rows))
+        if len(rows):
             part = call.of_samples(rows, eps[k], alpha[k])
+            part.trace = recorders[-1] if recorders else None
             with among(call.passes, rows):
                 made = attack(part).contiguous(memory_format=layout)
-                predicted, success = verdict(call, made, part.y)
+                predicted, success = verdict(part, made, part.y)
             call.add(part, of=len(eps))
             remains = ~fooled[rows]
             images = images.index_copy(
@@ -138,6 +155,7 @@ def over_radii(
         now = (images, fooled, predictions, distances, *call.passes.take())
         for whole, tensor in zip(found, now, strict=True):
             whole[order[k], samples] = tensor
+    found.append(put_together(recorders, order) if recorders else None)
     return AttackResult(*found)
 
 

@@ -92,6 +92,10 @@ class Square(Attack):
     def n_queries(self) -> int:
         return self.steps
 
+    @property
+    def _iterates(self) -> int:
+        return self.steps + 1
+
     def side(self, query: int, height: int, width: int) -> int:
         """The side, in pixels, of the square of this query, counted from 1."""
         done = query - 1
@@ -134,12 +138,17 @@ class Square(Attack):
         canvas = _Canvas(call.x)
 
         def step(state: _State, query: int) -> None:
+            done = state.found
             if query:
                 self._try_squares(call, state, canvas, query)
             else:
                 logits = self.network.predict(canvas.images(state.best))
                 checks.logit_values(logits)
                 self._better(call, state, canvas, logits)
+            if call.trace is not None:
+                loss = -state.loss if self._descends else state.loss
+                side = torch.full_like(loss, self.side(query + 1, canvas.height, canvas.width))
+                call.trace.current.write(state.rows, loss, state.found, side, done)
 
         state = self._begin(call, canvas, x_adv, rows)
         shrinks = not call.coupled

@@ -113,6 +113,8 @@ def captures(caplog: pytest.LogCaptureFixture) -> int:
         (1, {"method": "trades"}),
         (1, {"method": "mart"}),
         (1, {"method": "mma"}),
+        (1, {"method": "cat"}),
+        (1, {"method": "cat", "baseline": {"cat_loss": "mix"}, "attack": {"precision": "bf16"}}),
         (2, {"method": "iaat"}),
         (2, {"method": "iaat", "epsilon": {"final": "reuse"}, "attack": {"precision": "bf16"}}),
     ],

@@ -78,10 +78,10 @@ class Customized(Method):
     max(max_{j != y} f_j - f_y, -cat_kappa) to the cross-entropy (CAT-CE), in the attack and in the update.
 
     From the paper are the algorithm, eta = 0.005, eps_max = 8/255, c = 10, ten steps and the Dirichlet distribution's
-    parameter 1. Settled here: eps_max bounds the attack too, and not only what is stored; the margin has weight 1; the
-    sample's radius is tried in the attack's BatchNorm mode (attack.bn); step and schedule are the preset's. The code
-    released with the paper differs from its algorithm: radii grow by 0.0025 and where the attack does fool, and the
-    margin is weighted by the radius.
+    parameter 1. Settled here: eps_max bounds the attack too, and not only what is stored; the margin has weight 1; a
+    radius is tried in the attack's BatchNorm mode (attack.bn); step and schedule are the preset's. The code released
+    with the paper, from which kappa = 10 is, differs from the algorithm: radii grow by 0.0025 and where the attack does
+    fool, and the margin is weighted by the radius.
 
     Source: Cheng, Lei, Chen, Dhillon, Hsieh, "CAT: customized adversarial training for improved robustness", IJCAI
         2022, Algorithm 1.

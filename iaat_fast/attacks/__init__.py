@@ -1,6 +1,7 @@
 """L-infinity attacks on image classifiers, in which every sample may have its own radius and step size."""
 
 from iaat_fast.attacks.apgd import APGD, APGDT
+from iaat_fast.attacks.attackbench import AttackBenchAdapter
 from iaat_fast.attacks.call import AttackStats
 from iaat_fast.attacks.deepfool import DeepFool
 from iaat_fast.attacks.diversity import DIFGSM, TIFGSM
@@ -30,6 +31,7 @@ __all__ = [
     "TIFGSM",
     "VMIFGSM",
     "VNIFGSM",
+    "AttackBenchAdapter",
     "AttackResult",
     "AttackStats",
     "DeepFool",

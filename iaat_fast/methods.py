@@ -25,8 +25,9 @@ class MethodRow:
             None: all of them.
         colour: in figures, one of `report.figures.drawing.PALETTE`; None: one that no other method has.
         is_baseline: it is not in the paper's Tables 1 to 3, and a sweep trains it only if it is named.
-        variant_of: set if this is another method without its warm-up, to that method's name. A variant is no choice
-            of `--method`, but has a row of its own in tables.
+        variant_of: set if this is another method in one setting, to that method's name. A variant is no choice of
+            `--method`, but has a row of its own in tables.
+        when: of a variant, its setting, pairs of fields and values.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MethodRow:
     colour: str | None = None
     is_baseline: bool = False
     variant_of: str | None = None
+    when: tuple[tuple[str, Any], ...] = ()
 
 
 IAAT = "iaat"
@@ -48,6 +50,8 @@ NO_WARMUP = "iaat-no-warmup"
 ADV = "adv"
 """Adversarial training at a fixed radius. The paper trains it at several radii: the radius is part of its name in
 tables, and its runs form a line in figures."""
+
+_WARMUP_EPOCHS = "epsilon.warmup_epochs"
 
 METHOD_FIELDS = ("attack.", "epsilon.", "baseline.", "run.snapshot_epochs")
 """Prefixes of the configuration fields that only some methods read."""
@@ -74,8 +78,15 @@ _SELECTION = tuple(
     )
 )
 _WARMUP = ("epsilon.eps_w", "epsilon.warmup_rule")
+_NOISE = ("attack.noise", "attack.project")
 _SNAPSHOTS = "run.snapshot_epochs"
 _AWP = ("baseline.awp_gamma", "baseline.awp_warmup_epochs")
+_SINGLE_STEP = (
+    *(field for field in _PGD if field != "attack.steps"),
+    "attack.eps",
+    *(f"baseline.nfgsm_{name}" for name in ("noise", "step", "project")),
+    *_AWP,
+)
 
 _ROWS = (
     MethodRow(
@@ -90,14 +101,14 @@ _ROWS = (
         name=ADV,
         label="Adversarial",
         about="adversarial training at a fixed radius (Madry et al. 2018)",
-        reads=(*_FIXED_RADIUS, *_AWP),
+        reads=(*_FIXED_RADIUS, *_NOISE, *_AWP),
         colour="blue",
     ),
     MethodRow(
         name="mixup",
         label="Mixup",
         about="interpolated adversarial training (Lamb et al. 2019)",
-        reads=(*_FIXED_RADIUS, "baseline.mixup_alpha", *_AWP),
+        reads=(*_FIXED_RADIUS, *_NOISE, "baseline.mixup_alpha", *_AWP),
         colour="yellow",
         is_baseline=True,
     ),
@@ -113,6 +124,22 @@ _ROWS = (
         label="MART",
         about="MART (Wang et al. 2020)",
         reads=(*_FIXED_RADIUS, "baseline.mart_beta", *_AWP),
+        is_baseline=True,
+    ),
+    MethodRow(
+        name="fast-at",
+        label="Fast-AT",
+        reads=_SINGLE_STEP,
+        is_baseline=True,
+        variant_of="nfgsm",
+        when=(("baseline.nfgsm_project", True), ("baseline.nfgsm_noise", 1.0)),
+    ),
+    MethodRow(
+        name="nfgsm",
+        label="N-FGSM",
+        about="single-step training, N-FGSM (de Jorge et al. 2022), or with other noise, step and projection "
+        "Fast-AT (Wong et al. 2020)",
+        reads=_SINGLE_STEP,
         is_baseline=True,
     ),
     MethodRow(
@@ -146,16 +173,17 @@ _ROWS = (
         name=NO_WARMUP,
         label="IAAT (no warm-up)",
         radius="adaptive",
-        reads=(*_ANY_RADIUS, *_SELECTION, *_AWP, _SNAPSHOTS),
+        reads=(*_ANY_RADIUS, *_NOISE, *_SELECTION, *_AWP, _SNAPSHOTS),
         colour="purple",
         variant_of=IAAT,
+        when=((_WARMUP_EPOCHS, 0),),
     ),
     MethodRow(
         name=IAAT,
         label="IAAT",
         about="instance adaptive adversarial training (Balaji et al. 2019)",
         radius="adaptive",
-        reads=(*_ANY_RADIUS, *_SELECTION, *_WARMUP, *_AWP, _SNAPSHOTS),
+        reads=(*_ANY_RADIUS, *_NOISE, *_SELECTION, *_WARMUP, *_AWP, _SNAPSHOTS),
         colour="orange",
     ),
 )
@@ -173,7 +201,12 @@ COMPARED: tuple[str, ...] = tuple(row.name for row in _METHODS if not row.is_bas
 HELP = "; ".join(f"{row.name}: {row.about}" for row in _METHODS) + "."
 """The help of `--method`."""
 
-NOT_RECORDED: Mapping[str, Any] = {"baseline.awp_gamma": 0.0, "baseline.awp_warmup_epochs": 0}
+NOT_RECORDED: Mapping[str, Any] = {
+    "attack.noise": 1.0,
+    "attack.project": True,
+    "baseline.awp_gamma": 0.0,
+    "baseline.awp_warmup_epochs": 0,
+}
 """Fields that runs of earlier versions have not recorded, with the values that their runs had in effect."""
 
 _WITH_AWP = "-awp"
@@ -181,12 +214,16 @@ _WITH_AWP = "-awp"
 # For a field that a method does not read: fields of similar meaning, one of which was probably meant.
 _RADII = ("attack.eps", "epsilon.eps_w", "baseline.mma_d_max", "baseline.cat_eps_max")
 _GROWTH = ("epsilon.gamma", "baseline.cat_eta")
-_STEPS = ("attack.alpha", "baseline.mma_step_scale")
+_STEPS = ("attack.alpha", "baseline.mma_step_scale", "baseline.nfgsm_step")
+_NOISES = ("attack.noise", "baseline.nfgsm_noise")
+_PROJECTIONS = ("attack.project", "baseline.nfgsm_project")
 _WEIGHTS = ("baseline.trades_beta", "baseline.mart_beta")
 _MEANT = {
     **dict.fromkeys(_RADII, _RADII),
     **dict.fromkeys(_GROWTH, _GROWTH),
     **dict.fromkeys(_STEPS, _STEPS),
+    **dict.fromkeys(_NOISES, _NOISES),
+    **dict.fromkeys(_PROJECTIONS, _PROJECTIONS),
     **dict.fromkeys((*_WEIGHTS, "epsilon.beta"), _WEIGHTS),
     "epsilon.eps_min": ("baseline.mma_d_min",),
     "baseline.mma_d_min": ("epsilon.eps_min",),
@@ -207,15 +244,18 @@ def row(name: str) -> MethodRow:
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """The name of the row of a configuration (see `run_folder.flat`): its method, or that without its warm-up.
+    """The name of the row of a configuration (see `run_folder.flat`): its method, or a variant of it.
 
     With adversarial weight perturbation it ends in `-awp`: reports list such runs as a method of their own.
     """
     method = str(config["method"])
-    no_warmup = config.get("epsilon.warmup_epochs") == 0
-    key = (without_warmup(method) or method) if no_warmup else method
+    key = next((each.name for each in _ROWS if _is_variant(each, method, config)), method)
     perturbed = reads(method, "baseline.awp_gamma") and config.get("baseline.awp_gamma")
     return key + _WITH_AWP if perturbed else key
+
+
+def _is_variant(row: MethodRow, method: str, config: Mapping[str, Any]) -> bool:
+    return row.variant_of == method and all(config.get(name) == value for name, value in row.when)
 
 
 def base_key(key: str) -> str:
@@ -225,7 +265,10 @@ def base_key(key: str) -> str:
 
 def without_warmup(method: str) -> str | None:
     """The name of the variant of `method` without its warm-up; None for a method that has no warm-up."""
-    return next((each.name for each in _ROWS if each.variant_of == method), None)
+    when = ((_WARMUP_EPOCHS, 0),)
+    return next(
+        (each.name for each in _ROWS if each.variant_of == method and each.when == when), None
+    )
 
 
 def reads(name: str, field: str) -> bool:

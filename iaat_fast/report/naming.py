@@ -88,9 +88,7 @@ def variant_name(config: dict[str, Any], fields: Sequence[str]) -> str:
     """
     key = methods.method_key(config)
     method = methods.row(key)
-    named = [
-        field for field in fields if not (method.variant_of and field.endswith("warmup_epochs"))
-    ]
+    named = [field for field in fields if field not in dict(method.when)]
     if (
         methods.base_key(key) == methods.ADV
         and "attack.eps" not in named

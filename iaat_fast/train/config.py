@@ -97,8 +97,9 @@ class AttackConfig:
     """Radius of the methods that train at a fixed one, adv for instance: the same for every sample."""
     alpha: Pixels = 2 / 255
     """Step size; the smallest step size if alpha-rule is scaled."""
-    alpha_rule: Literal["fixed", "scaled"] = "fixed"
-    """fixed: alpha for every sample; scaled: max(eps_i / (0.5 steps), alpha) for sample i."""
+    alpha_rule: Literal["fixed", "scaled", "radius"] = "fixed"
+    """fixed: alpha for every sample; scaled: max(eps_i / (0.5 steps), alpha) for sample i, whose
+    radius is eps_i; radius: eps_i."""
     steps: int = 10
     """Steps of the attack."""
     targeted: Literal["no", "random"] = "no"
@@ -109,6 +110,11 @@ class AttackConfig:
     or batch statistics that also update the running ones (train_update)."""
     clamp_start: bool = True
     """Clamp the random start to [0, 1] before the first forward."""
+    noise: float = 1.0
+    """The random start is uniform within noise x eps_i of the image; 2 with steps 1, alpha-rule radius
+    and no-project: N-FGSM for any radius."""
+    project: bool = True
+    """Project the attack's images back within eps_i; otherwise they only stay within [0, 1]."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = "fp32"
     """Precision of the attack's gradients; auto: what the hardware is fast in. Weights and
     evaluation stay in fp32."""
@@ -119,10 +125,11 @@ class AttackConfig:
     def __post_init__(self) -> None:
         validate.pixel_distance("attack.eps", self.eps)
         validate.pixel_distance("attack.alpha", self.alpha, positive=True)
-        validate.choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled"))
+        validate.choice("attack.alpha_rule", self.alpha_rule, ("fixed", "scaled", "radius"))
         validate.integer("attack.steps", self.steps, 1)
         validate.choice("attack.targeted", self.targeted, ("no", "random"))
         validate.choice("attack.bn", self.bn, ("eval", "train", "train_update"))
+        validate.number("attack.noise", self.noise)
         validate.choice(
             "attack.precision", self.precision, ("fp32", "tf32", "bf16", "fp16", "auto")
         )
@@ -201,6 +208,12 @@ class BaselineConfig:
     """Weight of the divergence, 1/lambda of the paper (method trades)."""
     mart_beta: float = 6.0
     """Weight of the weighted divergence, lambda of the paper (method mart)."""
+    nfgsm_noise: float = 2.0
+    """Noise before the step, uniform within this multiple of the radius; Fast-AT: 1 (method nfgsm)."""
+    nfgsm_step: float = 1.0
+    """Size of the step, as a multiple of the radius; Fast-AT: 1.25 (method nfgsm)."""
+    nfgsm_project: bool = False
+    """Project back within the radius after the step, as Fast-AT does (method nfgsm)."""
     mma_d_max: Pixels = 32 / 255
     """Margin beyond which a sample's adversarial loss is left out (method mma)."""
     mma_d_min: Pixels = 0.005
@@ -232,6 +245,8 @@ class BaselineConfig:
         validate.number("baseline.mixup_alpha", self.mixup_alpha, above=True)
         validate.number("baseline.trades_beta", self.trades_beta)
         validate.number("baseline.mart_beta", self.mart_beta)
+        validate.number("baseline.nfgsm_noise", self.nfgsm_noise)
+        validate.number("baseline.nfgsm_step", self.nfgsm_step, above=True)
         validate.pixel_distance("baseline.mma_d_max", self.mma_d_max, positive=True)
         validate.pixel_distance("baseline.mma_d_min", self.mma_d_min, positive=True)
         validate.number("baseline.mma_step_scale", self.mma_step_scale, above=True)
@@ -423,6 +438,8 @@ class TrainConfig:
                 f"baseline.cat_c: {share:g}, expected at most 1 / baseline.cat_eps_max, {1 / most:g}"
             )
 
+        if methods.reads(self.method, "attack.project") and not self.attack.project:
+            self._check_unprojected()
         waits = self.baseline.awp_warmup_epochs
         if (
             methods.reads(self.method, "baseline.awp_gamma")
@@ -431,6 +448,21 @@ class TrainConfig:
         ):
             raise ValueError(
                 f"baseline.awp_warmup_epochs: {waits}, expected 0, or baseline.awp_gamma above 0"
+            )
+
+    def _check_unprojected(self) -> None:
+        """Refuse what needs images within their radius, where each sample has its own."""
+        if methods.row(self.method).radius != "adaptive":
+            return
+        if self.attack.alpha_rule != "radius":
+            raise ValueError(
+                f"attack.alpha_rule: {self.attack.alpha_rule!r}, expected 'radius' with attack.project off and method "
+                f"{self.method!r}: a sample's radius would not bound its step"
+            )
+        if self.epsilon.final == "reuse":
+            raise ValueError(
+                "epsilon.final: 'reuse', which projects images within their radius, expected 'exact' with "
+                "attack.project off"
             )
 
     def to_dict(self) -> dict[str, Any]:

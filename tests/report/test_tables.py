@@ -327,6 +327,20 @@ def test_runs_with_perturbed_weights_are_a_method_of_their_own(tmp_path: Path) -
     ]
 
 
+def test_single_step_training_is_named_by_its_noise_and_projection(tmp_path: Path) -> None:
+    settings = [(2.0, False), (1.0, True), (2.0, True)]
+    folders = [save_run(tmp_path / f"{seed}", "nfgsm", run__seed=seed) for seed in range(3)]
+    for folder, (noise, project) in zip(folders, settings, strict=True):
+        own = {"nfgsm_noise": noise, "nfgsm_step": 1.25, "nfgsm_project": project}
+        folder.config_path.write_text(json.dumps(folder.config() | {"baseline": own}))
+    (found,) = group(read_records(folders))
+    assert [variant.name for variant in found.variants] == [
+        "Fast-AT",
+        "N-FGSM, baseline.nfgsm_project = False",
+        "N-FGSM, baseline.nfgsm_project = True",
+    ]
+
+
 def test_of_several_radii_the_papers_stands_in_its_column(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "a", "iaat", natural=None)
     rows = cifar_rows(0.8, 0.4, 40)

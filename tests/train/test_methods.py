@@ -12,12 +12,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iaat_fast import attacks, ops
 from iaat_fast.attacks import losses as attack_losses
 from iaat_fast.data import ImageData, fetch
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.dataloader import GlobalBatch
 from iaat_fast.train.methods import METHODS, Batch, Method
-from iaat_fast.train.methods.attack import gaussian_start
+from iaat_fast.train.methods.attack import gaussian_start, make_attack
 from iaat_fast.train.methods.cat import Smoothed, dirichlet
 from iaat_fast.train.methods.mixup import Pairs
 from iaat_fast.train.methods.mma import Margins, bisected_margin
@@ -120,7 +121,7 @@ def test_preparing_leaves_weights_and_gradients_alone(
     assert made.x_adv is None or not made.x_adv.requires_grad
 
 
-@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "mma"])
+@pytest.mark.parametrize("name", ["mixup", "trades", "mart", "nfgsm", "mma"])
 def test_all_that_is_drawn_follows_the_seed(
     name: str, make: Make, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -138,7 +139,7 @@ def test_all_that_is_drawn_follows_the_seed(
         assert torch.equal(one.partner, same.partner)
 
 
-@pytest.mark.parametrize("name", ["trades", "mart", "mma", "cat"])
+@pytest.mark.parametrize("name", ["trades", "mart", "nfgsm", "mma", "cat"])
 def test_what_a_sample_becomes_does_not_depend_on_its_batch(
     name: str, make: Make, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -201,6 +202,91 @@ def test_parts_of_a_batch_share_the_mixing_weight(make: Make, batch: tuple[Tenso
     assert isinstance(part, Pairs)
     assert part.weight == prepared(method, batch).weight
     assert sorted(part.partner.tolist()) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("noise", "size", "project"), [(2.0, 1.0, False), (1.0, 1.25, True), (0.0, 1.0, True)]
+)
+@pytest.mark.parametrize("clamp", [True, False])
+def test_a_single_step_is_that_of_the_released_codes(
+    noise: float,
+    size: float,
+    project: bool,
+    clamp: bool,
+    make: Make,
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    """de Jorge et al. 2022 and Wong et al. 2020, who step a perturbation; noise 0 is FGSM."""
+    x, y = batch
+    own = {"nfgsm_noise": noise, "nfgsm_step": size, "nfgsm_project": project}
+    method = make("nfgsm", baseline=own, attack={"clamp_start": clamp})
+    made = prepared(method, batch)
+    box = (0.0, 1.0) if clamp else (-torch.inf, torch.inf)
+    start = ops.random_start_linf(x, noise * EPS, torch.tensor([11]), INDEX, *box)
+    assert (start - x).abs().max() <= noise * EPS
+    leaf = start.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+    delta = (start - x) + size * EPS * grad.sign()
+    if project:
+        delta = delta.clamp(-EPS, EPS)
+    # Both add at most three numbers below 1 in float64, in another order.
+    torch.testing.assert_close(made.x_adv, (x + delta).clamp(0, 1), rtol=0, atol=1e-15)
+    outcome = method.outcome(model, made)
+    assert_same_gradients(model, outcome.loss.mean(), F.cross_entropy(model(made.x_adv), y))
+    assert ((made.x_adv - x).abs().max() > 1.5 * EPS) is not project
+
+
+def test_a_noisy_start_scales_with_each_samples_radius(
+    tiny_config: Callable[..., TrainConfig], model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    (x, y), eps = batch, torch.linspace(0, 0.22, 12)
+    reach = {}
+    for project in (True, False):
+        fields = {"steps": 1, "noise": 2.0, "alpha_rule": "radius", "project": project}
+        attack = make_attack(tiny_config(attack=fields).attack, model, noisy=True)
+        x_adv = attack(torch.full_like(x, 0.5), y, eps=eps, index=INDEX, seed=1)
+        reach[project] = (x_adv - 0.5).abs().flatten(1).amax(1)
+        # Candidates of one sample have noise of their own, each on the scale of its radius.
+        both = attack(x, y, eps=torch.cat([eps, eps]), index=INDEX, seed=1)
+        assert torch.equal(both[:12], attack(x, y, eps=eps, index=INDEX, seed=1))
+        assert not torch.equal(both[:12], both[12:])
+    torch.testing.assert_close(reach[True], eps.double(), rtol=1e-6, atol=0)
+    assert (reach[False] <= 3 * eps * (1 + 1e-6)).all()
+    assert (reach[False][1:] > 2 * eps[1:]).all(), "the step goes beyond most of the noise"
+    assert reach[False][0] == 0, "a sample of radius 0 stays as it is"
+
+
+@pytest.mark.parametrize("name", ["adv", "mixup", "iaat"])
+def test_noise_and_projection_are_those_asked_for(
+    name: str, make: Make, batch: tuple[Tensor, Tensor]
+) -> None:
+    assert type(make(name).attack) is attacks.PGD, "the defaults are plain PGD"
+    noisy = {"steps": 1, "noise": 2.0, "alpha_rule": "radius", "project": False}
+    method = make(name, attack=noisy)
+    distance = (prepared(method, batch).x_adv - batch[0]).abs().flatten(1).amax(1)
+    radii = method.memory.values[INDEX]
+    assert (distance <= 3 * radii * (1 + 1e-6)).all()
+    assert (distance > 1.5 * radii).sum() >= 6
+
+
+def test_images_beyond_their_radius_are_refused_where_the_radius_is_the_samples_own(
+    tiny_config: Callable[..., TrainConfig],
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"attack\.alpha_rule: 'fixed', expected 'radius' with att"
+    ):
+        tiny_config(attack={"project": False})
+    beyond = {"project": False, "alpha_rule": "radius"}
+    with pytest.raises(
+        ValueError, match=r"epsilon\.final: 'reuse', .* expected 'exact' with attac"
+    ):
+        tiny_config(attack=beyond, epsilon={"final": "reuse"})
+    with pytest.raises(ValueError, match=r"attack\.noise: -1, expected a number >= 0"):
+        tiny_config(attack={"noise": -1})
+    with pytest.raises(ValueError, match=r"baseline\.nfgsm_step: 0, expected a number > 0"):
+        tiny_config(method="nfgsm", baseline={"nfgsm_step": 0})
+    tiny_config(method="adv", attack={"project": False})
 
 
 def test_trades_is_its_formula(make: Make, model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from iaat_fast.data import ImageData
-from iaat_fast.methods import NAMES, NO_WARMUP, ROWS, reads
+from iaat_fast.methods import NAMES, ROWS, reads
 from iaat_fast.train import fit, override, preset
 from iaat_fast.train.cli import _given, main
 from iaat_fast.train.config import TrainConfig
@@ -38,6 +38,7 @@ CHANGES: dict[str, Any] = {
     "attack.alpha_rule": "scaled",
     "attack.bn": "train",
     "attack.clamp_start": False,
+    "attack.project": False,
     "attack.precision": "bf16",
     "attack.engine": "fast",
     "baseline.cat_loss": "mix",
@@ -49,6 +50,7 @@ CHANGES: dict[str, Any] = {
     "epsilon.misclassified": "shrink",
     "epsilon.misclassified_input": "adversarial",
     "epsilon.warmup_rule": "correct",
+    "baseline.nfgsm_project": True,
 }
 """A value other than the default, where it is no number."""
 
@@ -67,14 +69,19 @@ def changed(field: str) -> Any:
 
 def words_for(field: str) -> list[str]:
     name, value = "--" + field.partition(".")[2].replace("_", "-"), changed(field)
-    if value is False:
-        return ["--no-" + name[2:]]
+    if isinstance(value, bool):
+        return [name if value else "--no-" + name[2:]]
     pixels = f"{value * 255:.10g}" if isinstance(value, float) else str(value)
     return [name, pixels if "weight" not in name and "beta" not in name else str(value)]
 
 
 def method_of(key: str) -> tuple[str, dict[str, Any]]:
-    return ("iaat", {"epsilon": {"warmup_epochs": 0}}) if key == NO_WARMUP else (key, {})
+    """The method of a row, and the fields that make it this variant."""
+    parts: dict[str, dict[str, Any]] = {}
+    for field, value in ROWS[key].when:
+        part, _, name = field.partition(".")
+        parts.setdefault(part, {})[name] = value
+    return ROWS[key].variant_of or key, parts
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -108,6 +115,9 @@ def test_a_field_that_the_method_does_not_read_is_refused_when_given(method: Any
         ("--method cat --eps 4", "expected --cat-eps-max"),
         ("--method cat --gamma 4", "expected --cat-eta"),
         ("--method trades --beta 0.5", "expected --trades-beta"),
+        ("--method nfgsm --noise 1", "expected --nfgsm-noise"),
+        ("--method nfgsm --alpha 10", "expected --nfgsm-step"),
+        ("--method adv --nfgsm-project", "expected --project"),
         ("--method adv --gamma 2", "expected --method iaat"),
         (
             "--method clean --steps 3",

@@ -1,7 +1,8 @@
-"""The attack of the training step, and the random start that TRADES and MART give it."""
+"""The attack of the training step, and its random starts: noisier ones, and that of TRADES and MART."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast import attacks, ops
+from iaat_fast.attacks.call import Call
 from iaat_fast.attacks.options import StepSize
+from iaat_fast.attacks.pgd import Run
 from iaat_fast.train.config import AttackConfig, TrainConfig
 from iaat_fast.train.seeds import Stream, stream_seed
 
@@ -17,9 +20,42 @@ from iaat_fast.train.seeds import Stream, stream_seed
 _ALMOST_ONE = 1 - 2**-24
 
 
-def make_attack(config: AttackConfig, model: nn.Module, **changes: Any) -> attacks.PGD:
-    """The PGD attack of the training step; `changes` are arguments of `attacks.PGD`."""
-    return attacks.PGD(model, **{**attack_arguments(config), **changes})
+class NoisyPGD(attacks.PGD):
+    """PGD from a start of more noise, or less, than its ball holds; and without a projection on the ball, if asked for.
+
+    With one step it is the attack of de Jorge et al. 2022 (N-FGSM), and of Wong et al. 2020 (see `nfgsm.py`).
+
+    Attributes:
+        noise: the start is uniform within noise * eps of x, whatever the sample's radius eps.
+        project: whether steps end within eps of x. False: only within [lo, hi]; a sample of radius 0 stays at x.
+    """
+
+    noise: float = 1.0
+    project: bool = True
+
+    def _start(self, call: Call, restart: int) -> Tensor:
+        return super()._start(dataclasses.replace(call, eps=self.noise * call.eps), restart)
+
+    def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
+        run = super()._begin(call, x_adv, rows)
+        # A ball of radius hi - lo holds the whole box.
+        box = (self.hi - self.lo) * run.eps.sign()
+        return run if self.project else dataclasses.replace(run, eps=box)
+
+
+def make_attack(
+    config: AttackConfig, model: nn.Module, *, noisy: bool = False, **changes: Any
+) -> attacks.PGD:
+    """The PGD attack of the training step; `changes` are arguments of `attacks.PGD`.
+
+    noisy: as `noise` and `project` of the configuration say; otherwise they change nothing.
+    """
+    arguments = {**attack_arguments(config), **changes}
+    if not noisy or (config.noise == 1 and config.project):
+        return attacks.PGD(model, **arguments)
+    attack = NoisyPGD(model, **arguments)
+    attack.noise, attack.project = config.noise, config.project
+    return attack
 
 
 def attack_arguments(config: AttackConfig) -> dict[str, Any]:
@@ -45,6 +81,8 @@ def make_selector(config: TrainConfig, attack: attacks.PGD) -> attacks.PGD:
 
 
 def _step_size(config: AttackConfig, steps: int) -> StepSize:
+    if config.alpha_rule == "radius":
+        return lambda eps: eps
     alpha = config.alpha
     return attacks.scaled_step(steps, alpha) if config.alpha_rule == "scaled" else alpha
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.epsilon import EpsilonMemory
+from iaat_fast.methods import reads
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
 from iaat_fast.train.methods.passes import Fooled, Stage
@@ -88,7 +89,8 @@ class Method:
             )
         self.config = config
         self.memory = memory
-        self.attack = make_attack(config.attack, model)
+        noisy = reads(config.method, "attack.noise")
+        self.attack = make_attack(config.attack, model, noisy=noisy)
 
     @classmethod
     def first_radius(cls, config: TrainConfig) -> float:

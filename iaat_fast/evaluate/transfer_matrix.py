@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +17,13 @@ from iaat_fast.attacks import inputs
 from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.data import fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
+from iaat_fast.evaluate.results import SCHEMA, refuse_newer
 from iaat_fast.evaluate.shared_pgd import correct
 from iaat_fast.malloc import no_malloc_trim
+from iaat_fast.storage import read_json, write_json
+
+KIND = "transfer-matrix"
+"""What the file of a matrix says it is."""
 
 Models = Mapping[str, nn.Module] | Sequence[nn.Module]
 
@@ -34,6 +42,7 @@ class TransferMatrix:
     accuracies: float64 [S, T] on the CPU, in [0, 1]: of a target, on images crafted on a source.
     natural: float64 [T], of the targets, on the images as they are.
     n: how many images.
+    attack: what they were crafted with, without the model: `VMIFGSM(eps=8/255, alpha=2/255, steps=10)`.
     """
 
     sources: tuple[str, ...]
@@ -41,6 +50,53 @@ class TransferMatrix:
     accuracies: Tensor
     natural: Tensor
     n: int
+    attack: str = ""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON, which `load` reads and `python -m iaat_fast.report --transfer` shows.
+
+        Raises:
+            OSError: the file cannot be written; an earlier one stays as it was.
+        """
+        plain = {name: getattr(self, name) for name in ("sources", "targets", "n", "attack")}
+        values = {name: getattr(self, name).tolist() for name in ("accuracies", "natural")}
+        write_json(Path(path), {"schema": SCHEMA, "kind": KIND, **plain, **values})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransferMatrix:
+        """The matrix in a file of `save`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is damaged, of a newer version, or holds something else; the message names it.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file, expected one of TransferMatrix.save")
+        content = read_json(file)
+        if content.get("kind") != KIND:
+            raise ValueError(f"{file}: no transfer matrix, expected a file of TransferMatrix.save")
+        refuse_newer(file, content)
+        try:
+            made = cls(
+                sources=tuple(map(str, content["sources"])),
+                targets=tuple(map(str, content["targets"])),
+                accuracies=torch.tensor(content["accuracies"], dtype=torch.float64, device="cpu"),
+                natural=torch.tensor(content["natural"], dtype=torch.float64, device="cpu"),
+                n=int(content["n"]),
+                attack=str(content["attack"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: a damaged transfer matrix ({error!r})") from error
+        for name, sides in (("accuracies", ("sources", "targets")), ("natural", ("targets",))):
+            values, expected = getattr(made, name), [len(getattr(made, side)) for side in sides]
+            if list(values.shape) != expected:
+                raise ValueError(f"{file}: {name} {list(values.shape)}, expected {expected}")
+            if not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{file}: {name} beyond 0 to 1")
+        if made.n < 1:
+            raise ValueError(f"{file}: n is {made.n}, expected at least 1")
+        return made
 
     def to_markdown(self) -> str:
         """A table in GitHub's Markdown, in percent: a row per source, a column per target; first natural accuracies.
@@ -76,6 +132,7 @@ def transfer_matrix(
 
         matrix = transfer_matrix({"resnet": resnet, "vit": vit}, lambda model: VMIFGSM(model, 8 / 255), test)
         print(matrix.to_markdown())
+        matrix.save("matrix.json")  # python -m iaat_fast.report runs/* --out report --transfer matrix.json
 
     Args:
         models: what images are crafted on, by name, or a sequence, named "0", "1" ...; an `Ensemble` is one of them.
@@ -131,12 +188,14 @@ def transfer_matrix(
                 done += len(index)
                 if progress is not None:
                     progress(done, n * len(sources))
+    first, model = next(iter(attacks.values())), next(iter(sources.values()))
     return TransferMatrix(
         sources=tuple(sources),
         targets=tuple(tried),
         accuracies=right.double() / n,
         natural=torch.tensor(natural, dtype=torch.float64, device="cpu") / n,
         n=n,
+        attack=_said(first, model),
     )
 
 
@@ -169,6 +228,14 @@ def _check_classes(models: dict[str, nn.Module], split: Any) -> None:
     highest, count = int(split.labels.max()), next(iter(classes.values()))
     if highest >= count:
         raise ValueError(inputs.out_of_range(highest, count))
+
+
+def _said(attack: Crafts, model: nn.Module) -> str:
+    """The repr of an attack of this library without its model; the class of another."""
+    if type(attack).__repr__ is object.__repr__ or inspect.isroutine(attack):
+        return getattr(attack, "__name__", type(attack).__name__)
+    said, name = repr(attack), type(model).__name__
+    return said.replace(f"({name}, ", "(", 1).replace(f"({name})", "()", 1)
 
 
 def _is_targeted(attack: object) -> bool:

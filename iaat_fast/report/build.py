@@ -23,6 +23,7 @@ from iaat_fast.report.groups import group
 from iaat_fast.report.page import PageFigure, render
 from iaat_fast.report.records import read_records
 from iaat_fast.report.tables import build_tables
+from iaat_fast.report.transfers import transfer_tables
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import is_temporary, naming, read_json, replace
 
@@ -52,6 +53,7 @@ def build_report(
     *,
     evaluation: str | None = None,
     data: str | None = None,
+    transfer: Sequence[str | os.PathLike[str]] = (),
 ) -> Report:
     """Write the tables and figures of the paper, as far as these runs allow, and a page that shows all of them.
 
@@ -61,9 +63,10 @@ def build_report(
             folder that exists, only files of an earlier report are replaced.
         evaluation: name of the evaluation of each run to report; by default the complete one with the most samples.
         data: folder or `.npz` of the training images for the galleries; by default the runs' own.
+        transfer: files of `TransferMatrix.save`, a table each.
 
     Raises:
-        FileNotFoundError: no such run, or no evaluation of that name.
+        FileNotFoundError: no such run or file, or no evaluation of that name.
         ValueError: no runs; runs that cannot be in one table; a damaged file. The message names them.
         OSError: `out` cannot be written, is a folder with other content than a report, or has a file of the same name
             that no report wrote.
@@ -74,7 +77,7 @@ def build_report(
     runs = [f if isinstance(f, RunFolder) else RunFolder(f) for f in folders]
     records = read_records(runs, evaluation=evaluation)
     groups = group(records)
-    tables = build_tables(groups)
+    tables = [*build_tables(groups), *transfer_tables(groups, transfer)]
     images = TrainingImages(path=data)
     drawings = draw_figures(groups, images)
     files = {**_table_files(tables), **_figure_files(drawings)}

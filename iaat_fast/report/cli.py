@@ -57,6 +57,8 @@ class Command:
     """With --out: the folder below evaluation/ of each run to report, such as cifar-cifar10-10000-seed0."""
     data: Annotated[str | None, optional("PATH", "where the runs found them")] = None
     """With --out: folder or .npz of the training images, for the galleries."""
+    transfer: Annotated[tuple[Path, ...], optional("FILE [FILE ...]", "none")] = ()
+    """With --out: matrices that iaat_fast.evaluate.TransferMatrix.save wrote, a table each."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = command_line.parse(_tyro, argv, HELP)
         if command.out is None:
-            for name in ("evaluation", "data"):
-                if getattr(command, name) is not None:
+            for name in ("evaluation", "data", "transfer"):
+                if getattr(command, name) not in (None, ()):
                     raise ValueError(f"--{name}: belongs to a report, give --out too")
             _compare(command.runs)
             return 0
@@ -75,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
             command.out,
             evaluation=command.evaluation,
             data=command.data,
+            transfer=command.transfer,
         )
     except command_line.REFUSALS as error:
         return command_line.refuse(PROG, error, command_line.flags_of(Command))

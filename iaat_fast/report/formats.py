@@ -7,8 +7,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from iaat_fast.report.paper import Column
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -39,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """The rows of a network."""
+    """The rows of a network; of models of any network, whose name is empty."""
 
     network: str
     rows: tuple[Row, ...]
@@ -54,17 +52,20 @@ class Table:
         stem: of its files, `table-1`.
         title: what it shows.
         caption: what was measured, and how that differs from the paper.
+        columns: their short names, `pgd10`.
         heads: of the columns, each with the numbers of its footnotes.
+        rows_are: heading of the rows' names.
     """
 
     number: int | None
     stem: str
     title: str
     caption: str
-    columns: tuple[Column, ...]
+    columns: tuple[str, ...]
     heads: tuple[tuple[str, tuple[int, ...]], ...]
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
+    rows_are: str = "Method"
 
     @property
     def name(self) -> str:
@@ -112,7 +113,8 @@ def legend(tables: Sequence[Table]) -> str:
 def markdown(table: Table) -> str:
     """The table with its caption and footnotes, in GitHub's Markdown."""
     marked = _marked(lambda number: f"<sup>{number}</sup>", ",")
-    heads = ["network", "method", "figures", *(head + marked(marks) for head, marks in table.heads)]
+    names = ["network", table.rows_are.lower(), "figures"]
+    heads = [*names, *(_in_cell(head) + marked(marks) for head, marks in table.heads)]
     lines = [
         f"**{table.name}. {table.title}.** {table.caption} {legend([table])}",
         "",
@@ -121,12 +123,17 @@ def markdown(table: Table) -> str:
     ]
     for network, row in _rows(table):
         cells = [_text(cell, " (", ")") + marked(cell.marks) for cell in row.cells]
-        line = " | ".join([network, row.method, source(row), *cells])
+        line = " | ".join([network, _in_cell(row.method), source(row), *cells])
         lines.append(f"| {line} |")
     if table.notes:
         lines.append("")
     lines += [f"{number}. {note}" for number, note in enumerate(table.notes, start=1)]
     return "\n".join(lines) + "\n"
+
+
+def _in_cell(name: str) -> str:
+    """A name that came from elsewhere, which must not end its cell."""
+    return name.replace("|", r"\|")
 
 
 def csv_text(table: Table) -> str:
@@ -148,7 +155,7 @@ def csv_text(table: Table) -> str:
                         row.method,
                         "measured" if measured else "paper",
                         row.seeds if measured else None,
-                        column.key,
+                        column,
                         *(_exact(v) for v in (cell.value, cell.low, cell.high, cell.std)),
                         " ".join(table.notes[number - 1] for number in marks),
                     ]
@@ -169,15 +176,19 @@ def latex(table: Table) -> str:
         rf"\caption{{{_escape(f'{table.title}. {table.caption} {legend([table])}')}}}",
         rf"\begin{{tabular}}{{ll{'r' * len(table.heads)}}}",
         r"\toprule",
-        " & ".join(["Method", ""] + [_escape(head) + mark(marks) for head, marks in table.heads])
+        " & ".join(
+            [table.rows_are, ""] + [_escape(head) + mark(marks) for head, marks in table.heads]
+        )
         + r" \\",
     ]
     for section in table.sections:
-        lines += [
-            r"\midrule",
-            rf"\multicolumn{{{2 + len(table.heads)}}}{{c}}{{{_escape(section.network)}}} \\",
-            r"\midrule",
-        ]
+        lines.append(r"\midrule")
+        if section.network:
+            width = 2 + len(table.heads)
+            lines += [
+                rf"\multicolumn{{{width}}}{{c}}{{{_escape(section.network)}}} \\",
+                r"\midrule",
+            ]
         for row in section.rows:
             cells = [_escape(_text(cell, " (", ")")) + mark(cell.marks) for cell in row.cells]
             lines.append(" & ".join([_escape(row.method), _escape(source(row)), *cells]) + r" \\")

@@ -100,13 +100,13 @@ def _filled(
     measured = [next((m for _, e in reported if (m := column.pick(e))), None) for column in kept]
     for column, found in zip(kept, measured, strict=True):
         note = setting_note(column.head, column.settings, found) if found is not None else None
-        heads.append((column.head, _marks(notes, [note] if note else [])))
+        heads.append((column.head, footnote_marks(notes, [note] if note else [])))
     return Table(
         number=number,
         stem=stem,
         title=title,
         caption=caption(chosen, reported[0][1], [m for m in measured if m is not None]),
-        columns=kept,
+        columns=tuple(column.key for column in kept),
         heads=tuple(heads),
         sections=tuple(sections),
         notes=tuple(notes),
@@ -178,7 +178,7 @@ def _rows(
             cells = tuple(
                 Cell(
                     value=printed[key].get(column.key),
-                    marks=_marks(notes, [remark] if remark else []),
+                    marks=footnote_marks(notes, [remark] if remark else []),
                 )
                 for column, remark in zip(columns, remarks, strict=True)
             )
@@ -205,7 +205,7 @@ def _measured(
         said = [note for run in variant.runs if (note := _unreported(run, evaluations))]
         for m, evaluation in found:
             said += evaluation_notes(m, evaluation)
-        cells.append(_cell(column, [m for m, _ in found], _marks(notes, said)))
+        cells.append(_cell(column, [m for m, _ in found], footnote_marks(notes, said)))
     return Row(method=variant.name, seeds=len(reported), cells=tuple(cells))
 
 
@@ -232,7 +232,7 @@ def _cell(column: Column, found: Sequence[Measurement], marks: tuple[int, ...]) 
     return Cell(value=mean, low=100 * interval[0], high=100 * interval[1], marks=marks)
 
 
-def _marks(notes: list[str], said: Sequence[str]) -> tuple[int, ...]:
+def footnote_marks(notes: list[str], said: Sequence[str]) -> tuple[int, ...]:
     """The numbers of these footnotes, from 1; new ones are added to `notes`."""
     numbers = []
     for note in dict.fromkeys(said):
@@ -254,7 +254,7 @@ def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) ->
             setting = {
                 name: targets(m.row) if name == "targeted" else m.row[name] for name in names
             }
-            settings.setdefault(_head(kind, setting, with_step=len(steps) > 1), setting)
+            settings.setdefault(attack_head(kind, setting, with_step=len(steps) > 1), setting)
         columns += [
             Column(
                 key=kind if kind != "pgd" and len(settings) == 1 else slug(head),
@@ -273,7 +273,7 @@ def _order(m: Measurement) -> tuple[float, ...]:
     return tuple(m.row[name] for name in ("eps", "steps", "restarts", "alpha") if name in m.row)
 
 
-def _head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
+def attack_head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
     """`PGD-10 × 5, ε = 8`."""
     radius = units.radius_name(setting["eps"])
     if kind == "autoattack":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,34 @@ def test_it_is_the_loop_over_models(models: dict[str, nn.Module], data: Any) -> 
     assert matrix.natural[0] == 1 > matrix.natural[1] > 0
     assert matrix.accuracies[1, 0] < matrix.accuracies[2, 0]
     assert matrix.n == 20
+    assert matrix.attack == "VMIFGSM(eps=7.65/255, alpha=2.55/255, steps=3, N=2)"
+
+
+def test_a_saved_matrix_is_read_as_it_was(
+    models: dict[str, nn.Module], data: Any, tmp_path: Path
+) -> None:
+    for attack, said in (
+        (lambda model: FGSM(model), "FGSM(eps=8/255)"),
+        (lambda model: MultiAttack([FGSM(model), PGD(model)]), "MultiAttack([FGSM, PGD])"),
+        (_nothing, "unchanged"),
+    ):
+        matrix = transfer_matrix(models, attack, data, targets={"one": models["b"]})
+        assert matrix.attack == said
+        matrix.save(tmp_path / "matrix.json")
+        read = TransferMatrix.load(tmp_path / "matrix.json")
+        for field in dataclasses.fields(matrix):
+            one, other = getattr(matrix, field.name), getattr(read, field.name)
+            same = torch.equal(one, other) if isinstance(one, Tensor) else one == other
+            assert same, field.name
+            if isinstance(one, Tensor):
+                assert one.dtype == other.dtype
+
+
+def _nothing(model: nn.Module) -> Any:
+    def unchanged(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        return x
+
+    return unchanged
 
 
 def test_no_figure_depends_on_the_batch_size(models: dict[str, nn.Module], data: Any) -> None:

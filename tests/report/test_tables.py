@@ -36,8 +36,7 @@ def row_of(table: Table, method: str, *, measured: bool = True) -> Row:
 
 
 def cell_of(table: Table, method: str, column: str, *, measured: bool = True) -> Cell:
-    keys = [column.key for column in table.columns]
-    return row_of(table, method, measured=measured).cells[keys.index(column)]
+    return row_of(table, method, measured=measured).cells[table.columns.index(column)]
 
 
 def test_the_papers_figures_agree_with_what_its_text_says_of_them() -> None:

@@ -274,7 +274,8 @@ def _warn_if_random(model: nn.Module, split: Samples) -> None:
         if is_random(partial(logits_of, model), x):
             warnings.warn(
                 "model: two forwards of the same images differ, so that verdicts of one forward are chance and "
-                "gradients of one draw mislead attacks; expected version 'rand', or attacks with eot > 1",
+                "gradients of one draw mislead attacks; expected version 'rand' (part autoattack-rand), or attacks "
+                "with eot > 1",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -118,7 +118,7 @@ SUITES = {
     "cifar": Suite(
         name="cifar",
         parts=("natural", "pgd", "transfer", "corruptions", "eps-sweep", "steps-sweep"),
-        on_request=("autoattack",),
+        on_request=("autoattack", "autoattack-rand"),
         eps=(8 / 255,),
         alpha=2 / 255,
         attacks=((10, 5), (100, 5), (1000, 2)),
@@ -126,7 +126,7 @@ SUITES = {
     "imagenet": Suite(
         name="imagenet",
         parts=("natural", "pgd", "corruptions", "steps-sweep"),
-        on_request=("transfer", "autoattack"),
+        on_request=("transfer", "autoattack", "autoattack-rand"),
         eps=(4 / 255, 8 / 255, 12 / 255, 16 / 255),
         alpha=1 / 255,
         # The paper names a number of restarts for CIFAR but none for ImageNet: one.
@@ -136,7 +136,14 @@ SUITES = {
     "quick": Suite(
         name="quick",
         parts=("natural", "pgd"),
-        on_request=("transfer", "corruptions", "eps-sweep", "steps-sweep", "autoattack"),
+        on_request=(
+            "transfer",
+            "corruptions",
+            "eps-sweep",
+            "steps-sweep",
+            "autoattack",
+            "autoattack-rand",
+        ),
         eps=(8 / 255,),
         alpha=2 / 255,
         attacks=((10, 5),),

@@ -65,7 +65,8 @@ def _name(row: dict[str, Any]) -> str:
         case "pgd" | "transfer":
             return units.attack_name(row)
         case "autoattack":
-            return f"AutoAttack at {units.radius_name(row['eps'])}/255"
+            version = "" if row.get("version", "standard") == "standard" else f" ({row['version']})"
+            return f"AutoAttack{version} at {units.radius_name(row['eps'])}/255"
         case "corruption":
             return str(row["corruption"])
         case "corruptions":

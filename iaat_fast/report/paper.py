@@ -49,7 +49,7 @@ def pick_attack(
     def pick(evaluation: Evaluation) -> Measurement | None:
         found = [
             m
-            for m in evaluation.of(kind, kind)
+            for m in attacks_of(evaluation, kind)
             if all(has(m, name, value) for name, value in (exactly or {}).items())
         ]
 
@@ -62,6 +62,11 @@ def pick_attack(
     return pick
 
 
+def attacks_of(evaluation: Evaluation, kind: str) -> list[Measurement]:
+    """The measurements of a kind in the part of that name; of AutoAttack, whose versions are parts, all."""
+    return evaluation.of(kind, None if kind == "autoattack" else kind)
+
+
 ROUNDING = 1e-6
 """Distances that differ by at most this are the same."""
 
@@ -72,7 +77,14 @@ def has(m: Measurement, name: str, value: Any) -> bool:
         return targets(m.row) == value
     if name in ("eps", "alpha"):
         return abs(float(m.row[name]) - value) <= ROUNDING
+    if name == "version":
+        return version_of(m) == value
     return bool(m.row[name] == value)
+
+
+def version_of(m: Measurement) -> str:
+    """The version of AutoAttack."""
+    return str(m.row.get("version", "standard"))
 
 
 def _corruptions(evaluation: Evaluation) -> Measurement | None:

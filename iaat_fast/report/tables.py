@@ -13,7 +13,16 @@ from iaat_fast.report import naming, paper
 from iaat_fast.report.formats import Cell, Row, Section, Table
 from iaat_fast.report.groups import Group, Variant, refuse, slug
 from iaat_fast.report.notes import caption, evaluation_notes, setting_note
-from iaat_fast.report.paper import CORRUPTIONS, NATURAL, PLANS, Column, Plan, pick_attack
+from iaat_fast.report.paper import (
+    CORRUPTIONS,
+    NATURAL,
+    PLANS,
+    Column,
+    Plan,
+    attacks_of,
+    pick_attack,
+    version_of,
+)
 from iaat_fast.report.records import RunRecord
 
 
@@ -246,14 +255,15 @@ def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) ->
     """A column for every setting of attacks of these kinds that some evaluation has measured."""
     columns: list[Column] = []
     for kind in kinds:
-        found = {m.setting: m for e in evaluations for m in e.of(kind, kind)}
+        found = {m.setting: m for e in evaluations for m in attacks_of(e, kind)}
         steps = {units.to_text(m.row["alpha"]) for m in found.values() if "alpha" in m.row}
         settings: dict[str, dict[str, Any]] = {}
         for _, m in sorted(found.items(), key=lambda item: _order(item[1])):
-            names = ("eps",) if kind == "autoattack" else (*SETTINGS, "targeted")
-            setting = {
-                name: targets(m.row) if name == "targeted" else m.row[name] for name in names
-            }
+            setting: dict[str, Any]
+            if kind == "autoattack":
+                setting = {"eps": m.row["eps"], "version": version_of(m)}
+            else:
+                setting = {name: m.row[name] for name in SETTINGS} | {"targeted": targets(m.row)}
             settings.setdefault(attack_head(kind, setting, with_step=len(steps) > 1), setting)
         columns += [
             Column(
@@ -277,7 +287,8 @@ def attack_head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
     """`PGD-10 × 5, ε = 8`."""
     radius = units.radius_name(setting["eps"])
     if kind == "autoattack":
-        return f"AutoAttack, {radius}"
+        version = "" if setting["version"] == "standard" else f" ({setting['version']})"
+        return f"AutoAttack{version}, {radius}"
     head = f"{units.pgd_name(setting)}, {radius}"
     head = f"Transfer {head}" if kind == "transfer" else head
     head += f", step {units.to_text(setting['alpha'])}" if with_step else ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT, FABT, PGD, Square
@@ -27,6 +28,7 @@ from iaat_fast.evaluate import (
 )
 from iaat_fast.evaluate.autoattack import standard
 from iaat_fast.evaluate.cli import main
+from iaat_fast.evaluate.table import suite_table
 
 EPS = 0.02
 
@@ -307,6 +309,30 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys.modules["iaat_fast.evaluate.autoattack"], "standard", lambda model: small(model, 2)
     )
+    monkeypatch.setattr(
+        sys.modules["iaat_fast.evaluate.autoattack"],
+        "rand",
+        lambda model: {"apgd-ce": APGD(model, steps=2, eot=2)},
+    )
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_both_versions_are_parts_of_a_record(network: InFloat64, tmp_path: Path) -> None:
+    target = EvalTarget.of(network, labelled(network, 6, wrong=3))
+    told: list[tuple[str, float, float]] = []
+    for parts in (["autoattack"], ["autoattack", "autoattack-rand"]):
+        content = evaluate_suite(
+            target, "quick", folder=tmp_path, parts=parts, tell=lambda *call: told.append(call)
+        )
+    rows = content["measurements"]
+    assert [row["key"] for row in rows] == ["autoattack-eps8", "autoattack-rand-eps8"]
+    assert [row["version"] for row in rows] == ["standard", "rand"]
+    assert [stage["attack"] for stage in rows[1]["stages"]] == ["apgd-ce"]
+    assert told[-1][2] == 0
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(suite_table(content))
+    assert "AutoAttack at ε = 8/255" in printed.getvalue()
+    assert "AutoAttack (rand) at ε = 8/255" in printed.getvalue()
 
 
 @pytest.mark.usefixtures("small_budgets")

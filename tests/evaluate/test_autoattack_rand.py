@@ -151,7 +151,7 @@ def test_one_draw_of_a_randomised_model_is_warned_of(noise: float, x: Tensor, y:
     assert len(found) == (noise > 0)
     for message in found:
         assert message.startswith("model: two forwards of the same images differ")
-        assert "version 'rand', or attacks with eot > 1" in message
+        assert "version 'rand' (part autoattack-rand), or attacks with eot > 1" in message
         assert "\n" not in message
     assert not messages({"pgd": PGD(model, steps=1, eot=2)})
 

@@ -141,9 +141,12 @@ def test_autoattack_stands_under_its_radius(tmp_path: Path) -> None:
     for eps, left in ((2, 0.6), (8, 0.3)):
         key = {"key": f"autoattack-eps{eps}", "kind": "autoattack", "part": "autoattack"}
         rows.append({**pgd_row(left, 40, eps=eps), **key})
+    key = {"key": "autoattack-rand-eps8", "kind": "autoattack", "part": "autoattack-rand"}
+    rows.append({**pgd_row(0.2, 40, eps=8), **key, "version": "rand"})
     save_record(folder, rows, samples=40)
     found = figures(table_of(read_record(folder)))
     assert (found["AutoAttack, ε = 2"], found["AutoAttack, ε = 8"]) == (60.0, 30.0)
+    assert found["AutoAttack (rand), ε = 8"] == 20.0
 
 
 def test_a_curve_is_of_one_record(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from iaat_fast import validate
 from iaat_fast.data import Samples
 from iaat_fast.evaluate.parts.adversarial import ADVERSARIAL
-from iaat_fast.evaluate.parts.autoattack import AUTOATTACK
+from iaat_fast.evaluate.parts.autoattack import AUTOATTACK, AUTOATTACK_RAND
 from iaat_fast.evaluate.parts.corruptions import CORRUPTIONS
 from iaat_fast.evaluate.parts.part import Part
 from iaat_fast.evaluate.parts.pgd import EPS_SWEEP, NATURAL, PGD, STEPS_SWEEP, TRANSFER
@@ -19,8 +19,8 @@ from iaat_fast.evaluate.suites import Suite
 PARTS: dict[str, Part] = {
     part.name: part
     for part in (
-        *(NATURAL, PGD, TRANSFER, CORRUPTIONS, EPS_SWEEP, STEPS_SWEEP, AUTOATTACK),
-        ADVERSARIAL,
+        *(NATURAL, PGD, TRANSFER, CORRUPTIONS, EPS_SWEEP, STEPS_SWEEP),
+        *(AUTOATTACK, AUTOATTACK_RAND, ADVERSARIAL),
     )
 }
 """All parts by name; ADVERSARIAL belongs to no suite and is added if files are given."""

@@ -1,29 +1,31 @@
-"""The part "autoattack" of a suite: AutoAttack at each radius, resumed in the middle of an attack."""
+"""Two parts of a suite, AutoAttack's versions, at each radius; each is resumed in the middle of an attack."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from iaat_fast import units
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
 from iaat_fast.evaluate.parts.part import Context, Part
 from iaat_fast.evaluate.record import rounded
 
-VERSION = "standard"
-
 # The gradient passes that each attack takes on a robust sample; a forward alone counts as half a pass.
-_PASSES = {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500}
+_PASSES = {
+    "standard": {"apgd-ce": 100, "apgd-t": 900, "fab-t": 1350, "square": 2500},
+    "rand": {"apgd-ce": 2000, "apgd-dlr": 2000},
+}
 
 
-def measure(context: Context) -> None:
+def measure(context: Context, *, part: str, version: str) -> None:
     """Add a row per radius. AutoAttack always counts any iterate, independent of `settings.any_iterate`."""
     for eps in context.suite.eps:
-        key = f"autoattack-eps{units.to_text(eps)}"
+        key = f"{part}-eps{units.to_text(eps)}"
         if not context.record.has(key):
-            _at_radius(context, key, eps)
+            _at_radius(context, key, eps, part, version)
 
 
-def _at_radius(context: Context, key: str, eps: float) -> None:
+def _at_radius(context: Context, key: str, eps: float, part: str, version: str) -> None:
     record, target = context.record, context.target
     state = record.progress(key)
     resumed = None if state is None else AutoAttackResult.from_state(state)
@@ -32,7 +34,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     def save(result: AutoAttackResult) -> None:
         nonlocal latest
         latest = result
-        context.tell(f"AutoAttack, {units.radius_name(eps)}/255", *passes(result))
+        context.tell(f"AutoAttack, {units.radius_name(eps)}/255", *passes(result, version))
         if context.save_is_due:
             context.save(key, result.state())
 
@@ -43,7 +45,7 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
             eps=eps,
             batch_size=context.settings.batch_size,
             seed=context.settings.seed,
-            version=VERSION,
+            version=version,
             resume=resumed,
             save=save,
         )
@@ -54,9 +56,9 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     row = {
         "key": key,
         "kind": "autoattack",
-        "part": "autoattack",
+        "part": part,
         "eps": eps,
-        "version": VERSION,
+        "version": version,
         "rule": "any",
         "stages": [dataclasses.asdict(stage) for stage in result.stages],
         "seconds": rounded(sum(stage.seconds for stage in result.stages)),
@@ -65,22 +67,29 @@ def _at_radius(context: Context, key: str, eps: float) -> None:
     record.save_progress(key, None)
 
 
-def passes(result: AutoAttackResult) -> tuple[float, float]:
+def passes(result: AutoAttackResult, version: str) -> tuple[float, float]:
     """Gradient passes taken, and those to come if all samples that are still robust stay so."""
     through = dict(zip(result.attacks, (s.standing_before for s in result.stages), strict=False))
-    done, remaining = 0.0, 0.0
+    done, remaining, of_attack = 0.0, 0.0, _PASSES[version]
     standing = int(result.correct.sum())
     for number, attack in enumerate(result.attacks):
         if number < len(result.stages):
-            done += through[attack] * _PASSES[attack]
+            done += through[attack] * of_attack[attack]
         elif number == len(result.stages) and result.tested is not None:
-            done += int(result.tested.sum()) * _PASSES[attack]
-            remaining += int((result.correct & ~result.tested).sum()) * _PASSES[attack]
+            done += int(result.tested.sum()) * of_attack[attack]
+            remaining += int((result.correct & ~result.tested).sum()) * of_attack[attack]
         else:
-            remaining += standing * _PASSES[attack]
+            remaining += standing * of_attack[attack]
     return done, remaining
 
 
 AUTOATTACK = Part(
-    name="autoattack", help="AutoAttack's standard version, at each radius", measure=measure
+    name="autoattack",
+    help="AutoAttack's standard version, at each radius",
+    measure=partial(measure, part="autoattack", version="standard"),
+)
+AUTOATTACK_RAND = Part(
+    name="autoattack-rand",
+    help="AutoAttack's version for randomised models",
+    measure=partial(measure, part="autoattack-rand", version="rand"),
 )

@@ -123,7 +123,7 @@ class APGD(Attack):
         if rows is None:
             return x_adv, state.found, state.best_loss
         fooled, loss = self._verdict(call, x_adv, state.y)
-        return x_adv, state.found | fooled, loss
+        return x_adv, self._ended(state.found, fooled), loss
 
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> _State:
         if rows is None:

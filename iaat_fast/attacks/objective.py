@@ -149,6 +149,13 @@ class Objective:
                 fooled[rows] = self._fooled(logits, y[rows])
         return fooled
 
+    def _ended(self, found: Tensor, fooled: Tensor) -> Tensor:
+        """bool [n], rows that later restarts leave out: those found in a run, or fooled by the verdict at its end.
+
+        Of a randomised model only the latter, whose draws are new: among many iterates lucky draws are found.
+        """
+        return found | fooled if self.network.eot == 1 else fooled
+
     def _judge(self, call: Call, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """By the live model: the predictions for images, and whether the attack has succeeded there."""
         # A verdict updates no running statistics.

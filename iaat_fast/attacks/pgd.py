@@ -118,7 +118,7 @@ class PGD(Attack):
         x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.x_adv)
         self._see_last(call, state, lambda logits: self._goal(call, logits, state.rows))
         fooled, loss = self._verdict(call, x_adv, state.y)
-        return x_adv, state.found | fooled, loss
+        return x_adv, self._ended(state.found, fooled), loss
 
     def _replay(self, call: Call, run: Run, classes: int) -> None:
         """All steps, in place, by replaying a CUDA graph if one has been captured."""

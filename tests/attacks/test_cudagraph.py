@@ -112,6 +112,7 @@ def played(model: nn.Module, **options: Any) -> tuple[PGD, Tape]:
         {"targeted": True},
         {"targeted": "random"},
         {"restarts": 3},
+        {"eot": 2},
     ],
     ids=str,
 )
@@ -165,11 +166,11 @@ def test_a_replayed_attack_keeps_to_its_mask(net: nn.Module, x: Tensor, y: Tenso
     assert tape.replayed > 0
 
 
-@pytest.mark.parametrize("cls", [PGD, VMIFGSM])
+@pytest.mark.parametrize(("cls", "eot"), [(PGD, 1), (VMIFGSM, 2)])
 def test_a_replayed_run_counts_the_passes_of_the_eager_one(
-    cls: type[PGD], net: nn.Module, x: Tensor, y: Tensor
+    cls: type[PGD], eot: int, net: nn.Module, x: Tensor, y: Tensor
 ) -> None:
-    attack, tape = cls(net, steps=2, seed=0), Tape()
+    attack, tape = cls(net, steps=2, seed=0, eot=eot), Tape()
     expected = attack.run(x, y)
     attack.network._graphs = GraphRunner(tape)
     attack.network._capturable = ("cpu",)

@@ -175,9 +175,9 @@ def test_the_mean_of_draws_is_that_of_their_probabilities() -> None:
 
 
 def test_one_lucky_draw_fools_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    """One forward in twenty predicts something else, with all confidence: it moves a mean by 1/20."""
+    """Every twentieth forward predicts something else, with all confidence: it moves a mean by 1/20."""
     added = torch.zeros(20, 10)
-    added[7, 3] = 1e6
+    added[19, 3] = 1e6
     sure = net(x).topk(2).values
     scale = 5 / (sure[:, 0] - sure[:, 1])[y != 3].median()
     x, y = x[y != 3], y[y != 3]
@@ -195,15 +195,46 @@ def test_one_lucky_draw_fools_no_verdict(net: nn.Module, x: Tensor, y: Tensor) -
             make(model(), steps=steps, eot=eot, **options) for steps, eot in ((3, 20), (25, 1))
         )
         assert not several.run(x, y).success.any()
+        assert several.stats.gradients == several.stats.planned, "no sample leaves the batch"
         assert torch.equal(several.logits(x).argmax(1), y)
         one(x, y)
         assert one.stats.gradients < one.stats.planned, "the lucky draw stops it"
-    tried = model()
-    together = MultiAttack([PGD(tried, 1e-6, 1e-6, 2, eot=20), Square(tried, 1e-6, n_queries=3)])
+
+
+def test_several_attacks_have_one_number_of_draws_for_verdicts(
+    net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    seen: list[Tensor] = []
+
+    class Seeing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return self.net(images)
+
+    model = Seeing()
+    together = MultiAttack([PGD(model, 1e-3, 1e-3, 1, eot=4), Square(model, 1e-3, n_queries=1)])
     together(x, y)
-    for _ in range(20):
-        assert torch.equal(together.logits(x).argmax(1), y)
-        tried.forwards += 1
+    assert all(torch.equal(images, seen[-1]) for images in seen[-4:]), "the verdict after Square"
+    seen.clear()
+    together.logits(x)
+    assert len(seen) == 4
+
+
+@every(make=[lambda model, **o: PGD(model, alpha=1e-6, early_stop=True, **o), APGD])
+def test_a_restart_is_the_last_only_if_new_draws_are_fooled_too(
+    make: Callable[..., Any], net: nn.Module, x: Tensor, y: Tensor
+) -> None:
+    """Both draws of the first step are lucky, those of the verdict at the end of the restart are not."""
+    added = torch.zeros(1000, 10)
+    added[:2, 3] = 1000.0
+    x, y = x[y != 3], y[y != 3]
+    attack = make(InTurn(net, added), eps=1e-6, steps=1, restarts=2, eot=2, seed=0)
+    attack(x, y)
+    assert attack.stats.gradients == attack.stats.planned == 2 * 2 * len(x)
 
 
 def test_several_draws_find_what_one_cannot() -> None:

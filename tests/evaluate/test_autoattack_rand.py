@@ -135,6 +135,24 @@ def test_one_lucky_draw_of_twenty_changes_no_verdict(x: Tensor, y: Tensor) -> No
     assert not autoattack(model, x, y, EPS, attacks=alone, batch_size=2).natural[:2].any()
 
 
+def test_all_verdicts_are_of_as_many_draws_as_the_largest_number(x: Tensor, y: Tensor) -> None:
+    seen: list[Tensor] = []
+
+    class Seeing(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    model = Seeing()
+    attacks: dict[str, Attack] = {
+        "pgd": PGD(model, steps=1, eot=4),
+        "square": Square(model, n_queries=1),
+    }
+    autoattack(model, x, y, 1e-3, attacks=attacks)
+    assert all(torch.equal(images, x) for images in seen[2:6]), "clean images"
+    assert all(torch.equal(images, seen[-1]) for images in seen[-4:]), "images of Square"
+
+
 @pytest.mark.parametrize("noise", [0.0, 1e-4, 0.3])
 def test_one_draw_of_a_randomised_model_is_warned_of(noise: float, x: Tensor, y: Tensor) -> None:
     """By attacks of one draw alone, in one line, once; no random number of the caller's is used up."""

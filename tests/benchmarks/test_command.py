@@ -60,7 +60,16 @@ def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(name: str, tmp_pa
         assert f" {row['provider']} " in tables.read_text()
 
 
-DEVICES = ("attacks", "autoattack", "kernels", "precisions", "suite", "survivors", "training")
+DEVICES = (
+    "attacks",
+    "autoattack",
+    "kernels",
+    "precisions",
+    "suite",
+    "survivors",
+    "trace",
+    "training",
+)
 
 
 def test_the_benchmarks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

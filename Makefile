@@ -12,7 +12,7 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/
 
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install train test quick coverage lint format docs bench gpu clean
+.PHONY: help install train test quick coverage lint format docs bench evidence gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -49,6 +49,10 @@ docs: $(DOCS)/.installed ## the documentation as a site in build/site, every lin
 # Single calls, timed by pytest-benchmark. The benchmarks with their records are `python -m benchmarks NAME`.
 bench: $(INSTALLED) ## time single calls on the CPU
 	PYTHONPATH=. $(BIN)/python -m pytest benchmarks $(ARGS)
+
+# Continues with the runs that it finds.
+evidence: $(INSTALLED) ## is IAAT beyond the curve of fixed radii? On the digits, in runs/evidence
+	$(BIN)/python -m benchmarks.evidence digits $(ARGS)
 
 gpu: PYTHON = python3
 gpu: ## on a machine with a GPU: build, test and measure with its own Python; fetches nothing

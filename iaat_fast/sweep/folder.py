@@ -83,7 +83,7 @@ class SweepFolder:
             for new in runs:
                 refuse_contradiction(self.path, old, new)
         for run in runs:
-            _refuse_foreign(run)
+            refuse_foreign(run)
         if not self.sweep_path.is_file() and self.path.exists():
             self._refuse_other_files()
         known = {run.name for run in recorded}
@@ -161,7 +161,7 @@ def refuse_contradiction(path: Path, old: Run, new: Run) -> None:
         )
 
 
-def _refuse_foreign(run: Run) -> None:
+def refuse_foreign(run: Run) -> None:
     """Raise unless a run's folder is free or already holds that run."""
     folder = RunFolder(run.folder)
     if folder.is_free:

@@ -1,0 +1,5 @@
+"""Is a radius per sample beyond the trade-off of fixed radii? Runs that answer it, and the test of the claim.
+
+`python -m benchmarks.evidence digits` trains and evaluates the runs (`grids`, `jobs`), tests the claim (`frontier`) and
+writes its tables and figures (`write`).
+"""

@@ -1,0 +1,132 @@
+"""Trains and evaluates the runs of a grid, in processes as a sweep does; what is done already is not done again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.evidence.frontier import Verdicts
+from benchmarks.evidence.grids import Grid
+from iaat_fast import units
+from iaat_fast.evaluate.results import evaluations_of, read_record
+from iaat_fast.evaluate.suites import SINGLE
+from iaat_fast.run_folder import RunFolder
+from iaat_fast.sweep.display import Display
+from iaat_fast.sweep.driver import Outcome, drive
+from iaat_fast.sweep.folder import SweepFolder, refuse_foreign
+from iaat_fast.sweep.grid import Run
+from iaat_fast.sweep.jobs import Job, State, Suite, is_trained, plan
+from iaat_fast.sweep.launchers import LocalLauncher
+
+STEPS, RESTARTS = 10, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadiiJob(Job):
+    """The evaluation of a run by PGD at several radii, on the [0, 1] scale."""
+
+    radii: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.name}.radii"
+
+    @property
+    def state(self) -> State:
+        keys = {units.attack_key(STEPS, RESTARTS, eps) for eps in self.radii}
+        folder = RunFolder(self.run.folder)
+        if not is_trained(folder):
+            return "new"
+        found = [e for e in evaluations_of(folder) if e.suite == SINGLE and e.complete]
+        done = any(keys <= {m.key for m in e.measurements} for e in found)
+        return "done" if done else "new"
+
+
+def suite(grid: Grid) -> Suite:
+    """Natural accuracy, PGD-10 × 5 and AutoAttack, at the grid's radius."""
+    flags = ("--eps", units.to_text(grid.eps), "--alpha", units.to_text(grid.alpha))
+    return Suite(name="quick", flags=(*flags, "--parts", "natural", "pgd", "autoattack"))
+
+
+def jobs_of(grid: Grid, runs: Sequence[Run]) -> list[Job]:
+    """Each run's training, its suite, and PGD at the grid's radii."""
+    jobs = []
+    for job in plan(runs, suite=suite(grid)):
+        jobs.append(job)
+        if job.stage == "evaluate":
+            words = (
+                str(job.run.folder),
+                *("--steps", str(STEPS), "--restarts", str(RESTARTS)),
+                *("--alpha", units.to_text(grid.alpha)),
+                *("--eps", *map(units.to_text, grid.radii)),
+            )
+            jobs.append(
+                RadiiJob(
+                    run=job.run,
+                    stage="evaluate",
+                    command=(sys.executable, "-m", "iaat_fast.evaluate", *words),
+                    after=job.after,
+                    radii=grid.radii,
+                )
+            )
+    return jobs
+
+
+def carry_out(grid: Grid, runs: Sequence[Run], out: Path, processes: int) -> Outcome:
+    """Train and evaluate the runs, as many at once as there are processes.
+
+    Raises:
+        ValueError: a folder holds a run of another configuration.
+        FileExistsError: a folder holds something else.
+        BlockingIOError: others are at work there.
+    """
+    for run in runs:
+        refuse_foreign(run)
+    folder = SweepFolder(out)
+    with folder.lock(0.0, say=print) as lock:
+        folder.logs_dir.mkdir(exist_ok=True)
+        launcher = LocalLauncher(processes, lock=lock)
+        return drive(jobs_of(grid, runs), launcher, folder.logs_dir, Display(Console()))
+
+
+def verdicts(grid: Grid, runs: Sequence[Run]) -> dict[str, dict[str, Verdicts]]:
+    """For each attack, the verdicts of the settings whose runs are all measured.
+
+    Returns:
+        By attack ("AutoAttack, ε = 51"), then by the name of the setting.
+    """
+    found: dict[str, dict[str, Verdicts]] = {}
+    for setting in grid.settings:
+        arrays = [_arrays(grid, run) for run in runs if run.setting == setting.name]
+        for attack in attacks(grid):
+            if arrays and all({"natural", attack} <= each.keys() for each in arrays):
+                found.setdefault(attack, {})[setting.name] = Verdicts(
+                    natural=np.stack([each["natural"] for each in arrays]),
+                    robust=np.stack([each[attack] for each in arrays]),
+                )
+    return found
+
+
+def attacks(grid: Grid) -> list[str]:
+    """The attacks as tables call them: AutoAttack first, then PGD by radius."""
+    pgd = [f"PGD-{STEPS} × {RESTARTS}, {units.radius_name(eps)}" for eps in grid.radii]
+    return [f"AutoAttack, {units.radius_name(grid.eps)}", *pgd]
+
+
+def _arrays(grid: Grid, run: Run) -> dict[str, np.ndarray]:
+    """The verdicts of a run, "natural" and by attack, of those measurements that are there."""
+    keys = [f"autoattack-eps{units.to_text(grid.eps)}"]
+    keys += [units.attack_key(STEPS, RESTARTS, eps) for eps in grid.radii]
+    found: dict[str, np.ndarray] = {}
+    for path in sorted(RunFolder(run.folder).evaluation_dir.glob("*/results.json")):
+        content, arrays = read_record(path.parent)
+        finished = {row["key"] for row in content["measurements"]}
+        for name, key in zip(("natural", *attacks(grid)), ("natural", *keys), strict=True):
+            if key in finished:
+                found[name] = arrays[key]
+    return found

@@ -23,15 +23,19 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of the commands, and what they import late: optimizers, the digits and figures.
+# Of the commands, and what they import late: flags, optimizers, ranks, the digits and figures.
 IMPORTED = [
     *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.report.plots"),
-    *("torch._dynamo", "sklearn.datasets", "matplotlib.backends.backend_agg"),
+    *("tyro", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 ]
 
 
 class Forked:
-    """What a test needs of subprocess.Popen. The process computes with one thread."""
+    """What a test needs of subprocess.Popen. The process computes with one thread.
+
+    With `group` it leads a process group of its own, to which a terminal would send its Ctrl-C.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Forked:
         *words: object,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        group: bool = False,
     ) -> None:
         _start_server()
         self._folder = tempfile.TemporaryDirectory()
@@ -51,6 +56,7 @@ class Forked:
             {**os.environ, **(env or {})},
             cwd or Path.cwd(),
             self._streams,
+            group,
         )
         context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=_run, args=arguments)
@@ -68,11 +74,15 @@ class Forked:
     def poll(self) -> int | None:
         return self.returncode
 
+    def output(self) -> str:
+        """What is on standard output so far."""
+        return self._streams[0].read_text()
+
     def first_line(self) -> str:
         """The first line of standard output, waited for; "" if the process has ended without one."""
         while True:
             ended = self.poll() is not None
-            line, end, _ = self._streams[0].read_text().partition("\n")
+            line, end, _ = self.output().partition("\n")
             if end or ended:
                 return line + end
             time.sleep(0.005)
@@ -102,13 +112,22 @@ def _start_server() -> None:
 
 
 def _run(
-    module: str, words: list[str], environment: dict[str, str], cwd: Path, streams: list[Path]
+    module: str,
+    words: list[str],
+    environment: dict[str, str],
+    cwd: Path,
+    streams: list[Path],
+    group: bool,
 ) -> None:
+    if group:
+        os.setpgid(0, 0)
     for descriptor, file in zip((1, 2), streams, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    # The server's own, in which every process that decodes images would import torch, is not that of a command.
+    multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(cwd))  # as -m does
     sys.argv[1:] = words

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -21,33 +21,38 @@ from iaat_fast.train import fit, preset
 
 NOWHERE = Path("/proc/nowhere")
 
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from iaat_fast.storage import exclusive_lock
-with exclusive_lock(Path(sys.argv[1])):
-    worker = os.fork() if sys.argv[2] == "worker" else None
-    if not worker:
-        # A worker says its own number: until it runs it still holds the lock.
-        print(worker if worker is None else os.getpid(), flush=True)
-    time.sleep(60)
-"""
-
 
 class Holder:
     """Another process that holds a folder, with a worker of its own or without."""
 
     def __init__(self, folder: Path, mode: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(folder), mode], stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline().strip()
-        self.worker = int(said) if said.isdigit() else None
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            hold(folder, mode, writing)
+        os.close(writing)
+        with open(reading) as said:
+            line = said.readline().strip()
+        assert line, "it holds the folder, or its worker does"
+        self.worker = int(line) if line.isdigit() else None
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.pid = 0
+
+
+def hold(folder: Path, mode: str, said: int) -> NoReturn:
+    try:
+        with exclusive_lock(folder):
+            worker = os.fork() if mode == "worker" else None
+            if not worker:
+                # A worker says its own number: until it runs it still holds the lock.
+                os.write(said, f"{worker if worker is None else os.getpid()}\n".encode())
+            time.sleep(60)
+    finally:
+        os._exit(1)
 
 
 @pytest.fixture(params=["alone", "worker"])
@@ -59,7 +64,6 @@ def holder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Holder]:
         os.kill(holder.worker, signal.SIGKILL)
 
 
-@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_free_though_its_worker_lives(
     holder: Holder, tmp_path: Path
 ) -> None:
@@ -73,7 +77,6 @@ def test_the_lock_of_a_killed_process_is_free_though_its_worker_lives(
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_the_folder_is_free_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
         with exclusive_lock(tmp_path / "new"):
@@ -91,7 +94,6 @@ def test_fit_is_refused(holder: Holder, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["alone"], indirect=True)
 def test_evaluate_suite_is_refused(holder: Holder, tmp_path: Path) -> None:
     split = Split(torch.zeros(4, 4, 4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.cli import main
+from iaat_fast.sweep.grid import Run
 from iaat_fast.sweep.slurm import Command, SubmititLauncher, parse_parameters
 
 pytest.importorskip("submitit")
 
 
+# What a training leaves of itself, in no time.
+TRAINED = """
+import json, os
+print("epoch 1/1")
+os.makedirs("{0}")
+for name, content in (("config", {{}}), ("results", {{"natural_accuracy": 0.9, "samples": 64}})):
+    json.dump(content, open(f"{0}/{{name}}.json", "w"))
+"""
+
+
 @pytest.mark.slow
-def test_submitit_trains_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submitit_carries_out_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = property(
+        lambda run: (sys.executable, "-S", "-c", TRAINED.format(run.folder.absolute()))
+    )
+    monkeypatch.setattr(Run, "command", command)
     line = ["--methods", "clean", "--out", str(tmp_path), "--launcher", "submitit"]
-    training = ["--epochs", "1", "--limit", "64", "--device", "cpu", "--no-tensorboard"]
-    parameters = ["--cluster", "local", "--slurm", "timeout_min=10", "partition=gpu"]
-    assert main([*line, *parameters, "--", *training]) == 0
+    assert main([*line, "--cluster", "local", "--slurm", "timeout_min=10", "partition=gpu"]) == 0
     assert RunFolder(tmp_path / "clean-seed0").results()["samples"] == 64
     assert "clean-seed0.train: done" in capsys.readouterr().out
     assert "epoch 1/1" in (tmp_path / "logs" / "clean-seed0.train.log").read_text()
@@ -53,32 +69,36 @@ signal.signal(signal.SIGTERM, save)
 open("{0}/running", "w").close()
 time.sleep(60)
 """
-INSIDE = """
-import signal, sys
-from pathlib import Path
-from iaat_fast.sweep.slurm import Command
-command = Command([sys.executable, "-S", "-c", sys.argv[1]], Path(sys.argv[2]))
-def requeue(*_):
-    again = command.checkpoint()
-    assert again.function.command == command.command
-    sys.exit(9)
-signal.signal(signal.SIGUSR2, requeue)
-command()
-"""
 
 
-@pytest.mark.slow
+def preempted(folder: Path) -> NoReturn:
+    """A job under a handler of USR2 as submitit's, in a process group of its own."""
+    os.setpgid(0, 0)
+    words = [sys.executable, "-S", "-c", SAVING.format(folder)]
+    command = Command(words, folder / "job.log")
+
+    def requeue(*_: object) -> None:
+        again = command.checkpoint()
+        os._exit(9 if again.function.command == command.command else 1)
+
+    signal.signal(signal.SIGUSR2, requeue)
+    command()
+    os._exit(0)
+
+
 def test_a_job_that_is_preempted_saves_before_it_is_queued_again(tmp_path: Path) -> None:
-    """As submitit does it: a handler of USR2, which SLURM sends to all processes of the job."""
-    words = [SAVING.format(tmp_path), str(tmp_path / "job.log")]
-    job = subprocess.Popen([sys.executable, "-c", INSIDE, *words], process_group=0)
+    """SLURM sends USR2 to all processes of the job."""
+    job = os.fork()
+    if not job:
+        preempted(tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "running").exists():
-        assert job.poll() is None
+        assert os.waitpid(job, os.WNOHANG) == (0, 0)
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    job.send_signal(signal.SIGUSR2)
-    assert job.wait(60) == 9
+    os.killpg(job, signal.SIGUSR2)
+    _, status = os.waitpid(job, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
     assert (tmp_path / "saved").exists()
 
 

@@ -118,8 +118,8 @@ def robust(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], float]:
 
     def measure(method: Any) -> float:
         changes: dict[str, Any] = {
-            "data": {"limit": 400},
-            "attack": {"eps": 0.2, "alpha": 0.07, "steps": 5},
+            "data": {"limit": 200},
+            "attack": {"eps": 0.2, "alpha": 0.1, "steps": 3},
             "baseline": {"mma_bisections": 6},
             "optim": {"lr": 0.05, "epochs": 10, "batch_size": 50, "decay_epochs": (8,)},
             "evaluation": {"steps": 1, "restarts": 1},

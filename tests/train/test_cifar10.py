@@ -16,10 +16,10 @@ GAMMA, EPS_W = 1.9 / 255, 8 / 255
 def test_the_radii_of_real_images_spread(cifar10_npz: Path, tmp_path: Path) -> None:
     config = preset(
         "cifar10-resnet18",
-        data={"path": str(cifar10_npz), "limit": 128},
+        data={"path": str(cifar10_npz), "limit": 64},
         model={"width": 8},
         epsilon={"warmup_epochs": 1},
-        optim={"epochs": 3, "batch_size": 16, "decay_epochs": ()},
+        optim={"epochs": 3, "batch_size": 8, "decay_epochs": ()},
         evaluation={"steps": 1, "restarts": 1},
         run={"out": str(tmp_path / "run"), "snapshot_epochs": 1, "tensorboard": False},
     )
@@ -36,4 +36,4 @@ def test_the_radii_of_real_images_spread(cifar10_npz: Path, tmp_path: Path) -> N
     assert np.abs(radii - EPS_W).max() <= 2 * 0.1 * GAMMA * (1 + 1e-5)
     assert result.metrics[-1]["train_loss"] < result.metrics[0]["train_loss"]
     snapshots = sorted((tmp_path / "run" / "epsilon").glob("*.npy"))
-    assert [np.load(path).shape for path in snapshots] == [(128,)] * 3
+    assert [np.load(path).shape for path in snapshots] == [(64,)] * 3

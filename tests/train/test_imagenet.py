@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,20 +20,21 @@ from iaat_fast.evaluate.cli import main as evaluate
 from iaat_fast.train import TrainConfig, fit, override, preset
 from iaat_fast.train.cli import main as train
 from iaat_fast.train.step import TrainingStep
+from tests.forked import Forked
 
 LOWER_BOUND = 4 / 255
 
 
 def slim(images: Path, out: Path, **data: Any) -> TrainConfig:
-    """The ResNet-50 preset, slim and short: 20 images, 3 steps an epoch, one epoch of warm-up, fp32."""
+    """The ResNet-50 preset, slim and short: 12 images, 3 steps an epoch, one epoch of warm-up, fp32."""
     return preset(
         "imagenet-resnet50",
-        data={"path": str(images), "limit": 20, "workers": 0, **data},
+        data={"path": str(images), "limit": 12, "workers": 0, **data},
         model={"name": "imagenet-resnet18", "width": 4},
         attack={"steps": 3, "precision": "fp32"},
         epsilon={"warmup_epochs": 1, "selection_steps": 2},
-        optim={"epochs": 2, "batch_size": 8, "lr_reference_batch": 4, "lr_warmup_epochs": 1},
-        evaluation={"steps": 2, "batch_size": 20},
+        optim={"epochs": 2, "batch_size": 4, "lr_reference_batch": 2, "lr_warmup_epochs": 1},
+        evaluation={"steps": 2, "batch_size": 12},
         run={"out": str(out), "device": "cpu", "tensorboard": False, "checkpoint_steps": 1},
     )
 
@@ -48,7 +47,7 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     imagenette: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     whole = fit(slim(imagenette, tmp_path / "whole"), quiet=True)
-    assert len(whole.epsilon) == 20
+    assert len(whole.epsilon) == 12
     # Visited once with eps_w = 16/255, then moved by at most gamma * beta.
     assert (whole.epsilon - 16 / 255).abs().max() <= 0.4 / 255 + 1e-6
     assert whole.epsilon.min() >= LOWER_BOUND
@@ -78,7 +77,7 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     arguments = [str(tmp_path / "killed"), "--device", "cpu", "--steps", "2", "--restarts", "1"]
     assert evaluate([*arguments, "--json", str(record)]) == 0, capsys.readouterr().err
     measured = json.loads(record.read_text())
-    assert measured["data"]["samples"] == 20
+    assert measured["data"]["samples"] == 12
     natural, attack = measured["measurements"]
     assert natural["accuracy"] == resumed.metrics[-1]["test_accuracy"]
     assert attack["targeted"] == "random", "as the preset evaluates"
@@ -177,19 +176,13 @@ def test_a_signal_to_all_processes_ends_the_step_and_saves(
     image_folder: Path, tmp_path: Path, signum: int, status: int
 ) -> None:
     out = tmp_path / "run"
-    command = f"""-m iaat_fast.train imagenet-resnet50 --model imagenet-resnet18 --width 4 --workers 2
+    command = f"""imagenet-resnet50 --model imagenet-resnet18 --width 4 --workers 2
         --batch-size 4 --steps 2 --selection-steps 1 --precision fp32 --epochs 1000 --device cpu
         --checkpoint-steps 1 --no-tensorboard --data {image_folder} --out {out}"""
-    run = subprocess.Popen(
-        [sys.executable, *command.split()],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    run = Forked("iaat_fast.train", *command.split(), group=True)
     try:
         while run.poll() is None and not (out / "checkpoint.pt").is_file():
-            time.sleep(0.1)
+            time.sleep(0.02)
         os.killpg(run.pid, signum)
         _, error = run.communicate(timeout=120)
     finally:

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.distributed import from_environment
 from tests.forked import Forked
 
-TRAIN = ["-m", "iaat_fast.train"]
 # 15 steps, 5 of them in the warm-up; of 17 images in a batch one rank takes 9, the other 8.
 RUN = [
     *["--limit=80", "--batch-size=17", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
@@ -43,15 +40,11 @@ def processes(*flags: str) -> list[Forked]:
     ]
 
 
-def torchrun(*flags: str) -> subprocess.Popen[str]:
-    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    return subprocess.Popen(
-        [sys.executable, *agent, "--max-restarts=1", *TRAIN, *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def torchrun(*flags: str) -> Forked:
+    """torchrun's agent is forked; its ranks are Pythons of their own, as it starts them."""
+    agent = ["--nproc-per-node=2", f"--master-port={free_port()}", "--max-restarts=1"]
+    command = [*agent, "-m", "iaat_fast.train", *flags]
+    return Forked("torch.distributed.run", *command, env={"OMP_NUM_THREADS": "1"})
 
 
 def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
@@ -61,8 +54,10 @@ def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
     return [rank.returncode for rank in ranks], [out for out, _ in texts], errors
 
 
-def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[str] | Forked) -> None:
-    while not RunFolder(folder).checkpoint_path.exists():
+def wait_for_a_checkpoint(folder: Path, process: Forked, *, after: int = 0) -> None:
+    """Until one is there that was written later than `after`, in nanoseconds."""
+    path = RunFolder(folder).checkpoint_path
+    while not path.exists() or path.stat().st_mtime_ns <= after:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
@@ -100,39 +95,34 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_started_anew_and_no_bit_changes(
+def test_a_killed_rank_is_started_anew_torchrun_interrupted_saves_and_no_bit_changes(
     reference: RunFolder, tmp_path: Path
 ) -> None:
-    run = torchrun(*RUN, "--out", str(tmp_path / "run"))
-    wait_for_a_checkpoint(tmp_path / "run", run)
-    os.kill(worker(run.pid, rank=1), signal.SIGKILL)
-    out, err = run.communicate(timeout=180)
-    assert run.returncode == 0, err
-    started = re.findall(r"step (\d+) of 15; run folder", out)
-    assert len(started) == 2
-    assert 0 < int(started[1]) < 15
     folder = RunFolder(tmp_path / "run")
-    assert_same_bits(folder, reference)
-    for name in ("natural_accuracy", "robust_accuracy", "eps_mean", "eps_std", "parts"):
-        assert folder.results()[name] == reference.results()[name]
+    run = torchrun(*RUN, "--out", str(folder.path))
+    wait_for_a_checkpoint(folder.path, run)
+    os.kill(worker(run.pid, rank=1), signal.SIGKILL)
+    started: list[str] = []
+    while len(started) < 2:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+        started = re.findall(r"step (\d+) of 15; run folder", run.output())
+    assert 0 < int(started[1]) < 15
 
-
-@pytest.mark.slow
-def test_torchrun_interrupted_saves_and_the_run_goes_on_with_the_same_bits(
-    reference: RunFolder, tmp_path: Path
-) -> None:
-    run = torchrun(*RUN, "--out", str(tmp_path / "run"))
-    wait_for_a_checkpoint(tmp_path / "run", run)
+    wait_for_a_checkpoint(folder.path, run, after=folder.checkpoint_path.stat().st_mtime_ns)
     run.send_signal(signal.SIGTERM)
     _, err = run.communicate(timeout=180)
     said = [line for line in err.splitlines() if line.startswith("stopped after step")]
     assert len(said) == 1, err
-    step = RunFolder(tmp_path / "run").checkpoint()["step"]
+    step = folder.checkpoint()["step"]
+    assert int(started[1]) < step
     assert said[0].startswith(f"stopped after step {step} of 15, checkpoint saved; resume with")
-    again = processes("--resume", "--out", str(tmp_path / "run"))
-    statuses, _, errors = ends(again)
+
+    statuses, _, errors = ends(processes("--resume", "--out", str(folder.path)))
     assert (statuses, errors) == ([0, 0], [])
-    assert_same_bits(RunFolder(tmp_path / "run"), reference)
+    assert_same_bits(folder, reference)
+    for name in ("natural_accuracy", "robust_accuracy", "eps_mean", "eps_std", "parts"):
+        assert folder.results()[name] == reference.results()[name]
 
 
 @pytest.mark.slow
@@ -174,16 +164,10 @@ def test_a_port_in_use_is_one_line() -> None:
         port = str(server.getsockname()[1])
         variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        result = subprocess.run(
-            [sys.executable, *TRAIN],
-            env={**os.environ, **variables, **address},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert f"MASTER_PORT {port} is in use on localhost" in result.stderr
+        (status,), _, errors = ends([Forked("iaat_fast.train", env={**variables, **address})])
+    assert status == 2
+    (line,) = errors
+    assert f"MASTER_PORT {port} is in use on localhost" in line
 
 
 @pytest.mark.parametrize(

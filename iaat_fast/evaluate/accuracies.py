@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from iaat_fast import validate
 from iaat_fast.attacks import AttackStats, inputs
+from iaat_fast.attacks.gradients.verify import IMAGES, is_random
 from iaat_fast.attacks.model import attacked, logits_of
 from iaat_fast.attacks.model.ensemble import over_draws
 from iaat_fast.attacks.model.modules import modules_of
@@ -164,6 +166,7 @@ def robust_accuracy(
         samples=samples,
     )
     size = len(split) if samples is None else len(samples)
+    warn_if_random(model, split)
     with no_malloc_trim(split.labels.device):
         while not run.finished:
             run.advance()
@@ -176,6 +179,21 @@ def robust_accuracy(
     return RobustResult(
         accuracy=int(robust.sum()) / size, correct=robust, gradients=run.tally(0).gradients
     )
+
+
+def warn_if_random(model: nn.Module, split: Samples) -> None:
+    """Warn, once per caller, if two forwards of a few images differ, for whoever takes verdicts of one."""
+    few = torch.arange(min(IMAGES, len(split)), device=split.labels.device)
+    x, _ = fetch(split, few)
+    with attacked(model, "eval"):
+        if is_random(partial(logits_of, model), x):
+            warnings.warn(
+                "model: two forwards of the same images differ, so that verdicts of one forward are chance and "
+                "gradients of one draw mislead attacks; expected version 'rand' (part autoattack-rand), or attacks "
+                "with eot > 1",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def check_model(model: nn.Module, *splits: Samples) -> None:

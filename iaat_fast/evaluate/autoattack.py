@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +13,9 @@ from torch import Tensor, nn
 from iaat_fast import validate
 from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.gradients.verify import IMAGES, is_random
 from iaat_fast.attacks.model import attacked, logits_of, unwrap_ddp
 from iaat_fast.data import Samples, fetch
-from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for
+from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for, warn_if_random
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
 
 # Attack k numbers its restarts from k times this. Any attack has fewer (targets included), so no two attacks start from
@@ -207,7 +204,7 @@ def autoattack(
     eot = max(attack.network.eot for attack in attacks.values())
     if resume is None:
         if any(attack.network.eot == 1 for attack in attacks.values()):
-            _warn_if_random(model, split)
+            warn_if_random(model, split)
         natural = natural_verdicts(model, split, batch_size=batch_size, eot=eot)
         result = AutoAttackResult(
             eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
@@ -264,21 +261,6 @@ def _own_images(split: Samples, batch_size: int) -> Tensor:
         whole[index.cpu()] = x.cpu()
     assert whole is not None
     return whole
-
-
-def _warn_if_random(model: nn.Module, split: Samples) -> None:
-    """Warn, once per caller, if two forwards of a few images differ."""
-    few = torch.arange(min(IMAGES, len(split)), device=split.labels.device)
-    x, _ = fetch(split, few)
-    with attacked(model, "eval"):
-        if is_random(partial(logits_of, model), x):
-            warnings.warn(
-                "model: two forwards of the same images differ, so that verdicts of one forward are chance and "
-                "gradients of one draw mislead attacks; expected version 'rand' (part autoattack-rand), or attacks "
-                "with eot > 1",
-                RuntimeWarning,
-                stacklevel=3,
-            )
 
 
 def _check_classes(model: nn.Module, split: Samples, version: str) -> None:

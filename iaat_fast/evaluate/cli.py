@@ -160,8 +160,8 @@ def main(argv: Sequence[str]) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)
             evaluate(command, Console())
-        for warning in caught:
-            print(f"{PROG}: warning: {warning.message}", file=sys.stderr)
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"{PROG}: warning: {message}", file=sys.stderr)
     except command_line.REFUSALS as error:
         return command_line.refuse(PROG, error, FLAGS)
     return 0

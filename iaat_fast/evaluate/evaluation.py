@@ -10,6 +10,7 @@ from typing import Any
 
 from iaat_fast import units, validate
 from iaat_fast.environment import describe
+from iaat_fast.evaluate.accuracies import warn_if_random
 from iaat_fast.evaluate.eval_target import EvalTarget, samples_sha256, weights_sha256
 from iaat_fast.evaluate.parts import PARTS, choose
 from iaat_fast.evaluate.parts.adversarial import keeps_examples, refuse_other_files
@@ -143,6 +144,9 @@ def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, A
         if record.rows and not record.content["complete"]:
             record.content.setdefault("resumed", []).append(header["environment"])
         record.save()
+        # Every other part takes one draw of the model.
+        if any(name != "autoattack-rand" and not record.is_finished(name) for name in names):
+            warn_if_random(target.model, target.split)
         context = Context(
             target=target,
             suite=suite,

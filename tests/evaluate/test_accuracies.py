@@ -270,9 +270,11 @@ def test_restarts_attack_the_survivors_in_full_batches(network: nn.Module, label
     assert 0 < standing < len(labelled)
     assert result.gradients.planned == 3 * len(labelled)
     assert len(labelled) + standing <= result.gradients.gradients < result.gradients.planned
+    # Two looks at whether the model is random.
+    assert sizes[:2] == [8, 8]
     # A gradient and a verdict for every batch: those of all samples, then full ones of those that stand.
-    assert sizes[:6] == [64, 64, 64, 64, 22, 22]
-    assert sizes[6] == min(64, standing)
+    assert sizes[2:8] == [64, 64, 64, 64, 22, 22]
+    assert sizes[8] == min(64, standing)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, FABT, PGD, Square
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.evaluate import autoattack
+from iaat_fast.data import Split
+from iaat_fast.evaluate import EvalTarget, autoattack, evaluate_suite, robust_accuracy
 from iaat_fast.evaluate.autoattack import rand
+from iaat_fast.evaluate.suites import single
 
 EPS = 0.02
 
@@ -151,6 +155,40 @@ def test_all_verdicts_are_of_as_many_draws_as_the_largest_number(x: Tensor, y: T
     autoattack(model, x, y, 1e-3, attacks=attacks)
     assert all(torch.equal(images, x) for images in seen[2:6]), "clean images"
     assert all(torch.equal(images, seen[-1]) for images in seen[-4:]), "images of Square"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_accuracies_of_one_draw_are_warned_of(noise: float, x: Tensor, y: Tensor) -> None:
+    def messages(measured: Callable[[], object]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            measured()
+        return [str(warning.message) for warning in caught]
+
+    model = Linear(noise)
+    split = Split(x.mul(255).byte().permute(0, 2, 3, 1), y)
+    options: dict[str, Any] = {"eps": EPS, "alpha": 0.01, "steps": 1, "restarts": 1}
+    target = EvalTarget.of(model, split)
+    for measured in (
+        lambda: robust_accuracy(model, split, **options),
+        lambda: evaluate_suite(target, single(**{**options, "eps": [EPS]})),
+    ):
+        found = messages(measured)
+        assert len(found) == (noise > 0)
+        assert all("two forwards of the same images differ" in message for message in found)
+
+
+def test_a_model_that_takes_only_whole_batches_is_not_looked_at(x: Tensor, y: Tensor) -> None:
+    class Whole(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            assert len(images) == 40
+            return super().forward(images)
+
+    model = Whole()
+    result = autoattack(
+        model, x, y, EPS, attacks={"pgd": PGD(model, EPS, 2 * EPS, 1)}, batch_size=40
+    )
+    assert torch.equal(result.correct, model.radii(x) > EPS)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-4, 0.3])

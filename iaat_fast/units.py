@@ -48,6 +48,18 @@ def attack_name(attack: Mapping[str, Any]) -> str:
     return f"{aim}{pgd_name(attack)} at {radius_name(attack['eps'])}/255"
 
 
+def autoattack_name(attack: Mapping[str, Any]) -> str:
+    """`AutoAttack`, or `AutoAttack (rand, bf16)`: its version, precision and engine where they are not the default."""
+    version = attack.get("version")
+    named = (
+        None if version == "standard" else version,
+        attack.get("precision"),
+        attack.get("engine"),
+    )
+    how = [name for name in named if name is not None]
+    return f"AutoAttack ({', '.join(how)})" if how else "AutoAttack"
+
+
 def attack_key(steps: int, restarts: int, eps: float) -> str:
     """`pgd10x5-eps8`, the name of an attack in a record's keys and in names of files."""
     return f"pgd{steps}x{restarts}-eps{to_text(eps)}"

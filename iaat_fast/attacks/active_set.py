@@ -17,6 +17,8 @@ from iaat_fast.ops.layout import memory_format
 # Every how many steps rows that are done leave the batch. On an accelerator the host then waits for their number.
 _COMPACT_EVERY = {"cpu": 1}
 _COMPACT_EVERY_ELSEWHERE = 5
+# Where the host may look at values at any time.
+_READS_FREELY = {"cpu"}
 
 
 class WorstCase:
@@ -154,6 +156,20 @@ def bucket(active: int, n: int) -> int:
         return 0
     sizes = (-(-n * quarters // 2**k) for k in range(2, n.bit_length() + 3) for quarters in (4, 3))
     return min(size for size in sizes if size >= active)
+
+
+def where_rows(which: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """`torch.where` by rows: images [n, ...] where `which`, bool [n], is True, else others [n, ...].
+
+    On a CPU only the rows that change are copied, none of a batch that does not change: the result may be one of the
+    arguments.
+    """
+    if which.device.type not in _READS_FREELY:
+        return torch.where(as_column(which, images), images, others)
+    rows = which.nonzero()[:, 0]
+    if len(rows) == len(which):
+        return images
+    return others.index_copy(0, rows, images[rows]) if len(rows) else others
 
 
 def as_column(values: Tensor, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iaat_fast import validate
 from iaat_fast.attacks import losses
-from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
+from iaat_fast.attacks.active_set import RunState, WorstCase, run_active, where_rows
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.options import GradientOptions, Targeting
@@ -119,7 +119,7 @@ class APGD(Attack):
         state = run_active(
             state, step, self.steps + 1, shrinks=shrinks, compact_from=1, passes=call.passes
         )
-        x_adv = torch.where(as_column(state.found, state.kept), state.kept, state.best)
+        x_adv = where_rows(state.found, state.kept, state.best)
         if rows is None:
             return x_adv, state.found, state.best_loss
         fooled, loss = self._verdict(call, x_adv, state.y)
@@ -158,8 +158,8 @@ class APGD(Attack):
         descend = self._descends
         _pgd_step_linf_(stepped, state.grad, x, eps, state.step, *box, descend, call.stats)
         new = 1.0 if first else _MOMENTUM
-        moved = state.x_adv + (stepped - state.x_adv) * new
-        moved += (state.x_adv - state.previous) * (1 - new)
+        moved = stepped.sub_(state.x_adv).mul_(new).add_(state.x_adv)
+        moved += (state.x_adv - state.previous).mul_(1 - new)
         projected = _project_linf(moved, x, eps, *box)
         state.previous, state.x_adv = state.x_adv, pin_(projected, x, state.mask)
 
@@ -186,7 +186,7 @@ class APGD(Attack):
         if self.early_stop:
             fooled &= ~state.found
         fooled = self._confirmed(state.x_adv, state.y, fooled)
-        state.kept = torch.where(as_column(fooled, state.kept), state.x_adv, state.kept)
+        state.kept = where_rows(fooled, state.x_adv, state.kept)
         state.found = state.found | fooled
 
     def _update_best(self, call: Call, state: _State, logits: Tensor, *, first: bool) -> None:
@@ -201,9 +201,8 @@ class APGD(Attack):
         )
         loss = (-loss if targeted else loss).to(state.best_loss.dtype)
         better = (loss > state.best_loss) | first
-        images = as_column(better, state.x_adv)
-        state.best = torch.where(images, state.x_adv, state.best)
-        state.best_grad = torch.where(images, state.grad, state.best_grad)
+        state.best = where_rows(better, state.x_adv, state.best)
+        state.best_grad = where_rows(better, state.grad, state.best_grad)
         state.best_loss = torch.where(better, loss, state.best_loss)
         if first:
             zero = losses.zero(self.loss)
@@ -218,9 +217,8 @@ class APGD(Attack):
         stalled = ~state.halved & (state.best_loss <= state.checked_loss)
         halve = (state.raised <= self.rho * period) | stalled
         state.step = torch.where(halve, state.step / 2, state.step)
-        images = as_column(halve, state.x_adv)
-        state.x_adv = torch.where(images, state.best, state.x_adv)
-        state.grad = torch.where(images, state.best_grad, state.grad)
+        state.x_adv = where_rows(halve, state.best, state.x_adv)
+        state.grad = where_rows(halve, state.best_grad, state.grad)
         state.halved, state.checked_loss = halve, state.best_loss
         state.raised = torch.zeros_like(state.raised)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iaat_fast import validate
 from iaat_fast.attacks import losses
-from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active
+from iaat_fast.attacks.active_set import RunState, WorstCase, as_column, run_active, where_rows
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.call import Call, pin_
 from iaat_fast.attacks.objective import lead
@@ -189,16 +189,17 @@ class FABT(Attack):
         w = grad.to(wide).nan_to_num(nan=0.0).flatten(1)
         x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
         gap = -torch.where(state.ahead.isnan(), ahead.to(wide), state.ahead)
-        gap_x = gap + (w * (x_adv - x)).sum(1)
+        gap_x = gap + (x_adv - x).mul_(w).sum(1)
         step = step_to_hyperplane(x_adv, w, gap, self.lo, self.hi)
         step_x = step_to_hyperplane(x, w, gap_x, self.lo, self.hi)
         size, size_x = (d.abs().amax(1, keepdim=True).clamp(min=_TINY) for d in (step, step_x))
         alpha = (size / (size + size_x)).clamp(max=self.alpha_max)
-        moved = (x_adv + self.eta * step) * (1 - alpha) + (x + self.eta * step_x) * alpha
-        moved = moved.clamp(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
+        moved = step.mul_(self.eta).add_(x_adv).mul_(1 - alpha)
+        moved += step_x.mul_(self.eta).add_(x).mul_(alpha)
+        moved = moved.clamp_(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
         logits, fooled = self._keep_nearer(state, pin_(moved, state.x, state.mask))
-        back = state.x + self.beta * (moved - state.x)
-        state.x_adv = torch.where(as_column(fooled, back), back, moved)
+        back = (moved - state.x).mul_(self.beta).add_(state.x)
+        state.x_adv = where_rows(fooled, back, moved)
         ahead = lead(logits, state.target, source).to(wide)
         state.ahead = torch.where(fooled, torch.nan, ahead)
 
@@ -209,7 +210,7 @@ class FABT(Attack):
         wide = state.distance.dtype
         distance = (images.to(wide) - state.x.to(wide)).flatten(1).abs().amax(1)
         nearer = fooled & (distance < state.distance) & ~state.found
-        state.best = torch.where(as_column(nearer, images), images, state.best)
+        state.best = where_rows(nearer, images, state.best)
         state.distance = torch.where(nearer, distance, state.distance)
         state.found = self._is_near(state.distance, state.eps)
         return logits, fooled
@@ -296,18 +297,20 @@ def step_to_hyperplane(x: Tensor, w: Tensor, gap: Tensor, lo: float, hi: float) 
     Source: the problem: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", the projection onto a hyperplane and the box; the algorithm: derived here.
     """
-    way = torch.where((gap < 0).unsqueeze(1), -w, w)
-    room = torch.where(way > 0, hi - x, x - lo).clamp(min=0)
+    way = w * torch.where(gap < 0, -1.0, 1.0).to(w.dtype).unsqueeze(1)
+    room = torch.where(way > 0, hi - x, x - lo).clamp_(min=0)
     weight, missing = w.abs(), gap.abs()
     size = torch.zeros_like(gap)
-    moving_before = torch.full_like(gap, -1, dtype=torch.int64)
+    moving_before = torch.full_like(gap, -1)
+    # Ones and zeros of the images' dtype: products and sums of booleans are slow. Their sum, at most D, is exact.
+    moving, moved = torch.empty_like(room), torch.empty_like(room)
     while True:
-        moving = room > size.unsqueeze(1)
+        torch.gt(room, size.unsqueeze(1), out=moving)
         count = moving.sum(1)
         if torch.equal(count, moving_before):
             break  # no more pieces were crossed: the last step was exact
-        reached = (weight * torch.minimum(room, size.unsqueeze(1))).sum(1)
-        step = (missing - reached) / (weight * moving).sum(1)
+        reached = torch.minimum(room, size.unsqueeze(1), out=moved).mul_(weight).sum(1)
+        step = (missing - reached) / moving.mul_(weight).sum(1)
         size = torch.where(step > 0, size + step, size)
         moving_before = count
     return torch.minimum(room, size.unsqueeze(1)) * way.sign()

@@ -124,7 +124,8 @@ class Objective:
 
         logits, grad = self.network.input_vjp(x_adv, cotangent)
         call.count(grad)
-        call.stats += torch.stack([(grad == 0).sum(), grad.isnan().sum()])
+        zero = grad.numel() - grad.count_nonzero()
+        call.stats += torch.stack([zero, grad.isnan().count_nonzero()])
         return logits, grad if mask is None else torch.where(mask, grad, 0.0)
 
     def _verdict(self, call: Call, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from iaat_fast import validate
 from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
 from iaat_fast.attacks.model import attacked, logits_of, unwrap_ddp
+from iaat_fast.attacks.options import PRECISIONS
 from iaat_fast.data import Samples, fetch
 from iaat_fast.evaluate.accuracies import natural_verdicts, samples_for, warn_if_random
 from iaat_fast.evaluate.shared_pgd import correct as is_correct
@@ -37,17 +38,21 @@ def standard(
     fab-t: 100 steps towards each of 9 classes. square: 5000 queries.
 
     Args:
-        model, precision, engine: as in `PGD`.
+        model, precision, engine: as in `PGD`. The four share one copy of the model.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
         parameter-free attacks", Section 5, and version "standard" of the code released with it.
     """
-    return {
+    attacks: dict[str, Attack] = {
         "apgd-ce": APGD(model, precision=precision, engine=engine),
         "apgd-t": APGDT(model, precision=precision, engine=engine),
         "fab-t": FABT(model, precision=precision, engine=engine),
         "square": Square(model, precision=precision, engine=engine),
     }
+    network = attacks["apgd-ce"].network
+    for attack in attacks.values():
+        attack.network = network  # a copy takes seconds to make
+    return attacks
 
 
 def rand(model: nn.Module, *, precision: str = "fp32", engine: str = "auto") -> dict[str, Attack]:
@@ -104,6 +109,7 @@ class AutoAttackResult:
         x_adv: float32 [N, C, H, W] on the CPU, only if images were asked for: for each sample the image that fools the
             model, or the clean image if that is misclassified or the sample is still robust. One tensor, filled while
             the attacks run and shared by all results of the evaluation.
+        precision, engine: of the gradients.
     """
 
     eps: float
@@ -115,6 +121,8 @@ class AutoAttackResult:
     tested: Tensor | None = None
     seconds: float = 0.0
     x_adv: Tensor | None = None
+    precision: str = "fp32"
+    engine: str = "auto"
 
     @property
     def accuracy(self) -> float:
@@ -148,6 +156,8 @@ def autoattack(
     seed: int = 0,
     version: str = "standard",
     attacks: Mapping[str, Attack] | None = None,
+    precision: str = "fp32",
+    engine: str = "auto",
     images: bool = False,
     resume: AutoAttackResult | None = None,
     save: Callable[[AutoAttackResult], None] | None = None,
@@ -180,6 +190,8 @@ def autoattack(
         seed: of the attacks' random draws.
         version: "standard", or "rand" for randomised models: see `standard` and `rand`.
         attacks: other attacks in its place, by name, in order; their own radius and seed are not used.
+        precision, engine: of the gradients and of Square's queries, as in `PGD`, such as "bf16". A sample is fooled if
+            the live model, as it is, misclassifies its image.
         images: also return the images, as `x_adv` of the result: 4 bytes of CPU memory per value.
         resume: an unfinished result of the same arguments, to continue from.
         save: called after each batch with the result so far.
@@ -187,18 +199,28 @@ def autoattack(
 
     Raises:
         TypeError, ValueError: an argument, or what the model returns, is not as described; `resume` has another radius,
-            seed, number of samples or list of attacks.
+            seed, precision, engine, number of samples or list of attacks; precision or engine is given with `attacks`,
+            which have their own.
 
     Source: Croce and Hein 2020, Section 5; Croce et al. 2021, "RobustBench", Section 3.
     """
     validate.number("eps", eps)
     validate.distance("eps", eps, 0.0, 1.0)
     validate.choice("version", version, VERSIONS)
+    validate.choice("precision", precision, PRECISIONS)
+    validate.choice("engine", engine, ("auto", "exact", "fast"))
+    if attacks is not None:
+        for name, given, default in (("precision", precision, "fp32"), ("engine", engine, "auto")):
+            if given != default:
+                raise ValueError(
+                    f"{name}: {given!r}, expected {default!r} with attacks of your own"
+                )
     validate.int64("seed", seed)
     validate.integer("batch_size", batch_size, 1)
     split = samples_for(model, split, y)
     if attacks is None:
-        attacks = standard(model) if version == "standard" else rand(model)
+        version_of = standard if version == "standard" else rand
+        attacks = version_of(model, precision=precision, engine=engine)
         _check_classes(model, split, version)
     _check_attacks(model, attacks)
     eot = max(attack.network.eot for attack in attacks.values())
@@ -207,12 +229,26 @@ def autoattack(
             warn_if_random(model, split)
         natural = natural_verdicts(model, split, batch_size=batch_size, eot=eot)
         result = AutoAttackResult(
-            eps=eps, seed=seed, attacks=tuple(attacks), natural=natural, correct=natural.clone()
+            eps=eps,
+            seed=seed,
+            attacks=tuple(attacks),
+            natural=natural,
+            correct=natural.clone(),
+            precision=precision,
+            engine=engine,
         )
         if images:
             result = dataclasses.replace(result, x_adv=_own_images(split, batch_size))
     else:
-        _check_resume(resume, eps=eps, seed=seed, attacks=tuple(attacks), samples=len(split))
+        _check_resume(
+            resume,
+            eps=eps,
+            seed=seed,
+            attacks=tuple(attacks),
+            samples=len(split),
+            precision=precision,
+            engine=engine,
+        )
         if images and resume.x_adv is None:
             raise ValueError("resume: made without images, expected one made with images=True")
         result = resume
@@ -292,16 +328,8 @@ def _check_attacks(model: nn.Module, attacks: Mapping[str, Attack]) -> None:
             raise ValueError(f"attacks: {name!r} takes targets, expected one that takes classes")
 
 
-def _check_resume(
-    resume: AutoAttackResult, *, eps: float, seed: int, attacks: tuple[str, ...], samples: int
-) -> None:
-    asked = {"eps": eps, "seed": seed, "attacks": attacks, "samples": samples}
-    found = {
-        "eps": resume.eps,
-        "seed": resume.seed,
-        "attacks": resume.attacks,
-        "samples": len(resume.correct),
-    }
-    for name, value in asked.items():
+def _check_resume(resume: AutoAttackResult, *, samples: int, **asked: Any) -> None:
+    found = {**{name: getattr(resume, name) for name in asked}, "samples": len(resume.correct)}
+    for name, value in {**asked, "samples": samples}.items():
         if found[name] != value:
             raise ValueError(f"resume: of {name} {found[name]}, expected {value}")

@@ -114,6 +114,10 @@ class Command:
         optional("FOLDER", "CIFAR-10-C or the like in or next to the data, else generated"),
     ] = None
     """Published files of CIFAR-10-C, CIFAR-100-C or ImageNet-C, for the part corruptions."""
+    autoattack_precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Of the gradients of the part autoattack; verdicts are the model's own."""
+    autoattack_engine: Literal["auto", "exact", "fast"] = "auto"
+    """fast: a lowered copy of the model gives the gradients of the part autoattack."""
     any_iterate: bool = False
     """Any iterate that fools the model counts, not only the last of a restart."""
     adversarial: Annotated[tuple[Path, ...], optional("FILE [FILE ...]", "none")] = ()
@@ -209,6 +213,8 @@ def evaluate(command: Command, console: Console) -> dict[str, Any]:
         save_adversarial=command.save_adversarial,
         overwrite=command.overwrite,
         save_every=command.save_every,
+        autoattack_precision=command.autoattack_precision,
+        autoattack_engine=command.autoattack_engine,
     )
     content = _measure(target, suite, settings)
     # Written before the table is printed, which may end in a closed pipe.
@@ -274,6 +280,11 @@ def _check(command: Command) -> None:
     for name in ("parts", "against", "corruptions"):
         if getattr(command, name) and not named:
             raise ValueError(f"{FLAGS[name]}: belongs to a suite, expected --suite")
+    for name in ("autoattack_precision", "autoattack_engine"):
+        given = getattr(command, name)
+        of_parts = any(part.startswith("autoattack") for part in command.parts)
+        if given != getattr(Settings, name) and not of_parts:
+            raise ValueError(f"{FLAGS[name]}: {given}, expected --parts with autoattack")
     for name in ("steps", "restarts", "targeted"):
         if getattr(command, name) is not None and named:
             raise ValueError(f"{FLAGS[name]}: a suite has its own, leave one of them out")

@@ -60,6 +60,8 @@ def evaluate_suite(
     save_adversarial: bool = False,
     overwrite: bool = False,
     save_every: float = 30.0,
+    autoattack_precision: str = "fp32",
+    autoattack_engine: str = "auto",
     tell: Tell | None = None,
 ) -> dict[str, Any]:
     """Measure a suite on a model; returns the content of results.json.
@@ -92,6 +94,8 @@ def evaluate_suite(
         save_adversarial: keep the adversarial examples of every PGD measurement in the folder.
         overwrite: start again, whatever the folder holds.
         save_every: seconds between two saves of the measurement in progress.
+        autoattack_precision: of AutoAttack's gradients, "fp32", "tf32", "bf16" or "fp16"; verdicts are the model's.
+        autoattack_engine: of AutoAttack's gradients, "auto", "exact" or "fast", as in `PGD`.
         tell: called as tell(name, done, remaining) while attacks run, in gradient passes.
 
     Raises:
@@ -114,6 +118,8 @@ def evaluate_suite(
         save_adversarial=save_adversarial,
         overwrite=overwrite,
         save_every=save_every,
+        autoattack_precision=autoattack_precision,
+        autoattack_engine=autoattack_engine,
         tell=tell,
     )
     return measure(subject, chosen.at(eps, alpha), settings)
@@ -122,6 +128,10 @@ def evaluate_suite(
 def measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, Any]:
     """`evaluate_suite` with its keywords as `Settings`, at the suite's own radii and step size."""
     names = _parts(target, suite, settings)
+    validate.choice(
+        "autoattack_precision", settings.autoattack_precision, ("fp32", "tf32", "bf16", "fp16")
+    )
+    validate.choice("autoattack_engine", settings.autoattack_engine, ("auto", "exact", "fast"))
     validate.integer("seed", settings.seed, 0)
     validate.integer("batch_size", settings.batch_size, 1)
     # Plain numbers, for the record, if they were numpy's.

@@ -61,7 +61,16 @@ class Measurement:
         # To a billionth, so that rounding makes no difference.
         distances = (round(row.get(name, 0.0), 9) for name in ("eps", "alpha"))
         surrogate = row.get("surrogate") or {}
-        rest = ("steps", "restarts", "version", "corruption", "source", "file")
+        rest = (
+            "steps",
+            "restarts",
+            "version",
+            "precision",
+            "engine",
+            "corruption",
+            "source",
+            "file",
+        )
         return (
             *(self.kind, self.part, *distances, targets(row), surrogate.get("run")),
             *(row.get(name) for name in rest),

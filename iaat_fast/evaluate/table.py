@@ -65,8 +65,7 @@ def _name(row: dict[str, Any]) -> str:
         case "pgd" | "transfer":
             return units.attack_name(row)
         case "autoattack":
-            version = "" if row.get("version", "standard") == "standard" else f" ({row['version']})"
-            return f"AutoAttack{version} at {units.radius_name(row['eps'])}/255"
+            return f"{units.autoattack_name(row)} at {units.radius_name(row['eps'])}/255"
         case "corruption":
             return str(row["corruption"])
         case "corruptions":

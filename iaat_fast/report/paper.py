@@ -79,7 +79,7 @@ def has(m: Measurement, name: str, value: Any) -> bool:
         return abs(float(m.row[name]) - value) <= ROUNDING
     if name == "version":
         return version_of(m) == value
-    return bool(m.row[name] == value)
+    return bool(m.row.get(name) == value)
 
 
 def version_of(m: Measurement) -> str:

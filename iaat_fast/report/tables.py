@@ -156,7 +156,7 @@ def _settings(m: Measurement) -> str:
         attack = f"{units.pgd_name(row)}, {units.radius_name(row['eps'])}"
         return f"{attack}, step {step}, targeted: {targets(row)}"
     if m.kind == "autoattack":
-        return units.radius_name(row["eps"])
+        return units.radius_name(row["eps"]) + units.autoattack_name(row).removeprefix("AutoAttack")
     if m.kind == "corruptions":
         return f"{row.get('types')} types, {row.get('source')}"
     return ""
@@ -261,7 +261,8 @@ def measured_columns(evaluations: Sequence[Evaluation], kinds: Sequence[str]) ->
         for _, m in sorted(found.items(), key=lambda item: _order(item[1])):
             setting: dict[str, Any]
             if kind == "autoattack":
-                setting = {"eps": m.row["eps"], "version": version_of(m)}
+                how = {name: m.row.get(name) for name in ("precision", "engine")}
+                setting = {"eps": m.row["eps"], "version": version_of(m), **how}
             else:
                 setting = {name: m.row[name] for name in SETTINGS} | {"targeted": targets(m.row)}
             settings.setdefault(attack_head(kind, setting, with_step=len(steps) > 1), setting)
@@ -287,8 +288,7 @@ def attack_head(kind: str, setting: dict[str, Any], *, with_step: bool) -> str:
     """`PGD-10 × 5, ε = 8`."""
     radius = units.radius_name(setting["eps"])
     if kind == "autoattack":
-        version = "" if setting["version"] == "standard" else f" ({setting['version']})"
-        return f"AutoAttack{version}, {radius}"
+        return f"{units.autoattack_name(setting)}, {radius}"
     head = f"{units.pgd_name(setting)}, {radius}"
     head = f"Transfer {head}" if kind == "transfer" else head
     head += f", step {units.to_text(setting['alpha'])}" if with_step else ""

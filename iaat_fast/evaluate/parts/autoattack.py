@@ -7,7 +7,7 @@ from functools import partial
 
 from iaat_fast import units
 from iaat_fast.evaluate.autoattack import AutoAttackResult, autoattack
-from iaat_fast.evaluate.parts.part import Context, Part
+from iaat_fast.evaluate.parts.part import Context, Part, Settings
 from iaat_fast.evaluate.record import rounded
 
 # The gradient passes that each attack takes on a robust sample; a forward alone counts as half a pass.
@@ -19,13 +19,27 @@ _PASSES = {
 
 def measure(context: Context, *, part: str, version: str) -> None:
     """Add a row per radius. AutoAttack always counts any iterate, independent of `settings.any_iterate`."""
+    how = _gradients(context.settings)
     for eps in context.suite.eps:
-        key = f"{part}-eps{units.to_text(eps)}"
+        key = "-".join((f"{part}-eps{units.to_text(eps)}", *how.values()))
         if not context.record.has(key):
-            _at_radius(context, key, eps, part, version)
+            _at_radius(context, key, eps, how, part, version)
 
 
-def _at_radius(context: Context, key: str, eps: float, part: str, version: str) -> None:
+def _gradients(settings: Settings) -> dict[str, str]:
+    """The precision and the engine of the gradients, each only where it is not the default."""
+    asked = {
+        "precision": settings.autoattack_precision,
+        "engine": settings.autoattack_engine,
+    }
+    return {
+        name: value for name, value in asked.items() if value != getattr(AutoAttackResult, name)
+    }
+
+
+def _at_radius(
+    context: Context, key: str, eps: float, how: dict[str, str], part: str, version: str
+) -> None:
     record, target = context.record, context.target
     state = record.progress(key)
     resumed = None if state is None else AutoAttackResult.from_state(state)
@@ -46,6 +60,8 @@ def _at_radius(context: Context, key: str, eps: float, part: str, version: str) 
             batch_size=context.settings.batch_size,
             seed=context.settings.seed,
             version=version,
+            precision=context.settings.autoattack_precision,
+            engine=context.settings.autoattack_engine,
             resume=resumed,
             save=save,
         )
@@ -59,6 +75,7 @@ def _at_radius(context: Context, key: str, eps: float, part: str, version: str) 
         "part": part,
         "eps": eps,
         "version": version,
+        **how,
         "rule": "any",
         "stages": [dataclasses.asdict(stage) for stage in result.stages],
         "seconds": rounded(sum(stage.seconds for stage in result.stages)),

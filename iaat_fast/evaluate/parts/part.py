@@ -32,6 +32,8 @@ class Settings:
     save_adversarial: bool = False
     overwrite: bool = False
     save_every: float = 30.0
+    autoattack_precision: str = "fp32"
+    autoattack_engine: str = "auto"
     tell: Tell | None = None
 
 

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from iaat_fast.attacks.active_set import RunState, active_rows, bucket, run_active
+from iaat_fast.attacks.active_set import (
+    RunState,
+    active_rows,
+    as_column,
+    bucket,
+    run_active,
+    where_rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,16 @@ def test_compaction_keeps_the_active_rows_first() -> None:
     assert rows.tolist() == [1, 4]
     assert active_rows(torch.zeros(4, dtype=torch.bool)) is None
     assert active_rows(torch.ones(4, dtype=torch.bool)).tolist() == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("which", [[True] * 3, [False] * 3, [False, True, False]], ids=str)
+def test_rows_are_chosen_as_by_where_and_never_written(which: list[bool]) -> None:
+    images, others, chosen = torch.rand(3, 2, 4, 4), torch.rand(3, 2, 4, 4), torch.tensor(which)
+    expected = torch.where(as_column(chosen, images), images, others)
+    before = images.clone(), others.clone()
+    assert torch.equal(where_rows(chosen, images, others), expected)
+    assert torch.equal(images, before[0])
+    assert torch.equal(others, before[1])
 
 
 @dataclasses.dataclass

@@ -28,7 +28,9 @@ from iaat_fast.evaluate import (
 )
 from iaat_fast.evaluate.autoattack import standard
 from iaat_fast.evaluate.cli import main
+from iaat_fast.evaluate.results import read_evaluation
 from iaat_fast.evaluate.table import suite_table
+from iaat_fast.report.tables import measured_columns
 
 EPS = 0.02
 
@@ -78,13 +80,13 @@ def everything(split: Split) -> tuple[Tensor, Tensor]:
     return fetch(split, torch.arange(len(split)))
 
 
-def small(model: nn.Module, steps: int = 5) -> dict[str, Attack]:
+def small(model: nn.Module, steps: int = 5, **how: Any) -> dict[str, Attack]:
     """The four attacks with small budgets."""
     return {
-        "apgd-ce": APGD(model, steps=steps),
-        "apgd-t": APGDT(model, steps=steps, n_target_classes=2),
-        "fab-t": FABT(model, steps=steps, n_target_classes=2),
-        "square": Square(model, n_queries=10 * steps),
+        "apgd-ce": APGD(model, steps=steps, **how),
+        "apgd-t": APGDT(model, steps=steps, n_target_classes=2, **how),
+        "fab-t": FABT(model, steps=steps, n_target_classes=2, **how),
+        "square": Square(model, n_queries=10 * steps, **how),
     }
 
 
@@ -155,6 +157,30 @@ def test_the_standard_version_is_the_published_one(network: InFloat64) -> None:
     assert [attack.loss for attack in attacks.values()][:2] == ["ce", "dlr"]
     targeted = attacks["apgd-t"], attacks["fab-t"]
     assert [attack.n_target_classes for attack in targeted] == [9, 9]  # type: ignore[attr-defined]
+
+
+def test_the_four_attacks_share_one_copy(network: InFloat64) -> None:
+    attacks = standard(network, precision="bf16", engine="fast")
+    (shared,) = {attack.network for attack in attacks.values()}
+    assert (shared.precision, shared.engine) == ("bf16", "fast")
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_a_coarse_copy_gives_gradients_and_no_verdict() -> None:
+    """In bf16 this model gives every image one class; its own verdicts decide, in another batch too."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)).eval()
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+        net[1].bias.copy_(torch.arange(5) * 1e-4 + 100.0)
+    split = labelled(net, 12, wrong=6)
+    result = autoattack(net, split, eps=EPS, precision="bf16", images=True)
+    assert (result.precision, result.engine) == ("bf16", "auto")
+    assert result.x_adv is not None
+    with torch.no_grad():
+        predicted = torch.cat([net(x) for x in result.x_adv.split(1)]).argmax(1)
+    assert torch.equal(predicted == split.labels, result.correct)
+    assert 0 < result.accuracy < result.natural.double().mean()
 
 
 def test_it_runs_by_name(linear: InFloat64) -> None:
@@ -252,6 +278,13 @@ def test_the_model_is_as_it_was(network: InFloat64) -> None:
         ({"version": "plus"}, ValueError, r"^version: 'plus', expected one of 'standard'"),
         ({"batch_size": 0}, ValueError, r"^batch_size: 0, expected at least 1"),
         ({"seed": 0.5}, TypeError, r"^seed: 0\.5, expected an int"),
+        ({"precision": "int8"}, ValueError, r"^precision: 'int8', expected one of 'fp32'"),
+        ({"engine": "slow"}, ValueError, r"^engine: 'slow', expected one of 'auto'"),
+        (
+            {"engine": "fast", "attacks": {"pgd": 1}},
+            ValueError,
+            r"^engine: 'fast', expected 'auto' with attacks of your own",
+        ),
         ({"attacks": {}}, ValueError, r"^attacks: expected at least one"),
         ({"attacks": {"pgd": 1}}, TypeError, r"^attacks: 'pgd' is int, expected an attack"),
     ],
@@ -307,12 +340,14 @@ def test_a_result_of_something_else_is_not_resumed(
 @pytest.fixture
 def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sys.modules["iaat_fast.evaluate.autoattack"], "standard", lambda model: small(model, 2)
+        sys.modules["iaat_fast.evaluate.autoattack"],
+        "standard",
+        lambda model, **how: small(model, 2, **how),
     )
     monkeypatch.setattr(
         sys.modules["iaat_fast.evaluate.autoattack"],
         "rand",
-        lambda model: {"apgd-ce": APGD(model, steps=2, eot=2)},
+        lambda model, **how: {"apgd-ce": APGD(model, steps=2, eot=2, **how)},
     )
 
 
@@ -333,6 +368,35 @@ def test_both_versions_are_parts_of_a_record(network: InFloat64, tmp_path: Path)
     Console(file=printed, width=80).print(suite_table(content))
     assert "AutoAttack at ε = 8/255" in printed.getvalue()
     assert "AutoAttack (rand) at ε = 8/255" in printed.getvalue()
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_a_result_of_other_gradients_is_not_resumed(network: InFloat64) -> None:
+    split = labelled(network, 4, wrong=2)
+    result = autoattack(network, split, eps=EPS)
+    with pytest.raises(ValueError, match=r"^resume: of engine auto, expected fast"):
+        autoattack(network, split, eps=EPS, engine="fast", resume=result)
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_a_suite_keeps_other_gradients_apart(network: InFloat64, tmp_path: Path) -> None:
+    target = EvalTarget.of(network, labelled(network, 4, wrong=2))
+    options: Any = {"folder": tmp_path, "parts": ["autoattack"], "eps": [EPS]}
+    plain = evaluate_suite(target, "quick", **options)["measurements"]
+    content = evaluate_suite(target, "quick", autoattack_engine="fast", **options)
+    first, second = content["measurements"]
+    assert [first] == plain
+    assert "engine" not in first
+    assert second["key"] == f"{first['key']}-fast"
+    assert second["engine"] == "fast"
+    assert first["accuracy"] == second["accuracy"]
+    (evaluation,) = [read_evaluation(tmp_path / "results.json")]
+    columns = measured_columns([evaluation], ("autoattack",))
+    assert [column.head for column in columns] == [
+        "AutoAttack, ε = 5.1",
+        "AutoAttack (fast), ε = 5.1",
+    ]
+    assert [column.pick(evaluation).key for column in columns] == [first["key"], second["key"]]  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("small_budgets")
@@ -403,3 +467,11 @@ def test_the_command_line_measures_it(run: Path, capsys: pytest.CaptureFixture[s
     (row,) = json.loads(file.read_text())["measurements"]
     assert (row["key"], row["kind"], row["accuracy"]) == ("autoattack-eps255", "autoattack", 0)
     assert [stage["attack"] for stage in row["stages"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+def test_gradients_without_the_part_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["runs/none", "--suite", "quick", "--autoattack-precision", "bf16"]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "--autoattack-precision: bf16, expected --parts with autoattack" in error
+    assert error.count("\n") == 1

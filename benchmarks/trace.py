@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -52,6 +53,8 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         model=options.model, batch=options.batch_size, device=options.device, width=options.width
     )
     target, record.facts["images"] = spec.build()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        record.facts["secml-torch"] = importlib.metadata.version("secml-torch")
     case = (
         f"{options.model} of width {options.width}, batch {options.batch_size}, PGD-{options.steps}"
     )

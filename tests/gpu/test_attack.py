@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iaat_fast.attacks import PGD
+from iaat_fast.attacks import PGD, EngineOptions
 from iaat_fast.epsilon import EpsilonMemory
 
 pytestmark = pytest.mark.gpu
@@ -111,6 +111,20 @@ def test_the_loop_does_not_wait_for_the_device(
         index=torch.arange(32, device=x.device),
     )
     assert guarded == [True, True]
+
+
+def test_captured_steps_write_the_trace_of_eager_ones(
+    net: nn.Module, batch: tuple[Tensor, Tensor]
+) -> None:
+    eager = PGD(net, 0.02, 0.005, 4, restarts=2, seed=0, engine=EngineOptions(graph=False))
+    captured = PGD(net, 0.02, 0.005, 4, restarts=2, seed=0, engine=EngineOptions())
+    expected = eager.run(*batch, trace=True).trace
+    assert expected is not None
+    for _ in range(3):
+        found = captured.run(*batch, trace=True).trace
+        assert found is not None
+        torch.testing.assert_close(found.loss, expected.loss, equal_nan=True)
+        assert torch.equal(found.success, expected.success)
 
 
 @pytest.mark.parametrize("strategy", ["batched", "lazy"])

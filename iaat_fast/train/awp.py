@@ -47,6 +47,9 @@ def perturbed(model: nn.Module, gamma: float, *, overflows: bool = False) -> Ite
     weights: list[Tensor] = [
         each for each in model.parameters() if each.dim() > 1 and each.grad is not None
     ]
+    if not weights:  # which torch's operations on lists refuse
+        yield
+        return
     kept = [weight.detach().clone() for weight in weights]
     try:
         _perturb_(weights, gamma, overflows=overflows)
@@ -59,8 +62,6 @@ def perturbed(model: nn.Module, gamma: float, *, overflows: bool = False) -> Ite
 @torch.no_grad()
 def _perturb_(weights: list[Tensor], gamma: float, *, overflows: bool) -> None:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if not gradients:
-        return
     if overflows:
         gradients = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients]
     scales = torch._foreach_norm(weights)

@@ -184,6 +184,11 @@ def trades(out: Path) -> TrainConfig:
     return config(out, method="trades", optim={"lr": 0.0001, "ema_decay": 0.5})
 
 
+def perturbed(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Adversarial weight perturbation, in the last step of an epoch also by ranks without an image."""
+    return run(Double(), config(folder / "run", method="adv", baseline={"awp_gamma": 0.1}))
+
+
 def accumulated(folder: Path, ranks: Ranks) -> dict[str, Any]:
     setting = config(folder / "run", optim={"batch_size": 7, "accumulate": 2})
     return run(Double(), setting)
@@ -315,6 +320,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     standing_still,
     moving,
     averaged_trades,
+    perturbed,
     accumulated,
     closing,
     uninterrupted,

@@ -129,6 +129,14 @@ def test_each_tensor_moves_by_its_share_along_its_gradient_and_comes_back() -> N
         assert torch.equal(value, before[name])
 
 
+def test_a_network_without_weights_of_two_dimensions_stays_as_it_is() -> None:
+    model = nn.BatchNorm1d(3)
+    model(torch.rand(4, 3)).square().sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    with awp.perturbed(model, GAMMA):
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_gradient_of_zeros_moves_nothing() -> None:
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()

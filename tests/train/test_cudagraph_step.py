@@ -82,6 +82,7 @@ def both(
 
 
 BATCHED = {"strategy": "batched"}
+SINGLE_STEP = {"steps": 1, "noise": 2.0, "alpha_rule": "radius", "project": False}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,9 @@ BATCHED = {"strategy": "batched"}
         (1, {"method": "mart"}),
         (1, {"method": "adv", "baseline": {"awp_gamma": 0.02}, "optim": {"accumulate": 2}}),
         (2, {"method": "trades", "baseline": {"awp_gamma": 0.02, "awp_warmup_epochs": 1}}),
+        (1, {"method": "nfgsm"}),
         (2, {"epsilon": BATCHED}),
+        (2, {"epsilon": BATCHED, "attack": SINGLE_STEP}),
         (2, {"epsilon": {**BATCHED, "final": "reuse"}, "optim": {"ema_decay": 0.9}}),
         (2, {"epsilon": {**BATCHED, "selection_steps": 2}, "data": {"augment": True}}),
         (2, {"protocol": "released", "optim": {"batch_size": 5}}),

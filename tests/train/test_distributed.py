@@ -5,6 +5,7 @@ Each rank is a process that runs all scenarios of `ranks.py`, once per number of
 
 from __future__ import annotations
 
+import math
 import shutil
 import socket
 from collections.abc import Callable
@@ -147,6 +148,21 @@ def test_a_method_of_two_forwards_and_the_average_of_the_weights_are_those_of_on
             error = (found[name]["weight"] - expected[name]["weight"]).abs().max()
             assert error <= bound
     assert not torch.equal(expected["model"]["weight"], expected["average"]["weight"])
+
+
+def test_the_perturbation_of_the_weights_is_that_of_the_global_batch(
+    outcomes: Outcome, tmp_path: Path
+) -> None:
+    expected = alone(scenarios.perturbed, tmp_path)["model"]["weight"]
+    plain = scenarios.config(tmp_path / "plain", method="adv")
+    moved = (scenarios.run(scenarios.Double(), plain)["model"]["weight"] - expected).abs().max()
+    assert moved > 1e-3, "the perturbation has an effect"
+    # The perturbation 0.1 |w| g / |g| moves by 0.2 |w| times the relative error of g, |w| < 4 and |g| > 0.5 here, and
+    # the error of g is at most sqrt(108) that of an entry; and the gradient there by 18 times that.
+    magnified = 18 * 0.2 * 4 * math.sqrt(expected.numel()) / 0.5
+    for found in outcomes("perturbed"):
+        error = (found["model"]["weight"] - expected).abs().max()
+        assert error <= (1 + magnified) * weight_error(scenarios.BATCH)
 
 
 def test_gradient_accumulation_in_one_process_gives_the_same_update(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from iaat_fast import units
-from iaat_fast.entry import output_is_gone, what_to_install
+from iaat_fast.entry import output_is_gone, prog, what_to_install
 from iaat_fast.validate import nearest, one_line
 
 T = TypeVar("T")
@@ -215,6 +215,11 @@ def flags_of(command: type) -> dict[str, str]:
     """The flag of each field of a dataclass that tyro turns into a command line."""
     names = (field.name for field in dataclasses.fields(command))
     return {name: f"--{name.replace('_', '-')}" for name in names}
+
+
+def again(command: str) -> str:
+    """How to call a command where this one was called: `iaat-fast train`, `.venv/bin/python -m iaat_fast.train`."""
+    return prog(command).replace("python -m", f"{interpreter()} -m", 1)
 
 
 def interpreter() -> str:

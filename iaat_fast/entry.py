@@ -5,12 +5,17 @@ Kept apart from command_line.py, because it runs before torch and tyro, which ta
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import os
 import select
+import signal
 import sys
-from types import TracebackType
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 OUTPUTS = (1, 2)
@@ -57,13 +62,13 @@ def explain_early_errors() -> None:
 
     A package is imported, and torch with it, before its __main__ runs.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop_early)
 
     def explain(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-        elif text := (str(error) if _is_backend_error(error) else what_to_install(error)):
+        if text := (str(error) if _is_backend_error(error) else what_to_install(error)):
             print(f"iaat_fast: error: {text}", file=sys.stderr, flush=True)
             os._exit(2)
         else:
@@ -84,6 +89,8 @@ def start(command: str, *, interrupted: str) -> NoReturn:
         interrupted: what to print at a KeyboardInterrupt that the command does not handle; "" for nothing.
     """
     sys.excepthook = sys.__excepthook__
+    if signal.getsignal(signal.SIGINT) is _stop_early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--version" in sys.argv[1:]:
         print(versions())
         sys.exit(0)
@@ -99,13 +106,16 @@ def start(command: str, *, interrupted: str) -> NoReturn:
         for descriptor in OUTPUTS:
             os.dup2(nowhere, descriptor)
         status = status or 1
+    # Python ends a process by SIGINT, whatever its status, if the last code run from a string (a named tuple, a scipy
+    # module) was left by Ctrl-C; this is code run from a string.
+    exec("")
     sys.exit(status)
 
 
 def prog(command: str) -> str:
-    """How a command was called, for its usage and its messages."""
-    script = f"iaat-fast {command}"
-    return script if sys.argv[0] == script else f"python -m iaat_fast.{command}"
+    """How a command is called where this one was, for its usage and its messages."""
+    by_script = sys.argv[0] in {f"iaat-fast {name}" for name in COMMANDS}
+    return f"iaat-fast {command}" if by_script else f"python -m iaat_fast.{command}"
 
 
 def versions() -> str:
@@ -154,21 +164,54 @@ def _run(command: str, interrupted: str) -> int:
         print(f"iaat_fast.{command} needs {names}: pip install 'iaat-fast[train]'", file=sys.stderr)
         return 2
     try:
-        try:
-            importlib.import_module("iaat_fast.ops")
-        except (ValueError, ImportError) as error:
-            text = str(error) if _is_backend_error(error) else what_to_install(error)
-            if text is None:
-                raise
-            print(f"{prog(command)}: error: {text}", file=sys.stderr)
-            return 2
-        return int(importlib.import_module(f"iaat_fast.{command}.cli").main(sys.argv[1:]))
+        with _stopped_at_once(interrupted):
+            try:
+                importlib.import_module("iaat_fast.ops")
+            except (ValueError, ImportError) as error:
+                text = str(error) if _is_backend_error(error) else what_to_install(error)
+                if text is None:
+                    raise
+                print(f"{prog(command)}: error: {text}", file=sys.stderr)
+                return 2
+            cli = importlib.import_module(f"iaat_fast.{command}.cli")
+        return int(cli.main(sys.argv[1:]))
     except SystemExit as stop:  # of --help, and of signals
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt as stop:
         if interrupted:
             print(interrupted, file=sys.stderr)
         return int(getattr(stop, "status", 130))
+
+
+@contextlib.contextmanager
+def _stopped_at_once(said: str) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end the process, unless they are ignored.
+
+    Where modules are imported an exception is no way out: some catch it, and fail later of what they lack.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(signum)
+            if callable(handler):
+                before[signum] = handler
+                signal.signal(signum, functools.partial(_stop, said))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _stop(said: str, signum: int, frame: FrameType | None) -> NoReturn:
+    if said:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{said}\n".encode())
+    os._exit(128 + signum)
+
+
+_stop_early = functools.partial(_stop, "interrupted")
+"""The handler of Ctrl-C until `start` runs."""
 
 
 def _is_there(module: str) -> bool:

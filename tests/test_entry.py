@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from iaat_fast import entry
-from iaat_fast.command_line import refuse, with_flags
+from iaat_fast.command_line import again, interpreter, refuse, with_flags
+from iaat_fast.sweep.jobs import as_typed
 from iaat_fast.train.cli import parse
 from iaat_fast.train.flags import FLAGS, own_flags
 
@@ -87,12 +89,77 @@ def test_only_a_pipe_of_the_output_is_silent(
 def test_an_interrupt_while_a_package_imports_torch_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And ends the process, with the status of Ctrl-C, whatever is being imported."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    entry.explain_early_errors()
-    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert capsys.readouterr().err == "interrupted\n"
+    written, ended = [], []
+    monkeypatch.setattr(os, "write", lambda *words: written.append(words))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        entry.explain_early_errors()
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (written, ended) == ([(2, b"interrupted\n")], [130])
     sys.excepthook(ValueError, ValueError("a bug"), None)
     assert "ValueError: a bug" in capsys.readouterr().err
+
+
+STARTED = """
+import os, signal, sys, types
+from iaat_fast import entry
+entry.explain_early_errors()
+where, signum = sys.argv[1], getattr(signal, sys.argv[2])
+signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+
+def main(words):
+    if where == "in main":
+        exec("signal.raise_signal(signum)", globals())  # as in a named tuple, or in what scipy imports
+    return 0
+
+def imported(name):
+    if where == "in an import":
+        try:
+            signal.raise_signal(signum)
+        except BaseException:
+            raise AttributeError("half imported")
+    return types.SimpleNamespace(main=main)
+
+entry.importlib.import_module = imported
+sys.argv = ["iaat-fast plan"]
+entry.start("plan", interrupted="interrupted" if signum == signal.SIGINT else "")
+"""
+
+
+@pytest.mark.parametrize("where", ["in an import", "in main"])
+@pytest.mark.parametrize(("signum", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_command_that_is_stopped_has_the_signals_status(
+    tmp_path: Path, where: str, signum: str, status: int
+) -> None:
+    """Not that of a process killed by the signal, nor of what a module lacks whose import was stopped."""
+    (tmp_path / "started.py").write_text(STARTED)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    ended = subprocess.run(
+        [sys.executable, "-m", "started", where, signum],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    said = "interrupted\n" if signum == "SIGINT" else ""
+    assert (ended.returncode, ended.stderr) == (status, said)
+
+
+@pytest.mark.parametrize("called", ["iaat-fast", "python -m"])
+def test_commands_are_named_as_this_one_was_called(
+    called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = called == "iaat-fast"
+    monkeypatch.setattr(sys, "argv", ["iaat-fast sweep" if script else "sweep/__main__.py"])
+    for name in entry.COMMANDS:
+        expected = f"iaat-fast {name}" if script else f"{interpreter()} -m iaat_fast.{name}"
+        assert again(name) == expected
+        assert as_typed([sys.executable, "-m", f"iaat_fast.{name}", "a b"]) == f"{expected} 'a b'"
+    assert as_typed([sys.executable, "a b"]) == f"{interpreter()} 'a b'"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,11 @@ def called(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     monkeypatch.setattr(sys, "argv", [*argv])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    return __main__.main()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return __main__.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_list_and_the_versions_import_no_torch() -> None:

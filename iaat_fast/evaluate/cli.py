@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units, validate
-from iaat_fast.command_line import Help, PixelList, Pixels, interpreter, optional, warn
+from iaat_fast.command_line import Help, PixelList, Pixels, again, optional, warn
 from iaat_fast.entry import prog
 from iaat_fast.environment import resolve_device
 from iaat_fast.evaluate.eval_target import EvalTarget, Source, load_target, run_source
@@ -235,7 +235,7 @@ def _measure(target: EvalTarget, suite: Suite, settings: Settings) -> dict[str, 
     except (KeyboardInterrupt, SystemExit) as stop:
         words = shlex.join(word for word in sys.argv[1:] if word != "--overwrite")
         kept = "nothing was kept" if settings.folder is None else f"kept in {settings.folder}"
-        command = f"{interpreter()} -m iaat_fast.evaluate {words}"
+        command = f"{again('evaluate')} {words}"
         print(f"interrupted, {kept}; continue with: {command}", file=sys.stderr)
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 130) from None
     except torch.OutOfMemoryError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iaat_fast import validate
-from iaat_fast.command_line import UsageError, interpreter
+from iaat_fast.command_line import UsageError, again, interpreter
 from iaat_fast.evaluate import SUITES
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import read_json
@@ -172,5 +172,6 @@ def _samples(record: dict[str, Any]) -> int:
 
 def as_typed(command: Sequence[str]) -> str:
     """A command as a user would type it."""
-    words = [interpreter() if word == sys.executable else word for word in command]
-    return shlex.join(words)
+    if list(command[:2]) == [sys.executable, "-m"] and command[2].startswith("iaat_fast."):
+        return f"{again(command[2].removeprefix('iaat_fast.'))} {shlex.join(command[3:])}"
+    return shlex.join([interpreter() if word == sys.executable else word for word in command])

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from iaat_fast import command_line, units, validate
-from iaat_fast.command_line import Help, UsageError, interpreter
+from iaat_fast.command_line import Help, UsageError, again
 from iaat_fast.entry import prog
 from iaat_fast.methods import NAMES, reads
 from iaat_fast.run_folder import RunFolder
@@ -239,6 +239,6 @@ def _unit_warnings(config: TrainConfig) -> list[str]:
 def _where(stop: KeyboardInterrupt, result: FitResult | None) -> str:
     """What was interrupted, and how to continue it."""
     if result is not None:
-        command = f"{interpreter()} -m iaat_fast.train --resume --out {result.folder.path}"
+        command = f"{again('train')} --resume --out {result.folder.path}"
         return f"training is complete; {command} evaluates it"
     return str(stop) or "interrupted before the first step of training"

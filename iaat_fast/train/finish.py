@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from iaat_fast import methods, report
-from iaat_fast.command_line import interpreter
+from iaat_fast.command_line import again, interpreter
 from iaat_fast.evaluate import EvalTarget
 from iaat_fast.evaluate.eval_target import describe_target
 from iaat_fast.evaluate.evaluation import record_header
@@ -150,16 +150,19 @@ def close_run(result: FitResult, console: Console, ranks: Ranks = SINGLE) -> Non
     )
     console.print(report.closing_table(summary, title=f"{config.preset}, {config.method}"))
     others = [name for name in reversed(methods.COMPARED) if name != config.method]
-    python = interpreter()
     device = "" if config.run.device == "auto" else f" --device {config.run.device}"
     lines = [
         f"run folder  {folder}",
         f"plots       {', '.join(path.name for path in plots)} in {result.folder.plots_dir}",
         "next",
-        f"  {python} -m iaat_fast.evaluate {folder} --steps 100 --restarts 5{device}",
-        *([f"  {python} -m tensorboard.main --logdir {folder}"] if config.run.tensorboard else []),
+        f"  {again('evaluate')} {folder} --steps 100 --restarts 5{device}",
         *(
-            f"  {python} -m iaat_fast.train {config.preset} --method {method} "
+            [f"  {interpreter()} -m tensorboard.main --logdir {folder}"]
+            if config.run.tensorboard
+            else []
+        ),
+        *(
+            f"  {again('train')} {config.preset} --method {method} "
             + shlex.join(own_flags(config, method))
             for method in others
         ),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from iaat_fast import data as datasets
 from iaat_fast import methods
-from iaat_fast.command_line import interpreter
+from iaat_fast.command_line import again
 from iaat_fast.data import ImageData
 from iaat_fast.environment import describe, resolve_device
 from iaat_fast.evaluate.record import rounded
@@ -257,7 +257,7 @@ class _Run:
         self._settle()
         raise Interrupted(
             f"stopped after step {self.state.step} of {self.total_steps}, checkpoint saved; "
-            f"resume with {interpreter()} -m iaat_fast.train --resume --out {self.folder.path}",
+            f"resume with {again('train')} --resume --out {self.folder.path}",
             signum,
         )
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iaat_fast import validate
 from iaat_fast.attacks.model import attacked, logits_of
-from iaat_fast.data import Split, fetch
+from iaat_fast.data import Split, UnreadableImage, fetch
 from iaat_fast.evaluate.corruptions.base import (
     ALEXNET_ERRORS,
     SEVERITIES,
@@ -157,10 +157,6 @@ def mean_corruption_error(accuracies: dict[str, float]) -> float | None:
         if name in accuracies
     ]
     return 100 * math.fsum(ratios) / len(ratios) if ratios else None
-
-
-class UnreadableImage(ValueError):
-    """An image could not be read; the message names it."""
 
 
 def _verdicts(

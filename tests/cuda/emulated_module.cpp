@@ -9,7 +9,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/bindings.h"
+// Both are mostly pybind11, which is compiled once for the two.
+#include "cuda/bindings.cpp"
 #include "emulated_cuda.h"
 #include "selftest.h"
 

@@ -34,7 +34,7 @@ def build(folder: Path, csrc: Path = ROOT / "csrc") -> None:
     includes = [csrc, sysconfig.get_path("include"), pybind11.get_include()]
     watched = [*sorted(csrc.glob("cuda/*.cu")), HERE / "selftest.cu"]
     objects, commands = [], []
-    for source in (csrc / "cuda/bindings.cpp", HERE / "emulated_module.cpp", *watched):
+    for source in (HERE / "emulated_module.cpp", *watched):
         objects.append(folder / f"{source.name}.o")
         flags = FLAGS + WATCHED if source in watched else FLAGS
         commands.append(

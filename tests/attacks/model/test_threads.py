@@ -20,14 +20,14 @@ LABELS = torch.arange(8)
 
 def in_threads(work: Callable[[int], Any], count: int = 3) -> list[Any]:
     """What they return; all at once."""
-    barrier = threading.Barrier(count, timeout=20)
+    barrier = threading.Barrier(count, timeout=60)
 
     def meet(number: int) -> Any:
         barrier.wait()
         return work(number)
 
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(meet, range(count), timeout=60))
+        return list(pool.map(meet, range(count), timeout=120))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_other_models_do_not_wait_but_for_a_switch_of_the_process(net: nn.Module
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         waiting.append(thread)
-        return entered.wait(0.05 if model is net or exclusively else 5)
+        return entered.wait(0.05 if model is net or exclusively else 60)
 
     waiting: list[threading.Thread] = []
     with attacked(net, "eval"):
@@ -128,7 +128,7 @@ def test_other_models_do_not_wait_but_for_a_switch_of_the_process(net: nn.Module
         assert not enters(net)
         assert not enters(nn.Identity(), exclusively=True)
     for thread in waiting:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -100,7 +100,7 @@ def attack(model: Any, rank: int, engine: str = "exact") -> Any:
 
 
 def main(folder: Path) -> None:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=20))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, found = distributed.get_rank(), {}
     for name, (make, engine) in WHOLE.items():
         model = make()

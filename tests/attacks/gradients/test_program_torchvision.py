@@ -44,12 +44,46 @@ def _resnet(block: str, layers: list[int], **options: Any) -> nn.Module:
 
 
 def _vgg() -> nn.Module:
-    """With a classifier that has not 120 million weights."""
+    """An eighth as wide, with a classifier that has not 120 million weights."""
     models = torchvision("models.vgg")
-    made: nn.Module = models.VGG(models.make_layers(models.cfgs["A"], batch_norm=True))
+    widths = [width if width == "M" else width // 8 for width in models.cfgs["A"]]
+    layers = models.make_layers(widths, batch_norm=True)
+    with torch.device("meta"):
+        made: nn.Module = models.VGG(layers, init_weights=False)
     made.classifier = nn.Sequential(
-        nn.Linear(512 * 7 * 7, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, CLASSES)
+        nn.Linear(64 * 7 * 7, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, CLASSES)
     )
+    return made
+
+
+def _mobilenet_v3() -> nn.Module:
+    """With and without squeeze-and-excitation, a shortcut and either activation."""
+    models = torchvision("models.mobilenetv3")
+    blocks, last_channel = models._mobilenet_v3_conf("mobilenet_v3_small", width_mult=0.5)
+    made: nn.Module = models.MobileNetV3(blocks[:5], last_channel, num_classes=CLASSES)
+    return made
+
+
+def _shufflenet() -> nn.Module:
+    models = torchvision("models.shufflenetv2")
+    made: nn.Module = models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], num_classes=CLASSES)
+    return made
+
+
+def _mnasnet() -> nn.Module:
+    """Of its six stacks of blocks the first has a shortcut."""
+    made: nn.Module = torchvision("models").mnasnet0_5(num_classes=CLASSES)
+    for number in range(8, 14):
+        made.layers[number] = made.layers[number][: 2 if number == 8 else 1]
+    return made
+
+
+def _inception(name: str, repeated: list[str]) -> nn.Module:
+    made: nn.Module = getattr(torchvision("models"), name)(
+        num_classes=CLASSES, aux_logits=False, init_weights=False
+    )
+    for block in repeated:
+        setattr(made, block, nn.Identity())
     return made
 
 
@@ -99,24 +133,26 @@ WHOLE = {
     "resnet18": Network(partial(_resnet, "BasicBlock", [1, 1, 1, 1]), 12),
     "resnet50": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1]), 20),
     "resnext50": Network(
-        partial(_resnet, "Bottleneck", [1, 2, 1, 1], groups=32, width_per_group=4), 20
+        partial(_resnet, "Bottleneck", [1, 1, 1, 1], groups=32, width_per_group=4), 17
     ),
-    "wide_resnet50_2": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1], width_per_group=128), 20),
     "vgg11_bn": Network(_vgg, 8),
     "mobilenet_v2": Network(
         _named("mobilenet_v2", inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]]), 13
     ),
-    "mobilenet_v3_small": Network(_named("mobilenet_v3_small", width_mult=0.5), 34),
+    "mobilenet_v3_small": Network(_mobilenet_v3, 16),
     "efficientnet": Network(_efficientnet, 13),
     "densenet121": Network(_densenet, 9),
     "regnet_x": Network(_regnet, 20),
     "regnet_y": Network(partial(_regnet, 0.25), 20),
-    "shufflenet_v2_x0_5": Network(_named("shufflenet_v2_x0_5"), 56),
+    "shufflenet_v2_x0_5": Network(_shufflenet, 26),
     "squeezenet1_1": Network(_named("squeezenet1_1"), 0),
-    "mnasnet0_5": Network(_named("mnasnet0_5"), 52),
-    "googlenet": Network(_named("googlenet", aux_logits=False, init_weights=False), 57),
+    "mnasnet0_5": Network(_mnasnet, 25),
+    "googlenet": Network(
+        partial(_inception, "googlenet", ["inception4b", "inception4c", "inception5a"]), 39
+    ),
     "inception_v3": Network(
-        _named("inception_v3", aux_logits=False, init_weights=False), 94, side=75
+        partial(_inception, "inception_v3", ["Mixed_5d", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7c"]),
+        48, side=75,
     ),
 }  # fmt: skip
 MIXED = {"convnext": Network(_convnext, 0), "vit": Network(_vit, 0)}

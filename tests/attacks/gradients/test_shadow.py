@@ -176,21 +176,20 @@ def test_a_copy_that_changes_nothing_gives_the_bits_of_the_plain_loop(
     assert all(torch.equal(value, before[name]) for name, value in bn_net.state_dict().items())
 
 
-@pytest.mark.slow
-def test_the_fast_engine_sees_new_weights_and_new_layers(resnet: nn.Module, images: Tensor) -> None:
-    y = resnet(images).argmax(1)
-    pgd = PGD(resnet, steps=2, engine="fast", seed=0)
-    pgd(images, y)
+def test_the_fast_engine_sees_new_weights_and_new_layers(bn_net: nn.Module, x: Tensor) -> None:
+    y = bn_net.eval()(x).argmax(1)
+    pgd = PGD(bn_net, steps=2, engine="fast", seed=0)
+    pgd(x, y)
     made = pgd.network._source
     with torch.no_grad():
-        resnet.linear.weight.neg_()
-    changed = pgd(images, y)
+        bn_net[5].weight.neg_()
+    changed = pgd(x, y)
     assert pgd.network._source is made
-    assert torch.equal(changed, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
-    resnet.linear = nn.Linear(resnet.linear.in_features, 10)
-    replaced = pgd(images, y)
+    assert torch.equal(changed, PGD(bn_net, steps=2, engine="fast", seed=0)(x, y))
+    bn_net[5] = nn.Linear(bn_net[5].in_features, 10)
+    replaced = pgd(x, y)
     assert pgd.network._source is not made
-    assert torch.equal(replaced, PGD(resnet, steps=2, engine="fast", seed=0)(images, y))
+    assert torch.equal(replaced, PGD(bn_net, steps=2, engine="fast", seed=0)(x, y))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16", "auto"])
@@ -208,16 +207,15 @@ def test_every_precision_attacks_in_the_images_dtype_and_layout(
     assert (model(x_adv).argmax(1) != y).float().mean() > 0.7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("engine", ["exact", "fast"])
 def test_the_images_come_back_in_their_layout(
-    resnet: nn.Module, images: Tensor, engine: str, layout: torch.memory_format
+    bn_net: nn.Module, x: Tensor, engine: str, layout: torch.memory_format
 ) -> None:
-    x = images.contiguous(memory_format=layout)
-    y = resnet(x).argmax(1)
-    pgd = PGD(resnet, steps=2, engine=engine, seed=0)
-    assert pgd(x, y).stride() == x.stride()
+    placed = x.contiguous(memory_format=layout)
+    y = bn_net.eval()(x).argmax(1)
+    pgd = PGD(bn_net, steps=2, engine=engine, seed=0)
+    assert pgd(placed, y).stride() == placed.stride()
     # The noise follows the pixels, not their place in memory.
-    start = PGD(resnet, steps=0, seed=0)(images, y)
-    assert torch.equal(PGD(resnet, steps=0, engine=engine, seed=0)(x, y), start)
+    start = PGD(bn_net, steps=0, seed=0)(x, y)
+    assert torch.equal(PGD(bn_net, steps=0, engine=engine, seed=0)(placed, y), start)

@@ -263,7 +263,7 @@ class BaselineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD with momentum and step decay."""
+    """SGD with momentum, and its learning rate."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -287,8 +287,12 @@ class OptimConfig:
     """Momentum."""
     weight_decay: float = 0.0002
     """Weight decay."""
+    lr_schedule: Literal["step", "cosine", "one-cycle"] = "step"
+    """step: decay at decay-epochs, as in the paper; cosine: from lr down to 0; one-cycle: up from 0 to lr
+    over the first two fifths of the run, then down to 0."""
     decay_epochs: tuple[int, ...] = (80, 140, 170)
-    """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor."""
+    """Epochs (counted from 0) at whose start the learning rate is multiplied by decay-factor, with
+    the schedule step."""
     decay_factor: float = 0.1
     """Factor of the step decay."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "off"
@@ -319,6 +323,7 @@ class OptimConfig:
         validate.choice("optim.amp", self.amp, ("auto", "off", "bf16", "fp16"))
         validate.number("optim.momentum", self.momentum, high=1.0)
         validate.number("optim.weight_decay", self.weight_decay)
+        validate.choice("optim.lr_schedule", self.lr_schedule, ("step", "cosine", "one-cycle"))
         for epoch in self.decay_epochs:
             validate.integer("optim.decay_epochs", epoch, 1)
         if list(self.decay_epochs) != sorted(set(self.decay_epochs)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from iaat_fast.attacks.inputs import logits_in
 from iaat_fast.methods import reads
 from iaat_fast.train.config import OptimConfig, TrainConfig
 
+_RISE = 0.4
+"""Share of a run in which the rate of one-cycle rises."""
+
 
 def learning_rate(config: OptimConfig, epoch: int, within: float = 0.0) -> float:
     """The learning rate at a point of a run.
@@ -23,7 +27,9 @@ def learning_rate(config: OptimConfig, epoch: int, within: float = 0.0) -> float
         within: share of the epoch's steps done, in [0, 1).
 
     Source: the step decay of the paper's Tables 7 and 8; Goyal et al. 2017, Section 2.2, for the scaling and the
-    warm-up, which starts from the rate of the reference batch and grows by the same amount at each step.
+    warm-up, which starts from the rate of the reference batch and grows by the same amount at each step; Loshchilov
+    and Hutter 2017, Equation 5 without restarts, for cosine; Smith and Topin 2018 for one-cycle, with the linear
+    pieces that Rice et al. 2020, "Overfitting in adversarially robust deep learning", Section 3.2, compare.
     """
     rate = config.lr
     if config.lr_reference_batch is not None:
@@ -31,7 +37,12 @@ def learning_rate(config: OptimConfig, epoch: int, within: float = 0.0) -> float
         if scale > 1 and epoch < config.lr_warmup_epochs:
             scale = 1 + (scale - 1) * (epoch + within) / config.lr_warmup_epochs
         rate *= scale
-    return rate * config.decay_factor ** sum(epoch >= start for start in config.decay_epochs)
+    if config.lr_schedule == "step":
+        return rate * config.decay_factor ** sum(epoch >= start for start in config.decay_epochs)
+    done = (epoch + within) / config.epochs
+    if config.lr_schedule == "cosine":
+        return rate * (1 + math.cos(math.pi * done)) / 2
+    return rate * min(done / _RISE, (1 - done) / (1 - _RISE))
 
 
 def never_reached(config: TrainConfig) -> list[str]:
@@ -47,7 +58,8 @@ def never_reached(config: TrainConfig) -> list[str]:
         found.append(
             f"baseline.awp_warmup_epochs is {waits} and optim.epochs {epochs}: the weights are never perturbed"
         )
-    if beyond := [epoch for epoch in optim.decay_epochs if epoch >= epochs]:
+    beyond = [epoch for epoch in optim.decay_epochs if epoch >= epochs]
+    if beyond and optim.lr_schedule == "step":
         listed = ", ".join(map(str, beyond))
         found.append(
             f"optim.decay_epochs has {listed} and optim.epochs is {epochs}: the learning rate does not decay there"

@@ -45,6 +45,9 @@ FAST: dict[str, dict[str, Any]] = {
 }
 """The fields that `run.fast` sets to "auto", see `hardware.resolved`."""
 
+STEP_DECAY = ("optim.decay_epochs", "optim.decay_factor")
+"""Fields that only the schedule "step" reads."""
+
 _AUTO = (("attack", "precision"), ("attack", "engine"), ("epsilon", "strategy"), ("optim", "amp"))
 """Fields that may be "auto"."""
 
@@ -119,7 +122,7 @@ def differences(
 def refuse_unread(
     config: TrainConfig, given: Mapping[str, str], name: Callable[[str], str] = str
 ) -> None:
-    """Refuse fields that were given explicitly and have no effect, since the method of `config` does not read them.
+    """Refuse fields that were given explicitly and that neither the method nor the schedule of `config` reads.
 
     Args:
         config: the whole configuration.
@@ -127,10 +130,15 @@ def refuse_unread(
         name: maps a field to what the caller calls it, such as its flag.
 
     Raises:
-        ValueError: a field that the method does not read; the message names what to give instead.
+        ValueError: a field that is not read; the message names what to give instead.
     """
     key = method_key(flat(config.to_dict()))
+    schedule = config.optim.lr_schedule
     for field, words in given.items():
+        if field in STEP_DECAY and schedule != "step":
+            raise ValueError(
+                f"{words}: not read by the schedule {schedule!r}, expected {name('optim.lr_schedule')} step"
+            )
         if reads(key, field):
             continue
         others = [name(other) for other in meant(key, field)]

@@ -137,7 +137,12 @@ def _restarted(config: TrainConfig, ranks: Ranks) -> bool:
 
 
 def _cap_epochs(config: TrainConfig, recorded: TrainConfig) -> TrainConfig:
-    """`config` with at most the epochs recorded, so that more epochs are no difference: they extend the run."""
+    """`config` with at most the epochs recorded, so that more epochs are no difference: they extend the run.
+
+    Not with a learning rate that falls to 0 over the epochs planned, which would have been another one from the start.
+    """
+    if recorded.optim.lr_schedule != "step":
+        return config
     epochs = min(config.optim.epochs, recorded.optim.epochs)
     return override(config, {"optim": {"epochs": epochs}})
 

@@ -69,3 +69,12 @@ def test_on_the_command_line_the_closing_table_is_of_the_longer_run(
     assert results["natural_accuracy"] == folder.metrics()[-1]["test_accuracy"]
     assert main(["--resume", "--epochs", "2", "--out", out]) == 2
     assert "--epochs (3 there, 2 given)" in capsys.readouterr().err
+
+
+def test_a_rate_that_was_planned_over_fewer_epochs_cannot_be_extended(
+    tmp_path: Path, tiny_config: Any, tiny_fit: Fit
+) -> None:
+    config = tiny_config(tmp_path / "run", optim={"epochs": 1, "lr_schedule": "cosine"})
+    tiny_fit(config)
+    with pytest.raises(ValueError, match=r"optim.epochs \(1 there, 2 given\)"):
+        tiny_fit(override(config, {"optim": {"epochs": 2}}), resume=True)

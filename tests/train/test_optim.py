@@ -120,3 +120,31 @@ def test_every_step_of_the_warm_up_adds_the_same() -> None:
 def test_a_batch_below_the_reference_is_scaled_and_has_nothing_to_rise_to() -> None:
     optim = OptimConfig(batch_size=64, lr_reference_batch=256, lr_warmup_epochs=5)
     assert learning_rate(optim, 0) == learning_rate(optim, 7) == pytest.approx(0.025)
+
+
+def test_cosine_is_that_of_torch() -> None:
+    optim = OptimConfig(lr=0.2, epochs=3, lr_schedule="cosine")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    for step in range(12):
+        assert learning_rate(optim, step // 4, step % 4 / 4) == pytest.approx(
+            torchs.get_last_lr()[0]
+        )
+        optimizer.step()
+        torchs.step()
+
+
+def test_one_cycle_rises_to_the_full_rate_after_two_fifths_and_falls_to_0() -> None:
+    optim = OptimConfig(lr=0.2, epochs=10, lr_schedule="one-cycle")
+    rates = [learning_rate(optim, step // 2, step % 2 / 2) for step in range(20)]
+    assert rates == pytest.approx(
+        [0.025 * i for i in range(8)] + [0.2 * i / 12 for i in range(12, 0, -1)]
+    )
+
+
+def test_a_rate_over_the_epochs_planned_is_scaled_and_warmed_up_as_any_other() -> None:
+    scaled = {"batch_size": 512, "lr_reference_batch": 256, "lr_warmup_epochs": 2, "epochs": 4}
+    step = OptimConfig(**scaled, decay_epochs=())
+    cosine = OptimConfig(**scaled, lr_schedule="cosine")
+    for epoch, share in enumerate((1, (1 + 0.5**0.5) / 2, 0.5)):
+        assert learning_rate(cosine, epoch) == pytest.approx(learning_rate(step, epoch) * share)

@@ -108,6 +108,10 @@ def test_a_field_that_the_method_does_not_read_is_refused_when_given(method: Any
     ("words", "expected"),
     [
         ("--eps 4", "--eps 4: not read by method 'iaat', expected --eps-w"),
+        (
+            "--lr-schedule cosine --decay-epochs 4",
+            "--decay-epochs 4: not read by the schedule 'cosine', expected --lr-schedule step",
+        ),
         ("--eps=76.5", "--eps=76.5: not read by method 'iaat', expected --eps-w"),
         ("--method adv --eps-w 4", "--eps-w 4: not read by method 'adv', expected --eps"),
         ("--method mma --eps 4", "expected --mma-d-max"),
@@ -197,6 +201,7 @@ def test_a_run_resumes_with_the_fields_that_its_method_does_not_read(
             {"optim": {"lr_reference_batch": 2, "lr_warmup_epochs": 4}},
             [("lr_warmup_epochs is 4", "epochs 3")],
         ),
+        ("iaat", {"optim": {"decay_epochs": (9,), "lr_schedule": "cosine"}}, []),
         ("iaat", {}, []),
     ],
 )

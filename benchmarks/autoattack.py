@@ -6,7 +6,7 @@ machine's speed affects all equally. The two draw different random numbers, so s
 radius may get different verdicts: for these the record has the distance at which FAB-T finds the boundary. Needs
 pyautoattack and the folder of real data that IAAT_FAST_DATA names.
 
-With `--keep FOLDER` every finished batch is kept there, and a later run with the same arguments measures only what is
+With `--keep FOLDER` every finished batch is kept there, and a later run, of more images too, measures only what is
 missing; what another commit of iaat_fast or another pyautoattack has measured is measured again.
 """
 
@@ -98,7 +98,12 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
             case = f"{model}, eps {eps:g}/255, {len(x)} images"
             kept = None
             if options.keep is not None:
-                setting = {"case": case, "seed": options.seed, "threads": torch.get_num_threads()}
+                setting = {
+                    "model": model,
+                    "eps": eps,
+                    "seed": options.seed,
+                    "threads": torch.get_num_threads(),
+                }
                 kept = Kept(options.keep, setting, versions)
             yield from compare(case, net, x, y, providers, eps / 255, options.batch_size, kept)
 

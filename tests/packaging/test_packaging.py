@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import venv
 import zipfile
@@ -16,8 +15,8 @@ import pytest
 import torch
 
 import iaat_fast
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.packaging import wheel as wheels
+from tests.packaging.wheel import ROOT, build_wheel, copy_sources, run
 
 # A library name or the mangled prefix of a C++ symbol; found in any binary built against torch.
 TORCH_TRACE = re.compile(rb"lib(?:torch|c10)\w*\.so|_ZNK?(?:5torch|3c10|2at)\d")
@@ -37,37 +36,8 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with standard error folded into standard output."""
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def run_in_checkout(code: str) -> str:
     return run(sys.executable, "-c", code, cwd=ROOT, PYTHONPATH=str(ROOT)).stdout.strip()
-
-
-def copy_sources(folder: Path) -> Path:
-    """A copy of what a build reads, without anything built before."""
-    for name in ("csrc", "iaat_fast"):
-        ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    return folder
-
-
-def build_wheel(source: Path, **environment: str) -> tuple[list[Path], str]:
-    """The wheels built from source (none where the build failed) and what was printed."""
-    options = ("-v", "--no-build-isolation", "--no-deps", "--wheel-dir", "wheels")
-    built = run(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=source, **environment)
-    return list(source.glob("wheels/*.whl")), built.stdout
 
 
 def install(wheel: Path, folder: Path) -> tuple[Path, Path]:
@@ -93,13 +63,11 @@ def extension() -> Path:
     return Path(found.origin)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def native_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A source tree in which the wheel was built, and the wheel."""
-    source = copy_sources(tmp_path_factory.mktemp("native"))
-    wheels, output = build_wheel(source)
-    assert len(wheels) == 1, output
-    return source, wheels[0]
+    source, wheel, _ = wheels.native_build(tmp_path_factory)
+    return source, wheel
 
 
 @pytest.fixture
@@ -227,12 +195,12 @@ def test_no_code_is_shared_between_instruction_sets(native_build: tuple[Path, Pa
 def test_without_a_compiler_the_wheel_is_pure_and_runs_on_reference(
     tmp_path: Path, no_compiler: dict[str, str]
 ) -> None:
-    wheels, output = build_wheel(copy_sources(tmp_path / "source"), **no_compiler)
+    built, output = build_wheel(copy_sources(tmp_path / "source"), **no_compiler)
     expected = f"iaat_fast-{iaat_fast.__version__}-py3-none-any.whl"
-    assert [wheel.name for wheel in wheels] == [expected], output
+    assert [wheel.name for wheel in built] == [expected], output
     assert "no C++ compiler found" in output
 
-    python, site = install(wheels[0], tmp_path / "installed")
+    python, site = install(built[0], tmp_path / "installed")
     used = run(python, "-c", USE_THE_OPS, cwd=tmp_path, PYTHONPATH="")
     *said, last = used.stdout.splitlines()
     assert last.split() == [f"{site}/iaat_fast/__init__.py", "reference"]
@@ -248,6 +216,6 @@ def test_sources_that_do_not_compile_fail_the_build(tmp_path: Path) -> None:
     source = copy_sources(tmp_path / "source")
     for file in source.glob("csrc/**/*.cpp"):  # all, so that none takes its time
         file.write_text("#error broken on purpose\n")
-    wheels, output = build_wheel(source)
-    assert wheels == []
+    built, output = build_wheel(source)
+    assert built == []
     assert "broken on purpose" in output

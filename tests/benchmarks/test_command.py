@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -11,14 +13,18 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 
 from benchmarks import __main__ as command
 from benchmarks import base, registry
 from benchmarks.__main__ import main
 from benchmarks.registry import BENCHMARKS
+from tests import forked
+from tests.forked import Forked
 
 PEERS = {"suite": "torchattacks", "autoattack": "pyautoattack"}
 
@@ -28,16 +34,46 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IAAT_FAST_DATA", raising=False)
 
 
+class ForkedCommands:
+    """What benchmarks take of `subprocess` to start `python -m MODULE`, whose start is not what they rehearse."""
+
+    PIPE = subprocess.PIPE
+
+    @staticmethod
+    def Popen(command: list[str], *, env: dict[str, str], **streams: object) -> Forked:
+        return Forked(*command[2:], env=env)
+
+    @staticmethod
+    def run(command: list[str], **streams: object) -> SimpleNamespace:
+        process = Forked(*command[2:])
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return SimpleNamespace(stdout=out)
+
+
+def fork_its_processes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in ("distributed", "memory"):
+        module: Any = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr(module, "subprocess", ForkedCommands)
+    elif name == "plan":
+        forked._start_server()
+        spawn = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+        monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name != "suite" else ()) for name in BENCHMARKS],
 )
-def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(name: str, tmp_path: Path) -> None:
+def test_a_rehearsal_leaves_its_record_its_tables_and_a_figure(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
         pytest.skip(f"{PEERS[name]} is not installed")
     if name == "distributed" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("it pins two cores")
     device = ["--device", "cpu"] if torch.cuda.is_available() and name in DEVICES else []
+    fork_its_processes(name, monkeypatch)
     assert main([name, "--quick", *device, "--out", str(tmp_path)]) == 0
     record, tables, figure = sorted(
         (tmp_path / name).iterdir(), key=lambda path: [".json", ".md", ".png"].index(path.suffix)

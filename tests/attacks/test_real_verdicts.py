@@ -40,7 +40,7 @@ def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_restarts_on_survivors_give_the_plain_loops_verdicts(
     name: str, cifar10: Cifar10, checkpoint: Checkpoint
 ) -> None:
-    net, (x, y) = checkpoint(name), (cifar10[0][:128], cifar10[1][:128])
+    net, (x, y) = checkpoint(name), (cifar10[0][:64], cifar10[1][:64])
     steps, restarts = 10, 3
     expected = torch.zeros(len(x), dtype=torch.bool)
     for restart in range(restarts):
@@ -68,7 +68,7 @@ def test_early_stop_gives_the_any_iterate_verdicts(
 def test_real_networks_are_shadowed_and_the_verdicts_stay(
     name: str, cifar10: Cifar10, checkpoint: Checkpoint
 ) -> None:
-    net, (x, y) = checkpoint(name), (cifar10[0][:128], cifar10[1][:128])
+    net, (x, y) = checkpoint(name), (cifar10[0][:64], cifar10[1][:64])
     verdicts = {}
     for key, options in {
         "plain": {},
@@ -79,8 +79,8 @@ def test_real_networks_are_shadowed_and_the_verdicts_stay(
         verdicts[key] = fooled(net, pgd(x, y), y)
         assert ("copy" in pgd.network.gradient_source) == (key != "plain")
     # Folding and bf16 round otherwise, so a sample at the edge may fall on the other side; few do.
-    assert int((verdicts["fast"] != verdicts["plain"]).sum()) <= 2
-    assert int((verdicts["bf16"] != verdicts["plain"]).sum()) <= 3
+    assert int((verdicts["fast"] != verdicts["plain"]).sum()) <= 1
+    assert int((verdicts["bf16"] != verdicts["plain"]).sum()) <= 1
 
 
 @pytest.mark.slow

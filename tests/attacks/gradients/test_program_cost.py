@@ -132,7 +132,7 @@ def test_a_step_dispatches_few_operations_and_moves_fewer_bytes_than_autograd(na
 def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
     """Weights, so much for each image and so much for each of its pixels, which three small batches tell.
 
-    On images whose last feature map is of two pixels by two, or of twice as many; docs/architecture.md has the figures.
+    On images whose last feature map is of two pixels by two, or by four; docs/architecture.md has the figures.
     """
     model = with_statistics(models.build(name))
     side, small = SIDES[name]
@@ -140,10 +140,10 @@ def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
     for kind, engine in (("program", PROGRAM), ("modules", MODULES)):
         pgd = in_bf16(model, engine)
         one, two, wider = (
-            cost_of_a_step(pgd, torch.rand(n, 3, width, width)).bytes
+            cost_of_a_step(pgd, torch.rand(n, 3, small, width)).bytes
             for n, width in ((1, small), (2, small), (1, 2 * small))
         )
-        pixels = (wider - one) / 3  # of a small image: the wider one has four times as many
+        pixels = wider - one  # of a small image: the wider one has twice as many
         image = two - one - pixels
         found.append(round((2 * one - two + 128 * (image + pixels * (side / small) ** 2)) / 1e6))
         print(

@@ -21,7 +21,9 @@ from tests.ops import cases
 from tests.ops.cases import LAYOUTS, Images, assert_same, candidates, dtypes
 
 # Beside the usual: a border between rows in a tile and a last partial vector, in rows longer and shorter than a tile.
-SHAPES = [*cases.SHAPES, (3, 1501), (3, 341)]
+# One image in place of two, and fewer pixels below: the interpreter takes its time for every tile.
+FEWER = {(2, 3, 32, 32): (1, 3, 32, 32)}
+SHAPES = [*(FEWER.get(shape, shape) for shape in cases.SHAPES), (3, 1501), (3, 341)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
@@ -132,7 +134,7 @@ def selected(backend: object, case: cases.Selection, *options: object) -> tuple[
 
 
 @dtypes
-@pytest.mark.parametrize(("samples", "classes"), [(0, 4), (1, 4), (200, 4), (20, 1500)])
+@pytest.mark.parametrize(("samples", "classes"), [(0, 4), (1, 4), (200, 4), (5, 1500)])
 @pytest.mark.parametrize("released", [False, True])
 def test_select_epsilon(dtype: torch.dtype, samples: int, classes: int, released: bool) -> None:
     case = cases.Selection(samples, dtype, classes=classes)
@@ -159,12 +161,10 @@ def test_the_passes_of_a_network(
 def test_the_passes_on_several_tiles_and_on_their_64_bit_path(
     layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = ((3, 65, 19, 17), (2, 64, 12, 12), (4, 64, 5, 5))
+    shapes = ((2, 65, 7, 5), (2, 64, 6, 6), (2, 64, 5, 5))
     for shape in shapes[2:] if layout == "every_second" else shapes:  # which is copied first
         case = cases.Layer(shape, torch.float32, LAYOUTS[layout])
         case.assert_same(triton_ops, (0.0, math.inf), branch=True)
-        if shape[1] == 65:
-            continue  # the largest: its tiles are those of the others, on this path
         monkeypatch.setattr(common, "INT32_MAX", 0)
         case.assert_same(triton_ops, (0.0, math.inf), branch=True)
         monkeypatch.undo()

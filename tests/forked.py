@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
@@ -29,6 +29,9 @@ IMPORTED = [
     *("tyro", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 ]
+
+PATIENCE = 300.0
+"""Seconds that no wait takes, however busy the machine is."""
 
 
 class Forked:
@@ -80,12 +83,9 @@ class Forked:
 
     def first_line(self) -> str:
         """The first line of standard output, waited for; "" if the process has ended without one."""
-        while True:
-            ended = self.poll() is not None
-            line, end, _ = self.output().partition("\n")
-            if end or ended:
-                return line + end
-            time.sleep(0.005)
+        wait_until(lambda: self.poll() is not None or "\n" in self.output())
+        line, end, _ = self.output().partition("\n")
+        return line + end
 
     def send_signal(self, signum: int) -> None:
         if self.poll() is None:
@@ -94,13 +94,22 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self) -> tuple[str, str]:
         """Standard output and error, once the process has ended."""
-        self._process.join(timeout)
+        self._process.join(PATIENCE)
         if self.poll() is None:
-            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            raise subprocess.TimeoutExpired(str(self.pid), PATIENCE)
         out, err = (file.read_text() for file in self._streams)
         return out, err
+
+
+def wait_until(there: Callable[[], object], process: Forked | None = None) -> None:
+    """Return once `there()` is true; it is an error if `process` has ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not there():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @functools.cache

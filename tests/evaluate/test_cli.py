@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from iaat_fast.evaluate.record import rounded
 from iaat_fast.evaluate.results import wilson
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import load_tensors
-from tests.forked import Forked
+from tests.forked import Forked, wait_until
 
 
 def evaluate(*words: object) -> int:
@@ -194,7 +193,7 @@ def test_a_users_own_model_from_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text("old")
     line = "--model mine:make --dataset digits --limit 20 --steps 2 --eps 8 --json out.json"
     done = Forked("iaat_fast.evaluate", *line.split(), cwd=tmp_path)
-    out, err = done.communicate(timeout=100)
+    out, err = done.communicate()
     assert (done.returncode, err) == (0, "")
     assert "PGD-2 × 5 at ε = 8/255" in out
     written = json.loads((tmp_path / "out.json").read_text())
@@ -212,13 +211,9 @@ def test_stopped_under_attack_it_leaves_no_file(
     line = "--model mine:make --dataset digits --steps 10000000 --json out.json"
     running = Forked("iaat_fast.evaluate", *line.split(), cwd=tmp_path)
     try:
-        until = time.monotonic() + 60
-        while not (tmp_path / "under-attack").exists():
-            assert running.poll() is None, running.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until((tmp_path / "under-attack").exists, running)
         running.send_signal(signum)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate()
     finally:
         running.kill()
     assert running.returncode == status

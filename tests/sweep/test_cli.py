@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep import cli
 from iaat_fast.sweep.cli import main
 from iaat_fast.sweep.grid import Grid, Run
-from tests.forked import Forked
+from tests.forked import Forked, wait_until
 
 BAD_LINES = [
     ("", "--out"),
@@ -150,9 +149,7 @@ def start(out: Path) -> Forked:
     process = Forked("iaat_fast.sweep", "--methods", "iaat", "--out", out, "--", *TRAINING)
     checkpoint = RunFolder(out / "iaat-seed0").checkpoint_path
     written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == written:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns != written, process)
     return process
 
 
@@ -166,7 +163,7 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
 
     stopped = start(out)
     stopped.send_signal(signal.SIGTERM)
-    _, err = stopped.communicate(timeout=120)
+    _, err = stopped.communicate()
     assert stopped.returncode == 143
     assert err.count("\n") == 1
     assert f"continue with {cli.as_typed([sys.executable])} -m iaat_fast.sweep" in err
@@ -174,7 +171,7 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
 
     killed = start(out)
     killed.kill()
-    killed.communicate(timeout=120)
+    killed.communicate()
     assert main(["--methods", "iaat", "--out", str(out), "--", *TRAINING]) == 0
     assert "1 jobs, 0 of them done" in capsys.readouterr().out
     steps.append(folder.checkpoint()["step"])
@@ -183,7 +180,7 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
     reference = RunFolder(tmp_path / "reference")
     words = ["--method", "iaat", *TRAINING, "--out", reference.path]
     train = Forked("iaat_fast.train", *words)
-    _, err = train.communicate(timeout=300)
+    _, err = train.communicate()
     assert train.returncode == 0, err
     one, other = folder.checkpoint(), reference.checkpoint()
     assert torch.equal(one["epsilon"], other["epsilon"])

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from iaat_fast.sweep.folder import SweepFolder
 from iaat_fast.sweep.grid import Grid
 from iaat_fast.sweep.jobs import Job, Suite, plan
 from iaat_fast.sweep.launchers import LocalLauncher, share
+from tests.forked import wait_until
 
 # What a command does: {run} is the run folder, {out} that of the sweep.
 TRAIN = """
@@ -178,17 +178,10 @@ def test_jobs_end_when_the_sweep_is_killed(bench: Bench) -> None:
     if not child:
         bench.drive([job])
         os._exit(0)
-    _wait_for(path / "clean-seed0.running")
+    wait_until((path / "clean-seed0.running").exists)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    _wait_for(path / "clean-seed0.saved")
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, path
-        time.sleep(0.01)
+    wait_until((path / "clean-seed0.saved").exists)
 
 
 def test_a_job_gets_its_share_of_the_machine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,5 +221,5 @@ def test_a_terminal_shows_a_live_line_for_each_running_job(bench: Bench) -> None
     console = Console(file=bench.shown, width=100, force_terminal=True)
     drive(jobs, LocalLauncher(1, lock=bench.lock), bench.folder.logs_dir, Display(console))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", bench.text)
-    assert re.search(r"clean-seed0.train +0:0\d +epoch 1/3: loss 2.1", text)
+    assert re.search(r"clean-seed0.train +\d+:\d\d +epoch 1/3: loss 2.1", text)
     assert "0 of 1 jobs done, 1 running" in text

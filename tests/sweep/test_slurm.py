@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from iaat_fast.run_folder import RunFolder
 from iaat_fast.sweep.cli import main
 from iaat_fast.sweep.grid import Run
 from iaat_fast.sweep.slurm import Command, SubmititLauncher, parse_parameters
+from tests.forked import wait_until
 
 pytest.importorskip("submitit")
 
@@ -50,10 +50,7 @@ def test_a_submitted_job_gives_its_exit_status_and_its_log(tmp_path: Path) -> No
     launcher = SubmititLauncher(tmp_path, 1, cluster="local")
     code = "import sys; print('diverged'); sys.exit(3)"
     job = launcher.start("job", [sys.executable, "-S", "-c", code], tmp_path / "job.log")
-    deadline = time.monotonic() + 60
-    while job.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: job.poll() is not None)
     assert job.poll() == 3
     assert (tmp_path / "job.log").read_text() == "diverged\n"
 
@@ -91,11 +88,7 @@ def test_a_job_that_is_preempted_saves_before_it_is_queued_again(tmp_path: Path)
     job = os.fork()
     if not job:
         preempted(tmp_path)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "running").exists():
-        assert os.waitpid(job, os.WNOHANG) == (0, 0)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until((tmp_path / "running").exists)
     os.killpg(job, signal.SIGUSR2)
     _, status = os.waitpid(job, 0)
     assert os.waitstatus_to_exitcode(status) == 9

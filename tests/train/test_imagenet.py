@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from iaat_fast.evaluate.cli import main as evaluate
 from iaat_fast.train import TrainConfig, fit, override, preset
 from iaat_fast.train.cli import main as train
 from iaat_fast.train.step import TrainingStep
-from tests.forked import Forked
+from tests.forked import Forked, wait_until
 
 LOWER_BOUND = 4 / 255
 
@@ -181,10 +180,9 @@ def test_a_signal_to_all_processes_ends_the_step_and_saves(
         --checkpoint-steps 1 --no-tensorboard --data {image_folder} --out {out}"""
     run = Forked("iaat_fast.train", *command.split(), group=True)
     try:
-        while run.poll() is None and not (out / "checkpoint.pt").is_file():
-            time.sleep(0.02)
+        wait_until((out / "checkpoint.pt").is_file, run)
         os.killpg(run.pid, signum)
-        _, error = run.communicate(timeout=120)
+        _, error = run.communicate()
     finally:
         run.kill()
     assert run.returncode == status, error

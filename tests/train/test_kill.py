@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from iaat_fast.run_folder import RunFolder
-from tests.forked import Forked
+from tests.forked import Forked, wait_until
 
 # 15 steps, 5 of them in the warm-up. 10 attack steps, so that training lasts about half a second.
 RUN = [
@@ -33,15 +33,12 @@ def start(folder: Path, *flags: str) -> Forked:
 
 def wait_for_a_checkpoint(folder: Path, process: Forked) -> None:
     """Until the run is at step 2 or a little later, of 15."""
-    checkpoint = RunFolder(folder).checkpoint_path
-    while not checkpoint.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until(RunFolder(folder).checkpoint_path.exists, process)
 
 
 def finish(folder: Path, *flags: str) -> RunFolder:
     process = start(folder, *flags)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     return RunFolder(folder)
 
@@ -76,7 +73,7 @@ def test_a_signal_before_training_is_one_line(tmp_path: Path, signum: int, statu
     while "libtorch" not in maps.read_text():
         time.sleep(0.01)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == status
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -109,7 +106,7 @@ def test_a_signal_saves_says_how_to_resume_and_changes_no_bit(
     process = start(tmp_path / "run", *RUN)
     wait_for_a_checkpoint(tmp_path / "run", process)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == status
     assert err.startswith("stopping after this step; again to stop now\nstopped after step ")
     assert err.count("\n") == 2
@@ -125,7 +122,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_a_whole_checkpoint(tmp_path: Pa
     process.send_signal(signal.SIGINT)
     time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate()
     assert process.returncode == 130
     folder = RunFolder(tmp_path / "run")
     assert 2 <= folder.checkpoint()["step"] <= 15

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.train.distributed import from_environment
-from tests.forked import Forked
+from tests.forked import Forked, wait_until
 
 # 15 steps, 5 of them in the warm-up; of 17 images in a batch one rank takes 9, the other 8.
 RUN = [
@@ -49,7 +48,7 @@ def torchrun(*flags: str) -> Forked:
 
 def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
     """Statuses, what each printed, and the lines on standard error of all of them."""
-    texts = [rank.communicate(timeout=180) for rank in ranks]
+    texts = [rank.communicate() for rank in ranks]
     errors = [line for _, err in texts for line in err.splitlines()]
     return [rank.returncode for rank in ranks], [out for out, _ in texts], errors
 
@@ -57,9 +56,7 @@ def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
 def wait_for_a_checkpoint(folder: Path, process: Forked, *, after: int = 0) -> None:
     """Until one is there that was written later than `after`, in nanoseconds."""
     path = RunFolder(folder).checkpoint_path
-    while not path.exists() or path.stat().st_mtime_ns <= after:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and path.stat().st_mtime_ns > after, process)
 
 
 def worker(agent: int, rank: int) -> int:
@@ -102,20 +99,21 @@ def test_a_killed_rank_is_started_anew_torchrun_interrupted_saves_and_no_bit_cha
     run = torchrun(*RUN, "--out", str(folder.path))
     wait_for_a_checkpoint(folder.path, run)
     os.kill(worker(run.pid, rank=1), signal.SIGKILL)
-    started: list[str] = []
-    while len(started) < 2:
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.01)
-        started = re.findall(r"step (\d+) of 15; run folder", run.output())
-    assert 0 < int(started[1]) < 15
+
+    def started() -> list[int]:
+        """At which step each start of the ranks has begun."""
+        return [int(step) for step in re.findall(r"step (\d+) of 15; run folder", run.output())]
+
+    wait_until(lambda: len(started()) == 2, run)
+    assert 0 < started()[1] < 15
 
     wait_for_a_checkpoint(folder.path, run, after=folder.checkpoint_path.stat().st_mtime_ns)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=180)
+    _, err = run.communicate()
     said = [line for line in err.splitlines() if line.startswith("stopped after step")]
     assert len(said) == 1, err
     step = folder.checkpoint()["step"]
-    assert int(started[1]) < step
+    assert started()[1] < step
     assert said[0].startswith(f"stopped after step {step} of 15, checkpoint saved; resume with")
 
     statuses, _, errors = ends(processes("--resume", "--out", str(folder.path)))

@@ -219,9 +219,13 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0, 40, 100])
 @pytest.mark.parametrize(
-    "failure", [RuntimeError("operation not permitted\nlong text"), torch.OutOfMemoryError("none")]
+    ("failure", "after"),
+    [
+        (RuntimeError("operation not permitted\nlong text"), 0),
+        (torch.OutOfMemoryError("none"), 40),
+        (RuntimeError("operation not permitted\nlong text"), 100),
+    ],
 )
 def test_a_capture_that_fails_loses_nothing_and_is_named_once(
     use: Callable[[Tape], Tape],

@@ -6,6 +6,7 @@ FOLDER/<scenario>-<rank>.pt. The networks here, and what the scenarios share, se
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -312,6 +313,10 @@ def skipping_with_batch_norm_over_ranks(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", **changes))
 
 
+def start_method(folder: Path, ranks: Ranks) -> str:
+    return multiprocessing.get_start_method()
+
+
 def too_small_a_last_batch(folder: Path, ranks: Ranks) -> None:
     run(usual(), config(folder / "run", optim={"sync_batchnorm": True}))
 
@@ -338,6 +343,7 @@ SCENARIOS: tuple[Callable[[Path, Ranks], Any], ...] = (
     batch_norm_over_ranks,
     skipping_with_batch_norm_over_ranks,
     too_small_a_last_batch,
+    start_method,
 )
 
 

@@ -6,6 +6,7 @@ Each rank is a process that runs all scenarios of `ranks.py`, once per number of
 from __future__ import annotations
 
 import math
+import multiprocessing
 import shutil
 import socket
 from collections.abc import Callable
@@ -77,6 +78,11 @@ def test_all_ranks_end_alike(outcomes: Outcome) -> None:
         first, *others = outcomes(name)
         for other in others:
             assert_same(first, other)
+
+
+def test_ranks_start_processes_as_a_command_does(outcomes: Outcome) -> None:
+    """Not by the server that they are forked from: processes that decode images would all import torch."""
+    assert set(outcomes("start_method")) == {multiprocessing.get_start_method()}
 
 
 def test_with_weights_at_rest_the_memory_has_the_bits_of_one_process(

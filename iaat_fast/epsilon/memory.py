@@ -33,7 +33,7 @@ class Selection(_Chosen):
 
     eps: float32 [N], smoothed and clamped, as stored in the memory; with eps_min_bounds="images" at least eps_min.
     choice: int64 [N], 0 (prev + gamma), 1 (prev) or 2 (prev - gamma), where prev is the old radius.
-    x_adv: [N, ...], adversarial images within eps, made as `final` says.
+    x_adv: [N, ...], adversarial images within eps (if the attack projects its images), made as `final` says.
     """
 
     _correct: Tensor | None = None

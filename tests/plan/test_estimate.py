@@ -66,6 +66,19 @@ def test_more_gpus_share_the_compute_and_wait_for_each_other() -> None:
     assert one.waits == dict.fromkeys(four.waits, 0.0)
 
 
+def test_a_perturbation_of_the_weights_is_another_gradient_of_them_by_hand() -> None:
+    late = {"awp_gamma": 0.005, "awp_warmup_epochs": 5}
+    plain, perturbed = (digits(gpus=4, method="adv", baseline=own) for own in ({}, late))
+    before, after = 10 * 0.002 + 0.004, 10 * 0.002 + 2 * 0.004
+    found = values(perturbed)
+    assert found["a step, before AWP: compute"] == pytest.approx(32 * before * 1e3)
+    assert found["a step, with AWP: compute"] == pytest.approx(32 * after * 1e3)
+    assert found["a step, with AWP: epochs of such"] == 15
+    assert perturbed.waits["gradients"] == 2 * plain.waits["gradients"] > 0
+    held = found["memory per GPU: weights before their perturbation"]
+    assert held == pytest.approx(plain.gradient_bytes / 1e9)
+
+
 def test_messages_by_hand() -> None:
     plan = digits(gpus=4)
     weights = sum(p.numel() for p in Counts(preset("digits"), "fp32").network.parameters())

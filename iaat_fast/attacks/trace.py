@@ -30,7 +30,7 @@ class Trace:
     Row t is iterate `iteration[t]` of restart `restart[t]`; iterate 0 is the start. It is seen by the logits that its
     gradient is taken from, which are a copy's with `engine="fast"` or half precision; the last iterate, which has no
     gradient, by the live model. Where a step takes its first gradient at another point (NI-FGSM's, or a resized image)
-    the row is that point's.
+    the row is that point's; of several draws (`eot`), or models whose losses are averaged, it is that of their mean.
 
     A sample leaves the trace when it leaves the attack: misclassified as it is, fooled at a smaller radius or in an
     earlier restart, or, with `early_stop`, at an earlier iterate. Then its loss and step size are NaN, and its success
@@ -76,6 +76,7 @@ class Trace:
 
         Raises:
             ModuleNotFoundError: tensorboard is not installed.
+            TypeError: `to` is neither.
         """
         if isinstance(to, (str, Path)):
             try:
@@ -85,6 +86,8 @@ class Trace:
             with SummaryWriter(str(to)) as writer:
                 self.to_tensorboard(writer, tag)
             return
+        if not hasattr(to, "add_scalar"):
+            raise TypeError(f"to: {type(to).__name__}, expected a folder or a SummaryWriter")
         for name, trace in self._each():
             prefix = f"{tag}/{name}" if name else tag
             for scalar, values in trace._summary().items():

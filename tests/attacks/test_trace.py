@@ -411,6 +411,8 @@ def test_a_writer_of_the_callers_is_left_open_and_radii_are_named(
 
     trace = trace_of(EVERY_ATTACK["APGD"](net).run(x, y, [0.1, 0.01], trace=True))
     trace.to_tensorboard(Writer())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^to: int, expected a folder or a SummaryWriter"):
+        trace.to_tensorboard(3)  # type: ignore[arg-type]
     assert {"attack/epsilons[0]/loss/mean", "attack/epsilons[1]/success", "flushed"} <= Writer.seen
 
 

@@ -52,11 +52,9 @@ def radii(x: Tensor, rows: int | None = None) -> Tensor:
     return torch.full((len(x) if rows is None else rows,), 0.1, dtype=dtype)
 
 
-@images
-def test_project_linf(make: Callable[[], Tensor]) -> None:
-    x = make()
-    torch.library.opcheck(_ops.project_linf, (make(), x, radii(x), 0.0, 1.0))
-    leaf = make().detach().requires_grad_()
+@in_turn(IMAGES, "learns", [True, False])
+def test_project_linf(make: Callable[[], Tensor], learns: bool) -> None:
+    x, leaf = make(), make().detach().requires_grad_(learns)
     torch.library.opcheck(_ops.project_linf, (leaf, x, radii(x), 0.0, 1.0))
 
 

@@ -24,7 +24,7 @@ from iaat_fast.train.distributed import Ranks, is_lost_connection, joined
 from iaat_fast.train.finish import close_run
 from iaat_fast.train.flags import FLAGS
 from iaat_fast.train.loop import FitResult, fit
-from iaat_fast.train.overrides import override, refuse_unread
+from iaat_fast.train.overrides import STEP_DECAY, override, refuse_unread
 from iaat_fast.train.presets import PRESETS, preset
 from iaat_fast.train.setup import recorded_config
 from iaat_fast.train.signals import Interrupted
@@ -96,17 +96,17 @@ def parse(argv: Sequence[str]) -> Command:
 _BY_FLAG = {
     flag: field
     for field, flag in FLAGS.items()
-    if field.startswith(("attack.", "epsilon.", "baseline.", "run."))
+    if field.startswith(("attack.", "epsilon.", "baseline.", "run.", *STEP_DECAY))
 }
 
 
 def _field(flag: str) -> str:
-    """The field of a flag that only some methods read; "" for other flags."""
+    """The field of a flag that only some methods or schedules read; "" for other flags."""
     return _BY_FLAG.get(flag) or _BY_FLAG.get(flag.replace("--no-", "--", 1), "")
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
-    """The fields in these arguments that only some methods read, each with the words that give it."""
+    """The fields in these arguments that only some methods or schedules read, each with the words that give it."""
     found = [(_field(flag), " ".join(words)) for flag, words in _split(argv)]
     return {field: words for field, words in found if field}
 

@@ -123,10 +123,10 @@ def over_radii(
     eps, alpha = call.eps.view(-1, n), call.alpha.view(-1, n)
     images = call.x.contiguous(memory_format=layout)
     predictions, fooled = verdict(call, images, call.y)
-    distances = torch.zeros(n, dtype=torch.float32, device=images.device)
+    norms = torch.zeros(n, dtype=torch.float32, device=images.device)
     found: list[Any] = [
         tensor.new_empty((len(eps), *tensor.shape))
-        for tensor in (images, fooled, predictions, distances, samples, samples)
+        for tensor in (images, fooled, predictions, norms, samples, samples)
     ]
     if len(eps) == 1:  # in its layout
         found[0] = torch.empty_like(images, memory_format=layout).unsqueeze(0)
@@ -151,14 +151,15 @@ def over_radii(
                 0, rows, torch.where(remains, predicted, predictions[rows])
             )
             fooled = fooled.index_copy(0, rows, success | ~remains)
-            distances = _distances(images, call.x)
-        now = (images, fooled, predictions, distances, *call.passes.take())
+            norms = distances(images, call.x)
+        now = (images, fooled, predictions, norms, *call.passes.take())
         for whole, tensor in zip(found, now, strict=True):
             whole[order[k], samples] = tensor
     found.append(put_together(recorders, order) if recorders else None)
     return AttackResult(*found)
 
 
-def _distances(images: Tensor, x: Tensor) -> Tensor:
+def distances(images: Tensor, x: Tensor) -> Tensor:
+    """The distances in the L-infinity norm between images and x, [N, ...] each; float32 [N]."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return (images.to(wide) - x.to(wide)).flatten(1).abs().amax(1).float()

@@ -105,3 +105,66 @@ def test_bad_attacks_are_refused(net: nn.Module, bn_net: nn.Module, x: Tensor, y
     with pytest.raises(ValueError, match=r"^eps: shape \(16,\), expected \[8\], a radius per sam"):
         MultiAttack([fgsm])(x, y, eps=torch.full((16,), 0.1))
     assert repr(MultiAttack([fgsm, PGD(net)])) == "MultiAttack([FGSM, PGD])"
+
+
+def test_a_run_is_that_of_each_attack_on_what_is_left(net: nn.Module, many: Tensor) -> None:
+    net = net.double()
+    y = net(many).argmax(1)
+    y[0] = (y[0] + 1) % 10  # wrong as it is
+    attacks = attacks_of(net)
+    found = MultiAttack(attacks).run(many, y)
+    first = attacks[0].run(many, y)
+    rest = (~first.success).nonzero()[:, 0]
+    second = attacks[1].run(many[rest], y[rest], index=rest)
+    assert found.forwards[0] == 1
+    assert found.distances[0] == 0
+    kept = first.success
+    for name in ("x_adv", "predictions", "forwards", "backwards"):
+        assert torch.equal(getattr(found, name)[kept], getattr(first, name)[kept])
+    now = rest[second.success]
+    assert len(now)
+    assert torch.equal(found.x_adv[now], second.x_adv[second.success])
+    assert torch.equal(found.forwards[now], first.forwards[now] + second.forwards[second.success])
+    assert torch.equal(found.success, net(found.x_adv).argmax(1) != y)
+    assert torch.equal(found.predictions, net(found.x_adv).argmax(1))
+    torch.testing.assert_close(
+        found.distances, (found.x_adv - many).flatten(1).abs().amax(1).float()
+    )
+
+
+def test_a_run_over_radii_attacks_at_each_what_no_smaller_one_has_fooled(
+    net: nn.Module, many: Tensor
+) -> None:
+    net = net.double()
+    y = net(many).argmax(1)
+    attacks = attacks_of(net)
+    radii = [2 * EPS, EPS / 4, EPS]
+    found = MultiAttack(attacks).run(many, y, epsilons=radii)
+    alone = MultiAttack(attacks).run(many, y, epsilons=EPS / 4)
+    assert torch.equal(found.x_adv[1], alone.x_adv)
+    assert torch.equal(found.success[1], alone.success)
+    large, small, middle = found.success
+    assert small.sum() < middle.sum() < large.sum()
+    assert (middle >= small).all()
+    assert (large >= middle).all()
+    assert torch.equal(found.x_adv[0][middle], found.x_adv[2][middle])
+    assert not found.forwards[0][middle].any()
+    assert (found.distances <= torch.tensor(radii).unsqueeze(1) * (1 + 1e-6)).all()
+
+
+def test_a_mask_of_each_sample_stays_with_it(net: nn.Module, many: Tensor) -> None:
+    net = net.double()
+    y = net(many).argmax(1)
+    mask = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(5)) < 0.5
+    attack = MultiAttack(attacks_of(net))
+    for made in (attack(many, y, mask=mask), attack.run(many, y, mask=mask).x_adv):
+        changed = made != many
+        assert changed.any()
+        assert not (changed & ~mask).any()
+
+
+def test_no_images_have_a_result_too(net: nn.Module) -> None:
+    none = torch.rand(0, 3, 8, 8).double()
+    found = MultiAttack(attacks_of(net.double())).run(none, torch.zeros(0).long(), [0.1, 0.2])
+    assert found.x_adv.shape == (2, 0, 3, 8, 8)
+    assert found.success.shape == found.forwards.shape == (2, 0)

@@ -28,24 +28,40 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PGDs:
+    """PGD of these steps and restarts at each of these radii, on the [0, 1] scale."""
+
+    steps: int
+    restarts: int
+    radii: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """`pgd10x5`."""
+        return f"pgd{self.steps}x{self.restarts}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """What is trained, and how it is attacked.
 
     Args:
         preset: of all runs.
         settings: fixed radii and others.
-        eps: the radius of AutoAttack, on the [0, 1] scale, as all radii and steps here.
-        radii: of PGD-10 × 5.
+        eps: the radius of AutoAttack and of PGD-10 × 5, on the [0, 1] scale, as all radii and steps here.
         alpha: step of PGD.
+        attacks: further attacks.
         flags: further flags of every training.
+        precision: of AutoAttack's gradients; verdicts are always in fp32.
     """
 
     preset: str
     settings: tuple[Setting, ...]
     eps: float
-    radii: tuple[float, ...]
     alpha: float
+    attacks: tuple[PGDs, ...]
     flags: tuple[str, ...] = ()
+    precision: str = "fp32"
 
     def runs(self, out: Path, seeds: Sequence[int]) -> list[Run]:
         """The runs, with their folders below `out`, all settings of the first seed first."""
@@ -118,7 +134,29 @@ DIGITS = Grid(
         _no_warmup(beta=0.5),
     ),
     eps=51 / 255,
-    radii=(25.5 / 255, 51 / 255, 76.5 / 255, 102 / 255),
     alpha=12.75 / 255,
+    attacks=(PGDs(steps=10, restarts=5, radii=(25.5 / 255, 76.5 / 255, 102 / 255)),),
     flags=("--no-tensorboard",),
+)
+
+# Table 1's rows, and further radii for the curve, which ends in the network without an attack. A schedule for few
+# epochs: the rate rises and falls once, and an average of the weights over about the last 1,000 steps is evaluated.
+CIFAR10 = Grid(
+    preset="cifar10-resnet18",
+    settings=(
+        _fixed(8),
+        _iaat(8),
+        _no_warmup(),
+        _fixed(4),
+        _fixed(2),
+        Setting(name="clean", label="no attack", flags=("--method", "clean"), eps=0.0),
+    ),
+    eps=8 / 255,
+    alpha=2 / 255,
+    attacks=(PGDs(steps=100, restarts=5, radii=(8 / 255,)),),
+    flags=(
+        *("--fast", "--no-tensorboard", "--weight-decay", "0.0005"),
+        *("--lr-schedule", "one-cycle", "--lr", "0.2", "--ema-decay", "0.999"),
+    ),
+    precision="bf16",
 )

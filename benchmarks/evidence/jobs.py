@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.evidence.frontier import Verdicts
-from benchmarks.evidence.grids import Grid
+from benchmarks.evidence.grids import Grid, PGDs
 from iaat_fast import units
 from iaat_fast.evaluate.results import evaluations_of, read_record
 from iaat_fast.evaluate.suites import SINGLE
@@ -23,58 +23,66 @@ from iaat_fast.sweep.grid import Run
 from iaat_fast.sweep.jobs import Job, State, Suite, is_trained, plan
 from iaat_fast.sweep.launchers import LocalLauncher
 
-STEPS, RESTARTS = 10, 5
+SUITE_STEPS, SUITE_RESTARTS = 10, 5  # of PGD in the suite "quick"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RadiiJob(Job):
-    """The evaluation of a run by PGD at several radii, on the [0, 1] scale."""
+class PGDJob(Job):
+    """The evaluation of a run by PGD at several radii."""
 
-    radii: tuple[float, ...]
+    pgd: PGDs
 
     @property
     def name(self) -> str:
-        return f"{self.run.name}.radii"
+        return f"{self.run.name}.{self.pgd.name}"
 
     @property
     def state(self) -> State:
-        keys = {units.attack_key(STEPS, RESTARTS, eps) for eps in self.radii}
         folder = RunFolder(self.run.folder)
         if not is_trained(folder):
             return "new"
         found = [e for e in evaluations_of(folder) if e.suite == SINGLE and e.complete]
-        done = any(keys <= {m.key for m in e.measurements} for e in found)
+        done = any(set(_keys(self.pgd)) <= {m.key for m in e.measurements} for e in found)
         return "done" if done else "new"
 
 
 def suite(grid: Grid) -> Suite:
     """Natural accuracy, PGD-10 × 5 and AutoAttack, at the grid's radius."""
-    flags = ("--eps", units.to_text(grid.eps), "--alpha", units.to_text(grid.alpha))
-    return Suite(name="quick", flags=(*flags, "--parts", "natural", "pgd", "autoattack"))
+    radius = ("--eps", units.to_text(grid.eps), "--alpha", units.to_text(grid.alpha))
+    parts = ("--parts", "natural", "pgd", "autoattack")
+    precision = () if grid.precision == "fp32" else ("--autoattack-precision", grid.precision)
+    return Suite(name="quick", flags=(*radius, *parts, *precision))
 
 
 def jobs_of(grid: Grid, runs: Sequence[Run]) -> list[Job]:
-    """Each run's training, its suite, and PGD at the grid's radii."""
+    """Each run's training, its suite, and its further attacks."""
     jobs = []
     for job in plan(runs, suite=suite(grid)):
         jobs.append(job)
         if job.stage == "evaluate":
-            words = (
-                str(job.run.folder),
-                *("--steps", str(STEPS), "--restarts", str(RESTARTS)),
-                *("--alpha", units.to_text(grid.alpha)),
-                *("--eps", *map(units.to_text, grid.radii)),
-            )
-            jobs.append(
-                RadiiJob(
-                    run=job.run,
-                    stage="evaluate",
-                    command=(sys.executable, "-m", "iaat_fast.evaluate", *words),
-                    after=job.after,
-                    radii=grid.radii,
-                )
-            )
+            jobs += [_pgd_job(grid, job, pgd) for pgd in grid.attacks]
     return jobs
+
+
+def _pgd_job(grid: Grid, after_training: Job, pgd: PGDs) -> PGDJob:
+    words = (
+        str(after_training.run.folder),
+        *("--steps", str(pgd.steps), "--restarts", str(pgd.restarts)),
+        *("--alpha", units.to_text(grid.alpha)),
+        *("--eps", *map(units.to_text, pgd.radii)),
+    )
+    return PGDJob(
+        run=after_training.run,
+        stage="evaluate",
+        command=(sys.executable, "-m", "iaat_fast.evaluate", *words),
+        after=after_training.after,
+        pgd=pgd,
+    )
+
+
+def _keys(pgd: PGDs) -> list[str]:
+    """Names of its measurements in records."""
+    return [units.attack_key(pgd.steps, pgd.restarts, eps) for eps in pgd.radii]
 
 
 def carry_out(grid: Grid, runs: Sequence[Run], out: Path, processes: int) -> Outcome:
@@ -112,21 +120,29 @@ def verdicts(grid: Grid, runs: Sequence[Run]) -> dict[str, dict[str, Verdicts]]:
     return found
 
 
-def attacks(grid: Grid) -> list[str]:
-    """The attacks as tables call them: AutoAttack first, then PGD by radius."""
-    pgd = [f"PGD-{STEPS} × {RESTARTS}, {units.radius_name(eps)}" for eps in grid.radii]
-    return [f"AutoAttack, {units.radius_name(grid.eps)}", *pgd]
+def attacks(grid: Grid) -> dict[str, str]:
+    """The attacks as tables call them, AutoAttack first, each with the name of its measurement in records."""
+    precise = grid.precision == "fp32"
+    suffix, said = ("", "") if precise else (f"-{grid.precision}", f" ({grid.precision} gradients)")
+    found = {
+        f"AutoAttack{said}, {units.radius_name(grid.eps)}": (
+            f"autoattack-eps{units.to_text(grid.eps)}{suffix}"
+        )
+    }
+    own = PGDs(steps=SUITE_STEPS, restarts=SUITE_RESTARTS, radii=(grid.eps,))
+    for pgd in (own, *grid.attacks):
+        for eps, key in zip(pgd.radii, _keys(pgd), strict=True):
+            found[f"PGD-{pgd.steps} × {pgd.restarts}, {units.radius_name(eps)}"] = key
+    return found
 
 
 def _arrays(grid: Grid, run: Run) -> dict[str, np.ndarray]:
     """The verdicts of a run, "natural" and by attack, of those measurements that are there."""
-    keys = [f"autoattack-eps{units.to_text(grid.eps)}"]
-    keys += [units.attack_key(STEPS, RESTARTS, eps) for eps in grid.radii]
     found: dict[str, np.ndarray] = {}
     for path in sorted(RunFolder(run.folder).evaluation_dir.glob("*/results.json")):
         content, arrays = read_record(path.parent)
         finished = {row["key"] for row in content["measurements"]}
-        for name, key in zip(("natural", *attacks(grid)), ("natural", *keys), strict=True):
+        for name, key in {"natural": "natural", **attacks(grid)}.items():
             if key in finished:
                 found[name] = arrays[key]
     return found

@@ -89,7 +89,7 @@ def _head(facts: Mapping[str, Any], tests: int) -> str:
             "",
             *(f"    {line}" for line in facts["commands"]),
             "",
-            f"{facts['measured']} {facts['seeds']} seeds, {facts['images']:,} test images.",
+            f"{facts['measured']} {facts['seeds']}, {facts['images']:,} test images.",
             "",
             "Accuracies are means over the seeds with 95 % bootstrap intervals, over images and seeds "
             f"({REPLICATES:,} replicates). *Beyond the curve* is how many points of natural and robust accuracy "

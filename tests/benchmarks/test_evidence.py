@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.evidence.__main__ import chosen_grid, parse
 from benchmarks.evidence.frontier import Verdicts, beyond, compare
-from benchmarks.evidence.grids import DIGITS
+from benchmarks.evidence.grids import CIFAR10, DIGITS
 from benchmarks.evidence.jobs import attacks, jobs_of
+from benchmarks.evidence.pack import PART, pack, unpack
+from benchmarks.evidence.schedule import epochs_within
 from benchmarks.evidence.write import analyse, markdown
+from iaat_fast.run_folder import RunFolder
 
 CURVE = np.array([[90.0, 40.0], [80.0, 60.0]])
 
@@ -109,8 +113,96 @@ def test_the_page_states_the_claim_for_every_attack_and_what_is_not_measured():
     random = np.random.default_rng(3)
     named = {s.name: _drawn(random, 0.8, 0.5) for s in DIGITS.settings if s.eps is not None}
     named["iaat-epsw51"] = _drawn(random, 0.95, 0.8)
-    analysis = analyse(DIGITS, {attacks(DIGITS)[0]: named})
-    facts = {"title": "T", "commands": ["c"], "measured": "M.", "seeds": 3, "images": 400}
+    analysis = analyse(DIGITS, {next(iter(attacks(DIGITS))): named})
+    facts = {"title": "T", "commands": ["c"], "measured": "M.", "seeds": "3 seeds", "images": 400}
     page = markdown(DIGITS, analysis, facts)
     assert "Beyond: IAAT, ε_w = 51. Inside: none. Undecided: none." in page
     assert "| IAAT, ε_w = 60 | not measured |" in page
+
+
+def test_minutes_become_epochs_once_by_a_short_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    class Ended:
+        returncode, stderr = 0, ""
+
+    def train(command: list[str], **_: object) -> type[Ended]:
+        asked.append(command)
+        folder = RunFolder(command[command.index("--out") + 1])
+        folder.path.mkdir(parents=True)
+        for seconds in (30.0, 3.0, 2.5):
+            folder.append_metrics({"epoch": 1, "step": 1, "seconds": seconds})
+        return Ended
+
+    monkeypatch.setattr("benchmarks.evidence.schedule.subprocess.run", train)
+    # 2.5 s for 12,800 images are 9.8 s an epoch of 50,000.
+    assert epochs_within(CIFAR10, 3, tmp_path) == 18
+    assert epochs_within(CIFAR10, 3, tmp_path) == 18
+    assert len(asked) == 1
+    with pytest.raises(ValueError, match=r"--minutes: 2, expected 3"):
+        epochs_within(CIFAR10, 2, tmp_path)
+
+
+def test_the_runs_of_cifar10_warm_up_for_the_papers_share_of_the_epochs(tmp_path: Path) -> None:
+    grid = chosen_grid(parse(["cifar10", "--epochs", "80", "--data", "x.npz"]), tmp_path)
+    runs = {run.setting: run.config for run in grid.runs(tmp_path, [0])}
+    assert {config.optim.epochs for config in runs.values()} == {80}
+    assert runs["iaat-epsw8"].epsilon.warmup_epochs == 2
+    assert runs["iaat-no-warmup"].epsilon.warmup_epochs == 0
+    assert runs["adv-eps8"].data.path == "x.npz"
+    assert all(config.optim.lr_schedule == "one-cycle" for config in runs.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("digits --minutes 3", "--minutes: not read by digits, expected cifar10"),
+        ("cifar10", "--epochs or --minutes: expected one of them"),
+        ("cifar10 --minutes 3 --epochs 2", "--epochs or --minutes: expected one of them"),
+        ("cifar10 --minutes -1", "--minutes: -1, expected a number above 0"),
+        ("digits --only adv-eps52", "--only: adv-eps52, expected among adv-eps12.75"),
+        ("digits --jobs 0", "--jobs: 0, expected at least 1"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_runs_are_packed_into_small_files_and_come_back(tmp_path: Path) -> None:
+    out, parts, back = (tmp_path / name for name in ("out", "parts", "back"))
+    content = np.random.default_rng(0).bytes(PART + 1000)
+    for run in ("whole", "half"):
+        (out / run / "plots").mkdir(parents=True)
+        for name in ("checkpoint.pt", "checkpoint-previous.pt", "plots/loss.svg"):
+            (out / run / name).write_bytes(content)
+        (out / run / "results.json").write_text("{}")
+    (out / "schedule.json").write_text("[]")
+    files = pack(out, parts, ["whole"])
+    assert len(files) == 2
+    assert all(file.stat().st_size <= PART for file in files)
+    unpack(parts, back)
+    found = {str(path.relative_to(back)) for path in back.rglob("*") if path.is_file()}
+    assert found == {
+        "schedule.json",
+        "whole/results.json",
+        "half/results.json",
+        "half/checkpoint.pt",
+    }
+    assert (back / "half" / "checkpoint.pt").read_bytes() == content
+    with pytest.raises(ValueError, match="holds files, expected an empty folder"):
+        pack(out, parts, [])
+    with pytest.raises(FileExistsError, match="expected a new folder"):
+        unpack(parts, back)
+    files[1].unlink()
+    with pytest.raises(ValueError, match="a last file is missing"):
+        unpack(parts, tmp_path / "other")
+    files[0].unlink()
+    with pytest.raises(ValueError, match="expected all of evidence-000"):
+        unpack(parts, tmp_path / "other")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figure, registry
+from benchmarks.evidence import __main__ as evidence
 from iaat_fast import command_line
 from tests.docs.snippets import DOCUMENTS, ROOT, commands
 
@@ -28,6 +29,8 @@ def check(words: list[str]) -> None:
             assert rest[0] in (*registry.BENCHMARKS, "all", "NAME|all"), rest[0]
             if "--help" not in rest:
                 registry.parse(rest[0], rest[1:])
+    elif program == "benchmarks.evidence":
+        evidence.parse(rest)
     else:
         name = rest.pop(0) if program == "iaat-fast" else program.removeprefix("iaat_fast.")
         cli = importlib.import_module(f"iaat_fast.{name}.cli")

@@ -100,12 +100,16 @@ class Command:
     """Assumed share that the attack at prev fools as well (lazy with --final reuse attacks them again)."""
     run: Annotated[Path | None, optional("RUN", "none")] = None
     """Run folder of an iaat training, from whose metrics --fooled is estimated."""
+    graph: bool = True
+    """Assume that whole steps are captured in CUDA graphs where training captures them, as optim.graph is there."""
     share: float = Assumptions.share
-    """Assumed share of the peak arithmetic that convolutions reach."""
+    """Assumed share of the peak arithmetic that a matrix product reaches whose tiles occupy the whole GPU."""
     bandwidth_share: float = Assumptions.bandwidth_share
     """Assumed share of the peak memory bandwidth that operators reach."""
     launch: float = Assumptions.launch * 1e6
-    """Assumed time of the smallest operator, in microseconds."""
+    """Assumed time of the smallest kernel on the GPU, in microseconds."""
+    host: float = Assumptions.host * 1e6
+    """Assumed time that the host takes to launch an operator outside of a graph, in microseconds."""
     per_node: int = 8
     """GPUs of a node."""
     between: float = 50.0
@@ -203,6 +207,7 @@ def _config(command: Command) -> TrainConfig:
             "epochs": command.epochs,
             "batch_size": command.batch_size,
             "amp": command.amp,
+            "graph": command.graph,
         },
     }
     parts: dict[str, dict[str, Any]] = {
@@ -297,6 +302,7 @@ def _rates(command: Command, config: TrainConfig, gpu: Gpu, batch: int) -> Rates
         share=command.share,
         bandwidth_share=command.bandwidth_share,
         launch=command.launch * 1e-6,
+        host=command.host * 1e-6,
     )
     model = Modelled(gpu=gpu, assumed=assumed)
     folder = command.results or Path("benchmarks/results")
@@ -313,8 +319,12 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
     if not command.measure:
         notes.append(
             f"assumed, as given: {command.share:g} of the peak arithmetic (--share), {command.bandwidth_share:g} "
-            f"of the peak bandwidth (--bandwidth-share), {command.launch:g} us for the smallest operator (--launch)"
+            f"of the peak bandwidth (--bandwidth-share), {command.launch:g} us for the smallest kernel (--launch), "
+            f"{command.host:g} us of the host for an operator outside of a graph (--host)"
         )
+        for step in first.steps:
+            how = "replayed from a graph" if step.captured else "not captured as a whole"
+            notes.append(f"steps of phase {step.phase}: {how}")
     if any(step.phase == "adaptive" for step in first.steps):
         notes.append(
             f"samples fooled at prev + gamma: {fooled.once:.3g} ({fooled_source}); at prev as well: {fooled.twice:.3g}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,19 @@ from iaat_fast.train.methods.passes import Kind
 from iaat_fast.train.setup import build_model
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# These allocate memory and move no data.
-_ALLOCATE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+# In a program on a GPU these are part of the convolution's kernel that they follow.
+_EPILOGUES = ("add_", "relu_", "clamp_", "hardtanh_")
+# These copy from one memory format to another where the strides differ.
+_COPIES = ("clone", "copy_", "_to_copy")
+# These move no data.
+_ALLOCATE = (
+    "_unsafe_view",
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,36 +112,61 @@ class Counts:
         """Bytes of its buffers."""
         return sum(b.numel() * b.element_size() for b in self.network.buffers())
 
+    @functools.cached_property
+    def optimizer(self) -> Pass:
+        """What follows each gradient of the weights."""
+        return count_optimizer(self.network, averaged=self.config.optim.ema_decay > 0)
+
     def _count(self, kind: Kind, batch: int) -> Pass:
         shape = (batch, *self.images.shape)
         if kind == "forward":
             return count_forward(self.network.eval(), shape)
         if kind == "gradient":
-            return self._count_gradient(shape)
+            return with_step(self._count_gradient(shape), shape)
         network = self.network
         dtype = _DTYPES.get(self.precisions["update"])
+        if dtype is None:
+            return count_update(network.train(), shape)
         # Autocast as if the whole network were in its dtype, which is nearly true for a network of convolutions.
-        network = network if dtype is None else build(self.config, "meta").to(dtype)
-        return count_update(network.train(), shape)
+        low = build(self.config, "meta").to(dtype).train()
+        return with_autocast(count_update(low, shape), network)
 
     def _count_gradient(self, shape: tuple[int, ...]) -> Pass:
         """A gradient with respect to the images, as in an attack: by the live network or the program of its copy."""
         if self.config.attack.bn != "eval":
             return count_gradient(self.network.train(), shape)
         network = self.network.eval()
-        if not self.is_copied:
-            return count_gradient(network, shape)
         dtype = _DTYPES.get(self.precisions["gradient"])
+        if not self.is_copied:
+            if dtype is None:
+                return count_gradient(network, shape)
+            low = build(self.config, "meta").to(dtype).eval()
+            return with_autocast(count_gradient(low, shape), network, backward=False)
         x = torch.empty(shape, device="meta").contiguous(memory_format=torch.channels_last)
         return count_program(Program(network, x, dtype=dtype), x)
 
 
+Access = Literal["coalesced", "broadcast", "strided"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One operator of a pass: its floating-point operations and the bytes that it reads and writes."""
+    """One kernel of a pass: its floating-point operations and the bytes that it reads and writes.
+
+    elements: that it reads and writes.
+    rows, columns: of the result of a matrix product, also of a convolution's (places x channels); 0 if tiles of it need
+        not be counted: no product, or one whose sums are split over the multiprocessors (the gradient of weights).
+    narrow: a convolution whose input channels do not fill vectors of 16 bytes.
+    access: coalesced; broadcast, with a value per channel; or strided, from one memory format to another.
+    """
 
     operations: int
     bytes: int
+    elements: int = 0
+    rows: int = 0
+    columns: int = 0
+    narrow: bool = False
+    access: Access = "coalesced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,21 +174,23 @@ class Pass:
     """The cost of a pass over `images` images.
 
     Operations are those of convolutions and matrix products, two per multiply-add; elementwise ones are not counted,
-    as in `FlopCounterMode`. Traffic is that of unfused operators: each reads its inputs from memory once and writes its
-    outputs once.
+    as in `FlopCounterMode`. Traffic is that of unfused operators, except in programs: each reads its inputs from memory
+    once (BatchNorm in train mode twice) and writes its outputs once.
 
-    forward, backward: their operators, in order.
+    forward, backward: their kernels, in order.
+    launched: operators that the host launches, where no graph is replayed.
     saved: bytes kept from the forward for the backward, without the weights.
     """
 
     images: int
     forward: tuple[Kernel, ...]
     backward: tuple[Kernel, ...] = ()
+    launched: int = 0
     saved: int = 0
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """The operators of the whole pass."""
+        """The kernels of the whole pass."""
         return self.forward + self.backward
 
     @property
@@ -170,11 +209,22 @@ class Pass:
         return sum(kernel.bytes for kernel in self.kernels)
 
 
+def _own(operators: int) -> Pass:
+    """Small operators, outside of the network."""
+    return Pass(images=0, forward=(Kernel(operations=0, bytes=0),) * operators, launched=operators)
+
+
+# Operators outside of the network, by count of a real step: of a whole step (its batch, augmentation, verdicts, totals)
+# and of a call of an attack (its checks, start, radii and step sizes).
+STEP, CALL = _own(40), _own(40)
+
+
 def count_forward(network: nn.Module, shape: Sequence[int]) -> Pass:
     """A forward without gradient, on images of `shape` [N, C, H, W]."""
     x = _images(network, shape)
     with torch.no_grad():
-        return Pass(images=len(x), forward=_kernels(lambda: network(x)))
+        forward = _watched(lambda: network(x))
+    return Pass(images=len(x), forward=tuple(forward.kernels), launched=forward.operators)
 
 
 def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
@@ -184,19 +234,86 @@ def count_gradient(network: nn.Module, shape: Sequence[int]) -> Pass:
 
 
 def count_program(program: Program, x: Tensor) -> Pass:
-    """A forward and the gradient with respect to x, on the meta device, by the program of a network's copy."""
+    """A forward and the gradient with respect to x, on the meta device, by the program of a network's copy.
+
+    On a GPU, sums and activations right after a convolution are part of its kernel, and are counted so.
+    """
     kept: list[Any] = []
     with torch.no_grad():
-        forward = _kernels(lambda: kept.append(program.run_forward(x)))
+        forward = _watched(lambda: kept.append(program.run_forward(x)), fuses=True)
         saved = _bytes_of(t for t in tree_leaves(kept) if isinstance(t, Tensor))
-        backward = _kernels(lambda: program.run_backward(kept[0], program.logits(kept[0])))
-    return Pass(images=len(x), forward=forward, backward=backward, saved=saved)
+        backward = _watched(lambda: program.run_backward(kept[0], program.logits(kept[0])))
+    return Pass(
+        images=len(x),
+        forward=tuple(forward.kernels),
+        backward=tuple(backward.kernels),
+        launched=forward.operators + backward.operators,
+        saved=saved,
+    )
 
 
 def count_update(network: nn.Module, shape: Sequence[int]) -> Pass:
     """A forward and the gradients with respect to the weights (and so to the inputs of all layers except the first)."""
     weights = [p for p in network.parameters() if p.requires_grad]
     return _count_both(network, _images(network, shape), weights)
+
+
+def count_backward(network: nn.Module, shape: Sequence[int]) -> Pass:
+    """A forward and the gradients with respect to the images and the weights, as `loss.backward()` takes them."""
+    weights = [p for p in network.parameters() if p.requires_grad]
+    x = _images(network, shape).requires_grad_()
+    counted = _count_both(network, x, [x, *weights])
+    return replace(counted, launched=counted.launched + len(weights))
+
+
+def with_autocast(counted: Pass, network: nn.Module, *, backward: bool = True) -> Pass:
+    """A pass of a network in half precision, with the casts of its weights to it.
+
+    backward: also those of the weights' gradients back.
+    """
+    layers = (m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    casts = tuple(
+        Kernel(operations=0, bytes=6 * weight.numel(), elements=2 * weight.numel())
+        for layer in layers
+        for weight in layer.parameters(recurse=False)
+    )
+    back = casts if backward else ()
+    return replace(
+        counted,
+        forward=casts + counted.forward,
+        backward=counted.backward + back,
+        launched=counted.launched + len(casts) + len(back),
+    )
+
+
+def count_optimizer(network: nn.Module, *, fused: bool = True, averaged: bool = False) -> Pass:
+    """What follows the backward: SGD with momentum and weight decay, and the average of the weights.
+
+    Fused, it reads weights, gradients and momentum and writes weights and momentum; else it takes four operators, with
+    eleven such tensors (torch's foreach update).
+    """
+    weights = sum(p.numel() for p in network.parameters())
+    tensors = sum(1 for _ in network.parameters())
+    moved = ([5] if fused else [3, 2, 3, 3]) + ([3] if averaged else [])
+    kernels = tuple(
+        Kernel(operations=0, bytes=4 * number * weights, elements=number * weights)
+        for number in moved
+    )
+    # Each gradient is handed over by a node of autograd, at the price of an operator.
+    return Pass(images=0, forward=kernels, launched=len(kernels) + tensors)
+
+
+def with_step(counted: Pass, shape: Sequence[int]) -> Pass:
+    """A gradient of the images with what makes a step of an attack of it: the cotangent and the projected step."""
+    image = math.prod(shape)
+    cotangent = Kernel(operations=0, bytes=0)
+    step = Kernel(operations=0, bytes=4 * 4 * image, elements=4 * image)
+    return replace(
+        counted,
+        forward=(*counted.forward, cotangent),
+        backward=(*counted.backward, step),
+        launched=counted.launched + 2,
+    )
 
 
 def _images(network: nn.Module, shape: Sequence[int]) -> Tensor:
@@ -222,9 +339,15 @@ def _count_both(network: nn.Module, x: Tensor, wanted: Sequence[Tensor]) -> Pass
         loss.append(F.cross_entropy(network(x).float(), labels))
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
-        forward = _kernels(run)
-    backward = _kernels(lambda: torch.autograd.grad(loss[0], list(wanted)))
-    return Pass(images=len(x), forward=forward, backward=backward, saved=_bytes_of(kept))
+        forward = _watched(run)
+    backward = _watched(lambda: torch.autograd.grad(loss[0], list(wanted)))
+    return Pass(
+        images=len(x),
+        forward=tuple(forward.kernels),
+        backward=tuple(backward.kernels),
+        launched=forward.operators + backward.operators,
+        saved=_bytes_of(kept),
+    )
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -233,19 +356,26 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _kernels(run: Callable[[], object]) -> tuple[Kernel, ...]:
-    with FlopCounterMode(display=False) as counter, _Watch(counter) as watch:
+def _watched(run: Callable[[], object], *, fuses: bool = False) -> _Watch:
+    with FlopCounterMode(display=False) as counter, _Watch(counter, fuses=fuses) as watch:
         run()
-    return tuple(watch.kernels)
+    return watch
 
 
 class _Watch(TorchDispatchMode):
-    """Lists the operators that run inside this context; `counter`, an outer context, counts their operations."""
+    """Lists the kernels of the operators that run inside this context.
 
-    def __init__(self, counter: FlopCounterMode) -> None:
+    counter: an outer context, which counts operations.
+    fuses: whether what follows a convolution in place is part of its kernel.
+    operators: the number of operators.
+    """
+
+    def __init__(self, counter: FlopCounterMode, *, fuses: bool = False) -> None:
         super().__init__()
-        self.counter = counter
+        self.counter, self.fuses = counter, fuses
         self.kernels: list[Kernel] = []
+        self.operators = 0
+        self._fusing: int | None = None  # the storage that the last convolution wrote
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -253,10 +383,100 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         before = self.counter.get_total_flops()
         out = func(*args, **kwargs)
-        if func.is_view or func._overloadpacket.__name__ in _ALLOCATE:
+        name = func._overloadpacket.__name__
+        if func.is_view or name in _ALLOCATE:
             return out
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-        moved = sum(t.numel() * t.element_size() for t in tensors)
         operations = self.counter.get_total_flops() - before
-        self.kernels.append(Kernel(operations=operations, bytes=moved))
+        if self.fuses and name in _EPILOGUES and _storage(out) == self._fusing:
+            if len(args) > 1 and isinstance(
+                args[1], Tensor
+            ):  # the residual, read by the convolution
+                last = self.kernels[-1]
+                more = replace(last, bytes=last.bytes + _size(args[1]))
+                self.kernels[-1] = replace(more, elements=last.elements + args[1].numel())
+            return out
+        self.operators += 1
+        self._fusing = None
+        if name == "convolution":
+            self._convolution(args, out, operations)
+        elif name == "convolution_backward":
+            self._convolution_backward(args, out, operations)
+        elif name in ("native_batch_norm", "native_batch_norm_backward"):
+            self._batch_norm(name, args, out)
+        else:
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            rows, columns = out.shape[-2:] if operations else (0, 0)
+            access: Access = "coalesced" if operations else _access(name, tensors)
+            self._add(tensors, operations, rows=rows, columns=columns, access=access)
         return out
+
+    def _add(self, tensors: Sequence[Tensor], operations: int = 0, **fields: Any) -> None:
+        size, elements = sum(map(_size, tensors)), sum(t.numel() for t in tensors)
+        kernel = Kernel(operations=operations, bytes=size, elements=elements, **fields)
+        self.kernels.append(kernel)
+
+    def _convolution(self, args: tuple[Any, ...], out: Tensor, operations: int) -> None:
+        x, weight, bias = args[:3]
+        is_fused = self.fuses and not _narrow(x)
+        result = _product(out, args[8])
+        self._add((x, weight, out), operations, narrow=_narrow(x), **result)
+        if is_fused:
+            self._fusing = _storage(out)
+        elif bias is not None:
+            self._add((out, out), access="broadcast")
+
+    def _convolution_backward(self, args: tuple[Any, ...], out: Any, operations: int) -> None:
+        """The gradients of the images and of the weights, which are a product each."""
+        grad, x, weight = args[:3]
+        wanted = args[10][:2]
+        each = operations // max(1, sum(wanted))
+        if wanted[0]:
+            self._add((grad, weight, out[0]), each, narrow=_narrow(x), **_product(x, args[9]))
+        if wanted[1]:
+            self._add((grad, x, out[1]), each, narrow=_narrow(x))
+
+    def _batch_norm(self, name: str, args: tuple[Any, ...], out: Any) -> None:
+        """BatchNorm reads its inputs twice in train mode, first for the statistics.
+
+        In eval mode its backward on CUDA returns the gradient contiguous, whatever the format of its inputs, and the
+        convolution before it copies that into its own format.
+        """
+        is_backward = name.endswith("backward")
+        trains = args[7] if is_backward else args[5]
+        inputs = args[:2] if is_backward else args[:1]
+        if trains:
+            self._add(inputs, access="broadcast")
+            self._add((*inputs, out[0]), access="broadcast")
+        elif not is_backward:
+            self._add((*inputs, out[0]), access="broadcast")
+        else:
+            if args[9][1]:
+                self._add(inputs, access="broadcast")
+            self._add((inputs[0], out[0]), access="strided")
+            self._add((out[0], out[0]), access="strided")
+
+
+def _access(name: str, tensors: Sequence[Tensor]) -> Access:
+    """Of an operator without products: strided between memory formats, broadcast where an operand is smaller."""
+    if name in _COPIES and len({t.stride() for t in tensors if t.dim() == 4}) > 1:
+        return "strided"
+    largest = max((t.numel() for t in tensors), default=0)
+    return "broadcast" if any(1 < t.numel() < largest for t in tensors) else "coalesced"
+
+
+def _product(result: Tensor, groups: int) -> dict[str, int]:
+    """Rows and columns of a convolution's result as that of a matrix product, for each of its groups in turn."""
+    channels = result.shape[1]
+    return {"rows": result.numel() // channels * groups, "columns": channels // groups}
+
+
+def _narrow(x: Tensor) -> bool:
+    return x.shape[1] * x.element_size() % 16 != 0
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _storage(tensor: Any) -> int | None:
+    return tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else None

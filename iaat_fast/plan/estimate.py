@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iaat_fast import validate
-from iaat_fast.plan.cost import Counts
+from iaat_fast.plan import cost
+from iaat_fast.plan.cost import Counts, Pass
 from iaat_fast.plan.hardware import Rates
 from iaat_fast.plan.interconnect import Network, gradients
 from iaat_fast.train import awp
@@ -48,6 +49,7 @@ class Step:
     operations, traffic: of one GPU; bytes of memory traffic.
     compute: seconds by what they are spent on.
     is_counted: whether passes, operations and traffic are independent of an assumed share of fooled samples.
+    captured: whether the whole step is replayed from a graph.
     """
 
     phase: str
@@ -57,6 +59,7 @@ class Step:
     traffic: float
     compute: dict[str, float]
     is_counted: bool
+    captured: bool
 
     def figures(self, waited: float) -> Iterator[Figure]:
         """All numbers of a step that waits for communication for `waited` seconds."""
@@ -230,7 +233,15 @@ def make_plan(
     epochs = phases(config)
     by_phase = {phase: awp.passes(config, phase, fooled) for phase in epochs}
     steps = tuple(
-        _step(counts, rates, phase, stages, batch, epochs[phase])
+        _step(
+            counts,
+            rates,
+            phase,
+            stages,
+            batch,
+            epochs[phase],
+            captured=is_captured(counts, stages, gpus),
+        )
         for phase, stages in by_phase.items()
     )
     precisions = {kind: counts.precisions[kind] for kind in steps[-1].passes}
@@ -269,20 +280,52 @@ def phases(config: TrainConfig) -> dict[str, int]:
     return dict(Counter(awp.phase(config, epoch) for epoch in range(config.optim.epochs)))
 
 
+def is_captured(counts: Counts, stages: Sequence[Stage], gpus: int) -> bool:
+    """Whether training on GPUs captures a whole step in a CUDA graph.
+
+    Not with `optim.graph` off; on several GPUs, which exchange gradients; in fp16, whose overflows the host looks for;
+    and where a batch depends on which samples are fooled. Attacks in eval mode are captured all the same.
+    """
+    optim = counts.config.optim
+    waits = any(stage.depends_on_samples for stage in stages)
+    return optim.graph and gpus == 1 and counts.precisions["update"] != "fp16" and not waits
+
+
 def _step(
-    counts: Counts, rates: Rates, phase: str, parts: tuple[Stage, ...], batch: int, epochs: int
+    counts: Counts,
+    rates: Rates,
+    phase: str,
+    parts: tuple[Stage, ...],
+    batch: int,
+    epochs: int,
+    *,
+    captured: bool,
 ) -> Step:
     passes: dict[Kind, float] = defaultdict(float)
-    for stage in parts:
-        passes[stage.kind] += stage.passes
     compute: dict[str, float] = defaultdict(float)
     operations = traffic = 0.0
-    for kind, number in passes.items():
-        counted = counts.of(kind, batch)
+
+    def take(kind: Kind, counted: Pass, number: float, *, replayed: bool) -> None:
+        nonlocal operations, traffic
         operations += counted.operations * number
         traffic += counted.bytes * number
-        for what, seconds in rates.seconds(kind, counted, counts.precisions[kind]).items():
+        precision = counts.precisions[kind]
+        for what, seconds in rates.seconds(kind, counted, precision, captured=replayed).items():
             compute[what] += seconds * number
+
+    for stage in parts:
+        passes[stage.kind] += stage.passes
+        # Candidates attacked at once are one larger batch.
+        copies = stage.copies if stage.kind == "gradient" else 1
+        replayed = captured or (stage.kind == "gradient" and counts.config.attack.bn == "eval")
+        counted = counts.of(stage.kind, copies * batch)
+        take(stage.kind, counted, stage.passes / copies, replayed=replayed)
+        if stage.kind == "gradient":
+            calls = math.ceil(stage.passes / copies / counts.config.attack.steps)
+            take("gradient", cost.CALL, calls, replayed=captured)
+    for _ in range(sum(stage.kind == "update" for stage in parts)):
+        take("update", counts.optimizer, 1, replayed=captured)
+    take("update", cost.STEP, 1, replayed=captured)
     return Step(
         phase=phase,
         epochs=epochs,
@@ -291,6 +334,7 @@ def _step(
         traffic=traffic,
         compute=dict(compute),
         is_counted=not any(stage.depends_on_samples for stage in parts),
+        captured=captured,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from iaat_fast import validate
 from iaat_fast.environment import describe
-from iaat_fast.plan.cost import Pass, build, images_of
+from iaat_fast.plan.cost import Kernel, Pass, build, images_of
 from iaat_fast.storage import read_json
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack
@@ -34,6 +35,7 @@ class Gpu:
     fp16, bf16, tf32, fp32: dense operations per second; None if its matrix units do not have the format.
     bandwidth, memory: bytes per second, and bytes.
     link: bytes per second to the other GPUs of its node, one way.
+    multiprocessors: that work on a matrix product at once, a tile of its result each.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Gpu:
     bandwidth: float
     memory: float
     link: float
+    multiprocessors: int
 
     def peak(self, precision: str) -> float:
         """Peak operations per second of convolutions in fp32, tf32, bf16 or fp16.
@@ -60,15 +63,15 @@ class Gpu:
 # From NVIDIA's data sheets of the SXM modules. Matrix rates with sparsity are halved, and so is NVLink's bandwidth,
 # which counts both directions.
 GPUS: dict[str, Gpu] = {
-    # name; operations in fp16, bf16, tf32 and fp32; bandwidth, memory, link
+    # name; operations in fp16, bf16, tf32 and fp32; bandwidth, memory, link, multiprocessors
     # "NVIDIA V100 Tensor Core GPU", January 2020: the SXM2 module, in its larger version.
-    "v100": Gpu("V100 SXM2 32 GB", 125e12, None, None, 15.7e12, 900e9, 32e9, 150e9),
+    "v100": Gpu("V100 SXM2 32 GB", 125e12, None, None, 15.7e12, 900e9, 32e9, 150e9, 80),
     # "NVIDIA A100 Tensor Core GPU", June 2021.
-    "a100": Gpu("A100 SXM 80 GB", 312e12, 312e12, 156e12, 19.5e12, 2039e9, 80e9, 300e9),
+    "a100": Gpu("A100 SXM 80 GB", 312e12, 312e12, 156e12, 19.5e12, 2039e9, 80e9, 300e9, 108),
     # "NVIDIA H100 Tensor Core GPU", 2023.
-    "h100": Gpu("H100 SXM 80 GB", 989e12, 989e12, 494e12, 67e12, 3350e9, 80e9, 450e9),
+    "h100": Gpu("H100 SXM 80 GB", 989e12, 989e12, 494e12, 67e12, 3350e9, 80e9, 450e9, 132),
     # "NVIDIA H200 Tensor Core GPU", 2024.
-    "h200": Gpu("H200 SXM 141 GB", 989e12, 989e12, 494e12, 67e12, 4800e9, 141e9, 450e9),
+    "h200": Gpu("H200 SXM 141 GB", 989e12, 989e12, 494e12, 67e12, 4800e9, 141e9, 450e9, 132),
 }
 
 
@@ -85,8 +88,14 @@ def find_gpu(name: str) -> Gpu:
 class Rates(Protocol):
     """The time of passes, and its source."""
 
-    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
-        """Seconds of the pass over its images, by what they are spent on."""
+    def seconds(
+        self, kind: Kind, counted: Pass, precision: str, *, captured: bool = True
+    ) -> dict[str, float]:
+        """Seconds of the pass over its images, by what they are spent on.
+
+        captured: whether it is replayed from a graph; else the host launches each operator, which may take longer than
+            running them.
+        """
         ...
 
     def source(self, kind: Kind, precision: str) -> str:
@@ -98,42 +107,70 @@ class Rates(Protocol):
 class Assumptions:
     """The assumptions of a modelled time.
 
-    share: the share of the peak arithmetic that a convolution or matrix product reaches.
+    share: the share of the peak arithmetic that the multiprocessors reach in a matrix product whose tiles occupy all.
     bandwidth_share: the share of the peak bandwidth that an operator reaches.
-    launch: seconds that the smallest operator takes.
+    launch: seconds that the smallest kernel takes on the device.
+    host: seconds of the host for an operator that is not replayed from a graph.
     """
 
-    share: float = 0.4
-    bandwidth_share: float = 0.8
-    launch: float = 5e-6
+    share: float = 0.8
+    bandwidth_share: float = 0.9
+    launch: float = 2e-6
+    host: float = 32e-6
 
     def __post_init__(self) -> None:
         for name, value in (("share", self.share), ("bandwidth-share", self.bandwidth_share)):
             validate.number(f"--{name}", value, high=1.0, above=True)
         # In microseconds, as users type it.
-        validate.number("--launch", self.launch * 1e6, high=1e6, below=True)
+        for name, value in (("launch", self.launch), ("host", self.host)):
+            validate.number(f"--{name}", value * 1e6, high=1e6, below=True)
+
+
+# Of the bandwidth of coalesced accesses, what others reach: with a value per channel; in copies from one memory format
+# to another; in convolutions with few channels. The last two take as long per element in any type: shares of fp32.
+_BROADCAST, _STRIDED, _NARROW = 0.55, 0.4, 0.27
+# Rows and columns of a result that a multiprocessor computes at once; half as many columns where there are no more.
+_TILE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modelled:
-    """Modelled times: an operator takes as long as its arithmetic, memory traffic or launch, whichever is longest."""
+    """Modelled times: arithmetic, memory traffic and launch of each kernel, one after the other."""
 
     gpu: Gpu
     assumed: Assumptions
 
-    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
-        arithmetic = self.gpu.peak(precision) * self.assumed.share
-        bandwidth = self.gpu.bandwidth * self.assumed.bandwidth_share
+    def seconds(
+        self, kind: Kind, counted: Pass, precision: str, *, captured: bool = True
+    ) -> dict[str, float]:
         spent: dict[str, float] = defaultdict(float)
         for kernel in counted.kernels:
-            terms = {
-                ARITHMETIC: kernel.operations / arithmetic,
-                TRAFFIC: kernel.bytes / bandwidth,
-                LAUNCHES: self.assumed.launch,
-            }
-            longest = max(terms, key=terms.__getitem__)
-            spent[longest] += terms[longest]
+            spent[ARITHMETIC] += self.arithmetic(kernel, precision)
+            spent[TRAFFIC] += self.traffic(kernel)
+            # A product comes with the clearing of its workspace, a kernel of its own.
+            spent[LAUNCHES] += self.assumed.launch * (2 if kernel.operations else 1)
+        if not captured:
+            # Device and host work at the same time, and the slower one decides.
+            spent[LAUNCHES] += max(0.0, self.assumed.host * counted.launched - sum(spent.values()))
         return spent
+
+    def arithmetic(self, kernel: Kernel, precision: str) -> float:
+        """Seconds of a kernel's operations, by as many multiprocessors as its tiles occupy."""
+        seconds = kernel.operations / (self.gpu.peak(precision) * self.assumed.share)
+        if not kernel.rows:
+            return seconds
+        width = _TILE if kernel.columns > _TILE // 2 else _TILE // 2
+        tiles = math.ceil(kernel.rows / _TILE) * math.ceil(kernel.columns / width)
+        rounds = math.ceil(tiles / self.gpu.multiprocessors)
+        done = rounds * self.gpu.multiprocessors * _TILE * width
+        return seconds * done / (kernel.rows * kernel.columns)
+
+    def traffic(self, kernel: Kernel) -> float:
+        """Seconds of a kernel's reads and writes."""
+        bandwidth = self.gpu.bandwidth * self.assumed.bandwidth_share
+        if kernel.narrow or kernel.access == "strided":
+            return 4 * kernel.elements / (bandwidth * (_NARROW if kernel.narrow else _STRIDED))
+        return kernel.bytes / (bandwidth * (_BROADCAST if kernel.access == "broadcast" else 1))
 
     def source(self, kind: Kind, precision: str) -> str:
         return f"modelled ({self.gpu.name}'s peaks)"
@@ -143,7 +180,7 @@ class Modelled:
 class Recorded:
     """Times from recorded rates of a GPU, or modelled where there are none.
 
-    products: operations per second of matrix products, by precision; they replace the published peak.
+    products: operations per second of matrix products, by precision; they replace a share of the published peak.
     attacks: operations per second of this network's attack, by precision.
     file: the record that they are from.
     """
@@ -153,15 +190,19 @@ class Recorded:
     attacks: Mapping[str, float] = field(default_factory=dict)
     file: str
 
-    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
-        if kind == "gradient" and precision in self.attacks:
+    def seconds(
+        self, kind: Kind, counted: Pass, precision: str, *, captured: bool = True
+    ) -> dict[str, float]:
+        if kind == "gradient" and precision in self.attacks and counted.operations:
             return {MEASURED: counted.operations / self.attacks[precision]}
         model = self.model
         if precision in self.products:
             rate = self.products[precision]
-            gpu = replace(model.gpu, fp16=rate, bf16=rate, tf32=rate, fp32=rate)
-            model = replace(model, gpu=gpu)
-        return model.seconds(kind, counted, precision)
+            gpu = replace(model.gpu, fp16=rate, bf16=rate, tf32=rate)
+            if model.gpu.tf32 is None:
+                gpu = replace(gpu, fp32=rate)
+            model = replace(model, gpu=gpu, assumed=replace(model.assumed, share=1.0))
+        return model.seconds(kind, counted, precision, captured=captured)
 
     def source(self, kind: Kind, precision: str) -> str:
         if kind == "gradient" and precision in self.attacks:
@@ -204,17 +245,18 @@ def recorded(folder: Path, model: Modelled, gpu: str, network: str) -> Rates:
 
 
 def _attacks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The timed rows of a record; older records have them as `records` of `cases`."""
+    """The timed rows of a record.
+
+    Of older records, which have them as `records` of `cases`, only those of the live network: at their time copies of
+    it were not programs yet.
+    """
     for row in record.get("rows", []):
         if row.get("metric") == "time":
             yield {**row, **row["figures"]}
     for case in record.get("cases", []):
         for row in case.get("records", []):
-            yield {
-                **row,
-                "provider": row.get("name"),
-                **{k: case.get(k) for k in ("model", "width")},
-            }
+            if row.get("name") == "exact":
+                yield {**row, "provider": "exact"} | {k: case.get(k) for k in ("model", "width")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +268,9 @@ class Measured:
     batch: int
     repeats: int
 
-    def seconds(self, kind: Kind, counted: Pass, precision: str) -> dict[str, float]:
+    def seconds(
+        self, kind: Kind, counted: Pass, precision: str, *, captured: bool = True
+    ) -> dict[str, float]:
         return {MEASURED: self.per_image[kind] * counted.images}
 
     def source(self, kind: Kind, precision: str) -> str:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from iaat_fast import models
-from iaat_fast.plan.cost import Pass, count_forward, count_gradient, count_update
+from iaat_fast.attacks.gradients.program import Program
+from iaat_fast.plan.cost import (
+    CALL,
+    STEP,
+    Counts,
+    Pass,
+    build,
+    count_forward,
+    count_gradient,
+    count_optimizer,
+    count_program,
+    count_update,
+)
+from iaat_fast.train.dataloader import GlobalBatch
+from iaat_fast.train.presets import preset
+from iaat_fast.train.step import TrainingStep, make_memory
 
 
 def convolutions() -> nn.Module:
@@ -51,7 +69,7 @@ def test_gradient_of_the_images_is_one_more_pass() -> None:
 
 def test_update_needs_no_gradient_of_the_images() -> None:
     counted = count_update(convolutions(), (N, 3, 8, 8))
-    assert operations(counted) == [FIRST, SECOND, LAST, LAST, LAST, 2 * SECOND, FIRST]
+    assert operations(counted) == [FIRST, SECOND, LAST, LAST, LAST, SECOND, SECOND, FIRST]
     assert counted.operations == 3 * LAYERS - FIRST
     assert counted.backward_share == (2 * LAYERS - FIRST) / (3 * LAYERS - FIRST)
 
@@ -111,3 +129,91 @@ def test_everything_but_the_weights_grows_with_the_batch() -> None:
     one, four = counted(1), counted(4)
     assert four.operations == 4 * one.operations
     assert 1 < four.bytes / one.bytes < 4
+
+
+def test_products_have_rows_columns_and_the_vectors_that_their_channels_fill() -> None:
+    counted = count_gradient(convolutions().half(), (N, 3, 8, 8))
+    products = [(k.rows, k.columns, k.narrow) for k in counted.kernels if k.operations]
+    forward = [(N * 64, 8, True), (N * 16, 16, False), (N, 10, False)]
+    backward = [(N, 256, False), (N * 64, 8, False), (N * 64, 3, True)]
+    assert products == forward + backward
+
+
+def test_sums_over_the_batch_fill_the_gpu_and_have_no_tiles() -> None:
+    counted = count_update(convolutions(), (N, 3, 8, 8))
+    convolved = [k.rows for k in counted.backward if k.operations in (FIRST, SECOND)]
+    assert convolved == [N * 64, 0, 0]
+
+
+def norm() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 10))
+
+
+def test_batch_statistics_read_their_inputs_once_more() -> None:
+    size = 4 * N * 4 * 64
+    trained, judged = (count_update(norm().train(mode), (N, 4, 8, 8)) for mode in (True, False))
+    seen = [
+        [k.bytes // size for k in each.forward[:4] if k.access == "broadcast"]
+        for each in (trained, judged)
+    ]
+    assert seen == [[1, 2], [2]]
+    assert [k.access for k in judged.backward].count("strided") == 2
+
+
+def test_a_program_has_no_kernels_for_what_its_convolutions_do_at_their_end() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten())
+        network = network.append(nn.Linear(512, 10)).eval()
+        x = torch.empty(N, 8, 8, 8).contiguous(memory_format=torch.channels_last)
+    counted = count_program(Program(network, x, dtype=None), x)
+    assert [k.operations > 0 for k in counted.forward] == [True, False, True], "it flattens"
+    live = count_gradient(network, x.shape)
+    assert counted.launched < live.launched
+
+
+def test_the_optimizer_by_hand() -> None:
+    network = convolutions()
+    weights = sum(p.numel() for p in network.parameters())
+    assert count_optimizer(network).bytes == 4 * 5 * weights
+    assert count_optimizer(network, fused=False).bytes == 4 * 11 * weights
+    assert count_optimizer(network, averaged=True).bytes == 4 * 8 * weights
+
+
+class Operators(TorchDispatchMode):
+    """Counts those that are neither views nor only allocate."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += not (func.is_view or "empty" in func._overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_step(method: Any) -> tuple[int, Counts]:
+    """Of a real one, with one step of the attack."""
+    attack = {} if method == "clean" else {"attack": {"steps": 1}}
+    config = preset("cifar10-resnet18", method=method, model={"width": 1}, **attack)
+    device = torch.device("cpu")
+    model = build(config, device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1, foreach=True
+    )
+    step = TrainingStep(config, model, make_memory(config, 2, device), optimizer, device)
+    batch = GlobalBatch.of(torch.rand(2, 3, 8, 8), torch.zeros(2).long(), torch.arange(2))
+    step(batch, epoch=0, seed=0)
+    with Operators() as operators:
+        step(batch, epoch=0, seed=1)
+    return operators.count, Counts(config, "fp32")
+
+
+def test_operators_outside_of_the_network_are_those_of_a_real_step() -> None:
+    clean, counts = operators_of_a_step("clean")
+    update = count_optimizer(counts.network, fused=False)
+    planned = counts.of("update", 2).launched + len(update.kernels) + STEP.launched
+    assert planned == pytest.approx(clean, rel=0.1)
+    attacked, _ = operators_of_a_step("adv")
+    planned = counts.of("gradient", 2).launched + CALL.launched
+    assert planned == pytest.approx(attacked - clean, rel=0.1)

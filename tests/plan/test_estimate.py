@@ -9,7 +9,7 @@ import pytest
 
 from iaat_fast.plan.cost import Counts, Pass
 from iaat_fast.plan.estimate import Plan, make_plan
-from iaat_fast.plan.hardware import MEASURED
+from iaat_fast.plan.hardware import GPUS, LAUNCHES, MEASURED, Assumptions, Modelled
 from iaat_fast.plan.interconnect import Network
 from iaat_fast.train import override, preset
 from iaat_fast.train.methods.passes import Fooled
@@ -22,7 +22,9 @@ SECONDS = {"forward": 0.001, "gradient": 0.002, "update": 0.004}
 class PerImage:
     """Rates of a device that takes `SECONDS` for an image."""
 
-    def seconds(self, kind: str, counted: Pass, precision: str) -> dict[str, float]:
+    def seconds(
+        self, kind: str, counted: Pass, precision: str, *, captured: bool = True
+    ) -> dict[str, float]:
         return {MEASURED: SECONDS[kind] * counted.images}
 
     def source(self, kind: str, precision: str) -> str:
@@ -156,3 +158,35 @@ def test_half_precision_attacks_a_folded_copy() -> None:
 def test_gpus_and_batches_that_do_not_go_together(gpus: int, size: int) -> None:
     with pytest.raises(ValueError, match=r"--(gpus|batch-size): .*expected"):
         digits(gpus=gpus, batch_size=size)
+
+
+def test_whole_steps_are_captured_where_training_captures_them() -> None:
+    def captured(gpus: int = 1, **parts: Any) -> bool:
+        plan = digits(gpus=gpus, epsilon=parts.pop("epsilon", {"strategy": "batched"}), **parts)
+        return plan.steps[-1].captured
+
+    assert captured()
+    assert not captured(gpus=2)
+    assert not captured(epsilon={"strategy": "lazy"})
+    assert not captured(optim={"amp": "fp16"})
+    assert not captured(optim={"graph": False})
+
+
+def test_outside_of_graphs_the_host_launches_every_operator() -> None:
+    def launches(graph: bool) -> float:
+        config = override(
+            preset("digits"), {"epsilon": {"strategy": "batched"}, "optim": {"graph": graph}}
+        )
+        plan = make_plan(
+            Counts(config, "fp32"),
+            Modelled(gpu=GPUS["h100"], assumed=Assumptions()),
+            NETWORK,
+            gpus=1,
+            batch_size=128,
+            fooled=Fooled(once=0.5),
+            capacity=1e9,
+        )
+        return plan.steps[-1].compute[LAUNCHES]
+
+    # The update, the step's own operators and those of two calls of the attack, at 32 us each.
+    assert launches(False) > launches(True) + 150 * 30e-6

@@ -19,9 +19,10 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from benchmarks.record import Row
-from iaat_fast.plan import cost
-from iaat_fast.plan.cost import Counts, Pass
+from iaat_fast.plan import kernels
+from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.hardware import GPUS, Assumptions, Modelled
+from iaat_fast.plan.kernels import Pass
 from iaat_fast.storage import read_json
 from iaat_fast.train import preset
 from iaat_fast.train.methods.passes import Fooled
@@ -44,6 +45,7 @@ class Expected:
     kind: part, of which a few the model's numbers were read off; or step, which checks them.
     checks: whether the record says all that the model needs.
     host: seconds of the host for an operator, where the host alone can explain what was measured; None elsewhere.
+    bounds: modelled seconds with no sample and with every sample fooled, where their share is not recorded.
     """
 
     case: str
@@ -54,6 +56,7 @@ class Expected:
     checks: bool = True
     note: str = ""
     host: float | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def row(self) -> Row:
@@ -119,7 +122,7 @@ class AsRecorded:
 
     def call(self, precision: str) -> float:
         """Seconds of the host for a call of an attack."""
-        return self.call_on_copy if precision == "bf16" else self.own(cost.CALL)
+        return self.call_on_copy if precision == "bf16" else self.own(kernels.CALL)
 
     def program(self, batch: int) -> float:
         """Seconds of the steps of PGD-10 by today's program, replayed from a graph."""
@@ -128,13 +131,13 @@ class AsRecorded:
     def update(self, precision: str, *, captured: bool = False) -> float:
         """Seconds of the training forward, the backward and SGD."""
         counts = self.full if precision == "fp32" else self.half
-        optimizer = cost.count_optimizer(self.network, fused=False)
+        optimizer = kernels.count_optimizer(self.network, fused=False)
         passes = ((counts.of("update", BATCH), precision), (optimizer, "fp32"))
         return sum(self.seconds(each, what, captured=captured) for each, what in passes)
 
     def rest(self, precision: str) -> float:
         """Seconds of a step without attacks and verdicts."""
-        return self.update(precision) + self.own(cost.STEP)
+        return self.update(precision) + self.own(kernels.STEP)
 
     def verdicts(self, batch: int) -> float:
         """Seconds of a forward of the live network in fp32."""
@@ -147,11 +150,11 @@ class AsRecorded:
     def authors(self) -> Pass:
         """A step of an attack that takes the gradients of the weights too, and drops them."""
         shape = (BATCH, *self.full.images.shape)
-        return cost.with_step(cost.count_backward(self.network.eval(), shape), shape)
+        return kernels.with_step(kernels.count_backward(self.network.eval(), shape), shape)
 
     def _copied(self, batch: int) -> Pass:
         shape = (batch, *self.full.images.shape)
-        return cost.with_step(cost.count_gradient(folded(self.network), shape), shape)
+        return kernels.with_step(kernels.count_gradient(folded(self.network), shape), shape)
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -253,13 +256,13 @@ def steps(known: dict[str, AsRecorded]) -> Iterator[Expected]:
             case = f"step {name} b{BATCH} {words}"
             if case not in times:
                 continue
-            checks, note = " lazy " not in case, ""
+            checks, note, bounds = True, "", None
             if case == f"step resnet18 b{BATCH} authors":
                 checks, note = False, "the host's slowness in these steps is read off this one"
-            elif not checks:
-                bounds = [of_network(ran, Fooled(once=p, twice=p))[words] for p in (0.0, 1.0)]
-                low, high = (f"{1e3 * bound:.1f}" for bound in bounds)
-                note = f"share of fooled samples not recorded; {low} ms with none, {high} with all"
+            elif " lazy " in case:
+                low, high = (of_network(ran, Fooled(once=p, twice=p))[words] for p in (0.0, 1.0))
+                checks, bounds = False, (low, high)
+                note = f"share of fooled samples not recorded; {1e3 * low:.1f} ms with none, {1e3 * high:.1f} with all"
             yield Expected(
                 case=case,
                 kind="step",
@@ -268,6 +271,7 @@ def steps(known: dict[str, AsRecorded]) -> Iterator[Expected]:
                 predicted=predicted,
                 checks=checks,
                 note=note,
+                bounds=bounds,
             )
 
 

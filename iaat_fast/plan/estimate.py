@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from iaat_fast import validate
-from iaat_fast.plan import cost
-from iaat_fast.plan.cost import Counts, Pass
+from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.hardware import Rates
 from iaat_fast.plan.interconnect import Network, gradients
+from iaat_fast.plan.kernels import CALL, STEP, Pass
 from iaat_fast.train import awp
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.passes import Fooled, Kind, Stage
@@ -322,10 +322,10 @@ def _step(
         take(stage.kind, counted, stage.passes / copies, replayed=replayed)
         if stage.kind == "gradient":
             calls = math.ceil(stage.passes / copies / counts.config.attack.steps)
-            take("gradient", cost.CALL, calls, replayed=captured)
+            take("gradient", CALL, calls, replayed=captured)
     for _ in range(sum(stage.kind == "update" for stage in parts)):
         take("update", counts.optimizer, 1, replayed=captured)
-    take("update", cost.STEP, 1, replayed=captured)
+    take("update", STEP, 1, replayed=captured)
     return Step(
         phase=phase,
         epochs=epochs,

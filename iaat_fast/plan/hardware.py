@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from iaat_fast import validate
 from iaat_fast.environment import describe
-from iaat_fast.plan.cost import Kernel, Pass, build, images_of
+from iaat_fast.plan.cost import build, images_of
+from iaat_fast.plan.kernels import Kernel, Pass
 from iaat_fast.storage import read_json
 from iaat_fast.train.config import TrainConfig
 from iaat_fast.train.methods.attack import make_attack

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from iaat_fast.plan.cost import Counts, Pass
+from iaat_fast.plan.cost import Counts
 from iaat_fast.plan.estimate import Plan, make_plan
 from iaat_fast.plan.hardware import GPUS, LAUNCHES, MEASURED, Assumptions, Modelled
 from iaat_fast.plan.interconnect import Network
+from iaat_fast.plan.kernels import Pass
 from iaat_fast.train import override, preset
 from iaat_fast.train.methods.passes import Fooled
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from iaat_fast.plan.cost import Kernel, Pass
 from iaat_fast.plan.hardware import (
     ARITHMETIC,
     GPUS,
@@ -20,6 +19,7 @@ from iaat_fast.plan.hardware import (
     find_gpu,
     recorded,
 )
+from iaat_fast.plan.kernels import Kernel, Pass
 
 V100 = GPUS["v100"]
 # 125e12 x 0.5 operations and 900e9 x 0.5 bytes a second.

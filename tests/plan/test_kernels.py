@@ -13,12 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iaat_fast import models
 from iaat_fast.attacks.gradients.program import Program
-from iaat_fast.plan.cost import (
+from iaat_fast.plan.cost import Counts, build
+from iaat_fast.plan.kernels import (
     CALL,
     STEP,
-    Counts,
     Pass,
-    build,
     count_forward,
     count_gradient,
     count_optimizer,

@@ -322,9 +322,6 @@ def _notes(command: Command, first: Plan, fooled: Fooled, fooled_source: str) ->
             f"of the peak bandwidth (--bandwidth-share), {command.launch:g} us for the smallest kernel (--launch), "
             f"{command.host:g} us of the host for an operator outside of a graph (--host)"
         )
-        for step in first.steps:
-            how = "replayed from a graph" if step.captured else "not captured as a whole"
-            notes.append(f"steps of phase {step.phase}: {how}")
     if any(step.phase == "adaptive" for step in first.steps):
         notes.append(
             f"samples fooled at prev + gamma: {fooled.once:.3g} ({fooled_source}); at prev as well: {fooled.twice:.3g}"

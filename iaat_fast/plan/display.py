@@ -41,6 +41,16 @@ def remarks(plans: Iterable[Plan], config: TrainConfig) -> list[str]:
     """What limits each plan, and what helps, a line each."""
     lines = []
     for plan in plans:
+        if any(source.startswith("modelled") for source in plan.sources.values()):
+            lines += [
+                f"{_name(plan)}, steps of phase {step.phase}: "
+                + (
+                    "replayed from a graph"
+                    if step.captured
+                    else "launched by the host, but for attacks"
+                )
+                for step in plan.steps
+            ]
         what, share = next(iter(plan.spent.items()))
         remedies = "; ".join(_remedies(what, config))
         lines.append(f"{_name(plan)}: {share:.0%} (modelled) of the time is {what}: {remedies}")

@@ -181,7 +181,7 @@ class Modelled:
 class Recorded:
     """Times from recorded rates of a GPU, or modelled where there are none.
 
-    products: operations per second of matrix products, by precision; they replace a share of the published peak.
+    products: operations per second of matrix products, by precision; they replace the default share of the peak.
     attacks: operations per second of this network's attack, by precision.
     file: the record that they are from.
     """
@@ -198,11 +198,12 @@ class Recorded:
             return {MEASURED: counted.operations / self.attacks[precision]}
         model = self.model
         if precision in self.products:
-            rate = self.products[precision]
+            # The default share of such a peak is what was measured.
+            rate = self.products[precision] / Assumptions.share
             gpu = replace(model.gpu, fp16=rate, bf16=rate, tf32=rate)
             if model.gpu.tf32 is None:
                 gpu = replace(gpu, fp32=rate)
-            model = replace(model, gpu=gpu, assumed=replace(model.assumed, share=1.0))
+            model = replace(model, gpu=gpu)
         return model.seconds(kind, counted, precision, captured=captured)
 
     def source(self, kind: Kind, precision: str) -> str:

@@ -40,6 +40,13 @@ def test_table_and_json(
     assert "samples fooled at prev + gamma: 0.5 (assumed)" in shown
 
 
+def test_every_plan_says_what_is_replayed_from_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("digits", "--gpus", 1, 8, "--width", 4) == 0
+    text = capsys.readouterr().out
+    assert "1 GPU, steps of phase adaptive: replayed from a graph" in text
+    assert "8 GPUs, steps of phase adaptive: launched by the host" in text
+
+
 def test_no_number_is_written_with_an_exponent(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan("digits", "--gpus", 64, "--batch-per-gpu", 4096) == 0
     text = capsys.readouterr().out

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from iaat_fast.attacks import APGD, APGDT, FABT, Square
 from iaat_fast.attacks.attack import Attack
-from iaat_fast.attacks.square import _AHEAD
 from iaat_fast.data import Split
 from iaat_fast.evaluate import autoattack
 from tests.attacks.watched import Watched
@@ -90,22 +89,16 @@ class Proposals:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.drawn: list[tuple[int, int, Tensor]] = []
-        draw = Square._proposal
+        draw = Square._draw_ahead
 
-        def proposal(attack: Square, call: Any, state: Any, query: int) -> Tensor:
-            tried = draw(attack, call, state, query)
-            channels, height, width = tried.shape[1:]
-            side = attack.side(query, height, width)
-            words = state.words[0, (query - 1) % _AHEAD].tolist()
-            signs = [1.0 if words[2] >> channel & 1 else -1.0 for channel in range(channels)]
-            top, left = (
-                word * (size - side + 1) >> 32
-                for word, size in zip(words, (height, width), strict=False)
-            )
-            self.drawn.append((top, left, torch.tensor(signs).double().view(channels, 1, 1)))
-            return tried
+        def draw_ahead(attack: Square, call: Any, state: Any, canvas: Any, query: int) -> None:
+            draw(attack, call, state, canvas, query)
+            for place, corner in zip(state.place[0].tolist(), state.corner[0], strict=True):
+                # A square of x + eps is the first of the corners, with an offset of 0.
+                signs = torch.where(corner == 0, 1.0, -1.0).double().view(-1, 1, 1)
+                self.drawn.append((*divmod(place, canvas.width), signs))
 
-        patch.setattr(Square, "_proposal", proposal)
+        patch.setattr(Square, "_draw_ahead", draw_ahead)
 
     def replay(self, theirs: Any, start: Tensor) -> None:
         places = iter([place for top, left, _ in self.drawn for place in (top, left)])

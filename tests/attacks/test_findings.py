@@ -28,6 +28,7 @@ from iaat_fast.attacks import (
     EngineOptions,
     Findings,
     Square,
+    active_set,
     cudagraph,
 )
 from iaat_fast.attacks import call as calls
@@ -48,6 +49,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 def late_with_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """For values that are as they should be."""
     monkeypatch.setattr(found, "checked_late", lambda device: True)
+    monkeypatch.setattr(active_set, "_READS_FREELY", set())
 
 
 def spoiled(tensor: Tensor, value: float) -> Tensor:

@@ -103,20 +103,29 @@ def carry_out(grid: Grid, runs: Sequence[Run], out: Path, processes: int) -> Out
 
 
 def verdicts(grid: Grid, runs: Sequence[Run]) -> dict[str, dict[str, Verdicts]]:
-    """For each attack, the verdicts of the settings whose runs are all measured.
+    """For each attack, the verdicts of the settings that it has measured, all of the same seeds.
+
+    Those are the seeds of which every setting is measured, or of which all are that are measured at all.
 
     Returns:
         By attack ("AutoAttack, ε = 51"), then by the name of the setting.
     """
+    arrays = {(run.setting, run.seed): _arrays(grid, run) for run in runs}
     found: dict[str, dict[str, Verdicts]] = {}
-    for setting in grid.settings:
-        arrays = [_arrays(grid, run) for run in runs if run.setting == setting.name]
-        for attack in attacks(grid):
-            if arrays and all({"natural", attack} <= each.keys() for each in arrays):
-                found.setdefault(attack, {})[setting.name] = Verdicts(
-                    natural=np.stack([each["natural"] for each in arrays]),
-                    robust=np.stack([each[attack] for each in arrays]),
+    for attack in attacks(grid):
+        seeds: dict[str, set[int]] = {}
+        for (setting, seed), each in arrays.items():
+            if {"natural", attack} <= each.keys():
+                seeds.setdefault(setting, set()).add(seed)
+        common = sorted(set.intersection(*seeds.values())) if seeds else []
+        if common:
+            found[attack] = {
+                setting: Verdicts(
+                    natural=np.stack([arrays[setting, seed]["natural"] for seed in common]),
+                    robust=np.stack([arrays[setting, seed][attack] for seed in common]),
                 )
+                for setting in seeds
+            }
     return found
 
 
@@ -137,9 +146,11 @@ def attacks(grid: Grid) -> dict[str, str]:
 
 
 def _arrays(grid: Grid, run: Run) -> dict[str, np.ndarray]:
-    """The verdicts of a run, "natural" and by attack, of those measurements that are there."""
+    """The verdicts of a run, "natural" and by attack, of what has been measured, at the end of its training too."""
     found: dict[str, np.ndarray] = {}
-    for path in sorted(RunFolder(run.folder).evaluation_dir.glob("*/results.json")):
+    folder = RunFolder(run.folder)
+    closing = [folder.results_path] if folder.results_path.is_file() else []
+    for path in (*closing, *sorted(folder.evaluation_dir.glob("*/results.json"))):
         content, arrays = read_record(path.parent)
         finished = {row["key"] for row in content["measurements"]}
         for name, key in {"natural": "natural", **attacks(grid)}.items():

@@ -26,14 +26,16 @@ MARKERS = "sD^vPX*<>h"
 
 
 def analyse(grid: Grid, verdicts: Mapping[str, Mapping[str, Verdicts]]) -> dict[str, Points]:
-    """For each attack, the points of the fixed radii and of the other settings (see `frontier.compare`)."""
+    """For each attack and its number of seeds, the points of fixed radii and of the others (see `frontier.compare`)."""
     found = {}
     for attack, by_setting in verdicts.items():
+        seeds = len(next(iter(by_setting.values())).natural)
         measured = [s for s in grid.settings if s.name in by_setting]
         fixed = {s.eps: by_setting[s.name] for s in measured if s.eps is not None}
         others = {s.name: by_setting[s.name] for s in measured if s.eps is None}
         if fixed:
-            found[attack] = compare(fixed, others)
+            name = f"{attack}, {seeds} seed{'s' * (seeds > 1)}"
+            found[name] = compare(fixed, others)
     return found
 
 

@@ -180,11 +180,7 @@ def facts(
         "seeds": f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}",
         "images": next(iter(results.values()))["samples"] if results else 0,
         "runs": {
-            run.name: {
-                "command": as_typed(["python", "-m", "iaat_fast.train", *run.words]),
-                "training_seconds": results[run.name].get("training_seconds"),
-            }
-            for run in trained
+            run.name: as_typed(["python", "-m", "iaat_fast.train", *run.words]) for run in trained
         },
     }
 

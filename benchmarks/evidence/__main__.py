@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.evidence.grids import CIFAR10, DIGITS, Grid
 from benchmarks.evidence.jobs import carry_out, jobs_of, verdicts
-from benchmarks.evidence.pack import pack, unpack
+from benchmarks.evidence.pack import check_free, pack, unpack
 from benchmarks.evidence.schedule import epochs_within
 from benchmarks.evidence.write import analyse, write
 from benchmarks.registry import Parser
@@ -101,6 +101,8 @@ def chosen_grid(options: argparse.Namespace, out: Path) -> Grid:
     grid = dataclasses.replace(grid, flags=(*grid.flags, *flags))
     epochs = options.epochs
     if options.minutes is not None:
+        if options.analyse and not (out / "schedule.json").is_file():
+            raise ValueError(f"--analyse: no runs in {out}")
         epochs = epochs_within(grid, options.minutes, out)
     if epochs is None:
         return grid
@@ -123,6 +125,8 @@ def main(argv: Sequence[str]) -> int:
     out = options.out / options.grid
     status = 0
     try:
+        if options.pack is not None:
+            check_free(options.pack)  # before hours of training, not after
         if options.unpack is not None:
             unpack(options.unpack, out)
         grid = chosen_grid(options, out)

@@ -23,8 +23,14 @@ _NAME = "evidence-{:03}.tar"
 _LEFT_OUT = ("checkpoint-previous.pt", "plots", "tensorboard", "adversarial")
 
 
+def check_free(parts: Path) -> None:
+    """Raise ValueError if the folder `parts` holds files, among which those of `pack` would be mistaken."""
+    if parts.is_dir() and any(parts.iterdir()):
+        raise ValueError(f"--pack {parts}: holds files, expected an empty folder or none")
+
+
 def pack(out: Path, parts: Path, finished: Collection[str]) -> list[Path]:
-    """Write the runs below `out` to the folder `parts`, which must hold no others; returns the files.
+    """Write the runs below `out` to the folder `parts`; returns the files.
 
     Args:
         finished: names of the run folders of which nothing is left to do.
@@ -32,8 +38,7 @@ def pack(out: Path, parts: Path, finished: Collection[str]) -> list[Path]:
     Raises:
         ValueError: `parts` holds files already.
     """
-    if parts.is_dir() and any(parts.iterdir()):
-        raise ValueError(f"--pack {parts}: holds files, expected an empty folder or none")
+    check_free(parts)
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as archive:
         for path in sorted(out.rglob("*")):

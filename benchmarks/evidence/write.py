@@ -45,7 +45,7 @@ def write(
     """Write evidence.md, evidence.json and figure-3.svg to `out`; returns their paths.
 
     Args:
-        facts: of the runs, for the record: commit, command, machine, seeds, images, seconds.
+        facts: of the runs, for the record: title, commands, commits, machine, seeds and images.
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in ("evidence.md", "evidence.json", "figure-3.svg")]

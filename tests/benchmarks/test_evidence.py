@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.evidence.__main__ import chosen_grid, parse
+from benchmarks.evidence.__main__ import chosen_grid, main, parse
 from benchmarks.evidence.frontier import Verdicts, beyond, compare
 from benchmarks.evidence.grids import CIFAR10, DIGITS
 from benchmarks.evidence.jobs import attacks, jobs_of
@@ -206,3 +206,17 @@ def test_runs_are_packed_into_small_files_and_come_back(tmp_path: Path) -> None:
     files[0].unlink()
     with pytest.raises(ValueError, match="expected all of evidence-000"):
         unpack(parts, tmp_path / "other")
+
+
+def test_what_could_not_be_packed_or_analysed_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    out = ["--out", str(tmp_path / "runs")]
+    assert main(["digits", *out, "--pack", str(tmp_path / "full")]) == 2
+    assert main(["cifar10", *out, "--minutes", "1", "--analyse"]) == 2
+    packed, analysed = capsys.readouterr().err.splitlines()
+    assert "holds files, expected an empty folder" in packed
+    assert "--analyse: no runs in" in analysed
+    assert not (tmp_path / "runs").exists()

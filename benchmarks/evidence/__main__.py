@@ -1,4 +1,4 @@
-"""`python -m benchmarks.evidence digits|cifar10`: trains, evaluates, tests the claim of Figure 3, writes what it found.
+"""`python -m benchmarks.evidence GRID`: trains, evaluates, tests the claim of Figure 3 or compares methods, writes it.
 
 The same command continues with what it finds in --out.
 """
@@ -12,21 +12,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import machine
-from benchmarks.evidence.grids import CIFAR10, DIGITS, Grid
-from benchmarks.evidence.jobs import carry_out, jobs_of, verdicts
+from benchmarks.evidence import comparison, write
+from benchmarks.evidence.grid import OPTIONS, Grid
+from benchmarks.evidence.grids import GRIDS
+from benchmarks.evidence.jobs import carry_out, jobs_of
+from benchmarks.evidence.measured import facts, verdicts
 from benchmarks.evidence.pack import check_free, pack, unpack
 from benchmarks.evidence.schedule import epochs_within
-from benchmarks.evidence.write import analyse, write
 from benchmarks.registry import Parser
-from iaat_fast.storage import read_json
+from iaat_fast.data import load
 from iaat_fast.sweep.grid import Run
-from iaat_fast.sweep.jobs import as_typed
 
 PROG = "python -m benchmarks.evidence"
-GRIDS = {"digits": DIGITS, "cifar10": CIFAR10}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,9 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/evidence"), help="folder of the runs"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="0 1 2; with cifar10: 0")
-    parser.add_argument("--jobs", type=int, help="processes at once: one per core; with cifar10: 1")
-    parser.add_argument("--data", metavar="PATH", help="cifar10: as training takes it")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="0 1 2; of CIFAR-10: 0")
+    parser.add_argument("--jobs", type=int, help="processes at once: one per core; cifar10: 1")
+    parser.add_argument("--data", metavar="PATH", help="of CIFAR-10, as training takes it")
     parser.add_argument("--epochs", type=int, help="cifar10: of every run")
     parser.add_argument(
         "--minutes",
@@ -46,13 +44,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="cifar10: epochs of every run, as many as a training at a fixed radius takes N minutes for",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="SETTING", help="settings by name, such as adv-eps51"
+        "--only", nargs="+", metavar="SETTING", help="settings by name, adv-eps51 for instance"
     )
     parser.add_argument(
         "--analyse", action="store_true", help="train and evaluate nothing, use what is there"
     )
-    parser.add_argument("--width", type=int, help="cifar10: of the network, for a rehearsal")
-    parser.add_argument("--limit", type=int, help="cifar10: images, for a rehearsal")
+    parser.add_argument("--width", type=int, help="of CIFAR-10's network, to rehearse")
+    parser.add_argument("--limit", type=int, help="of CIFAR-10's images, to rehearse")
     parser.add_argument(
         "--pack", type=Path, metavar="DIR", help="at the end, the runs as files of at most 15 MiB"
     )
@@ -60,21 +58,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--unpack", type=Path, metavar="DIR", help="first, the runs that --pack wrote"
     )
     options = parser.parse_args(argv)
-    cifar = options.grid == "cifar10"
-    for name in ("data", "epochs", "minutes", "width", "limit"):
-        if getattr(options, name) is not None and not cifar:
-            parser.error(f"--{name}: not read by {options.grid}, expected cifar10")
-    if cifar and (options.epochs is None) == (options.minutes is None):
-        parser.error("--epochs or --minutes: expected one of them with cifar10")
+    grid = GRIDS[options.grid]
+    for name in OPTIONS:
+        if getattr(options, name) is not None and name not in grid.reads:
+            expected = " or ".join(other for other, each in GRIDS.items() if name in each.reads)
+            parser.error(f"--{name}: not read by {options.grid}, expected {expected}")
+    if "epochs" in grid.reads and (options.epochs is None) == (options.minutes is None):
+        parser.error(f"--epochs or --minutes: expected one of them with {options.grid}")
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         parser.error(f"--minutes: {options.minutes:g}, expected a number above 0")
-    options.seeds = options.seeds or ([0] if cifar else [0, 1, 2])
-    options.jobs = options.jobs if options.jobs is not None else 1 if cifar else cores()
+    if "data" in grid.reads and options.data is None and not options.analyse:
+        parser.error(f"--data: missing, expected CIFAR-10's folder or .npz with {options.grid}")
+    options.seeds = options.seeds or list(grid.seeds)
+    options.jobs = options.jobs if options.jobs is not None else grid.processes or cores()
     if options.jobs < 1:
         parser.error(f"--jobs: {options.jobs}, expected at least 1")
     if len(set(options.seeds)) < len(options.seeds):
         parser.error(f"--seeds: {options.seeds}, expected each once")
-    known = [setting.name for setting in GRIDS[options.grid].settings]
+    known = [setting.name for setting in grid.settings]
     if unknown := [name for name in options.only or () if name not in known]:
         parser.error(f"--only: {unknown[0]}, expected among {', '.join(known)}")
     return options
@@ -122,34 +123,36 @@ def chosen_grid(options: argparse.Namespace, out: Path) -> Grid:
 def main(argv: Sequence[str]) -> int:
     """Run the command line; returns 0, 1 if a run failed, 2 for bad input, 128 + n after signal n."""
     options = parse(argv)
-    out = options.out / options.grid
+    out = options.out / GRIDS[options.grid].folder
     status = 0
     try:
         if options.pack is not None:
             check_free(options.pack)  # before hours of training, not after
+        if options.data is not None and not options.analyse:
+            load("cifar10", options.data)
         if options.unpack is not None:
             unpack(options.unpack, out)
         grid = chosen_grid(options, out)
         runs = grid.runs(out, options.seeds)
+        command = f"{PROG} {' '.join(argv)}"
         if not options.analyse:
             began = time.perf_counter()
             outcome = carry_out(grid, runs, out, options.jobs)
             if options.pack is not None:
                 _pack(grid, runs, out, options.pack)
             if outcome.signum is not None:
-                print(
-                    f"stopped, the same command continues: {PROG} {' '.join(argv)}", file=sys.stderr
-                )
+                print(f"stopped, the same command continues: {command}", file=sys.stderr)
                 return 128 + outcome.signum
             for name, line in {**outcome.failed, **outcome.blocked}.items():
                 print(f"{name}: {line}", file=sys.stderr)
             status = 1 if outcome.failed else 0
             print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
-        analysis = analyse(grid, verdicts(grid, runs))
-        if not analysis:
-            print(f"{PROG}: {out}: no fixed radius is measured", file=sys.stderr)
+        written = _written(grid, runs, options.out / options.grid / "evidence", command)
+        if not written:
+            lacking = "fixed radius" if grid.baseline is None else "method"
+            print(f"{PROG}: {out}: no {lacking} is measured", file=sys.stderr)
             return 2
-        for path in write(grid, analysis, out / "evidence", facts(options, grid, runs, argv)):
+        for path in written:
             print(path)
     except (OSError, ValueError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
@@ -157,36 +160,20 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
+def _written(grid: Grid, runs: Sequence[Run], out: Path, command: str) -> list[Path]:
+    """Analyse what is measured and write it to `out`; returns the files, none if nothing is."""
+    known = facts(grid, runs, command)
+    if grid.baseline is not None:
+        compared = comparison.compare(grid, runs)
+        return comparison.write(compared, out, known) if compared else []
+    analysis = write.analyse(grid, verdicts(grid, runs))
+    return write.write(grid, analysis, out, known) if analysis else []
+
+
 def _pack(grid: Grid, runs: Sequence[Run], out: Path, parts: Path) -> None:
     left = {job.run.name for job in jobs_of(grid, runs) if job.state != "done"}
     written = pack(out, parts, [run.name for run in runs if run.name not in left])
     print(f"{len(written)} files in {parts}; --unpack {parts} continues from them")
-
-
-def facts(
-    options: argparse.Namespace, grid: Grid, runs: Sequence[Run], argv: Sequence[str]
-) -> dict[str, Any]:
-    """What a reader needs to know of the runs, and to run them again."""
-    trained = [run for run in runs if (run.folder / "results.json").is_file()]
-    results = {run.name: read_json(run.folder / "results.json") for run in trained}
-    environments = [read_json(run.folder / "env.json") for run in trained]
-    commits = sorted({str(env.get("commit", "unknown"))[:7] for env in environments})
-    here = machine.describe()
-    return {
-        "title": f"Fixed radii and IAAT, {options.grid}",
-        "commands": [f"{PROG} {' '.join(argv)}"],
-        "measured": (
-            f"{len(trained)} of {len(runs)} runs, trained at commit {', '.join(commits)}; {here['cpu']}, "
-            f"{here['cpu_capability']}, Python {here['python']}, torch {here['torch']}."
-        ),
-        "machine": here,
-        "trained_at": commits,
-        "seeds": f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}",
-        "images": next(iter(results.values()))["samples"] if results else 0,
-        "runs": {
-            run.name: as_typed(["python", "-m", "iaat_fast.train", *run.words]) for run in trained
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ optimizers"): how much a point can lose of both accuracies at once and still rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +54,12 @@ class Estimate:
         low, high = np.percentile(self.replicates, (tail, 100 - tail))
         return float(low), float(high)
 
+    def minus(self, other: Estimate) -> Estimate:
+        """The difference from another quantity; paired, as the replicates of both are of the same images."""
+        return Estimate(
+            value=self.value - other.value, replicates=self.replicates - other.replicates
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -92,6 +98,30 @@ def beyond(natural: Array, robust: Array, curve: Array) -> Array:
     return np.minimum(found, inner.min(-1, initial=np.inf))
 
 
+def accuracies(
+    settings: Mapping[str, Array], *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[str, Estimate]:
+    """Accuracies in percent, means over seeds, with replicates as `compare` draws them.
+
+    Args:
+        settings: of each setting, what became of every test image, bool [K, N], K seeds by N images. The N images are
+            the same for all settings, K need not be.
+        replicates, seed: how many, and of which random numbers.
+
+    Raises:
+        ValueError: verdicts of another number of images.
+    """
+    random = np.random.default_rng(seed)
+    counts = _drawn_images(list(settings.values()), replicates, random)
+    return {
+        name: Estimate(
+            value=float(verdicts.mean() * 100),
+            replicates=_resampled((verdicts,), counts, random)[:, 0],
+        )
+        for name, verdicts in settings.items()
+    }
+
+
 def compare(
     fixed: Mapping[float, Verdicts],
     others: Mapping[str, Verdicts],
@@ -118,13 +148,9 @@ def compare(
     if not fixed:
         raise ValueError("fixed: none, expected at least one radius")
     every = [*fixed.values(), *others.values()]
-    images = {verdicts.natural.shape[1] for verdicts in every}
-    if len(images) > 1:
-        raise ValueError(f"verdicts: of {sorted(images)} images, expected the same ones everywhere")
     random = np.random.default_rng(seed)
-    n = images.pop()
-    counts = random.multinomial(n, np.full(n, 1 / n), size=replicates).astype(np.float64)
-    drawn = [_resampled(verdicts, counts, random) for verdicts in every]
+    counts = _drawn_images([verdicts.natural for verdicts in every], replicates, random)
+    drawn = [_resampled((v.natural, v.robust), counts, random) for v in every]
     means = [np.array([v.natural.mean(), v.robust.mean()]) * 100 for v in every]
     radii = sorted(range(len(fixed)), key=lambda i: list(fixed)[i])
     curve_mean = np.stack([means[i] for i in radii])
@@ -150,10 +176,19 @@ def compare(
     )
 
 
-def _resampled(verdicts: Verdicts, counts: Array, random: np.random.Generator) -> Array:
-    """Natural and robust accuracy in percent of every replicate, [B, 2]."""
-    seeds, n = verdicts.natural.shape
-    # [B, K, 2]: of each seed on the drawn images
-    shares = np.stack([counts @ verdicts.natural.T, counts @ verdicts.robust.T], -1) * (100 / n)
+def _drawn_images(verdicts: Sequence[Array], replicates: int, random: np.random.Generator) -> Array:
+    """How often each replicate has drawn each image, float64 [B, N]."""
+    images = {array.shape[1] for array in verdicts}
+    if len(images) > 1:
+        raise ValueError(f"verdicts: of {sorted(images)} images, expected the same ones everywhere")
+    n = images.pop()
+    return random.multinomial(n, np.full(n, 1 / n), size=replicates).astype(np.float64)
+
+
+def _resampled(verdicts: Sequence[Array], counts: Array, random: np.random.Generator) -> Array:
+    """Accuracies of a setting in percent, of M kinds of verdicts, in every replicate, [B, M]."""
+    seeds, n = verdicts[0].shape
+    # [B, K, M]: of each seed on the drawn images
+    shares = np.stack([counts @ array.T for array in verdicts], -1) * (100 / n)
     chosen = random.integers(seeds, size=(len(counts), max(seeds - 1, 1)))
     return np.take_along_axis(shares, chosen[..., None], axis=1).mean(1)

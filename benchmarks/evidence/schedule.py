@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.evidence.grids import Grid
+from benchmarks.evidence.grid import Grid
 from iaat_fast.plan.cost import images_of
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import read_json, write_json

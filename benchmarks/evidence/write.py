@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.frontier import REPLICATES, Estimate, Point, Verdicts, compare
-from benchmarks.evidence.grids import Grid, Setting
+from benchmarks.evidence.grid import Grid, Setting
 from iaat_fast.report.figures.drawing import (
     BLUE,
     INK,

@@ -1,20 +1,26 @@
-"""The test of the claim that IAAT lies beyond the curve of fixed radii, and the runs it is made of."""
+"""The test of the claim that IAAT lies beyond the curve of fixed radii, the table of methods, and their runs."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.evidence.__main__ import chosen_grid, main, parse
-from benchmarks.evidence.frontier import Verdicts, beyond, compare
-from benchmarks.evidence.grids import CIFAR10, DIGITS
-from benchmarks.evidence.jobs import attacks, jobs_of
+from benchmarks.evidence.comparison import tables
+from benchmarks.evidence.frontier import Verdicts, accuracies, beyond, compare
+from benchmarks.evidence.grids import CIFAR10, DIGITS, DIGITS_MORE, METHODS, METHODS_CIFAR10
+from benchmarks.evidence.jobs import jobs_of
+from benchmarks.evidence.measured import attacks, by_image
 from benchmarks.evidence.pack import PART, pack, unpack
 from benchmarks.evidence.schedule import epochs_within
 from benchmarks.evidence.write import analyse, markdown
-from iaat_fast.run_folder import RunFolder
+from iaat_fast.evaluate.results import wilson
+from iaat_fast.methods import method_key
+from iaat_fast.run_folder import RunFolder, flat
+from iaat_fast.storage import read_json, write_json
 
 CURVE = np.array([[90.0, 40.0], [80.0, 60.0]])
 
@@ -120,6 +126,96 @@ def test_the_page_states_the_claim_for_every_attack_and_what_is_not_measured():
     assert "| IAAT, ε_w = 60 | not measured |" in page
 
 
+def test_more_settings_are_compared_with_the_runs_at_fixed_radii_that_are_there():
+    shared = set(DIGITS.settings) & set(DIGITS_MORE.settings)
+    assert shared == {setting for setting in DIGITS.settings if setting.eps is not None}
+    own = {setting.name for setting in set(DIGITS_MORE.settings) - shared}
+    assert not own & {setting.name for setting in DIGITS.settings}
+    how = ("folder", "preset", "flags", "eps", "alpha", "attacks")
+    assert all(getattr(DIGITS_MORE, name) == getattr(DIGITS, name) for name in how)
+
+
+def test_every_method_trains_in_the_slim_setting(tmp_path: Path):
+    runs = METHODS_CIFAR10.runs(tmp_path, [0])
+    configs = [flat(run.config.to_dict()) for run in runs]
+    assert [method_key(config) for config in configs] == [s.name for s in METHODS.settings]
+    for config in configs:
+        assert (config["model.width"], config["data.limit"], config["optim.epochs"]) == (
+            8,
+            8000,
+            10,
+        )
+        assert config["attack.engine"] == "fast"
+    evaluate = jobs_of(METHODS_CIFAR10, runs)[1]
+    assert "--limit" in evaluate.command[evaluate.command.index("--suite") :]
+
+
+def _measured(folder: Path, **arrays: np.ndarray) -> None:
+    """A run folder, trained and evaluated, as far as the evidence reads it."""
+    rows = [{"key": key} for key in arrays]
+    header = {"schema": 1, "suite": "quick", "rule": "last", "complete": True}
+    record = {**header, "settings": {}, "parts": [], "data": {}, "measurements": rows}
+    radii = {"eps_mean": 0.2, "eps_std": 0.0, "samples": 50}
+    RunFolder(folder).create({}, {"commit": "0123456789", "threads": 1})
+    for seconds in (3.0, 2.0):
+        RunFolder(folder).append_metrics({"epoch": 1, "step": 1, "seconds": seconds})
+    write_json(folder / "results.json", {**record, **radii})
+    labels = np.zeros(50, dtype=int)
+    np.savez(folder / "verdicts.npz", labels=labels, allow_pickle=False, **arrays)
+
+
+def test_methods_are_compared_over_all_seeds_that_each_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(4)
+    natural, pgd, autoattack = (random.random((2, 50)) < share for share in (0.9, 0.7, 0.6))
+    names = {"pgd10x5-eps51": pgd, "autoattack-eps51": autoattack}
+    for seed in (0, 1):
+        attacked = {key: each[seed] for key, each in names.items()}
+        _measured(tmp_path / "methods" / f"adv-seed{seed}", natural=natural[seed], **attacked)
+    # CAT: one seed, the same natural verdicts as adv's first, no AutoAttack.
+    first = tmp_path / "methods" / "cat-seed0"
+    _measured(first, natural=natural[0], **{"pgd10x5-eps51": pgd[0]})
+    command = ["methods", "--analyse", "--out", str(tmp_path), "--seeds", "0", "1", "2"]
+    assert main([*command, "--only", "adv", "cat", "mma"]) == 0
+    page, content = map(Path, capsys.readouterr().out.splitlines())
+    record, text = read_json(content), page.read_text()
+    adv, cat, mma = record["rows"]
+    assert [adv["seeds"], cat["seeds"], mma["seeds"]] == [2, 1, 0]
+    assert adv["accuracies"]["natural"]["value"] == pytest.approx(100 * natural.mean())
+    found = cat["accuracies"]["natural"]["interval_95"]
+    assert found == pytest.approx([100 * end for end in wilson(int(natural[0].sum()), 50)])
+    apart = cat["accuracies"]["natural"]["difference"]
+    assert apart["value"] == pytest.approx(100 * (natural[0].mean() - natural.mean()))
+    assert (adv["eps_mean"], adv["seconds_per_epoch"], adv["seconds"]) == (51, 2.5, 5)
+    assert cat["accuracies"]["AutoAttack, ε = 51"] is None
+    assert f"| MMA | 0{' | not measured' * 6} |" in text
+    assert "\n".join(tables(record)) in text
+    assert "3 of 9 runs, trained at commit 0123456 with 1 thread each" in text
+
+
+def test_a_difference_is_of_the_same_images():
+    verdicts = np.random.default_rng(5).random((1, 200)) < 0.7
+    better = verdicts.copy()
+    better[0, np.flatnonzero(~verdicts[0])[:10]] = True
+    found = accuracies({"one": verdicts, "same": verdicts, "better": better}, replicates=2000)
+    assert not found["same"].minus(found["one"]).replicates.any()
+    apart = found["better"].minus(found["one"])
+    assert apart.value == pytest.approx(5)
+    # Ten of 200 images differ, one way: the error of the share 0.05 of 200, and not of two shares of 0.7.
+    assert apart.replicates.std() == pytest.approx(100 * (0.05 * 0.95 / 200) ** 0.5, rel=0.1)
+
+
+def test_of_a_training_measured_on_all_images_those_count_that_are_attacked(tmp_path: Path):
+    grid = dataclasses.replace(METHODS, settings=METHODS.settings[:1], images=20)
+    (run,) = grid.runs(tmp_path, [0])
+    natural = np.arange(50) % 3 > 0
+    _measured(run.folder, natural=natural)
+    found = by_image(grid, run)
+    assert list(found) == ["natural"]
+    np.testing.assert_array_equal(found["natural"], natural[:20])
+
+
 def test_minutes_become_epochs_once_by_a_short_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +255,13 @@ def test_the_runs_of_cifar10_warm_up_for_the_papers_share_of_the_epochs(tmp_path
     ("words", "message"),
     [
         ("digits --minutes 3", "--minutes: not read by digits, expected cifar10"),
+        (
+            "methods --data x.npz",
+            "--data: not read by methods, expected cifar10 or methods-cifar10",
+        ),
+        ("methods-cifar10 --epochs 2", "--epochs: not read by methods-cifar10, expected cifar10"),
+        ("methods-cifar10", "--data: missing, expected CIFAR-10's folder or .npz"),
+        ("methods --only adv-eps51", "--only: adv-eps51, expected among adv, iaat, cat"),
         ("cifar10", "--epochs or --minutes: expected one of them"),
         ("cifar10 --minutes 3 --epochs 2", "--epochs or --minutes: expected one of them"),
         ("cifar10 --minutes -1", "--minutes: -1, expected a number above 0"),
@@ -216,7 +319,11 @@ def test_what_could_not_be_packed_or_analysed_is_refused_before_anything_is_trai
     out = ["--out", str(tmp_path / "runs")]
     assert main(["digits", *out, "--pack", str(tmp_path / "full")]) == 2
     assert main(["cifar10", *out, "--minutes", "1", "--analyse"]) == 2
-    packed, analysed = capsys.readouterr().err.splitlines()
+    assert main(["methods-cifar10", *out, "--data", str(tmp_path / "none.npz")]) == 2
+    assert main(["methods", *out, "--analyse", "--only", "adv"]) == 2
+    packed, analysed, without_data, unmeasured = capsys.readouterr().err.splitlines()
     assert "holds files, expected an empty folder" in packed
     assert "--analyse: no runs in" in analysed
+    assert "none.npz: no such folder or .npz" in without_data
+    assert "no method is measured" in unmeasured
     assert not (tmp_path / "runs").exists()

@@ -1,23 +1,26 @@
-"""The tables of a recorded result are those of its record."""
+"""The tables of a recorded comparison of methods are those of its record."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
+from pathlib import Path
 
+import pytest
+
+from benchmarks.evidence.comparison import tables
+from iaat_fast.storage import read_json
 from tests.docs.snippets import ROOT
 
-RESULTS = ROOT / "docs" / "results"
+RECORDS = [
+    path
+    for path in sorted((ROOT / "docs" / "results").glob("*.json"))
+    if "trainings" in read_json(path)
+]
 
 
-def test_the_tables_of_the_methods_on_digits_are_those_of_the_record() -> None:
-    spec = importlib.util.spec_from_file_location("digits_methods", RESULTS / "digits_methods.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    runs = json.loads((RESULTS / "digits-methods.json").read_text())["runs"]
-    shown = (RESULTS / "digits-methods.md").read_text()
-    assert "\n".join(made.tables(runs)).replace("\n\n", "\n").splitlines() == [
-        line for line in shown.splitlines() if line.startswith("|")
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_tables_of_methods_are_those_of_the_record(path: Path) -> None:
+    shown = path.with_suffix(".md").read_text().splitlines()
+    made = tables(read_json(path))
+    assert [line for line in shown if line.startswith("|")] == [
+        line for line in made if line.startswith("|")
     ]

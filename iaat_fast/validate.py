@@ -84,12 +84,16 @@ def box(lo: Any, hi: Any) -> None:
     """The bounds of the pixels, numbers lo <= hi; NaN is refused."""
     for name, value in (("lo", lo), ("hi", hi)):
         if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.dim() == 0):
-            raise TypeError(
-                f"{name}: {type(value).__name__}, expected a number; a model over normalised images is attacked in "
-                "[0, 1] as models.normalized(model, mean, std)"
-            )
+            raise TypeError(f"{name}: {type(value).__name__}, expected a number")
     if not lo <= hi:
         raise ValueError(f"lo, hi: {lo}, {hi}, expected lo <= hi")
+
+
+def one_box(name: str, attack: Any, reason: str) -> tuple[float, float]:
+    """lo and hi of an attack, which must be numbers, not one per channel; `reason` says what would not fit."""
+    if any(isinstance(bound, tuple) for bound in (attack.lo, attack.hi)):
+        raise ValueError(f"{name}: lo, hi per channel, expected a number each: {reason}")
+    return attack.lo, attack.hi
 
 
 def choice(name: str, value: object, known: Collection[object]) -> None:

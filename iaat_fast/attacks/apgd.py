@@ -153,7 +153,7 @@ class APGD(Attack):
 
     def _move(self, call: Call, state: _State, *, first: bool) -> None:
         """Lines 7 and 8 of Algorithm 1; the first step, line 2, has no momentum."""
-        x, eps, box = state.x, state.eps, (self.lo, self.hi)
+        x, eps, box = state.x, state.eps, (self._lo, self._hi)
         stepped = state.x_adv.clone()
         descend = self._descends
         _pgd_step_linf_(stepped, state.grad, x, eps, state.step, *box, descend, call.stats)

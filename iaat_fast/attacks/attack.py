@@ -16,11 +16,12 @@ from iaat_fast import validate
 from iaat_fast.attacks import losses, options
 from iaat_fast.attacks.active_set import WorstCase
 from iaat_fast.attacks.call import AttackStats, Call, pin_, prepare_call
+from iaat_fast.attacks.channel_box import Boxed
 from iaat_fast.attacks.findings import Findings, Stale
 from iaat_fast.attacks.model.mode import BN_MODES
 from iaat_fast.attacks.network import Network
 from iaat_fast.attacks.objective import Objective
-from iaat_fast.attacks.options import EngineOptions, StepSize, Targeting
+from iaat_fast.attacks.options import Bound, EngineOptions, StepSize, Targeting
 from iaat_fast.attacks.passes import PassCounter, among
 from iaat_fast.attacks.recorder import Recorder
 from iaat_fast.attacks.result import (
@@ -39,7 +40,7 @@ _random_start_linf = torch.ops.iaat_fast.random_start_linf.default
 _T = TypeVar("_T")
 
 
-class Attack(Objective):
+class Attack(Boxed, Objective):
     """Base of the L-infinity attacks. A subclass implements `_run_once`, one run from given start images.
 
     Args: as `PGD`'s, except that alpha is None for an attack that finds its own step sizes.
@@ -72,8 +73,8 @@ class Attack(Objective):
         random_start: bool = True,
         clamp_start: bool = True,
         targeted: Targeting = False,
-        lo: float = 0.0,
-        hi: float = 1.0,
+        lo: Bound = 0.0,
+        hi: Bound = 1.0,
         bn: str = "eval",
         precision: str = "fp32",
         engine: str | EngineOptions = "auto",
@@ -101,10 +102,10 @@ class Attack(Objective):
             )
         if seed is not None:
             validate.int64("seed", seed)
-        validate.box(lo, hi)
-        validate.distance("eps", eps, lo, hi)
-        if alpha is not None and not callable(alpha):
-            validate.distance("alpha", alpha, lo, hi, positive=steps > 0)
+        self._set_box(lo, hi)
+        self._check_distance("eps", eps)
+        if alpha is not None:
+            self._check_distance("alpha", alpha, positive=steps > 0)
         if restarts > 1 and not random_start and not self._draws:
             raise ValueError(f"restarts: {restarts} without random_start would all be the same")
         if steps == 0:
@@ -114,11 +115,13 @@ class Attack(Objective):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self.network = Network(model, bn=bn, precision=precision, engine=engine, eot=eot)
-        self.model = self.network.model
+        self.network = Network(
+            model, bn=bn, precision=precision, engine=engine, eot=eot, box=self._channels
+        )
+        self.model = self.network.given
         self.eps, self.alpha, self.steps = eps, alpha, steps
         self.restarts, self.random_start, self.clamp_start = restarts, random_start, clamp_start
-        self.targeted, self.lo, self.hi, self.bn = targeted, lo, hi, bn
+        self.targeted, self.bn = targeted, bn
         self.early_stop, self.seed, self.loss = early_stop, seed, loss
         self.stats = AttackStats()
 
@@ -143,8 +146,9 @@ class Attack(Objective):
             x: images [N, ...] in [lo, hi], floating point. Values may lie outside by rounding errors.
             y: int64 [N], true classes, or targets where `targeted` is True.
             eps: radius for this call, a float or a tensor [N], at most hi - lo; a tensor [K*N] asks for K candidates
-                per sample.
-            alpha: step size for this call, a float, a tensor like eps or [N], or a function of the radii.
+                per sample. With `lo`, `hi` per channel a tensor [C, 1, 1], [N, C, 1, 1] or [K*N, C, 1, 1].
+            alpha: step size for this call, a float, a tensor like eps or [N], or a function of the radii; with `lo`,
+                `hi` per channel a tensor like eps, or the function.
             start: images [N, ...] or [K*N, ...] at which the first gradient is taken.
             index: int64 [N], the samples' numbers in their data set: a sample's noise depends on its number, not on its
                 place in the batch; default 0 ... N-1.
@@ -189,13 +193,13 @@ class Attack(Objective):
         """
 
         def made(call: Call) -> Tensor:
-            return self._attack(call).contiguous(memory_format=memory_format(x))
+            return self._images(call).contiguous(memory_format=memory_format(x))
 
         x_adv, stats = self._answer(
             x,
             y,
             made,
-            eps=self.eps if eps is None else eps,
+            eps=self._share("eps", self.eps if eps is None else eps, x),
             alpha=alpha,
             start=start,
             index=index,
@@ -234,7 +238,8 @@ class Attack(Objective):
         Args:
             x, y, alpha, start, index, restart, mask: as for a call. A function alpha is applied to each radius.
             epsilons: a list of E radii in any order, floats or tensors [N], for results [E, N, ...] in the order of the
-                list; or one float or tensor [N], for results [N, ...]. None: the attack's radius.
+                list; or one float or tensor [N], for results [N, ...]. With `lo`, `hi` per channel they are tensors
+                [C, 1, 1] or [N, C, 1, 1]. None: the attack's radius.
             seed: for this call, the same random numbers for every radius. None: the attack's seed, else one is drawn.
             trace: keep loss, success and step size of every iteration, see `Trace`. They stay on the device, take no
                 pass of their own, and change no image. `DeepFool` and `FABT` keep none.
@@ -250,22 +255,23 @@ class Attack(Objective):
         """
         checks.images("x", x)
         n, layout = len(x), memory_format(x)
-        radii: Any = self.eps
+        radii: Any = self._share("eps", self.eps, x)
         several = False
         record = self._recorder_of(trace)
         if epsilons is not None:
-            radii, several = radii_of_run(epsilons, x, self.lo, self.hi)
+            radii, several = radii_of_run(epsilons, x, self)
         if start is not None:
             checks.same_images("start", start, "x", x, candidates=False)
-        if isinstance(alpha, Tensor) and alpha.dim() and alpha.shape != (n,):
-            raise ValueError(f"alpha: shape {tuple(alpha.shape)}, expected a float or [{n}]")
+        self._check_rows("alpha", alpha, n)
         order = torch.zeros(1, n, dtype=torch.int64, device=x.device)
         if several:
             radii, order = radii.sort(dim=0, stable=True)
             radii = radii.flatten()
 
         def made(call: Call) -> AttackResult:
-            return over_radii(call, order, layout, self._attack, self._judge, record)
+            return over_radii(
+                call, order, layout, self._images, self._judge, record, self._channels
+            )
 
         result, stats = self._answer(
             x,
@@ -327,12 +333,19 @@ class Attack(Objective):
                 )
             if start is None and self.loss == "kl" and not self.random_start:
                 raise ValueError("start: None, but without random_start the gradient of 'kl' is 0")
+            given = None
+            if self._channels is not None:
+                x, given = self._channels.scaled("x", x), x.detach()
+                if start is not None:
+                    checks.same_images("start", start, "x", x, candidates=True)
+                    start = self._channels.scaled("start", start)
             arguments: dict[str, Any] = {
                 "eps": eps,
-                "alpha": self.alpha if alpha is None else alpha,
+                "alpha": self._share("alpha", self.alpha if alpha is None else alpha, x),
                 "start": start,
                 "findings": findings,
-                "box": (self.lo, self.hi),
+                "box": (self._lo, self._hi),
+                "given": given,
                 "moves": self.steps > 0,
                 "coupled": self.network.couples_samples(),
                 **others,
@@ -373,8 +386,8 @@ class Attack(Objective):
             TypeError, ValueError: an argument of the wrong type or value, named, with what was expected.
         """
         validate.integer("steps", steps, 0)
-        if alpha is not None and not callable(alpha):
-            validate.distance("alpha", alpha, self.lo, self.hi, positive=steps > 0)
+        if alpha is not None:
+            self._check_distance("alpha", alpha, positive=steps > 0)
         twin = copy.copy(self)
         twin.steps, twin.alpha, twin.stats = steps, alpha, AttackStats()
         return twin
@@ -385,7 +398,7 @@ class Attack(Objective):
         With `eot` > 1 they are log(mean of softmax) over as many draws, up to a constant per row.
         """
         with self.network.in_mode(), torch.no_grad():
-            return self.network.logits(x)
+            return self.network.logits_as_given(x)
 
     def _run_call(
         self, call: Call, work: Callable[[Call], _T], *, own: bool
@@ -438,6 +451,13 @@ class Attack(Objective):
             with among(call.passes, rows):
                 worst.take(rows, *self._run_once(call, start, rows))
 
+    def _images(self, call: Call) -> Tensor:
+        """What `_attack` makes, as images like those that were given."""
+        made = self._attack(call)
+        if self._channels is None or call.given is None:
+            return made
+        return self._channels.restored(made, call.x, call.given, call.eps)
+
     @property
     def _iterates(self) -> int | None:
         """Number of iterates of a run that a trace records; None if the attack has no trace."""
@@ -478,6 +498,6 @@ class Attack(Objective):
             return start.clone(memory_format=memory_format(call.x))
         if not self.random_start:
             return call.per_candidate(call.x).clone(memory_format=memory_format(call.x))
-        lo, hi = (self.lo, self.hi) if self.clamp_start else (-torch.inf, torch.inf)
+        lo, hi = (self._lo, self._hi) if self.clamp_start else (-torch.inf, torch.inf)
         call.begin_restart(restart)
         return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)

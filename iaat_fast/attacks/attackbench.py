@@ -48,7 +48,7 @@ class AttackBenchAdapter:
     def __init__(
         self,
         attack: type[Attack],
-        epsilons: Sequence[float] | None = None,
+        epsilons: Sequence[float | Tensor] | None = None,
         **options: Any,
     ) -> None:
         if not (isinstance(attack, type) and issubclass(attack, Attack)):
@@ -63,7 +63,7 @@ class AttackBenchAdapter:
         self.__name__ = attack.__name__  # by which AttackBench calls its results
         made = self._made_for(nn.Identity())
         if epsilons is not None:
-            _, several = radii_of_run(epsilons, torch.empty(1), made.lo, made.hi)
+            _, several = radii_of_run(epsilons, torch.empty(1), made)
             if not several:
                 raise TypeError(f"epsilons: {epsilons!r}, expected a list of radii; eps is for one")
 
@@ -92,7 +92,7 @@ class AttackBenchAdapter:
             if targets is None:
                 raise ValueError("targets: None with targeted=True, expected int64 [N]")
             attack, labels = self._made_for(model, targeted=True), targets
-        radii = None if self.epsilons is None else sorted(self.epsilons)
+        radii = None if self.epsilons is None else sorted(self.epsilons, key=_size)
         result = attack.run(inputs, labels, radii)
         self.result = result
         x_adv = result.x_adv if radii is None else result.x_adv[-1]
@@ -100,3 +100,8 @@ class AttackBenchAdapter:
 
     def _made_for(self, model: Callable[[Tensor], Tensor], **targeted: bool) -> Attack:
         return self.attack(model, **{**self.options, **targeted, "engine": _SEEN})
+
+
+def _size(eps: float | Tensor) -> float:
+    """A radius as a number; of one per channel, whose order is that of its first."""
+    return float(eps.flatten()[0]) if isinstance(eps, Tensor) else eps

@@ -37,6 +37,7 @@ class Call:
     mask: bool, like x, where it may change; None everywhere.
     passes: where the passes of each sample are counted, None where no one asks.
     trace: where iterations are recorded, None where no one asks.
+    given: with `lo`, `hi` per channel the images as they were given, of which x are the scaled ones; else None.
     """
 
     x: Tensor
@@ -58,10 +59,16 @@ class Call:
     mask: Tensor | None = None
     passes: PassCounter | None = None
     trace: Recorder | None = None
+    given: Tensor | None = None
 
     @property
     def rows(self) -> int:
         return len(self.eps)
+
+    @property
+    def images(self) -> Tensor:
+        """The images [N, ...] as they were given."""
+        return self.x if self.given is None else self.given
 
     def begin_restart(self, number: int) -> None:
         """Switch the noise to that of a restart, numbered from 0 within the call."""
@@ -77,7 +84,7 @@ class Call:
         part = copy.copy(self)
         part.eps, part.alpha = eps, alpha
         if len(samples) < len(self.y):
-            for name in ("x", "y", "index", "eps", "alpha", "start", "goal", "mask"):
+            for name in ("x", "y", "index", "eps", "alpha", "start", "goal", "mask", "given"):
                 value = getattr(part, name)
                 setattr(part, name, None if value is None else value[samples])
         part.entries = part.gradients = 0
@@ -137,6 +144,7 @@ def prepare_call(
     coupled: bool,
     mask: Tensor | None = None,
     passes: PassCounter | None = None,
+    given: Tensor | None = None,
 ) -> Call:
     """Check the arguments of `Attack.__call__` and fill in the defaults; the findings check the values in tensors.
 
@@ -144,6 +152,7 @@ def prepare_call(
         box: (lo, hi).
         moves: whether the attack takes a step.
         coupled: whether the samples share batch statistics.
+        given: the images as they were given, where x, eps and alpha are shares of hi - lo of their channels.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -185,6 +194,7 @@ def prepare_call(
         restart=restart,
         mask=None if mask is None else inputs.expanded_mask(mask, x),
         passes=passes,
+        given=given,
     )
     if rows:
         call.largest_class = findings.look_at_values(
@@ -194,6 +204,7 @@ def prepare_call(
             steps,
             *box,
             moves=moves,
+            shares=given is not None,
             radii_are_sound=not isinstance(eps, Tensor),
             steps_are_sound=alpha is None or (isinstance(alpha, (int, float)) and alpha > 0),
         )

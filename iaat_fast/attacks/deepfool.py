@@ -140,7 +140,7 @@ class DeepFool(Attack):
         length = as_column((1 + self.overshoot) * (distance + _PAST), grad).to(grad.dtype)
         radius = as_column(state.eps, grad).to(grad.dtype)
         delta = (state.delta + length * grad.sign()).clamp(-radius, radius)
-        moved = _project_linf(state.x + delta, state.x, state.eps, self.lo, self.hi)
+        moved = _project_linf(state.x + delta, state.x, state.eps, self._lo, self._hi)
         pin_(moved, state.x, state.mask)
         stays = as_column(state.found, grad)
         state.delta = torch.where(stays, state.delta, delta)

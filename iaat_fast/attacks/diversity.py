@@ -84,7 +84,7 @@ class DIFGSM(TransferAttack):
         resized = as_column(resize < self.diversity_prob, x)
         down = _resizing(x.shape[2], self.resize_rate, size, top).to(wide).unsqueeze(1)
         across = _resizing(x.shape[3], self.resize_rate, size, left).to(wide).unsqueeze(1)
-        seen = down @ (x.to(wide) - self.lo) @ across.mT + self.lo
+        seen = down @ (x.to(wide) - self._lo) @ across.mT + self._lo
         seen = torch.where(resized, seen.to(x.dtype), x)
         grad = self.network.gradient(seen, cotangent).to(wide)
         return torch.where(resized, down.mT @ grad @ across, grad)

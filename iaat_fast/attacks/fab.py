@@ -123,11 +123,11 @@ class FABT(Attack):
     def _start(self, call: Call, restart: int) -> Tensor:
         """A target's first restart starts at x, later ones at random in the ball of half the radius."""
         if call.start is not None:
-            return super()._start(call, restart).clamp(self.lo, self.hi)
+            return super()._start(call, restart).clamp(self._lo, self._hi)
         if restart % self.restarts == 0:
-            return call.per_candidate(call.x).clamp(self.lo, self.hi)
+            return call.per_candidate(call.x).clamp(self._lo, self._hi)
         call.begin_restart(restart)
-        return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self.lo, self.hi)
+        return _random_start_linf(call.x, call.eps / 2, call.stream, call.index, self._lo, self._hi)
 
     def _waits_for_device(self) -> bool:
         return True
@@ -190,13 +190,13 @@ class FABT(Attack):
         x, x_adv = state.x.to(wide).flatten(1), state.x_adv.to(wide).flatten(1)
         gap = -torch.where(state.ahead.isnan(), ahead.to(wide), state.ahead)
         gap_x = gap + (x_adv - x).mul_(w).sum(1)
-        step = step_to_hyperplane(x_adv, w, gap, self.lo, self.hi)
-        step_x = step_to_hyperplane(x, w, gap_x, self.lo, self.hi)
+        step = step_to_hyperplane(x_adv, w, gap, self._lo, self._hi)
+        step_x = step_to_hyperplane(x, w, gap_x, self._lo, self._hi)
         size, size_x = (d.abs().amax(1, keepdim=True).clamp(min=_TINY) for d in (step, step_x))
         alpha = (size / (size + size_x)).clamp(max=self.alpha_max)
         moved = step.mul_(self.eta).add_(x_adv).mul_(1 - alpha)
         moved += step_x.mul_(self.eta).add_(x).mul_(alpha)
-        moved = moved.clamp_(self.lo, self.hi).view(state.x.shape).to(state.x.dtype)
+        moved = moved.clamp_(self._lo, self._hi).view(state.x.shape).to(state.x.dtype)
         logits, fooled = self._keep_nearer(state, pin_(moved, state.x, state.mask))
         back = (moved - state.x).mul_(self.beta).add_(state.x)
         state.x_adv = where_rows(fooled, back, moved)
@@ -232,7 +232,7 @@ class FABT(Attack):
         for _ in range(self.search_steps):
             share = (above / (above - below)).nan_to_num(nan=0.5).clamp(0, 1)
             at = inside + (outside - inside) * (share + (1 - share) * _BEYOND)
-            tried = (some.x + as_column(at, way).to(way.dtype) * way).clamp(self.lo, self.hi)
+            tried = (some.x + as_column(at, way).to(way.dtype) * way).clamp(self._lo, self._hi)
             logits, fooled = self._keep_nearer(some, pin_(tried, some.x, some.mask))
             margin = self._margin(logits, some.y)
             inside, above = torch.where(fooled, inside, at), torch.where(fooled, above, margin)
@@ -244,7 +244,7 @@ class FABT(Attack):
         best = torch.where(as_column(state.distance.isfinite(), state.x), state.best, state.x_adv)
         rows = (~near).nonzero()[:, 0]
         if len(rows):
-            clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self.lo, self.hi)
+            clipped = _project_linf(best[rows], state.x[rows], state.eps[rows], self._lo, self._hi)
             pin_(clipped, state.x[rows], None if state.mask is None else state.mask[rows])
             best[rows] = clipped
             with among(call.passes, rows):

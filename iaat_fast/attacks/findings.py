@@ -76,6 +76,7 @@ class Findings:
             self._highest = dict(zip(_HIGHEST, self._values[len(_LOWEST) :], strict=True))
         self._late = checked_late(self.counts.device)
         self._range: tuple[float, float, torch.dtype] | None = None
+        self._shares = False
         self._classes: int | None = None
         self._samples: int | None = None
         self._models: list[weakref.ref[nn.Module]] = []
@@ -120,6 +121,7 @@ class Findings:
         hi: float,
         *,
         moves: bool,
+        shares: bool = False,
         radii_are_sound: bool,
         steps_are_sound: bool,
     ) -> int | None:
@@ -129,6 +131,7 @@ class Findings:
             x: images [N, ...].
             y: int64 [N], classes.
             eps, alpha: radii and step sizes [K*N].
+            shares: these are shares of hi - lo of their channels, and errors say so.
             radii_are_sound, steps_are_sound: known to be valid, so that a GPU saves the kernel that records them.
 
         Returns:
@@ -138,7 +141,8 @@ class Findings:
             ValueError: on a CPU, a value out of range; findings of images of another range or dtype.
         """
         if not self._late:
-            return inputs.values(x, y, eps, alpha, lo, hi, moves=moves)
+            return inputs.values(x, y, eps, alpha, lo, hi, moves=moves, shares=shares)
+        self._shares |= shares
         self._range = _the_same("range and dtype of x", self._range, (lo, hi, x.dtype))
         if x.numel():
             self._keep_range("x", x)
@@ -149,7 +153,9 @@ class Findings:
             # For radius 0 a step size of 0 is valid, but NaN is not.
             self._keep_lowest("alpha", torch.where(eps > 0, alpha, alpha.clamp(min=1)).min())
         if self._of_one_call:
-            self._look_again = lambda: inputs.values(x, y, eps, alpha, lo, hi, moves=moves)
+            self._look_again = lambda: inputs.values(
+                x, y, eps, alpha, lo, hi, moves=moves, shares=shares
+            )
         return None
 
     def look_at_classes(self, y: Tensor, classes: int) -> Tensor:
@@ -231,6 +237,8 @@ class Findings:
     def _judge(self, counts: Counts, lowest: dict[str, float], highest: dict[str, float]) -> Counts:
         """The counts, or ValueError for the first argument that holds a bad value, in the order of a CPU's checks."""
         problem = self._problem_of_values(lowest, highest)
+        if problem and self._shares:
+            problem = inputs.in_shares(problem)
         if problem and self._look_again is not None:
             self._look_again()  # raises the same error with the position in the tensor
         if not problem and not lowest["weights"] >= 0:

@@ -24,13 +24,34 @@ _ROUNDED = 1 + 2**-8
 
 
 def values(
-    x: Tensor, y: Tensor, eps: Tensor, alpha: Tensor, lo: float, hi: float, *, moves: bool
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    lo: float,
+    hi: float,
+    *,
+    moves: bool,
+    shares: bool = False,
 ) -> int:
     """Check pixels, classes, radii and (where the attack moves) step sizes with one read from the device.
+
+    With `shares` they are shares of hi - lo of their channels, and errors say so.
 
     Returns the largest class, to be compared with the number of classes once the model has been called.
     Raises ValueError naming the argument, its value and what was expected.
     """
+    try:
+        return _values(x, y, eps, alpha, lo, hi, moves=moves)
+    except ValueError as problem:
+        if not shares:
+            raise
+        raise ValueError(in_shares(str(problem))) from None
+
+
+def _values(
+    x: Tensor, y: Tensor, eps: Tensor, alpha: Tensor, lo: float, hi: float, *, moves: bool
+) -> int:
     stuck = (alpha <= 0) & (eps > 0) | alpha.isnan()
     if x[0].numel():
         pixels = torch.stack(torch.aminmax(x)).double()
@@ -83,6 +104,17 @@ def pixels_problem(low: float, high: float, lo: float, hi: float, dtype: torch.d
         f"x: values from {low:.6g} to {high:.6g}, expected images in [{lo:g}, {hi:g}] "
         "(normalisation belongs in the model)"
     )
+
+
+def in_shares(problem: str) -> str:
+    """A problem with pixels, radii or step sizes, in words that say that these are shares of hi - lo."""
+    name, colon, rest = problem.partition(":")
+    if name == "x":
+        return f"(x - lo) / (hi - lo){colon}{rest.partition(' (')[0]}"
+    if name in ("eps", "alpha"):
+        same = "" if "at most" in rest else ", the same in every channel"
+        return f"{name} / (hi - lo){colon}{rest}{same}"
+    return problem
 
 
 def below_zero(label: float) -> str:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from iaat_fast import validate
 from iaat_fast.attacks import losses
+from iaat_fast.attacks.channel_box import ChannelBox
 from iaat_fast.attacks.fgsm import FGSM
-from iaat_fast.attacks.options import StepSize
+from iaat_fast.attacks.options import Bound, StepSize
 from iaat_fast.attacks.pgd import PGD
 from iaat_fast.ops import checks, primitives
 
@@ -56,8 +57,8 @@ def masking_report(
     alpha: StepSize = 2 / 255,
     steps: int = 20,
     *,
-    lo: float = 0.0,
-    hi: float = 1.0,
+    lo: Bound = 0.0,
+    hi: Bound = 1.0,
     batch_size: int = 256,
 ) -> MaskingReport:
     """Look for signs of masked gradients in a model.
@@ -72,7 +73,7 @@ def masking_report(
         eps: radius, a float or a tensor [N].
         alpha: step size of PGD, a float, a tensor [N], or a function of the radii.
         steps: of PGD, at least 1.
-        lo, hi: range of the pixels.
+        lo, hi: range of the pixels, as `PGD`'s; per channel, eps and alpha are so too.
         batch_size: images attacked at once.
 
     Raises:
@@ -88,6 +89,15 @@ def masking_report(
     if n == 0:
         raise ValueError("x: 0 images, expected at least 1")
     checks.int64_vector("y", y, n, x.device)
+    box = ChannelBox.of(lo, hi)
+    if box is not None:
+        eps, alpha = (
+            box.share(name, value, x.device) for name, value in (("eps", eps), ("alpha", alpha))
+        )
+        x, lo, hi = box.scaled("x", x), 0.0, 1.0
+        model, layer = box.before(model)
+        if layer is not None:
+            layer.place(*box.constants(x))
     radii = checks.per_row("eps", eps, n, x)
     sizes = checks.per_row("alpha", alpha(radii) if callable(alpha) else alpha, n, x)
     fgsm = FGSM(model, lo=lo, hi=hi, engine="exact")

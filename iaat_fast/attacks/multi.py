@@ -29,7 +29,8 @@ class MultiAttack:
     own, of the samples that they saw.
 
     Args:
-        attacks: at least one, of one model; either all of them or none with `targeted=True`, which decides what y is.
+        attacks: at least one, of one model, and of the same `lo`, `hi` if these are per channel; either all of them or
+            none with `targeted=True`, which decides what y is.
 
     Raises:
         TypeError, ValueError: attacks are not as described.
@@ -50,6 +51,11 @@ class MultiAttack:
                 raise ValueError(
                     f"attacks[{number}]: targeted={attack.targeted!r}, expected {self.attacks[0].targeted!r} as of "
                     "attacks[0]: y is the target or the true class"
+                )
+            if attack._channels != self.attacks[0]._channels:
+                raise ValueError(
+                    f"attacks[{number}]: lo, hi: {attack.lo}, {attack.hi}, expected those of attacks[0], "
+                    f"{self.attacks[0].lo}, {self.attacks[0].hi}"
                 )
         self.model = self.attacks[0].model
         self.stats = AttackStats()
@@ -72,7 +78,7 @@ class MultiAttack:
         Args:
             x: images [N, ...] in the box of the attacks, floating point.
             y: int64 [N], true classes, or targets where `targeted` is True.
-            eps: radius of this call, a float or a tensor [N]; by default each attack's own.
+            eps: radius of this call, as `Attack.__call__` takes it, without candidates; by default each attack's own.
             index: int64 [N], numbers of the samples in their data set, which the noise follows; default 0 ... N-1.
             seed: of this call, an int or an int64 tensor [] or [1]; by default each attack's own.
             mask: bool, broadcasts to x: pixels where it is False never change (see `Attack.__call__`).
@@ -84,8 +90,7 @@ class MultiAttack:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
         """
         n = len(x)
-        if isinstance(eps, Tensor) and eps.dim() and eps.shape != (n,):
-            raise ValueError(f"eps: shape {tuple(eps.shape)}, expected [{n}], a radius per sample")
+        self.attacks[0]._check_rows("eps", eps, n)
         with torch.inference_mode(False):
             found = _Found.none(x, index)
             self.stats = AttackStats()
@@ -129,7 +134,7 @@ class MultiAttack:
         radii: Any = None
         several = False
         if epsilons is not None:
-            radii, several = radii_of_run(epsilons, x, first.lo, first.hi)
+            radii, several = radii_of_run(epsilons, x, first)
         order = torch.zeros(1, n, dtype=torch.int64, device=x.device)
         if several:
             radii, order = radii.sort(dim=0, stable=True)
@@ -139,6 +144,8 @@ class MultiAttack:
             each = []
             for k in range(len(order)):
                 eps = radii[k] if several else radii
+                if first._channels is not None and eps is not None:
+                    eps = first._channels.radii(eps)
                 each.append(self._at_radius(found, x, y, eps=eps, mask=mask, seed=seed))
             values: dict[str, Any] = {
                 name: _ordered([getattr(one, name) for one in each], order) for name in _FIELDS
@@ -165,7 +172,7 @@ class MultiAttack:
             x_adv=found.images.clone(),
             success=found.fooled.clone(),
             predictions=found.predictions.clone(),
-            distances=distances(found.images, x.detach()),
+            distances=distances(found.images, x.detach(), self.attacks[0]._channels),
             forwards=forwards,
             backwards=backwards,
         )
@@ -201,7 +208,7 @@ class MultiAttack:
 
     def _logits(self, attack: Attack, x: Tensor) -> Tensor:
         with attack.network.in_mode(), torch.no_grad():
-            return attack.network.logits(x, max(each.network.eot for each in self.attacks))
+            return attack.network.logits_as_given(x, max(each.network.eot for each in self.attacks))
 
 
 _FIELDS = ("x_adv", "success", "predictions", "distances", "forwards", "backwards")
@@ -237,7 +244,7 @@ class _Found:
         options = {"eps": eps, "index": self.numbers, "mask": mask, "seed": seed}
         if len(rows) == len(x):
             return x, y, options
-        if isinstance(eps, Tensor) and eps.dim():
+        if isinstance(eps, Tensor) and eps.dim() in (1, 4):  # of each sample, also per channel
             options["eps"] = eps[rows]
         if mask is not None and mask.dim() == x.dim() and len(mask) == len(x):
             options["mask"] = mask[rows]

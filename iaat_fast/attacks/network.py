@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import inputs, options
+from iaat_fast.attacks.channel_box import ChannelBox
 from iaat_fast.attacks.cudagraph import GraphRunner, capturing
 from iaat_fast.attacks.findings import Findings
 from iaat_fast.attacks.gradients.copying import ChosenSource, CopyMaker
@@ -55,8 +56,10 @@ class Network:
         precision: "fp32", "tf32", "bf16", "fp16" or "auto".
         engine: "auto", "exact", "fast" or `EngineOptions`.
         eot: forwards, one after the other, of every gradient and every logits, see `PGD`.
+        box: of images that are scaled by channel for the attack; None: they are attacked as they are.
 
     Attributes:
+        model, given: over the images that an attack changes, and over those that it is given, the model itself.
         gradient_source: what the gradients come from, in words, after the first attack.
         classes: of the model as it is, once it has been called.
         passes: what counts the passes of each sample, inside `attacked`; None where no one asks.
@@ -70,10 +73,14 @@ class Network:
         precision: str,
         engine: str | EngineOptions,
         eot: int = 1,
+        box: ChannelBox | None = None,
     ) -> None:
         options.check(precision, engine)
-        self.model = unwrap_ddp(model)
+        self.given = self.model = unwrap_ddp(model)
         refuse_inner_losses(self.model, checked_modules(self.model, bn))
+        self._box, self._unscaled = box, None
+        if box is not None:
+            self.model, self._unscaled = box.before(self.given)
         self.bn, self.precision, self.engine, self.eot = bn, precision, engine, eot
         self.gradient_source = "the live model"
         self.classes: int | None = None
@@ -152,6 +159,8 @@ class Network:
             attacked(self.model, self.bn, exclusively=resolved == "tf32"),
             _tf32(resolved == "tf32"),
         ):
+            if self._box is not None and self._unscaled is not None:
+                self._unscaled.place(*self._box.constants(x))
             self._resolved, self._options = resolved, engine_options
             self._coupled = self.couples_samples()
             self._prepare(x, findings)
@@ -166,10 +175,17 @@ class Network:
 
     def logits(self, x: Tensor, eot: int | None = None) -> Tensor:
         """The live model's logits [N, C], of `eot` draws as `mean_of_draws`; None: as many as the attack's."""
+        return self._logits(self.model, x, eot)
+
+    def logits_as_given(self, images: Tensor, eot: int | None = None) -> Tensor:
+        """The same of images as they are given and returned, which with bounds per channel are not those it changes."""
+        return self._logits(self.given, images, eot)
+
+    def _logits(self, model: Callable[[Tensor], Tensor], x: Tensor, eot: int | None) -> Tensor:
         eot = self.eot if eot is None else eot
         if self.passes is not None:
             self.passes.add(len(x), backward=False, times=eot)
-        return over_draws(lambda: logits_of(self.model, x), eot)
+        return over_draws(lambda: logits_of(model, x), eot)
 
     def _live(self, x: Tensor) -> Tensor:
         """The same for comparisons, which are no part of an attack."""

@@ -162,7 +162,7 @@ class Objective:
         # A verdict updates no running statistics.
         quiet = self.bn == "train_update"
         with torch.no_grad(), attacked(self.model, "train") if quiet else contextlib.nullcontext():
-            logits = self.network.logits(images)
+            logits = self.network.logits_as_given(images)
         checks.logit_values(logits)
         y = call.safe_classes(y, logits.shape[1])
         if call.trace is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from iaat_fast import units, validate
+from iaat_fast.attacks.channel_box import ChannelBox
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
 StepSize = float | Tensor | Callable[[Tensor], Tensor]
@@ -36,11 +37,15 @@ def scaled_step(steps: int, floor: float = 2 / 255) -> Callable[[Tensor], Tensor
     return alpha
 
 
+Bound = float | Sequence[float] | Tensor
+"""The smallest or largest value of the pixels: a number, or one per channel, a sequence, [C] or [C, 1, 1]."""
+
+
 class SharedOptions(TypedDict, total=False):
     """Keywords of every attack's constructor. `PGD` says what they mean, `Attack` has the defaults."""
 
-    lo: float
-    hi: float
+    lo: Bound
+    hi: Bound
     bn: str
     precision: str
     engine: str | EngineOptions
@@ -68,11 +73,11 @@ class PGDOptions(GradientOptions, total=False):
     loss: str
 
 
-def whole_box(options: SharedOptions) -> float:
+def whole_box(options: SharedOptions) -> float | Tensor:
     """The radius hi - lo, whose ball around any image is the whole box. Raises ValueError for lo > hi."""
     lo, hi = options.get("lo", 0.0), options.get("hi", 1.0)
-    validate.box(lo, hi)
-    return hi - lo
+    box = ChannelBox.of(lo, hi)
+    return hi - lo if box is None else box.widths  # type: ignore[operator]
 
 
 def full_signature(init: Callable[..., None], base: Callable[..., None]) -> inspect.Signature:
@@ -126,6 +131,8 @@ def _shown(name: str, value: object) -> str:
         return _named(value)
     if name in ("eps", "alpha") and isinstance(value, float):
         return f"{units.to_text(value)}/255" if 0 < value < 1 else f"{value:g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(f'{number:.4g}' for number in value)}]"
     return repr(value)
 
 

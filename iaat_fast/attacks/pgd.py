@@ -35,7 +35,7 @@ class PGD(Attack):
             (a bound method, a partial, a closure) the modules found in it are put in the attack's mode and restored.
             DistributedDataParallel wrappers are bypassed; modules spread over ranks (FSDP, tensor parallel) are
             refused, since ranks may take different numbers of forwards.
-        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N].
+        eps: radius on the scale of the images, at most hi - lo, a float or a tensor [N]; see also `lo`.
         alpha: step size, a float, a tensor [N], or a function of the radii such as `scaled_step(steps)`.
         steps: number of gradient steps; 0 takes none and gives the start, a random point or x itself, with a warning.
         restarts: number of runs from independent random starts. A sample that is fooled keeps its first adversarial
@@ -46,7 +46,17 @@ class PGD(Attack):
             true class, any other prediction is a success, and the target is chosen once per call, "random": uniformly
             from the other classes; "least-likely": the other class with the smallest logit at x (in both, logits of
             -infinity exclude a class); or by a function of the logits [N, C] at x and of y that returns int64 [N].
-        lo, hi: range of the pixels.
+        lo, hi: range of the pixels, numbers; or one for each channel of images [N, C, H, W], sequences or tensors [C]
+            or [C, 1, 1], for a model over normalised images. A plain radius would then have two meanings, so that eps
+            and alpha are given per channel too, [C, 1, 1] or [N, C, 1, 1], as the same share of hi - lo in each:
+
+                lo, hi = (0 - mean) / std, (1 - mean) / std     # [3, 1, 1] each
+                PGD(model, eps=8 / 255 * (hi - lo), alpha=2 / 255 * (hi - lo), steps=10, lo=lo, hi=hi)
+
+            A function alpha maps shares to shares, and distances and step sizes in results are shares. The images that
+            come back are within [lo, hi], and within the radii up to a rounding of the last place; pixels that the
+            attack does not move keep their bits. The model sees the others rounded as images in [0, 1] of their dtype
+            would be, which is coarse in half types; the verdicts of `run` are on the images that it returns.
         bn: BatchNorm's mode during the attack: "eval"; "train": batch statistics, buffers restored; "train_update":
             batch statistics that also update the running ones (IAAT's released code). Traced, frozen and exported
             models allow only "eval". SyncBatchNorm on batch statistics needs as many forwards on every rank.
@@ -218,7 +228,7 @@ class PGD(Attack):
         return Run.begin(call, x_adv, rows)
 
     def _rule(self) -> tuple[float, float, bool]:
-        return self.lo, self.hi, self._descends
+        return self._lo, self._hi, self._descends
 
 
 @dataclasses.dataclass

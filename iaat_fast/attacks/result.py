@@ -12,6 +12,7 @@ from torch import Tensor
 from iaat_fast import validate
 from iaat_fast.attacks.active_set import as_column
 from iaat_fast.attacks.call import Call
+from iaat_fast.attacks.channel_box import Boxed, ChannelBox
 from iaat_fast.attacks.passes import among
 from iaat_fast.attacks.recorder import Recorder
 from iaat_fast.attacks.trace import Trace, put_together
@@ -30,7 +31,7 @@ class AttackResult:
         success: bool, whether the live model predicts a class other than y for x_adv, or with `targeted=True` the
             target y.
         predictions: int64, the class that the live model predicts for x_adv.
-        distances: float32, from x to x_adv in the L-infinity norm.
+        distances: float32, from x to x_adv in the L-infinity norm; with `lo`, `hi` per channel, as shares of hi - lo.
         forwards, backwards: int64, passes of the sample through the network or its copy, for gradients, queries and
             verdicts; for a list, those at each radius, whose sum over E is the total cost. Comparing a copy with the
             model is not counted.
@@ -47,13 +48,19 @@ class AttackResult:
 
 
 def radii_of_run(
-    epsilons: float | Tensor | Sequence[float | Tensor], x: Tensor, lo: float, hi: float
+    epsilons: float | Tensor | Sequence[float | Tensor], x: Tensor, box: Boxed
 ) -> tuple[float | Tensor, bool]:
     """The radii of a run on images x [N, ...], and whether `epsilons` is a list, which gives a tensor [E, N].
+
+    Args:
+        box: the attack. If its bounds are per channel, the radii are shares of hi - lo.
 
     Raises:
         TypeError, ValueError: of the wrong type or shape, or beyond the width of the box [lo, hi].
     """
+    lo, hi = box._lo, box._hi
+    if box._channels is not None:
+        epsilons = box._channels.shares(epsilons, x.device)
     if isinstance(epsilons, (int, float)):
         validate.distance("epsilons", epsilons, lo, hi)
         return epsilons, False
@@ -102,6 +109,7 @@ def over_radii(
     attack: Callable[[Call], Tensor],
     verdict: Verdict,
     record: Record | None = None,
+    channels: ChannelBox | None = None,
 ) -> AttackResult:
     """Attack, at each radius, the samples that no smaller one has fooled; the others keep their images.
 
@@ -111,9 +119,10 @@ def over_radii(
         call: a call with a counter of passes; the E candidates of a sample are its radii, the smallest first.
         order: int64 [E, N], the position of each of these radii in the result.
         layout: memory format of the images in verdicts and, for a single radius, in the result.
-        attack: maps a call with one candidate per sample to images [n, ...].
-        verdict: the live model's.
+        attack: maps a call with one candidate per sample to images [n, ...], as they were given.
+        verdict: the live model's, of such images.
         record: None without a trace.
+        channels: the bounds, where they are per channel.
 
     Returns:
         [E, N, ...] each.
@@ -121,7 +130,7 @@ def over_radii(
     assert call.passes is not None
     n, samples = len(call.y), torch.arange(len(call.y), device=call.x.device)
     eps, alpha = call.eps.view(-1, n), call.alpha.view(-1, n)
-    images = call.x.contiguous(memory_format=layout)
+    images = call.images.contiguous(memory_format=layout)
     predictions, fooled = verdict(call, images, call.y)
     norms = torch.zeros(n, dtype=torch.float32, device=images.device)
     found: list[Any] = [
@@ -151,7 +160,7 @@ def over_radii(
                 0, rows, torch.where(remains, predicted, predictions[rows])
             )
             fooled = fooled.index_copy(0, rows, success | ~remains)
-            norms = distances(images, call.x)
+            norms = distances(images, call.images, channels)
         now = (images, fooled, predictions, norms, *call.passes.take())
         for whole, tensor in zip(found, now, strict=True):
             whole[order[k], samples] = tensor
@@ -159,7 +168,13 @@ def over_radii(
     return AttackResult(*found)
 
 
-def distances(images: Tensor, x: Tensor) -> Tensor:
-    """The distances in the L-infinity norm between images and x, [N, ...] each; float32 [N]."""
+def distances(images: Tensor, x: Tensor, channels: ChannelBox | None = None) -> Tensor:
+    """The distances in the L-infinity norm between images and x, [N, ...] each; float32 [N].
+
+    With bounds per channel, as shares of hi - lo.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
-    return (images.to(wide) - x.to(wide)).flatten(1).abs().amax(1).float()
+    apart = images.to(wide) - x.to(wide)
+    if channels is not None:
+        apart = apart / channels.constants(x)[2]
+    return apart.flatten(1).abs().amax(1).float()

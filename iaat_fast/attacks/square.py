@@ -115,7 +115,7 @@ class Square(Attack):
         call.begin_restart(restart)
         if call.start is not None:
             start = super()._start(call, restart)
-            return _project_linf(start, call.x, call.eps, self.lo, self.hi)
+            return _project_linf(start, call.x, call.eps, self._lo, self._hi)
         channels, _, width = call.x.shape[1:]
         rows = torch.arange(call.rows, device=call.x.device)
         blocks = torch.arange(-(-channels * width // 128), device=call.x.device)
@@ -126,8 +126,8 @@ class Square(Attack):
     def _corners(self, call: Call) -> tuple[Tensor, Tensor]:
         """x + eps and x - eps clamped to the box, [K*N, C, H, W] each: the only values that pixels are set to."""
         x = call.per_candidate(call.x)
-        high = _project_linf(torch.full_like(x, self.hi), call.x, call.eps, self.lo, self.hi)
-        low = _project_linf(torch.full_like(x, self.lo), call.x, call.eps, self.lo, self.hi)
+        high = _project_linf(torch.full_like(x, self._hi), call.x, call.eps, self._lo, self._hi)
+        low = _project_linf(torch.full_like(x, self._lo), call.x, call.eps, self._lo, self._hi)
         return pin_(high, call.x, call.mask), pin_(low, call.x, call.mask)
 
     def _run_once(

@@ -127,10 +127,10 @@ class SINIFGSM(_Summed):
 
     def _gradient(self, run: Run, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
         assert run.momentum is not None
-        light = self._ahead(run) - self.lo
+        light = self._ahead(run) - self._lo
         total = torch.zeros_like(run.momentum)
         for i in range(self.m):
-            total += self.network.gradient(light * 2.0**-i + self.lo, cotangent) * 2.0**-i
+            total += self.network.gradient(light * 2.0**-i + self._lo, cotangent) * 2.0**-i
         return total / self.m
 
 

@@ -263,13 +263,17 @@ class EpsilonMemory:
             TypeError: an index that is not int64.
             ValueError: index out of range, or of another length than x; gamma or a bound beyond the width of the
                 attack's box; correct missing, of another length or not bool; "batched" or "lazy" with an attack that
-                uses batch statistics.
+                uses batch statistics; an attack whose lo and hi are per channel.
 
         Source: IAAT, Algorithm 2, and line 8 of Algorithm 1.
         """
+        reason = "a sample's radius is one number"
+        lo, hi = validate.one_box("attack", attack, reason)
+        if final_attack is not None:
+            validate.one_box("final_attack", final_attack, reason)
         known = self._known(index, len(x), findings)
         for name in ("gamma", "eps_min", "eps_max"):
-            validate.distance(name, getattr(self, name) or 0.0, attack.lo, attack.hi)
+            validate.distance(name, getattr(self, name) or 0.0, lo, hi)
         if correct is not None:
             _check_correct(correct, index)
         elif self.misclassified == "shrink" and not judge:
@@ -282,7 +286,7 @@ class EpsilonMemory:
         if seed is None:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         batch = Batch(x, y, index, seed, judge and correct is None, correct, findings)
-        prev, width = self.values[known], attack.hi - attack.lo
+        prev, width = self.values[known], hi - lo
         # A ball of radius `width` contains the whole box. A larger stored radius is kept: the attack refuses it.
         radii = [torch.maximum((prev + self.gamma).clamp(max=width), prev), prev]
         if (
@@ -310,7 +314,7 @@ class EpsilonMemory:
             x_adv = batch.attacked(final_attack or attack, eps, _FINAL)
         else:
             chosen = chosen_images(attack, batch, candidates, choice)
-            x_adv = ops.project_linf(chosen, x, eps, attack.lo, attack.hi)
+            x_adv = ops.project_linf(chosen, x, eps, lo, hi)
         return Selection(eps, choice, x_adv, candidates.correct)
 
 

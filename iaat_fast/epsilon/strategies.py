@@ -23,9 +23,17 @@ _PADDED_ON = ("cuda",)
 class Attack(Protocol):
     """The interface that `select` needs of an attack; `attacks.PGD` has it."""
 
-    lo: float
-    hi: float
     bn: str
+
+    @property
+    def lo(self) -> float | tuple[float, ...]:
+        """The smallest value of a pixel; one per channel is refused."""
+        ...
+
+    @property
+    def hi(self) -> float | tuple[float, ...]:
+        """The largest value of a pixel; one per channel is refused."""
+        ...
 
     def __call__(
         self,

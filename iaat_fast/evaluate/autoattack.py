@@ -326,6 +326,7 @@ def _check_attacks(model: nn.Module, attacks: Mapping[str, Attack]) -> None:
             raise ValueError(f"attacks: {name!r} attacks another model")
         if attack.targeted is True:
             raise ValueError(f"attacks: {name!r} takes targets, expected one that takes classes")
+        validate.one_box(f"attacks[{name!r}]", attack, "eps is on the scale of images in [0, 1]")
 
 
 def _check_resume(resume: AutoAttackResult, *, samples: int, **asked: Any) -> None:

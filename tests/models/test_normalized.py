@@ -62,9 +62,3 @@ def test_other_statistics_are_refused(model: nn.Module, mean: Any, std: Any, mes
 def test_a_function_is_no_module() -> None:
     with pytest.raises(TypeError, match=r"^model: function, expected an nn\.Module"):
         normalized(lambda x: x, MEAN, STD)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("bounds", [{"lo": [-2.1, -2.0, -1.8]}, {"hi": torch.ones(3, 1, 1)}])
-def test_bounds_per_channel_are_refused_with_what_to_do(model: nn.Module, bounds: Any) -> None:
-    with pytest.raises(TypeError, match=r"^(lo|hi): .*, expected a number; .* models\.normalized"):
-        PGD(model, 0.03, 0.01, 2, **bounds)

@@ -39,7 +39,7 @@ class NoisyPGD(attacks.PGD):
     def _begin(self, call: Call, x_adv: Tensor, rows: Tensor | None) -> Run:
         run = super()._begin(call, x_adv, rows)
         # A ball of radius hi - lo holds the whole box.
-        box = (self.hi - self.lo) * run.eps.sign()
+        box = (self._hi - self._lo) * run.eps.sign()
         return run if self.project else dataclasses.replace(run, eps=box)
 
 

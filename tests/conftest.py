@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     folded.thin = config.getoption("--thin")
+    os.fsync = os.fstat  # type: ignore[assignment]  # no test cuts the power: none waits for the disk
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,10 +23,10 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of the commands, and what they import late: flags, optimizers, ranks, the digits and figures.
+# Of the commands, and what they import late: flags, optimizers, ranks and figures.
 IMPORTED = [
     *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.report.plots"),
-    *("tyro", "torch._dynamo", "torch.distributed.run", "sklearn.datasets"),
+    *("tyro", "torch._dynamo", "torch.distributed.run"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 ]
 
@@ -132,6 +132,7 @@ def _run(
         os.setpgid(0, 0)
     for descriptor, file in zip((1, 2), streams, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

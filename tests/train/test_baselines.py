@@ -40,26 +40,28 @@ def kill_in_step(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*BASELINES, "iaat"])
-@pytest.mark.parametrize("at", [3, 13])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     method: str,
-    at: int,
     tiny_model: Callable[[], nn.Module],
     tiny_data: ImageData,
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Killed twice: soon after it began, and again once it has been resumed."""
+
     def run(name: str, **keywords: Any) -> RunFolder:
         parts = {"optim": {"ema_decay": 0.8}, "run": {"checkpoint_steps": 2}}
         config = tiny_config(tmp_path / name, method=method, **parts)
         return fit(config, model=tiny_model(), data=tiny_data, quiet=True, **keywords).folder
 
     whole = run("whole")
-    with monkeypatch.context() as patch:
-        kill_in_step(at, patch)
-        with pytest.raises(Killed):
-            run("killed")
+    for at, resume, last in ((3, False, 2), (11, True, 12)):
+        with monkeypatch.context() as patch:
+            kill_in_step(at, patch)
+            with pytest.raises(Killed):
+                run("killed", resume=resume)
+        assert RunFolder(tmp_path / "killed").checkpoint()["step"] == last
     resumed = run("killed", resume=True)
     one, other = whole.checkpoint(), resumed.checkpoint()
     for part in ("model", "ema"):

@@ -99,7 +99,9 @@ def chosen_grid(options: argparse.Namespace, out: Path) -> Grid:
         if value is not None
         for word in (f"--{name}", str(value))
     ]
-    grid = dataclasses.replace(grid, flags=(*grid.flags, *flags))
+    # An evaluation takes as many images as it is told to, however few its training had.
+    attacked = min((n for n in (grid.images, options.limit) if n is not None), default=None)
+    grid = dataclasses.replace(grid, flags=(*grid.flags, *flags), images=attacked)
     epochs = options.epochs
     if options.minutes is not None:
         if options.analyse and not (out / "schedule.json").is_file():

@@ -43,27 +43,28 @@ def compare(grid: Grid, runs: Sequence[Run]) -> dict[str, Any]:
             if (having := [r for r in runs if r.setting == name and column in measured[r.name]])
         }
         found[column] = _column(by_setting, grid.baseline)
-    rows = []
-    for name, label in labels.items():
-        own = [trained[run.name] for run in runs if run.setting == name and run.name in trained]
-        rows.append(
-            {
-                "setting": name,
-                "label": label,
-                "seeds": len(own),
-                "accuracies": {column: found[column].get(name) for column in columns},
-                **_training(own),
-            }
-        )
+    own = {
+        name: [r.name for r in runs if r.setting == name and r.name in trained] for name in labels
+    }
+    rows = [
+        {
+            "setting": name,
+            "label": label,
+            "seeds": len(own[name]),
+            "accuracies": {column: found[column].get(name) for column in columns},
+            **_training([trained[run] for run in own[name]]),
+        }
+        for name, label in labels.items()
+    ]
     trainings = [
         {
             "setting": run.setting,
             "label": labels[run.setting],
             "seed": run.seed,
             "accuracies": {
-                column: float(measured[run.name][column].mean() * 100)
+                column: float(verdicts.mean() * 100)
                 for column in columns
-                if column in measured[run.name]
+                if (verdicts := measured[run.name].get(column)) is not None
             },
             **_training([trained[run.name]]),
         }
@@ -153,13 +154,13 @@ def tables(analysis: Mapping[str, Any]) -> list[str]:
         ],
     )
     if analysis["baseline"] is not None:
-        others = [row for row in rows if row["label"] != analysis["baseline"]]
         lines += ["", f"Differences from {analysis['baseline']}:", ""]
         lines += _table(
             ["method", *columns],
             [
                 [row["label"], *(_difference(row["accuracies"][column]) for column in columns)]
-                for row in others
+                for row in rows
+                if row["label"] != analysis["baseline"]
             ],
         )
     lines += ["", "The single runs:", ""]

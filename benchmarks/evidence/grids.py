@@ -182,6 +182,7 @@ METHODS_CIFAR10 = Grid(
         *("--decay-epochs", "6", "8", "--weight-decay", "0.0005", "--eval-restarts", "1"),
         *("--engine", "fast", "--no-tensorboard"),
     ),
+    precision="bf16",
     images=500,
     baseline="adv",
     seeds=(0,),

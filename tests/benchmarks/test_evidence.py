@@ -146,8 +146,14 @@ def test_every_method_trains_in_the_slim_setting(tmp_path: Path):
             10,
         )
         assert config["attack.engine"] == "fast"
-    evaluate = jobs_of(METHODS_CIFAR10, runs)[1]
-    assert "--limit" in evaluate.command[evaluate.command.index("--suite") :]
+
+
+def test_a_rehearsal_attacks_no_more_images_than_it_trains_on(tmp_path: Path):
+    for limit, attacked in (("64", 64), ("600", 500)):
+        words = ["methods-cifar10", "--data", "x.npz", "--only", "adv", "--limit", limit]
+        grid = chosen_grid(parse(words), tmp_path)
+        evaluate = jobs_of(grid, grid.runs(tmp_path, [0]))[1].command
+        assert evaluate[evaluate.index("--limit") + 1] == str(attacked) == str(grid.images)
 
 
 def _measured(folder: Path, **arrays: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The base class of all attacks: constructor arguments, one call with its checks, a run over radii, and restarts."""
+"""The base class of all attacks: constructor arguments, one call with its checks, and a run over radii."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from torch import Tensor
 
 from iaat_fast import validate
 from iaat_fast.attacks import losses, options
-from iaat_fast.attacks.active_set import WorstCase
-from iaat_fast.attacks.call import AttackStats, Call, pin_, prepare_call
-from iaat_fast.attacks.channel_box import Boxed
+from iaat_fast.attacks.call import AttackStats, Call, prepare_call
 from iaat_fast.attacks.findings import Findings, Stale
 from iaat_fast.attacks.model.mode import BN_MODES
 from iaat_fast.attacks.network import Network
-from iaat_fast.attacks.objective import Objective
 from iaat_fast.attacks.options import Bound, EngineOptions, StepSize, Targeting
-from iaat_fast.attacks.passes import PassCounter, among
+from iaat_fast.attacks.passes import PassCounter
 from iaat_fast.attacks.recorder import Recorder
+from iaat_fast.attacks.restarts import Restarts
 from iaat_fast.attacks.result import (
     AttackResult,
     first_radius,
@@ -34,13 +32,10 @@ from iaat_fast.attacks.result import (
 from iaat_fast.ops import checks
 from iaat_fast.ops.layout import memory_format
 
-# The registered op, without the public function's checks: a call checks its arguments itself.
-_random_start_linf = torch.ops.iaat_fast.random_start_linf.default
-
 _T = TypeVar("_T")
 
 
-class Attack(Boxed, Objective):
+class Attack(Restarts):
     """Base of the L-infinity attacks. A subclass implements `_run_once`, one run from given start images.
 
     Args: as `PGD`'s, except that alpha is None for an attack that finds its own step sizes.
@@ -262,7 +257,7 @@ class Attack(Boxed, Objective):
             radii, several = radii_of_run(epsilons, x, self)
         if start is not None:
             checks.same_images("start", start, "x", x, candidates=False)
-        self._check_rows("alpha", alpha, n)
+        self._check_rows("alpha", alpha, n, f"a float or [{n}]")
         order = torch.zeros(1, n, dtype=torch.int64, device=x.device)
         if several:
             radii, order = radii.sort(dim=0, stable=True)
@@ -426,78 +421,3 @@ class Attack(Boxed, Objective):
             self.network.compare_copy(call.x, call.findings, gradients)
         zero, nan = call.findings.look() if own else (0, 0)
         return made, zero, nan
-
-    def _attack(self, call: Call) -> Tensor:
-        """All restarts; the worst case per sample."""
-        if self.restarts == 1 and not self.early_stop:
-            if call.trace is not None:
-                call.trace.begin()
-            return self._run_once(call, self._masked_start(call, restart=0), None)[0]
-        worst = WorstCase(call)
-        self._run_restarts(call, worst, range(self.restarts))
-        return worst.images
-
-    def _run_restarts(self, call: Call, worst: WorstCase, restarts: range) -> None:
-        """Run these restarts, by number, on the rows that are not fooled yet; the number decides a restart's noise."""
-        if call.trace is not None:
-            call.trace.plan(restarts.stop)
-        for restart in restarts:
-            rows = worst.rows()
-            if not len(rows):
-                break
-            start = self._masked_start(call, restart)[rows]
-            if call.trace is not None:
-                call.trace.begin()
-            with among(call.passes, rows):
-                worst.take(rows, *self._run_once(call, start, rows))
-
-    def _images(self, call: Call) -> Tensor:
-        """What `_attack` makes, as images like those that were given."""
-        made = self._attack(call)
-        if self._channels is None or call.given is None:
-            return made
-        return self._channels.restored(made, call.x, call.given, call.eps)
-
-    @property
-    def _iterates(self) -> int | None:
-        """Number of iterates of a run that a trace records; None if the attack has no trace."""
-        return None
-
-    @property
-    def _runs(self) -> int:
-        """Number of runs that a call takes if no sample is fooled."""
-        return self.restarts
-
-    def _waits_for_device(self) -> bool:
-        """Whether a call has to wait for the device before its end: then values are checked before it starts."""
-        return self.restarts > 1 or self.early_stop
-
-    def _run_once(
-        self, call: Call, x_adv: Tensor, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run of the attack.
-
-        Args:
-            x_adv: start images [n, ...], which may be overwritten.
-            rows: int64 [n], the rows of the call that x_adv holds; None for all.
-
-        Returns:
-            The images, whether they fool the model (bool [n]), and the loss of `_verdict` [n]. With rows=None the last
-            two are not used and may be any tensors: a verdict costs a forward.
-        """
-        raise NotImplementedError
-
-    def _masked_start(self, call: Call, restart: int) -> Tensor:
-        return pin_(self._start(call, restart), call.x, call.mask)
-
-    def _start(self, call: Call, restart: int) -> Tensor:
-        """The start images [K*N, ...] of a restart."""
-        if call.start is not None:
-            start = call.start.detach()
-            start = start if len(start) == call.rows else call.per_candidate(start)
-            return start.clone(memory_format=memory_format(call.x))
-        if not self.random_start:
-            return call.per_candidate(call.x).clone(memory_format=memory_format(call.x))
-        lo, hi = (self._lo, self._hi) if self.clamp_start else (-torch.inf, torch.inf)
-        call.begin_restart(restart)
-        return _random_start_linf(call.x, call.eps, call.stream, call.index, lo, hi)

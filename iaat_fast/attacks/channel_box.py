@@ -232,11 +232,11 @@ class Boxed:
         checks.images("x", x)
         return self._channels.share(name, value, x.device)
 
-    def _check_rows(self, name: str, value: Any, n: int) -> None:
-        """A tensor must be for all samples or for each of n; without channels [] or [n]."""
+    def _check_rows(self, name: str, value: Any, n: int, expected: str) -> None:
+        """A tensor must be for all samples or for each of n; without channels [] or [n], what is `expected`."""
         if not isinstance(value, Tensor):
             return
-        rows, expected = value.shape, f"a float or [{n}]"
+        rows = value.shape
         if self._channels is not None:
             each = f"{len(self._channels.lo)}, 1, 1"
             rows, expected = value.shape[:-3], f"[{each}] or [{n}, {each}]"

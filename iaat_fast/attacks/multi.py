@@ -90,7 +90,7 @@ class MultiAttack:
             TypeError, ValueError: an argument, or what the model returns, is not as described.
         """
         n = len(x)
-        self.attacks[0]._check_rows("eps", eps, n)
+        self.attacks[0]._check_rows("eps", eps, n, f"[{n}], a radius per sample")
         with torch.inference_mode(False):
             found = _Found.none(x, index)
             self.stats = AttackStats()

@@ -374,6 +374,37 @@ def test_it_is_torchattacks_with_its_normalisation(net: nn.Module, z: Tensor, y:
         torch.testing.assert_close(ours(z, y), theirs(z, y), atol=2e-6, rtol=0)
 
 
+@pytest.mark.slow
+def test_it_is_art_with_clip_values_per_channel(net: nn.Module, z: Tensor, y: Tensor) -> None:
+    evasion = pytest.importorskip("art.attacks.evasion")
+    estimators = pytest.importorskip("art.estimators.classification")
+    net, z = net.float(), z.float()
+    lo, hi, eps, alpha = (
+        each.float().numpy() for each in (LO, HI, 0.05 * WIDTH[None], 0.01 * WIDTH[None])
+    )
+    classifier = estimators.PyTorchClassifier(
+        net,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=(3, 8, 8),
+        nb_classes=10,
+        clip_values=(lo, hi),
+        device_type="cpu",
+    )
+    fgsm = evasion.FastGradientMethod(classifier, eps=eps, eps_step=eps)
+    pgd = evasion.ProjectedGradientDescentPyTorch(
+        classifier, eps=eps, eps_step=alpha, max_iter=3, verbose=False
+    )
+    for theirs, ours in (
+        (fgsm, FGSM(net, 0.05 * WIDTH, lo=lo, hi=hi)),
+        (
+            pgd,
+            PGD(net, 0.05 * WIDTH, 0.01 * WIDTH, 3, random_start=False, lo=lo, hi=hi),
+        ),
+    ):
+        expected = torch.from_numpy(theirs.generate(z.numpy(), y.numpy()))
+        torch.testing.assert_close(ours(z, y), expected, atol=2e-6, rtol=0)
+
+
 @each_kind
 def test_the_host_waits_no_more_often(
     name: str,
@@ -552,6 +583,18 @@ def test_other_radii_of_a_run_are_refused(net: nn.Module, z: Tensor, y: Tensor) 
     ):
         with pytest.raises((TypeError, ValueError), match=f"^{message}"):
             attack.run(z, y, epsilons)  # type: ignore[arg-type]
+
+
+def test_radii_and_steps_of_other_samples_are_refused(net: nn.Module, z: Tensor, y: Tensor) -> None:
+    attack = PGD(net, 0.1 * WIDTH, 0.03 * WIDTH, 3, **BOX)
+    five = 0.03 * WIDTH.expand(5, 3, 1, 1)
+    message = r"shape \(5, 3, 1, 1\), expected \[3, 1, 1\] or \[8, 3, 1, 1\]$"
+    with pytest.raises(ValueError, match=f"^alpha: {message}"):
+        attack.run(z, y, alpha=five)
+    with pytest.raises(ValueError, match=f"^eps: {message}"):
+        MultiAttack([attack])(z, y, eps=five)
+    with pytest.raises(ValueError, match=r"^eps: length 5, expected a multiple of the 8 samples"):
+        attack(z, y, eps=five)
 
 
 def test_what_keeps_one_radius_per_sample_refuses_it(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -30,3 +33,29 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.use_isa(request.param)
     yield request.param
     _C.use_isa(info["isa"])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def helpers_find_triton_patched() -> Iterator[None]:
+    """Triton's interpreter looks through all of triton.language before every call of a helper, half of a run's time.
+
+    What the kernel that calls has found patched needs it no more: a second time would change nothing.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(kernel: FunctionType) -> Any:
+        seen = kernel.__globals__.values()
+        used = [m for m in (language, language.core) if any(value is m for value in seen)]
+        if used and not any(language.core.is_builtin(module.load) for module in used):
+            return interpreter._LangPatchScope()
+        return patch(kernel)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(interpreter, "_patch_lang", patch_once)
+        yield

@@ -153,8 +153,11 @@ FORMS = [(layout, branch) for layout in ("contiguous", "channels_last") for bran
 def test_the_passes_of_a_network(
     dtype: torch.dtype, shape: tuple[int, ...], form: tuple[str, bool]
 ) -> None:
+    """Half of the bounds in turn, so that they too meet every type, every shape and every form."""
     layout, branch = form
-    cases.Layer(shape, dtype, LAYOUTS[layout]).assert_same(triton_ops, branch=branch)
+    turn = cases.DTYPES.index(dtype) + cases.LAYER_SHAPES.index(shape) // len(FORMS)
+    bounds = [*cases.BOUNDS.values()][turn % 2 :: 2]
+    cases.Layer(shape, dtype, LAYOUTS[layout]).assert_same(triton_ops, *bounds, branch=branch)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])

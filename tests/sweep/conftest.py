@@ -9,9 +9,15 @@ import pytest
 
 from iaat_fast.run_folder import RunFolder
 from iaat_fast.storage import write_json
+from iaat_fast.sweep import driver
 from iaat_fast.sweep.grid import Run
 
 RESULTS = {"natural_accuracy": 0.9, "robust_accuracy": 0.5, "eps_mean": 0.3, "samples": 360}
+
+
+@pytest.fixture(autouse=True)
+def jobs_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "POLL_S", 0.01)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -66,7 +67,11 @@ def test_a_run_killed_at_any_write_and_resumed_ends_with_the_same_bits(
 ) -> None:
     """Between one write and the next nothing changes on disk: after it, a few of them are enough."""
     run = {"checkpoint_steps": 2}
-    changes: dict[str, Any] = {"optim": {"epochs": 2, "batch_size": 8}, "run": run}
+    changes: dict[str, Any] = {
+        "attack": {"steps": 1},
+        "optim": {"epochs": 2, "batch_size": 8},
+        "run": run,
+    }
     with monkeypatch.context() as patch:
         writes = kill_at_write(patch, 0, after=after)
         reference = tiny_fit(tiny_config(tmp_path / "reference", **changes)).folder
@@ -94,16 +99,23 @@ def stop_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingStep, "__call__", call)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("step", [1, 7, 10, 15])
+@pytest.mark.parametrize(
+    ("step", "signum", "status"),
+    [
+        (1, signal.SIGINT, 130),
+        (7, signal.SIGTERM, 143),
+        (10, signal.SIGINT, 130),
+        (15, signal.SIGTERM, 143),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_and_the_run_can_go_on(
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    step: int,
     signum: int,
     status: int,
-    step: int,
 ) -> None:
     reference = tiny_fit(tiny_config(tmp_path / "reference")).folder
     config = tiny_config(tmp_path / "run")
@@ -281,8 +293,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = tiny_config(tmp_path / "run")
-    reference = tiny_fit(tiny_config(tmp_path / "reference")).folder
     folder = tiny_fit(config).folder
+    reference = RunFolder(shutil.copytree(folder.path, tmp_path / "reference"))
     damage(folder.checkpoint_path)
     caplog.clear()
     tiny_fit(config, resume=True)

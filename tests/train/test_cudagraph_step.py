@@ -179,14 +179,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 2, 6, 7, 13])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     tape: Tape,
     tiny_fit: Fit,
     tiny_config: Callable[..., TrainConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    step: int,
 ) -> None:
     """Resumed, other steps than before are the warm-up and the capture."""
     parts: dict[str, Any] = {
@@ -195,21 +193,21 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
         "run": {"checkpoint_steps": 1},
     }
     reference = tiny_fit(tiny_config(tmp_path / "reference", **parts)).folder
-    config = tiny_config(tmp_path / "killed", **parts)
     launched = CudaGraphStep.__call__
+    for step in (1, 2, 6, 7, 13):
+        config = tiny_config(tmp_path / f"killed-{step}", **parts)
+        steps = iter(range(step))
 
-    def killed(self: CudaGraphStep, *args: Any, **kwargs: Any) -> None:
-        nonlocal step
-        if step == 0:
-            raise Killed
-        step -= 1
-        launched(self, *args, **kwargs)
+        def killed(self: CudaGraphStep, *args: Any, **kwargs: Any) -> None:
+            if next(steps, None) is None:  # noqa: B023 - used only in this turn
+                raise Killed
+            launched(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CudaGraphStep, "__call__", killed)
-        with pytest.raises(Killed):
-            tiny_fit(config)
-    assert_same_checkpoints(tiny_fit(config, resume=True).folder, reference)
+        with monkeypatch.context() as patch:
+            patch.setattr(CudaGraphStep, "__call__", killed)
+            with pytest.raises(Killed):
+                tiny_fit(config)
+        assert_same_checkpoints(tiny_fit(config, resume=True).folder, reference)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -432,7 +430,7 @@ def test_decoded_images_are_copied_to_where_the_graph_reads_them(
     for graph in (True, False):
         config = preset(
             "imagenet-resnet50",
-            data={"path": str(image_folder), "workers": 0},
+            data={"path": str(image_folder), "workers": 0, "limit": 6},
             model={"name": "imagenet-resnet18", "width": 4},
             attack={"steps": 2, "precision": "fp32"},
             epsilon={"warmup_epochs": 1, "selection_steps": 1, "strategy": "batched"},

@@ -105,6 +105,8 @@ def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
         "corruptions",
         "--device",
         "cpu",
+        "--limit",
+        "2",
     ]
     corrupted = ["--corruptions", str(tmp_path / "ImageNet-C")]
     status = evaluate([str(run), *arguments, *corrupted, "--json", str(record)])

@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
         record.facts["host_slowed_in_steps"] = recorded_steps.slowed()
         yield from (each.row for each in found)
     if options.only in (None, "table9"):
-        yield from table9(list(TABLE9)[: 1 if quick else None])
+        # In a rehearsal the engine whose passes are counted soonest.
+        engines = list(ENGINES)[-1:] if quick else ENGINES
+        yield from table9(list(TABLE9)[: 1 if quick else None], engines)
 
 
 def configurations(batch: int) -> dict[str, TrainConfig]:
@@ -206,7 +208,7 @@ def _reduce(rank: int, folder: str, sizes: list[int], repeats: int) -> None:
     dist.destroy_process_group()
 
 
-def table9(depths: Sequence[int]) -> Iterator[Row]:
+def table9(depths: Sequence[int], engines: Iterable[str] = ENGINES) -> Iterator[Row]:
     """A row per network of Table 9: the plan's operations, the rate that the published hours imply, predicted hours.
 
     The paper says that its attacks were in half precision, and nothing of its engine. So hours are predicted for three:
@@ -214,11 +216,8 @@ def table9(depths: Sequence[int]) -> Iterator[Row]:
     """
     for depth in depths:
         gpus, hours = TABLE9[depth]
-        plans = {
-            name: _planned(depth, gpus, precision, engine)
-            for name, (precision, engine) in ENGINES.items()
-        }
-        plan = plans["fp16 program"]
+        plans = {name: _planned(depth, gpus, *ENGINES[name]) for name in engines}
+        plan = next(iter(plans.values()))
         operations = sum(
             step.operations * step.epochs * plan.samples / plan.batch_size for step in plan.steps
         )

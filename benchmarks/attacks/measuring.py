@@ -223,7 +223,12 @@ class Race:
         searches = {layout.cudnn_benchmark for layout in self.layouts} if choosing else ()
         argv = record.argv
         self._trying = {search: workers.enter_context(Worker(argv)) for search in searches}
-        self._profiling = None if options.no_profile else workers.enter_context(Worker(argv))
+        self._profiling = None
+        if not options.no_profile:
+            # The layouts of a single case have been tried before anything is profiled: on a CPU one process does both.
+            alone = options.device == "cpu" and len(options.cases) == 1
+            tried = self._trying.get(False) if alone else None
+            self._profiling = tried or workers.enter_context(Worker(argv))
 
     def run(self, model: str, size: int) -> Iterator[Row]:
         """Choose layouts, check, and time."""

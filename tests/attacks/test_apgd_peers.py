@@ -203,6 +203,6 @@ def test_the_same_verdicts_over_100_steps(
 def test_the_same_verdicts_towards_all_classes(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:64], cifar10[1][:64]
+    net, x, y = checkpoint("resnet4b"), cifar10[0][:32], cifar10[1][:32]
     ours = APGDT(net, 4 / 255, 15, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=15, targets=9)

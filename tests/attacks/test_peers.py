@@ -108,18 +108,14 @@ def test_targeted_pgd_is_that_of_foolbox(net: nn.Sequential, x: Tensor, y: Tenso
     assert torch.equal(pgd(x, target), expected)
 
 
-@pytest.mark.parametrize(("eps", "accuracy"), [(2 / 255, 61.8), (8 / 255, 16.5)])
-def test_resnet4b_lands_on_its_published_accuracies(
-    eps: float,
-    accuracy: float,
-    real_data: Any,
-    checkpoint: Callable[[str], nn.Module],
-    first_thousand: tuple[Tensor, Tensor],
+@pytest.mark.slow
+def test_resnet4b_lands_on_its_published_accuracy_at_2(
+    real_data: Any, checkpoint: Callable[[str], nn.Module], first_thousand: tuple[Tensor, Tensor]
 ) -> None:
-    """PGD-20 on the first 1,000 test images, in per cent, within a point."""
+    """PGD-20 on the first 1,000 test images, in per cent, within a point. At 8: tests/evaluate/test_cifar10.py."""
     images, labels = first_thousand
     net = checkpoint("resnet4b")
-    pgd = PGD(net, eps, eps / 4, 20, seed=0)
+    pgd = PGD(net, 2 / 255, 0.5 / 255, 20, seed=0)
     parts = zip(images.split(250), labels.split(250), strict=True)
     right = sum(int((pgd.logits(pgd(a, b)).argmax(1) == b).sum()) for a, b in parts)
-    assert right / 10 == pytest.approx(accuracy, abs=1.0)
+    assert right / 10 == pytest.approx(61.8, abs=1.0)

@@ -55,7 +55,7 @@ def test_restarts_on_survivors_give_the_plain_loops_verdicts(
 def test_early_stop_gives_the_any_iterate_verdicts(
     cifar10: Cifar10, checkpoint: Checkpoint
 ) -> None:
-    net, (x, y) = checkpoint("resnet4b"), (cifar10[0][:128], cifar10[1][:128])
+    net, (x, y) = checkpoint("resnet4b"), (cifar10[0][:64], cifar10[1][:64])
     iterates = plain_pgd(net, x, y, 20, 0)
     expected = torch.stack([fooled(net, x_adv, y) for x_adv in iterates]).any(0)
     pgd = PGD(net, EPS, ALPHA, 20, early_stop=True, engine="exact", seed=SEED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import runpy
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from iaat_fast.evaluate.corruptions import (
     open_corruptions,
     summarise,
 )
+from tests.forked import Forked
 
 DRAWN = [name for name in ALL if name not in (
     "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"
@@ -99,18 +99,20 @@ def test_what_is_drawn_follows_seed_severity_and_sample(cifar10: Split, name: st
 
 
 @pytest.mark.slow
-def test_a_fresh_process_makes_the_same_images(cifar10: Split, tmp_path: Path) -> None:
+def test_another_process_makes_the_same_images(cifar10: Split, tmp_path: Path) -> None:
     names = ("impulse_noise", "snow")
     np.save(tmp_path / "images.npy", cifar10.images.numpy())
-    script = f"""
+    (tmp_path / "making.py").write_text(f"""
 import numpy as np, torch
 from iaat_fast.data import Split
 from iaat_fast.evaluate.corruptions import GeneratedCorruptions
 images = torch.from_numpy(np.load({str(tmp_path / "images.npy")!r}))
 generated = GeneratedCorruptions(Split(images, torch.zeros(len(images), dtype=torch.int64)), seed=3)
 np.save({str(tmp_path / "made.npy")!r}, np.stack([generated.images(n, 5)[i] for n in {names} for i in (3, 0)]))
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
+""")
+    process = Forked("making", cwd=tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     generated = GeneratedCorruptions(cifar10, seed=3)
     here = np.stack([generated.images(name, 5)[i] for name in names for i in (3, 0)])
     assert np.array_equal(np.load(tmp_path / "made.npy"), here)

@@ -125,7 +125,7 @@ for command in entry.COMMANDS:
 def test_what_only_some_runs_need_is_one_line_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert train(["--out", str(tmp_path / "run"), "--no-tensorboard"]) == 2
     expected = "embedded in scikit-learn, which is not installed: pip install 'iaat-fast[train]'"
     assert capsys.readouterr().err == f"python -m iaat_fast.train: error: digits: {expected}\n"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from iaat_fast import validate
@@ -92,54 +90,21 @@ def load_digits() -> ImageData:
 
     The split is stratified by class and always the same.
     """
-    digits = _embedded_digits()
+    try:
+        from sklearn.datasets import load_digits as embedded_digits
+        from sklearn.model_selection import train_test_split
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "digits: embedded in scikit-learn, which is not installed: pip install 'iaat-fast[train]'"
+        ) from error
+
+    digits = embedded_digits()
     # Values are whole numbers 0..16; rounded to the nearest of 0..255, 16 becomes 255.
-    pixels = np.rint(digits[:, :-1] * 255 / 16).astype(np.uint8)
-    images = torch.from_numpy(pixels).view(-1, 8, 8, 1)
-    labels = torch.from_numpy(digits[:, -1].astype(np.int64))
-    train, test = _stratified(labels.numpy(), test=360)
+    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8)).unsqueeze(-1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0
+    )
     return ImageData(
         "digits", Split(images[train], labels[train]), Split(images[test], labels[test]), 10
     )
-
-
-def _embedded_digits() -> npt.NDArray[np.float64]:
-    """float64 [1797, 65], 64 pixels and the class, from scikit-learn's file: its import takes 1.6 s, reading 10 ms."""
-    found = importlib.util.find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise ValueError(
-            "digits: embedded in scikit-learn, which is not installed: pip install 'iaat-fast[train]'"
-        )
-    return np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
-
-
-def _stratified(
-    labels: npt.NDArray[np.int64], *, test: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices to train and to test on: scikit-learn's `train_test_split(stratify=labels, random_state=0)`."""
-    random = np.random.RandomState(0)  # NumPy keeps its numbers for good
-    counts = np.bincount(labels)
-    drawn = _shares(counts, len(labels) - test, random)
-    order = np.argsort(labels, kind="stable")
-    parts = [
-        np.split(members[random.permutation(len(members))], [count])
-        for members, count in zip(np.split(order, counts.cumsum()[:-1]), drawn, strict=True)
-    ]
-    train, rest = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return random.permutation(train), random.permutation(rest)
-
-
-def _shares(
-    counts: npt.NDArray[np.int64], total: int, random: np.random.RandomState
-) -> npt.NDArray[np.int64]:
-    """How many of each class make `total` in all: its share, rounded up where the most is cut off; ties by chance."""
-    exact = counts / counts.sum() * total
-    shares = np.floor(exact).astype(np.int64)
-    cut = exact - shares
-    for value in np.unique(cut)[::-1]:
-        missing = total - shares.sum()
-        if missing == 0:
-            break
-        (tied,) = np.where(cut == value)
-        shares[random.choice(tied, size=min(len(tied), missing), replace=False)] += 1
-    return shares

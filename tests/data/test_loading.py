@@ -75,22 +75,6 @@ def test_digits_are_split_the_same_way_every_time() -> None:
     assert first.test.labels[:12].tolist() == DIGITS_TEST_LABELS
 
 
-def test_digits_are_split_as_scikit_learn_splits_them() -> None:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.rint(pixels * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
-    split = train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
-    digits = data.load("digits")
-    found = [
-        *(digits.train.images, digits.test.images),
-        *(digits.train.labels, digits.test.labels),
-    ]
-    for one, other in zip(found, split, strict=True):
-        assert np.array_equal(one, other)
-
-
 def test_limit_takes_the_first_samples_of_both_splits() -> None:
     whole, few = data.load("digits"), data.load("digits", limit=50)
     assert len(few.train) == len(few.test) == 50

@@ -12,7 +12,7 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/
 
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install train test quick coverage lint format docs bench evidence gpu clean
+.PHONY: help install train test tested quick coverage lint format docs bench evidence gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,8 +21,11 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 	$(BIN)/python -m iaat_fast.train $(ARGS)
 
 # A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
-# many a Python.
-test: lint $(DOCS)/.installed ## lint, and every test that needs no GPU
+# many a Python. The checks of lint use one core only, so that they run next to the tests.
+test: $(INSTALLED) $(DOCS)/.installed ## lint, and every test that needs no GPU
+	@$(MAKE) --no-print-directory --jobs=2 lint tested
+
+tested: $(INSTALLED) $(DOCS)/.installed
 	$(PYTEST) -m "not gpu" $(ARGS)
 
 quick: $(INSTALLED) ## the quick tests, one case of each, none on real data

@@ -23,10 +23,11 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of the commands, and what they import late: flags, optimizers, ranks and figures.
+# Of the commands, and what they import late: flags, optimizers, ranks, the digits and figures.
 IMPORTED = [
     *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.report.plots"),
     *("tyro", "torch._dynamo", "torch.distributed.run"),
+    *("sklearn.datasets", "sklearn.model_selection"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 ]
 

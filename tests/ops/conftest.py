@@ -16,11 +16,12 @@ ISAS = ("baseline", "avx2", "avx512")
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan() -> Iterator[None]:
     """`torch.empty` is filled with NaN (or the largest integer), so that an output left unwritten cannot pass."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode()
+    # use_deterministic_algorithms would import Inductor.
+    torch.set_deterministic_debug_mode("error")
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.set_deterministic_debug_mode(before)
 
 
 @pytest.fixture(params=ISAS)

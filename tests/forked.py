@@ -8,6 +8,7 @@ run a Python of their own.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -17,17 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of the commands, and what they import late: flags, optimizers, ranks, the digits and figures.
 IMPORTED = [
-    *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.report.plots"),
+    *("iaat_fast.train.cli", "iaat_fast.evaluate.cli", "iaat_fast.sweep.cli"),
     *("tyro", "torch._dynamo", "torch.distributed.run"),
-    *("sklearn.datasets", "sklearn.model_selection"),
+    *("sklearn.datasets", "sklearn.model_selection", "iaat_fast.report.plots"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
 ]
 
@@ -38,7 +41,8 @@ PATIENCE = 300.0
 class Forked:
     """What a test needs of subprocess.Popen. The process computes with one thread.
 
-    With `group` it leads a process group of its own, to which a terminal would send its Ctrl-C.
+    With `group` it leads a process group of its own, to which a terminal would send its Ctrl-C. With `forking`, what it
+    starts as `python -m MODULE` is forked as well.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Forked:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         group: bool = False,
+        forking: bool = False,
     ) -> None:
         _start_server()
         self._folder = tempfile.TemporaryDirectory()
@@ -61,6 +66,7 @@ class Forked:
             cwd or Path.cwd(),
             self._streams,
             group,
+            forking,
         )
         context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=_run, args=arguments)
@@ -121,6 +127,47 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
+def _fork_commands() -> None:
+    """From now on `python -m MODULE` is run by the process that Popen forks, which would else become a Python for it.
+
+    Streams, environment, process group and inherited files are set by Popen, as for any command.
+    """
+    start = subprocess.Popen.__init__
+
+    def __init__(self: subprocess.Popen[Any], args: Sequence[object], **keywords: Any) -> None:
+        words = [str(word) for word in args if word != "-u"]
+        if words[:2] != [sys.executable, "-m"]:
+            return start(self, args, **keywords)
+        before = keywords.pop("preexec_fn", None)
+        kept = {0, 1, 2, *keywords.get("pass_fds", ())}
+
+        def run() -> None:
+            status = 1
+            try:
+                if before is not None:
+                    before()
+                for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+                    if (
+                        number not in kept
+                    ):  # among them the pipe whose end tells Popen that the command runs
+                        with contextlib.suppress(OSError):
+                            os.close(number)
+                _run_module(words[2], words[3:], keywords["env"])
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+
+        start(self, args, preexec_fn=run, **keywords)
+
+    subprocess.Popen.__init__ = __init__  # type: ignore[method-assign]
+
+
 def _run(
     module: str,
     words: list[str],
@@ -128,18 +175,26 @@ def _run(
     cwd: Path,
     streams: list[Path],
     group: bool,
+    forking: bool,
 ) -> None:
     if group:
         os.setpgid(0, 0)
     for descriptor, file in zip((1, 2), streams, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py
+    os.chdir(cwd)
+    sys.path.insert(0, str(cwd))  # as -m does
+    if forking:
+        _fork_commands()
+    _run_module(module, words, environment)
+
+
+def _run_module(module: str, words: list[str], environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(cwd)
     # The server's own, in which every process that decodes images would import torch, is not that of a command.
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.path.insert(0, str(cwd))  # as -m does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv[1:] = words
     runpy.run_module(module, run_name="__main__", alter_sys=True)

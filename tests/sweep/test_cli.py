@@ -144,9 +144,14 @@ TRAINING = [
 ]
 
 
+def sweep(out: Path) -> Forked:
+    words = ["--methods", "iaat", "--out", out, "--", *TRAINING]
+    return Forked("iaat_fast.sweep", *words, forking=True)
+
+
 def start(out: Path) -> Forked:
     """A sweep of one run, in a process of its own; returns once the run has a checkpoint."""
-    process = Forked("iaat_fast.sweep", "--methods", "iaat", "--out", out, "--", *TRAINING)
+    process = sweep(out)
     checkpoint = RunFolder(out / "iaat-seed0").checkpoint_path
     written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
     wait_until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns != written, process)
@@ -155,7 +160,7 @@ def start(out: Path) -> Forked:
 
 @pytest.mark.slow
 def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "sweep"
@@ -172,8 +177,10 @@ def test_a_sweep_stopped_and_killed_ends_with_the_bits_of_one_that_never_was(
     killed = start(out)
     killed.kill()
     killed.communicate()
-    assert main(["--methods", "iaat", "--out", str(out), "--", *TRAINING]) == 0
-    assert "1 jobs, 0 of them done" in capsys.readouterr().out
+    last = sweep(out)
+    text, err = last.communicate()
+    assert last.returncode == 0, err
+    assert "1 jobs, 0 of them done" in text
     steps.append(folder.checkpoint()["step"])
     assert 0 < steps[0] < steps[1] == 15
 

@@ -40,10 +40,10 @@ def processes(*flags: str) -> list[Forked]:
 
 
 def torchrun(*flags: str) -> Forked:
-    """torchrun's agent is forked; its ranks are Pythons of their own, as it starts them."""
+    """torchrun, whose agent is forked and forks the ranks."""
     agent = ["--nproc-per-node=2", f"--master-port={free_port()}", "--max-restarts=1"]
     command = [*agent, "-m", "iaat_fast.train", *flags]
-    return Forked("torch.distributed.run", *command, env={"OMP_NUM_THREADS": "1"})
+    return Forked("torch.distributed.run", *command, env={"OMP_NUM_THREADS": "1"}, forking=True)
 
 
 def ends(ranks: list[Forked]) -> tuple[list[int | None], list[str], list[str]]:
@@ -64,10 +64,9 @@ def worker(agent: int, rank: int) -> int:
     children = Path(f"/proc/{agent}/task/{agent}/children")
     if not children.exists():
         pytest.skip("needs /proc to find torchrun's workers")
-    for pid in children.read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            return int(pid)
-    raise AssertionError(f"torchrun has no rank {rank}")
+    workers = sorted(int(pid) for pid in children.read_text().split())
+    assert len(workers) == 2
+    return workers[rank]
 
 
 def assert_same_bits(one: RunFolder, other: RunFolder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -20,6 +19,8 @@ from iaat_fast.evaluate.cli import main
 from iaat_fast.evaluate.parts import PARTS
 from iaat_fast.evaluate.suites import SUITES
 from iaat_fast.run_folder import RunFolder
+from tests.evaluate.shorter import INTERRUPTED
+from tests.evaluate.shorter import shorter as shorter_suite
 from tests.forked import Forked, wait_until
 
 ATTACK: dict[str, Any] = {"eps": [20 / 255], "alpha": 5 / 255}
@@ -57,8 +58,7 @@ def other(run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The attacks of the suite cifar, with fewer steps: as many attacks, which share their trajectories as well."""
-    attacks = ((10, 5), (20, 5), (40, 2))
-    monkeypatch.setitem(SUITES, "cifar", dataclasses.replace(SUITES["cifar"], attacks=attacks))
+    monkeypatch.setitem(SUITES, "cifar", shorter_suite((10, 5), (20, 5), (40, 2)))
 
 
 def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -276,7 +276,7 @@ def start(run: Path, *words: object) -> Forked:
         "0.01",
         *ATTACK_FLAGS,
     )
-    process = Forked("iaat_fast.evaluate", run, *common, *words)
+    process = Forked("tests.evaluate.shorter", run, *common, *words)
     before = progress(run)
     wait_until(lambda: progress(run) != before, process)
     return process
@@ -289,8 +289,9 @@ def progress(run: Path) -> float:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_an_attack_it_goes_on_with_the_same_bits(
-    run: Path, tmp_path: Path
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(SUITES, "cifar", INTERRUPTED)
     killed = Path(shutil.copytree(run, tmp_path / "killed"))
     kept = f"evaluation/cifar-digits-{LIMIT}-seed0"
     for signum, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):

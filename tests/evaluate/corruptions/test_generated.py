@@ -64,9 +64,9 @@ def test_cifar_images_are_corrupted(cifar10: Split, name: str) -> None:
     clean = cifar10.images.numpy()
     change = []
     for severity in (1, 5):
-        made = [generated.images(name, severity)[i] for i in range(4)]
+        made = [generated.images(name, severity)[i] for i in range(2)]
         assert all(image.dtype == np.uint8 and image.shape == (32, 32, 3) for image in made)
-        assert len({image.tobytes() for image in made}) == 4
+        assert len({image.tobytes() for image in made}) == 2
         change.append(np.mean([difference(image, clean[i]) for i, image in enumerate(made)]))
     assert change[1] > 2, "an image at severity 5 is visibly another one"
     assert change[1] > change[0] or name == "saturate", "saturate is towards grey at first"
@@ -141,10 +141,10 @@ def test_verdicts_depend_neither_on_batches_nor_on_processes(
     cifar10: Split, batch_size: int, workers: int
 ) -> None:
     split = Split(cifar10.images, torch.tensor([0, 1, 0, 1]))
-    generated = GeneratedCorruptions(split, names=("snow", "glass_blur"))
+    generated = GeneratedCorruptions(split, names=("snow", "gaussian_noise"))
     whole = list(measure_corruptions(Bright(), generated))
     parts = list(measure_corruptions(Bright(), generated, batch_size=batch_size, workers=workers))
-    assert [one.row["corruption"] for one in parts] == ["snow", "glass_blur"]
+    assert [one.row["corruption"] for one in parts] == ["snow", "gaussian_noise"]
     for a, b in zip(whole, parts, strict=True):
         assert np.array_equal(a.verdicts, b.verdicts)
         assert a.row["severities"] == b.row["severities"]

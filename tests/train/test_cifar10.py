@@ -18,6 +18,7 @@ def test_the_radii_of_real_images_spread(cifar10_npz: Path, tmp_path: Path) -> N
         "cifar10-resnet18",
         data={"path": str(cifar10_npz), "limit": 64},
         model={"width": 8},
+        attack={"steps": 5},
         epsilon={"warmup_epochs": 1},
         optim={"epochs": 3, "batch_size": 8, "decay_epochs": ()},
         evaluation={"steps": 1, "restarts": 1},

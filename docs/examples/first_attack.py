@@ -11,7 +11,7 @@ from iaat_fast.attacks import PGD
 from iaat_fast.evaluate import accuracy, robust_accuracy
 from iaat_fast.train import fit, preset
 
-small = {"model": {"width": 8}, "optim": {"epochs": 3}}
+small = {"model": {"width": 8}, "optim": {"epochs": 2}}
 results = {
     method: fit(preset("digits", method=method, **small), quiet=True) for method in ("clean", "adv")
 }

@@ -12,7 +12,7 @@ from iaat_fast.attacks import PGD, scaled_step
 from iaat_fast.train import fit, preset
 
 config = preset(
-    "digits", method="iaat", model={"width": 8}, optim={"epochs": 4}, epsilon={"warmup_epochs": 1}
+    "digits", method="iaat", model={"width": 8}, optim={"epochs": 2}, epsilon={"warmup_epochs": 1}
 )
 result = fit(config, quiet=True)
 

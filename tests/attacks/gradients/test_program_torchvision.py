@@ -38,8 +38,11 @@ def _named(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 
 def _resnet(block: str, layers: list[int], **options: Any) -> nn.Module:
+    """Its first two stages; the others repeat the second."""
     models = torchvision("models.resnet")
-    made: nn.Module = models.ResNet(getattr(models, block), layers, num_classes=CLASSES, **options)
+    made: nn.Module = models.ResNet(getattr(models, block), [*layers, 1, 1], **options)
+    made.layer3 = made.layer4 = nn.Identity()
+    made.fc = nn.Linear(made.fc.in_features // 4, CLASSES)
     return made
 
 
@@ -66,7 +69,7 @@ def _mobilenet_v3() -> nn.Module:
 
 def _shufflenet() -> nn.Module:
     models = torchvision("models.shufflenetv2")
-    made: nn.Module = models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 256], num_classes=CLASSES)
+    made: nn.Module = models.ShuffleNetV2([2, 1, 1], [24, 48, 96, 192, 256], num_classes=CLASSES)
     return made
 
 
@@ -78,12 +81,13 @@ def _mnasnet() -> nn.Module:
     return made
 
 
-def _inception(name: str, repeated: list[str]) -> nn.Module:
+def _inception(name: str, repeated: list[str], channels: int = 2048) -> nn.Module:
     made: nn.Module = getattr(torchvision("models"), name)(
         num_classes=CLASSES, aux_logits=False, init_weights=False
     )
     for block in repeated:
         setattr(made, block, nn.Identity())
+    made.fc = nn.Linear(channels, CLASSES)
     return made
 
 
@@ -108,8 +112,7 @@ def _vit() -> nn.Module:
 
 def _regnet(se_ratio: float | None = None) -> nn.Module:
     models = torchvision("models.regnet")
-    widths = [32, 64, 96, 128]
-    blocks = models.BlockParams([1, 2, 1, 1], widths, [16] * 4, [1.0] * 4, [2] * 4, se_ratio)
+    blocks = models.BlockParams([1, 2], [32, 64], [16] * 2, [1.0] * 2, [2] * 2, se_ratio)
     made: nn.Module = models.RegNet(blocks, num_classes=CLASSES)
     return made
 
@@ -124,16 +127,16 @@ def _efficientnet() -> nn.Module:
 
 def _densenet() -> nn.Module:
     made: nn.Module = torchvision("models.densenet").DenseNet(
-        growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=16, num_classes=CLASSES
+        growth_rate=8, block_config=(2, 2), num_init_features=16, num_classes=CLASSES
     )
     return made
 
 
 WHOLE = {
-    "resnet18": Network(partial(_resnet, "BasicBlock", [1, 1, 1, 1]), 12),
-    "resnet50": Network(partial(_resnet, "Bottleneck", [1, 2, 1, 1]), 20),
+    "resnet18": Network(partial(_resnet, "BasicBlock", [1, 1]), 6),
+    "resnet50": Network(partial(_resnet, "Bottleneck", [1, 2]), 12),
     "resnext50": Network(
-        partial(_resnet, "Bottleneck", [1, 1, 1, 1], groups=32, width_per_group=4), 17
+        partial(_resnet, "Bottleneck", [1, 1], groups=32, width_per_group=4), 9
     ),
     "vgg11_bn": Network(_vgg, 8),
     "mobilenet_v2": Network(
@@ -141,14 +144,18 @@ WHOLE = {
     ),
     "mobilenet_v3_small": Network(_mobilenet_v3, 16),
     "efficientnet": Network(_efficientnet, 13),
-    "densenet121": Network(_densenet, 9),
-    "regnet_x": Network(_regnet, 20),
-    "regnet_y": Network(partial(_regnet, 0.25), 20),
-    "shufflenet_v2_x0_5": Network(_shufflenet, 26),
+    "densenet121": Network(_densenet, 5),
+    "regnet_x": Network(_regnet, 12),
+    "regnet_y": Network(partial(_regnet, 0.25), 12),
+    "shufflenet_v2_x0_5": Network(_shufflenet, 20),
     "squeezenet1_1": Network(_named("squeezenet1_1"), 0),
     "mnasnet0_5": Network(_mnasnet, 25),
     "googlenet": Network(
-        partial(_inception, "googlenet", ["inception4b", "inception4c", "inception5a"]), 39
+        partial(
+            _inception, "googlenet",
+            ["inception4b", "inception4c", "inception4d", "inception4e", "inception5a", "inception5b"],
+            512,
+        ), 21
     ),
     "inception_v3": Network(
         partial(_inception, "inception_v3", ["Mixed_5d", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7c"]),

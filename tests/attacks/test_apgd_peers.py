@@ -176,7 +176,7 @@ def test_a_confident_network_falls_at_least_as_often(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
     """The plain engine gives AutoAttack's verdicts; the saturation-proof one fools those samples, and may fool more."""
-    net, x, y = checkpoint("resnet20"), cifar10[0][:32], cifar10[1][:32]
+    net, x, y = checkpoint("resnet20"), cifar10[0][:20], cifar10[1][:20]
     eps, steps = 0.75 / 255, 6
     ours = APGD(net, eps, steps, random_start=False, engine="exact")
     assert_the_same_verdicts(net, x, y, ours, eps=eps, steps=steps, loss="ce", both=False)
@@ -194,7 +194,7 @@ def test_the_same_verdicts_over_100_steps(
     cifar10: tuple[Tensor, Tensor],
     checkpoint: Callable[[str], nn.Module],
 ) -> None:
-    net, x, y = checkpoint(name), cifar10[0][:40], cifar10[1][:40]
+    net, x, y = checkpoint(name), cifar10[0][:24], cifar10[1][:24]
     ours = APGD(net, 4 / 255, 100, loss=loss, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=100, loss=loss, both=False)
 
@@ -203,6 +203,6 @@ def test_the_same_verdicts_over_100_steps(
 def test_the_same_verdicts_towards_all_classes(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:32], cifar10[1][:32]
-    ours = APGDT(net, 4 / 255, 15, random_start=False)
-    assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=15, targets=9)
+    net, x, y = checkpoint("resnet4b"), cifar10[0][:16], cifar10[1][:16]
+    ours = APGDT(net, 4 / 255, 10, random_start=False)
+    assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=10, targets=9)

@@ -75,7 +75,7 @@ def test_real_networks_are_shadowed_and_the_verdicts_stay(
         "fast": {"engine": "fast"},
         "bf16": {"precision": "bf16"},
     }.items():
-        pgd = PGD(net, 2 / 255, 0.5 / 255, 10, seed=SEED, **options)
+        pgd = PGD(net, 2 / 255, 1 / 255, 5, seed=SEED, **options)
         verdicts[key] = fooled(net, pgd(x, y), y)
         assert ("copy" in pgd.network.gradient_source) == (key != "plain")
     # Folding and bf16 round otherwise, so a sample at the edge may fall on the other side; few do.

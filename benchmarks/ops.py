@@ -45,7 +45,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
     for shape in SHAPES[: 1 if quick else None]:
         for dtype in DTYPES:
             yield step_row(shape, dtype, 5 if quick else 200)
-    yield crop_row(5 if quick else 100)
+    yield crop_row(1_000 if quick else 50_000, 5 if quick else 100)
     for name, call in tiny_calls().items():
         times = interleave({name: call}, rounds=5 if quick else 200, calls=100)
         yield Row(case=f"{name} on 96 elements", provider="iaat_fast").sampled(times.seconds[name])
@@ -88,9 +88,9 @@ def step_row(shape: tuple[int, ...], dtype: torch.dtype, rounds: int) -> Row:
     return row
 
 
-def crop_row(rounds: int) -> Row:
+def crop_row(images: int, rounds: int) -> Row:
     """The op against a gather in eager torch, and against only writing the result."""
-    times = interleave(crop_providers(), rounds=rounds, calls=10)
+    times = interleave(crop_providers(images), rounds=rounds, calls=10)
     row = Row(case="random_crop_flip 128x3x32x32", provider="iaat_fast")
     row.sampled(times.seconds["iaat_fast"])
     row.figures = {
@@ -118,11 +118,11 @@ def step_providers(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Provider
     return providers, x.numel() * x.element_size()
 
 
-def crop_providers() -> Providers:
-    """Crop and flip of a CIFAR batch out of 50,000 images, in eager torch and by the op; and filling the result."""
+def crop_providers(many: int = 50_000) -> Providers:
+    """Crop and flip of a batch out of CIFAR's many images, in eager torch and by the op; and filling the result."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (50_000, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    index = torch.randperm(50_000, generator=generator)[:128]
+    images = torch.randint(256, (many, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    index = torch.randperm(many, generator=generator)[:128]
     written = torch.empty(128, 3, 32, 32)
     return {
         "eager": lambda: gathered_crops(images, index),
@@ -200,7 +200,7 @@ def training_row(quick: bool) -> Row:
         torch.randint(256, (STEPS * batch, 32, 32, 3), generator=generator, dtype=torch.uint8),
         torch.randint(10, (STEPS * batch,), generator=generator),
     )
-    model = models.build("resnet18", width=4 if quick else None)
+    model = models.build("resnet18", **({"width": 4, "depth": 10} if quick else {}))
     memory = make_memory(config, STEPS * batch, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=config.optim.lr, momentum=0.9)
     step = TrainingStep(config, model, memory, optimizer, torch.device("cpu"))

@@ -19,8 +19,8 @@ from iaat_fast.data._torchvision import datasets
 
 CHECKPOINTS = ("resnet4b", "resnet2b", "resnet20")
 RANDOM = ("resnet18", "wrn32-10", "resnet50")
-NAMES = (*RANDOM, *CHECKPOINTS)
-SMALL = "small"
+SMALL = "small"  # for rehearsals: "resnet18" of 10 layers and width 4
+NAMES = (*RANDOM, *CHECKPOINTS, SMALL)
 _BRANCH = 0.2  # scale of a block's last BatchNorm, whose usual initial value is 0 or 1
 _DIRECTIONS = 8  # directions in which the images' features differ most, which the last layer mixes
 
@@ -112,23 +112,27 @@ def image_size(name: str) -> int:
     return 224 if name == "resnet50" else 32
 
 
-def build_network(name: str, images: Tensor, *, width: int | None = None) -> nn.Module:
+def build_network(
+    name: str, images: Tensor, *, width: int | None = None, depth: int | None = None
+) -> nn.Module:
     """A network over [0, 1] images, in eval mode on the device of `images`.
 
     Args:
-        name: "resnet18" or "wrn32-10" of `iaat_fast.models`, or "resnet50" of torchvision, all with random weights; or
-            a checkpoint of the real data.
+        name: "resnet18" or "wrn32-10" of `iaat_fast.models`, or "resnet50" of torchvision, all with random weights;
+            "small"; or a checkpoint of the real data.
         images: float [N, 3, H, W], N at least 16, from which random networks take their statistics.
-        width: of "resnet18" and "wrn32-10".
+        width, depth: of "resnet18" and "wrn32-10"; None: their own.
 
     Raises:
         FileNotFoundError: a checkpoint without IAAT_FAST_DATA.
     """
+    if name == SMALL:
+        name, width, depth = "resnet18", 4, 10
     if name in CHECKPOINTS:
         net = checkpoint(name).to(images.device)
     else:
         torch.manual_seed(0)
-        built = _resnet50() if name == "resnet50" else models.build(name, width=width)
+        built = _resnet50() if name == "resnet50" else models.build(name, width=width, depth=depth)
         net = _calibrated(built.to(images.device), images)
     return net
 
@@ -198,7 +202,7 @@ def load_trained(
 ) -> tuple[nn.Module, Tensor, Tensor, str]:
     """A trained network, the first n test images [n, 3, 32, 32] in multiples of 1/255, their classes, a description.
 
-    "small" is for tests of the benchmarks: a random network of width 4, and random images with its own predictions.
+    "small" is for rehearsals: a random network, and random images with its own predictions.
 
     Raises:
         FileNotFoundError: IAAT_FAST_DATA names no folder of real data.
@@ -206,7 +210,7 @@ def load_trained(
     y: Tensor | None
     if name == SMALL:
         x, source = smooth_noise(n, 32).mul(255).round().div(255), "random, smooth, 32x32"
-        net = build_network("resnet18", smooth_noise(64, 32), width=4)
+        net = build_network(SMALL, smooth_noise(64, 32))
         with torch.no_grad():
             y = net(x).argmax(1)
     else:

@@ -21,7 +21,9 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -42,7 +44,8 @@ class Forked:
     """What a test needs of subprocess.Popen. The process computes with one thread.
 
     With `group` it leads a process group of its own, to which a terminal would send its Ctrl-C. With `forking`, what it
-    starts as `python -m MODULE` is forked as well.
+    starts as `python -m MODULE` is forked as well. With `pipes` its standard input and output are the pipes `stdin` and
+    `stdout`, else its output is a file.
     """
 
     def __init__(
@@ -53,24 +56,38 @@ class Forked:
         cwd: Path | None = None,
         group: bool = False,
         forking: bool = False,
+        pipes: bool = False,
     ) -> None:
         _start_server()
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
         for file in self._streams:
             file.touch()
+        context = multiprocessing.get_context("forkserver")
+        ends: list[Connection] = []
+        if pipes:
+            (given, write), (read, written) = (context.Pipe(duplex=False) for _ in range(2))
+            ends = [given, written]
+            self.stdin, self.stdout = (
+                open(os.dup(end.fileno()), mode)  # noqa: SIM115
+                for end, mode in ((write, "w"), (read, "r"))
+            )
+            write.close()
+            read.close()
         arguments = (
             module,
             [str(word) for word in words],
             {**os.environ, **(env or {})},
             cwd or Path.cwd(),
             self._streams,
+            ends,
             group,
             forking,
         )
-        context = multiprocessing.get_context("forkserver")
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
+        for end in ends:
+            end.close()
         atexit.register(
             self.kill
         )  # multiprocessing would wait for what a failed test leaves behind
@@ -101,13 +118,37 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def wait(self, timeout: float = PATIENCE) -> int | None:
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        return self.returncode
+
     def communicate(self) -> tuple[str, str]:
         """Standard output and error, once the process has ended."""
-        self._process.join(PATIENCE)
-        if self.poll() is None:
-            raise subprocess.TimeoutExpired(str(self.pid), PATIENCE)
+        self.wait()
         out, err = (file.read_text() for file in self._streams)
         return out, err
+
+
+class ForkedCommands:
+    """What stands for the module `subprocess` where `python -m MODULE` is started and its start is not what is tested."""
+
+    PIPE = subprocess.PIPE
+    TimeoutExpired = subprocess.TimeoutExpired
+
+    @staticmethod
+    def Popen(
+        command: list[str], *, env: dict[str, str], stdin: int | None = None, **streams: object
+    ) -> Forked:
+        return Forked(*command[2:], env=env, pipes=stdin is not None)
+
+    @staticmethod
+    def run(command: list[str], **streams: object) -> SimpleNamespace:
+        process = Forked(*command[2:])
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return SimpleNamespace(stdout=out)
 
 
 def wait_until(there: Callable[[], object], process: Forked | None = None) -> None:
@@ -174,6 +215,7 @@ def _run(
     environment: dict[str, str],
     cwd: Path,
     streams: list[Path],
+    ends: list[Connection],
     group: bool,
     forking: bool,
 ) -> None:
@@ -181,6 +223,11 @@ def _run(
         os.setpgid(0, 0)
     for descriptor, file in zip((1, 2), streams, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    for descriptor, end in enumerate(ends):
+        os.dup2(end.fileno(), descriptor)
+        end.close()
+    if ends:
+        sys.stdin = open(0, closefd=False)  # the server's own is closed
     os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py
     os.chdir(cwd)
     sys.path.insert(0, str(cwd))  # as -m does

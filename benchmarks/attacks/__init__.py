@@ -72,8 +72,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     rounds = 5 if options.device == "cpu" else 20
     registry.defaults(
         options,
-        models=(["resnet18"], list(targets.RANDOM)),
-        width=(4, None),
+        models=([targets.SMALL], list(targets.RANDOM)),
         steps=(2, 10),
         rounds=(2, rounds),
         only=(_QUICK, None),

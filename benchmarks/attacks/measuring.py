@@ -296,7 +296,7 @@ class Race:
         return f"{spec.model}{width}, batch {spec.batch}, PGD-{self.setting.steps}"
 
     def _spec(self, model: str, size: int) -> Spec:
-        own = model in (*targets.CHECKPOINTS, "resnet50")
+        own = model in (*targets.CHECKPOINTS, targets.SMALL, "resnet50")
         data = None if self.options.data is None else str(self.options.data.resolve())
         width = None if own else self.options.width
         return Spec(model=model, batch=size, device=self.options.device, width=width, data=data)

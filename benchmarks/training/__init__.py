@@ -72,6 +72,7 @@ def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
             network=network,
             device=torch.device(options.device),
             width=4 if options.quick else None,
+            depth=10 if options.quick else None,
             batch=options.batch_size,
             rounds=options.rounds,
             steps=2 if options.device == "cuda" else 1,

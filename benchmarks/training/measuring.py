@@ -204,6 +204,7 @@ class Workload:
 
     Args:
         network: "resnet18" or "wrn32-10".
+        width, depth: of the network; None: its own.
         batch: images per step.
         rounds: timed calls of each case.
         steps: training steps per call, after which the host waits for the device; the authors' loop takes one.
@@ -213,6 +214,7 @@ class Workload:
     network: str
     device: torch.device
     width: int | None = None
+    depth: int | None = None
     batch: int = 128
     rounds: int = 7
     steps: int = 2
@@ -226,7 +228,7 @@ class Workload:
         """What is changed in every case: no warm-up, and weights that do not move, so that all steps are the same
         work."""
         return {
-            "model": {"width": self.width},
+            "model": {"width": self.width, "depth": self.depth},
             "attack": {"steps": self.pgd},
             "epsilon": {"warmup_epochs": 0},
             "optim": {"batch_size": self.batch, "lr": 0.0},
@@ -236,7 +238,7 @@ class Workload:
     def build(self) -> tuple[nn.Module, ImageData, str]:
         """A network, images with its own predictions as labels, and what the images are."""
         x, _, source = targets.load_images(BATCHES * self.batch, 32)
-        net = targets.build_network(self.network, x[:64].to(self.device), width=self.width)
+        net = targets.build_network(self.network, x[:64].to(self.device), width=self.width, depth=self.depth)
         for norm in net.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 0.1  # Those of the last batch alone would change the predictions.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks import registry, targets
 from benchmarks.__main__ import main
-from benchmarks.attacks import measuring, providers
+from benchmarks.attacks import measuring, providers, worker
 from benchmarks.attacks.agreement import Reference
 from benchmarks.attacks.engines import NOT_SPEED, ablations, engines
 from benchmarks.attacks.layouts import Layout
@@ -37,6 +37,7 @@ from benchmarks.record import Row
 from benchmarks.targets import Spec, Target
 from iaat_fast.attacks import options
 from iaat_fast.attacks.options import EngineOptions
+from tests.forked import ForkedCommands
 
 SETTING = Setting(steps=4)
 
@@ -46,11 +47,16 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IAAT_FAST_DATA", raising=False)
 
 
+@pytest.fixture
+def forked_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "subprocess", ForkedCommands)
+
+
 @pytest.fixture(scope="module")
 def target() -> Target:
-    """A ResNet-18 of width 4 and 8 images, none of which fools it."""
+    """A ResNet of 10 layers and width 4, and 8 images, none of which fools it."""
     x = targets.smooth_noise(8, 32)
-    net = targets.build_network("resnet18", targets.smooth_noise(64, 32), width=4)
+    net = targets.build_network(targets.SMALL, targets.smooth_noise(64, 32))
     with torch.no_grad():
         return Target(net, x, net(x).argmax(1), 10)
 
@@ -169,8 +175,9 @@ def test_versions_of_missing_peers_are_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_worker")
 def test_a_run_leaves_a_row_for_everything_that_was_timed(tmp_path: Path) -> None:
-    small = ["--models", "resnet18", "--width", "4", "--batch-sizes", "4", "--rounds", "2"]
+    small = ["--models", "small", "--batch-sizes", "4", "--rounds", "2"]
     only = ["--only", "plain-loop", "authors-loop", "exact"]
     argv = ["--device", "cpu", "--steps", "1", "--no-profile", *small, *only]
     argv += ["--out", str(tmp_path)]
@@ -212,9 +219,10 @@ def test_a_run_leaves_a_row_for_everything_that_was_timed(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_worker")
 def test_a_worker_tells_what_went_wrong_and_answers_on(tmp_path: Path) -> None:
-    argv = ["--device", "cpu", "--width", "4", "--only", "plain-loop"]
-    spec = Spec(model="resnet18", batch=2, device="cpu", width=4)
+    argv = ["--device", "cpu", "--only", "plain-loop"]
+    spec = Spec(model="small", batch=2, device="cpu")
     layouts = [Layout(False), Layout(True)]
     gone = dataclasses.replace(spec, data=str(tmp_path / "gone.npz"))
     with Worker(argv) as worker:
@@ -244,7 +252,7 @@ def test_without_peers_or_profiles_no_other_process_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "Worker", None)
-    small = ["--models", "resnet18", "--width", "4", "--batch-sizes", "2", "--rounds", "1"]
+    small = ["--models", "small", "--batch-sizes", "2", "--rounds", "1"]
     argv = ["--device", "cpu", "--steps", "1", *small, "--only", "exact", "--no-profile"]
     assert main(["attacks", *argv, "--record", str(tmp_path / "it.json")]) == 0
     record = json.loads((tmp_path / "it.json").read_text())

@@ -24,7 +24,7 @@ from benchmarks import base, registry
 from benchmarks.__main__ import main
 from benchmarks.registry import BENCHMARKS
 from tests import forked
-from tests.forked import Forked
+from tests.forked import ForkedCommands
 
 PEERS = {"suite": "torchattacks", "autoattack": "pyautoattack"}
 
@@ -34,26 +34,11 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IAAT_FAST_DATA", raising=False)
 
 
-class ForkedCommands:
-    """What benchmarks take of `subprocess` to start `python -m MODULE`, whose start is not what they rehearse."""
-
-    PIPE = subprocess.PIPE
-
-    @staticmethod
-    def Popen(command: list[str], *, env: dict[str, str], **streams: object) -> Forked:
-        return Forked(*command[2:], env=env)
-
-    @staticmethod
-    def run(command: list[str], **streams: object) -> SimpleNamespace:
-        process = Forked(*command[2:])
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        return SimpleNamespace(stdout=out)
-
-
 def fork_its_processes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name in ("distributed", "memory"):
-        module: Any = importlib.import_module(f"benchmarks.{name}")
+    if name in ("attacks", "distributed", "memory"):
+        module: Any = importlib.import_module(
+            "benchmarks.attacks.worker" if name == "attacks" else f"benchmarks.{name}"
+        )
         monkeypatch.setattr(module, "subprocess", ForkedCommands)
     elif name == "plan":
         forked._start_server()

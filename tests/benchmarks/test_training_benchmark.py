@@ -28,7 +28,9 @@ from iaat_fast.train import TrainConfig
 from iaat_fast.train.config import EpsilonConfig, OptimConfig, RunConfig
 from tests.benchmarks.conftest import Clock
 
-WORKLOAD = Workload("resnet18", torch.device("cpu"), width=4, batch=4, rounds=1, steps=1, pgd=2)
+WORKLOAD = Workload(
+    "resnet18", torch.device("cpu"), width=4, depth=10, batch=4, rounds=1, steps=1, pgd=2
+)
 
 
 @pytest.fixture(autouse=True)

@@ -133,4 +133,10 @@ class Counts:
             low = build(self.config, "meta").to(dtype).eval()
             return with_autocast(count_gradient(low, shape), network, backward=False)
         x = torch.empty(shape, device="meta").contiguous(memory_format=torch.channels_last)
-        return count_program(Program(network, x, dtype=dtype), x)
+        return count_program(self._program, x)
+
+    @functools.cached_property
+    def _program(self) -> Program:
+        """Of the network's copy; it is exported once, for any number of images."""
+        x = torch.empty((2, *self.images.shape), device="meta")
+        return Program(self.network.eval(), x, dtype=_DTYPES.get(self.precisions["gradient"]))

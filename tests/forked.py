@@ -132,7 +132,7 @@ class Forked:
 
 
 class ForkedCommands:
-    """What stands for the module `subprocess` where `python -m MODULE` is started and its start is not what is tested."""
+    """In place of `subprocess` where `python -m MODULE` is started and its start is not what is tested."""
 
     PIPE = subprocess.PIPE
     TimeoutExpired = subprocess.TimeoutExpired
@@ -227,7 +227,7 @@ def _run(
         os.dup2(end.fileno(), descriptor)
         end.close()
     if ends:
-        sys.stdin = open(0, closefd=False)  # the server's own is closed
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # the server's own is closed
     os.fsync = os.fstat  # type: ignore[assignment]  # as in tests/conftest.py
     os.chdir(cwd)
     sys.path.insert(0, str(cwd))  # as -m does

@@ -238,7 +238,9 @@ class Workload:
     def build(self) -> tuple[nn.Module, ImageData, str]:
         """A network, images with its own predictions as labels, and what the images are."""
         x, _, source = targets.load_images(BATCHES * self.batch, 32)
-        net = targets.build_network(self.network, x[:64].to(self.device), width=self.width, depth=self.depth)
+        net = targets.build_network(
+            self.network, x[:64].to(self.device), width=self.width, depth=self.depth
+        )
         for norm in net.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 0.1  # Those of the last batch alone would change the predictions.

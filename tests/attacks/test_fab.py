@@ -182,9 +182,9 @@ def test_a_step_from_the_other_side_and_one_too_far() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_verdicts_are_the_live_models(precision: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
     """Every image that an attack by a copy in half precision has found fools the model itself."""
-    attack = FABT(net, None, 30, precision=precision)
+    attack = FABT(net, None, 15, precision=precision)
     x_adv = attack(x, y)
     assert "copy" in attack.network.gradient_source
     assert (net(x_adv).argmax(1) != y).all()
-    exact = linf(FABT(net, None, 30)(x, y), x)
+    exact = linf(FABT(net, None, 15)(x, y), x)
     assert (linf(x_adv, x) < 1.1 * exact).all()

@@ -35,9 +35,9 @@ def test_a_confident_real_network(
     engine: str, cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
     (images, labels), net = cifar10, checkpoint("resnet20")
-    x, y = images[:64], labels[:64]
+    x, y = images[:40], labels[:40]
     expected, saturated = plain_pgd(net, x, y, x, steps=5)
-    assert 10 < int(saturated.sum()) < 60
+    assert 10 < int(saturated.sum()) < 36
     x_adv = PGD(net, EPS, ALPHA, 5, random_start=False, engine=engine)(x, y)
     same = (x_adv == expected).flatten(1).all(1)
     assert same[~saturated].all()

@@ -200,7 +200,7 @@ def training_row(quick: bool) -> Row:
         torch.randint(256, (STEPS * batch, 32, 32, 3), generator=generator, dtype=torch.uint8),
         torch.randint(10, (STEPS * batch,), generator=generator),
     )
-    model = models.build("resnet18", **({"width": 4, "depth": 10} if quick else {}))
+    model = models.build("resnet18", width=4 if quick else None, depth=10 if quick else None)
     memory = make_memory(config, STEPS * batch, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=config.optim.lr, momentum=0.9)
     step = TrainingStep(config, model, memory, optimizer, torch.device("cpu"))

@@ -9,8 +9,7 @@
 #include <tuple>
 #include <vector>
 
-// Both are mostly pybind11, which is compiled once for the two.
-#include "cuda/bindings.cpp"
+#include "cuda/bindings.h"
 #include "emulated_cuda.h"
 #include "selftest.h"
 

@@ -21,7 +21,7 @@ Arguments = dict[str, Any]
 
 
 def _names(op: str) -> list[str]:
-    """The arguments of a kernel, in the order of csrc/cuda/bindings.cpp."""
+    """The arguments of a kernel, in the order of csrc/cuda/bindings.h."""
     kinds = signatures.parsed(signatures.CUDA[op])
     names = [[name, "seed_size"] if kind == "Seed" else [name] for name, kind in kinds.items()]
     return [*itertools.chain(*names), "device", "stream"]

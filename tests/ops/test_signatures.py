@@ -19,7 +19,7 @@ STUB = ast.parse((ROOT / "iaat_fast" / "_C.pyi").read_text())
 
 tables = pytest.mark.parametrize(
     ("table", "source"),
-    [(signatures.CPU, "module.cpp"), (signatures.CUDA, "cuda/bindings.cpp")],
+    [(signatures.CPU, "module.cpp"), (signatures.CUDA, "cuda/bindings.h")],
     ids=["cpu", "cuda"],
 )
 

@@ -1,6 +1,6 @@
 """The table of the compiled kernels' signatures, and functions that call them with tensors instead of addresses.
 
-The arguments have the names and the order of csrc/module.cpp and csrc/cuda/bindings.cpp, and the syntax of schema.py. A
+The arguments have the names and the order of csrc/module.cpp and csrc/cuda/bindings.h, and the syntax of schema.py. A
 `dtype` is passed as its code, a Tensor as its address, None for a `Tensor?` as 0, a `Seed` as the address and number of
 its entries.
 """

@@ -262,7 +262,7 @@ def test_nan_and_infinite_logits_make_their_row_nan(
 # Many samples are many warps, many classes many turns of each: both at once is slow and nothing else.
 SELECTIONS = [
     (samples, classes)
-    for samples in (0, 1, 7, 200)
+    for samples in (0, 1, 7, 40)
     for classes in (1, 4, 10, 100, 1000)
     if samples * classes <= 7000
 ]

@@ -186,7 +186,17 @@ def test_a_fast_run_says_what_was_chosen_and_resumes_as_it_began(
 ) -> None:
     on("cpu")
     out = tmp_path / "run"
-    small = ["--limit", "64", "--epochs", "2", "--device", "cpu", "--no-tensorboard"]
+    small = [
+        "--limit",
+        "64",
+        "--epochs",
+        "2",
+        "--device",
+        "cpu",
+        "--no-tensorboard",
+        "--eval-steps=2",
+        "--eval-restarts=1",
+    ]
     assert (
         main([*small, "--warmup-epochs", "1", "--decay-epochs", "1", "--fast", "--out", str(out)])
         == 0

@@ -10,7 +10,7 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CPP := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cuda/*.h tests/cuda/*.cpp tests/cuda/*.cu)
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt iaat_fast/__init__.py
 
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := MAKEFLAGS= OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install train test tested quick coverage lint format docs bench evidence gpu clean
 
@@ -21,7 +21,8 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 	$(BIN)/python -m iaat_fast.train $(ARGS)
 
 # A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
-# many a Python. The checks of lint use one core only, so that they run next to the tests.
+# many a Python. The checks of lint use one core only, so that they run next to the tests; of that make's two jobs the
+# tests' own builds know nothing.
 test: $(INSTALLED) $(DOCS)/.installed ## lint, and every test that needs no GPU
 	@$(MAKE) --no-print-directory --jobs=2 lint tested
 

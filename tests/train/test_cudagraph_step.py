@@ -89,14 +89,10 @@ SINGLE_STEP = {"steps": 1, "noise": 2.0, "alpha_rule": "radius", "project": Fals
     ("phases", "parts"),
     [
         (1, {"method": "clean"}),
-        (1, {"method": "adv"}),
         (1, {"method": "adv", "attack": {"targeted": "random"}}),
         (1, {"method": "adv", "attack": {"bn": "train"}}),
         (1, {"method": "adv", "attack": {"precision": "bf16"}}),
-        (1, {"method": "adv", "data": {"augment": True}}),
         (1, {"method": "adv", "optim": {"amp": "bf16"}}),
-        (1, {"method": "adv", "optim": {"ema_decay": 0.9}}),
-        (1, {"method": "adv", "optim": {"accumulate": 2}}),
         (1, {"method": "adv", "optim": {"momentum": 0.0}}),
         (1, {"method": "mixup", "optim": {"accumulate": 2}}),
         (1, {"method": "trades"}),
@@ -104,7 +100,6 @@ SINGLE_STEP = {"steps": 1, "noise": 2.0, "alpha_rule": "radius", "project": Fals
         (1, {"method": "adv", "baseline": {"awp_gamma": 0.02}, "optim": {"accumulate": 2}}),
         (2, {"method": "trades", "baseline": {"awp_gamma": 0.02, "awp_warmup_epochs": 1}}),
         (1, {"method": "nfgsm"}),
-        (2, {"epsilon": BATCHED}),
         (2, {"epsilon": BATCHED, "attack": SINGLE_STEP}),
         (2, {"epsilon": {**BATCHED, "final": "reuse"}, "optim": {"ema_decay": 0.9}}),
         (2, {"epsilon": {**BATCHED, "selection_steps": 2}, "data": {"augment": True}}),
@@ -194,7 +189,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     }
     reference = tiny_fit(tiny_config(tmp_path / "reference", **parts)).folder
     launched = CudaGraphStep.__call__
-    for step in (1, 2, 6, 7, 13):
+    for step in (2, 6, 13):
         config = tiny_config(tmp_path / f"killed-{step}", **parts)
         steps = iter(range(step))
 
@@ -221,8 +216,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     ("failure", "after"),
     [
         (RuntimeError("operation not permitted\nlong text"), 0),
-        (torch.OutOfMemoryError("none"), 40),
-        (RuntimeError("operation not permitted\nlong text"), 100),
+        (torch.OutOfMemoryError("none"), 100),
     ],
 )
 def test_a_capture_that_fails_loses_nothing_and_is_named_once(
@@ -430,9 +424,9 @@ def test_decoded_images_are_copied_to_where_the_graph_reads_them(
     for graph in (True, False):
         config = preset(
             "imagenet-resnet50",
-            data={"path": str(image_folder), "workers": 0, "limit": 6},
+            data={"path": str(image_folder), "workers": 0, "limit": 4},
             model={"name": "imagenet-resnet18", "width": 4},
-            attack={"steps": 2, "precision": "fp32"},
+            attack={"steps": 1, "precision": "fp32"},
             epsilon={"warmup_epochs": 1, "selection_steps": 1, "strategy": "batched"},
             optim={"epochs": 2, "batch_size": 2, "graph": graph},
             evaluation={"steps": 1},

@@ -136,9 +136,9 @@ def test_failed_jobs_end_in_status_1_and_their_last_lines(
     ]
 
 
-# 15 steps of 20 attack steps each: training lasts about a second.
+# 15 steps of 10 attack steps each: training lasts about half a second.
 TRAINING = [
-    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
+    *["--limit=80", "--batch-size=16", "--epochs=3", "--warmup-epochs=1", "--steps=10"],
     *["--checkpoint-steps=1", "--device=cpu", "--eval-steps=1", "--eval-restarts=1"],
     "--no-tensorboard",
 ]

@@ -80,13 +80,13 @@ def test_a_signal_before_training_is_one_line(tmp_path: Path, signum: int, statu
 
 
 @pytest.mark.slow
-def test_sigkill_at_three_random_moments_changes_no_bit(
+def test_sigkill_at_two_random_moments_changes_no_bit(
     unkilled: tuple[RunFolder, float], tmp_path: Path
 ) -> None:
     reference, seconds = unkilled
     moments = random.Random()
     steps = []
-    for kill in range(3):
+    for kill in range(2):
         process = start(tmp_path / "run", *(["--resume"] if kill else RUN))
         time.sleep(moments.uniform(0, 0.6 * seconds))
         process.kill()
@@ -98,16 +98,15 @@ def test_sigkill_at_three_random_moments_changes_no_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_says_how_to_resume_and_changes_no_bit(
-    unkilled: tuple[RunFolder, float], tmp_path: Path, signum: int, status: int
+def test_ctrl_c_saves_says_how_to_resume_and_changes_no_bit(
+    unkilled: tuple[RunFolder, float], tmp_path: Path
 ) -> None:
     reference, _ = unkilled
     process = start(tmp_path / "run", *RUN)
     wait_for_a_checkpoint(tmp_path / "run", process)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == status
+    assert process.returncode == 130
     assert err.startswith("stopping after this step; again to stop now\nstopped after step ")
     assert err.count("\n") == 2
     assert f"--resume --out {tmp_path / 'run'}" in err

@@ -17,7 +17,7 @@ from tests.forked import Forked, wait_until
 
 # 15 steps, 5 of them in the warm-up; of 17 images in a batch one rank takes 9, the other 8.
 RUN = [
-    *["--limit=80", "--batch-size=17", "--epochs=3", "--warmup-epochs=1", "--steps=20"],
+    *["--limit=80", "--batch-size=17", "--epochs=3", "--warmup-epochs=1", "--steps=10"],
     *["--decay-epochs", "2"],
     *["--checkpoint-steps=2", "--snapshot-epochs=1", "--device=cpu"],
     *["--eval-steps=1", "--eval-restarts=1", "--no-tensorboard"],

@@ -115,9 +115,7 @@ def weight_error(batch: int, lr: float = 0.001, momentum: float = 0.9, terms: in
     return steps * reach * batch * 2.0**-53 * (1 + 18 * reach) ** steps
 
 
-def assert_same_but_for_the_order_of_summation(
-    found: list[Any], batch: int, folder: Path
-) -> None:
+def assert_same_but_for_the_order_of_summation(found: list[Any], batch: int, folder: Path) -> None:
     setting = scenarios.config(folder, optim={"batch_size": batch})
     expected = scenarios.run(scenarios.Double(), setting)
     start = scenarios.Double().weight

@@ -45,9 +45,9 @@ def test_submitit_carries_out_a_run(
     assert list((tmp_path / "logs" / "submitit").glob("*_result.pkl"))
 
 
-@pytest.mark.slow
 def test_a_submitted_job_gives_its_exit_status_and_its_log(tmp_path: Path) -> None:
-    launcher = SubmititLauncher(tmp_path, 1, cluster="local")
+    """In this process, by submitit's executor for debugging."""
+    launcher = SubmititLauncher(tmp_path, 1, cluster="debug")
     code = "import sys; print('diverged'); sys.exit(3)"
     job = launcher.start("job", [sys.executable, "-S", "-c", code], tmp_path / "job.log")
     wait_until(lambda: job.poll() is not None)

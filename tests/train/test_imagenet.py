@@ -28,10 +28,10 @@ def slim(images: Path, out: Path, **data: Any) -> TrainConfig:
     """The ResNet-50 preset, slim and short: 12 images, 3 steps an epoch, one epoch of warm-up, fp32."""
     return preset(
         "imagenet-resnet50",
-        data={"path": str(images), "limit": 12, "workers": 0, **data},
+        data={"path": str(images), "workers": 0, "limit": 12, **data},
         model={"name": "imagenet-resnet18", "width": 4},
-        attack={"steps": 3, "precision": "fp32"},
-        epsilon={"warmup_epochs": 1, "selection_steps": 2},
+        attack={"steps": 2, "precision": "fp32"},
+        epsilon={"warmup_epochs": 1, "selection_steps": 1},
         optim={"epochs": 2, "batch_size": 4, "lr_reference_batch": 2, "lr_warmup_epochs": 1},
         evaluation={"steps": 2, "batch_size": 12},
         run={"out": str(out), "device": "cpu", "tensorboard": False, "checkpoint_steps": 1},
@@ -45,29 +45,32 @@ class Killed(BaseException):
 def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     imagenette: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    whole = fit(slim(imagenette, tmp_path / "whole"), quiet=True)
-    assert len(whole.epsilon) == 12
+    def config(out: str, **data: Any) -> TrainConfig:
+        return slim(imagenette, tmp_path / out, limit=8, **data)
+
+    whole = fit(config("whole"), quiet=True)
+    assert len(whole.epsilon) == 8
     # Visited once with eps_w = 16/255, then moved by at most gamma * beta.
     assert (whole.epsilon - 16 / 255).abs().max() <= 0.4 / 255 + 1e-6
     assert whole.epsilon.min() >= LOWER_BOUND
-    # The first epoch rises from 0.1, by thirds, to the scaled rate of 0.2, which the second keeps.
-    assert [row["lr"] for row in whole.metrics] == pytest.approx([0.1 + 0.1 * 2 / 3, 0.2])
+    # The first epoch rises from 0.1, by halves, to the scaled rate of 0.2, which the second keeps.
+    assert [row["lr"] for row in whole.metrics] == pytest.approx([0.1 + 0.1 / 2, 0.2])
 
     call, steps = TrainingStep.__call__, 0
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         nonlocal steps
         steps += 1
-        if steps == 5:
+        if steps == 4:
             raise Killed
         return call(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", dies)
         with pytest.raises(Killed):
-            fit(slim(imagenette, tmp_path / "killed"), quiet=True)
+            fit(config("killed"), quiet=True)
     # In other processes, which changes no bit.
-    resumed = fit(slim(imagenette, tmp_path / "killed", workers=1), resume=True, quiet=True)
+    resumed = fit(config("killed", workers=1), resume=True, quiet=True)
     assert torch.equal(resumed.epsilon, whole.epsilon)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value)
@@ -76,7 +79,7 @@ def test_imagenette_trains_resumes_bit_by_bit_and_is_evaluated(
     arguments = [str(tmp_path / "killed"), "--device", "cpu", "--steps", "2", "--restarts", "1"]
     assert evaluate([*arguments, "--json", str(record)]) == 0, capsys.readouterr().err
     measured = json.loads(record.read_text())
-    assert measured["data"]["samples"] == 12
+    assert measured["data"]["samples"] == 8
     natural, attack = measured["measurements"]
     assert natural["accuracy"] == resumed.metrics[-1]["test_accuracy"]
     assert attack["targeted"] == "random", "as the preset evaluates"
@@ -89,7 +92,8 @@ def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
     from iaat_fast.evaluate.corruptions import MAIN
     from iaat_fast.evaluate.suites import SUITES
 
-    run = fit(slim(image_folder, tmp_path / "run"), quiet=True).folder.path
+    config = override(slim(image_folder, tmp_path / "run", limit=4), {"optim": {"epochs": 1}})
+    run = fit(config, quiet=True).folder.path
     for name in MAIN:
         for severity in range(1, 6):
             shutil.copytree(image_folder / "val", tmp_path / "ImageNet-C" / name / str(severity))
@@ -119,7 +123,7 @@ def test_a_run_is_evaluated_by_a_suite_and_on_its_own_corruptions(
 @pytest.mark.slow
 def test_radii_do_not_fall_below_the_lower_bound(image_folder: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
-        "epsilon": {"warmup_epochs": 0, "selection_steps": 2, "beta": 1.0},
+        "epsilon": {"warmup_epochs": 0, "selection_steps": 1, "beta": 1.0},
         "optim": {
             "epochs": 1,
             "batch_size": 8,

@@ -22,6 +22,7 @@ from tests.ops.stem_cases import (
     assert_forward_right,
     assert_step_right,
 )
+from tests.ops.test_registration import opcheck
 
 _ops = torch.ops.iaat_fast
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.triton
 FEWER = {
     (3, 64, 32, 32): (3, 64, 8, 32),
     (1, 64, 9, 33): (1, 64, 5, 33),
-    (4, 160, 6, 65): (4, 96, 3, 65),
+    (4, 160, 6, 65): (4, 96, 2, 65),
 }
 SHAPES = [FEWER.get(shape, shape) for shape in stem_cases.SHAPES]
 
@@ -64,8 +65,13 @@ def test_the_step(dtype: torch.dtype, layout: str, shape: tuple[int, int, int, i
     ids=str,
 )
 def test_candidates_up_and_down_with_and_without_counts(
-    dtype: torch.dtype, shape: tuple[int, int, int, int], targeted: bool, counted: bool
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    targeted: bool,
+    counted: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(triton_stem, "_ROWS", 2)  # a walk takes two turns more than its rows
     case = Stem(shape, dtype, k=3)
     assert_step_right(case, triton_ops, targeted=targeted, counted=counted)
 
@@ -84,10 +90,10 @@ def test_bounds_of_the_result(floor: float, ceiling: float) -> None:
     assert_forward_right(Stem((3, 8, 5, 7), torch.bfloat16), triton_ops, floor, ceiling)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize("rows", [1, 2, 8])
 def test_any_length_of_a_walk(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_stem, "_ROWS", rows)
-    assert_step_right(Stem((3, 8, 9, 12), torch.bfloat16, k=2), triton_ops)
+    assert_step_right(Stem((3, 8, 5, 12), torch.bfloat16, k=2), triton_ops)
 
 
 def test_other_layouts_are_right_too() -> None:
@@ -131,13 +137,9 @@ def test_bad_radii_are_named() -> None:
         _ops.stem_conv_step_(*case.step_args(False, None))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "layout", "counted"),
-    [(HALF[0], "contiguous", False), (HALF[1], "channels_last", True)],
-)
-def test_torch_knows_both(dtype: torch.dtype, layout: str, counted: bool) -> None:
+def test_torch_knows_both() -> None:
     assert ops.backend() == "triton"
-    case = Stem((3, 8, 3, 4), dtype, layout=layout, k=2)
-    torch.library.opcheck(_ops.stem_conv_relu, case.forward_args())
-    stats = torch.zeros(2, dtype=torch.int64) if counted else None
-    torch.library.opcheck(_ops.stem_conv_step_, case.step_args(False, stats))
+    case = Stem((3, 8, 2, 4), torch.float16, layout="channels_last")
+    opcheck(_ops.stem_conv_relu, case.forward_args())
+    stats = torch.zeros(2, dtype=torch.int64)
+    opcheck(_ops.stem_conv_step_, case.step_args(False, stats))

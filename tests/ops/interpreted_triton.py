@@ -18,12 +18,12 @@ from iaat_fast.ops import triton as triton_ops
 from iaat_fast.ops.triton import common
 from tests.folded import rotated
 from tests.ops import cases
-from tests.ops.cases import LAYOUTS, Images, assert_same, candidates, dtypes
+from tests.ops.cases import LAYOUTS, Images, assert_same, candidates
 
 # Beside the usual: a border between rows in a tile and a last partial vector, in rows longer and shorter than a tile.
-# One image in place of two, and fewer pixels below: the interpreter takes its time for every tile.
-FEWER = {(2, 3, 32, 32): (1, 3, 32, 32)}
-SHAPES = [*(FEWER.get(shape, shape) for shape in cases.SHAPES), (3, 1501), (3, 341)]
+# Fewer images than there, and fewer pixels below: the interpreter takes its time for every tile.
+FEWER = {(2, 3, 32, 32): (1, 3, 32, 32), (3, 1000): (2, 1000)}
+SHAPES = [*(FEWER.get(shape, shape) for shape in cases.SHAPES), (2, 1501), (3, 341)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
@@ -133,10 +133,13 @@ def selected(backend: object, case: cases.Selection, *options: object) -> tuple[
     return memory, *chosen
 
 
-@dtypes
-@pytest.mark.parametrize(("samples", "classes"), [(0, 4), (1, 4), (200, 4), (5, 1500)])
-@pytest.mark.parametrize("released", [False, True])
-def test_select_epsilon(dtype: torch.dtype, samples: int, classes: int, released: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "size", "released"),
+    rotated(cases.DTYPES, [(0, 4), (1, 4), (200, 4), (5, 1500)], [False, True]),
+    ids=str,
+)
+def test_select_epsilon(dtype: torch.dtype, size: tuple[int, int], released: bool) -> None:
+    samples, classes = size
     case = cases.Selection(samples, dtype, classes=classes)
     options = (True, case.misclassified) if released else ()
     expected, actual = (selected(backend, case, *options) for backend in (reference, triton_ops))
@@ -173,13 +176,19 @@ def test_the_passes_on_several_tiles_and_on_their_64_bit_path(
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (16, 24, 3), (7, 9, 2), (5, 64, 3)], ids=str)
-@pytest.mark.parametrize("padding", [0, 4])
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("entries", [[5], [2**40 + 1, -3]])
+@pytest.mark.parametrize(
+    ("shape", "border", "entries"),
+    rotated(
+        [(8, 8, 1), (16, 24, 3), (7, 9, 2), (5, 64, 3)],
+        [(padding, flip) for padding in (0, 4) for flip in (False, True)],
+        [[5], [2**40 + 1, -3]],
+    ),
+    ids=str,
+)
 def test_random_crop_flip(
-    shape: tuple[int, ...], padding: int, flip: bool, entries: list[int]
+    shape: tuple[int, ...], border: tuple[int, bool], entries: list[int]
 ) -> None:
+    padding, flip = border
     generator = torch.Generator().manual_seed(padding)
     images = torch.randint(0, 256, (9, *shape), generator=generator, dtype=torch.uint8)
     args = (images, torch.tensor([3, 8, 0, 3]), torch.tensor(entries), padding, flip)

@@ -26,9 +26,12 @@ def test_interpreted_kernels_equal_the_reference() -> None:
         "test_registration.py",
         "test_pgd_step_linf.py",
     ]
-    # Of the registration two layouts and two types: the wrapper copies the others, whose strides parity compares.
-    rest = "video or expanded or permuted or scalars or slice or transposed or one and channel"
-    chosen = f"not (test_registration and ({rest} or float64))"
+    # Of the registration one case an op: the others, of other layouts and types, know of no backend.
+    registered = (
+        "channels_last and not slice or ce_cotangent and dtype3 or select_epsilon and True"
+        " or random_crop_flip and 5 or unwritten"
+    )
+    chosen = f"not test_registration or {registered}"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", chosen, *(str(HERE / file) for file in files)],
         cwd=HERE.parent.parent,

@@ -13,8 +13,8 @@ import torch
 
 from tests.cuda.emulator import DeviceMemory
 from tests.cuda.test_emulated_parity import LAYOUTS, Layout, offset_by
-from tests.folded import every
-from tests.ops.cases import Layer, dtypes, layer_shapes
+from tests.folded import every, rotated
+from tests.ops.cases import Layer, bounds_in_turn, dtypes, layer_shapes
 
 pytestmark = pytest.mark.slow  # the kernels are compiled
 
@@ -31,16 +31,21 @@ def test_the_passes_of_a_network(
     layout: Layout,
     branch: bool,
 ) -> None:
-    Layer(shape, dtype, layout).assert_same(native_cuda, branch=branch)
+    bounds = bounds_in_turn(dtype, branch)
+    Layer(shape, dtype, layout).assert_same(native_cuda, *bounds, branch=branch)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
-    "shape", [(3, 64, 33, 33), (9, 65, 19, 17), (9, 1, 111, 101), (70001, 3)], ids=str
+    ("shape", "layout", "dtype"),
+    rotated(
+        [(3, 64, 33, 33), (9, 65, 19, 17), (9, 1, 111, 101), (70001, 3)],
+        ["contiguous", "channels_last"],
+        [torch.float32, torch.bfloat16],
+    ),
+    ids=str,
 )
 def test_layers_that_take_several_turns_of_every_thread(
-    native_cuda: ModuleType, dtype: torch.dtype, layout: str, shape: tuple[int, ...]
+    native_cuda: ModuleType, shape: tuple[int, ...], layout: str, dtype: torch.dtype
 ) -> None:
     Layer(shape, dtype, LAYOUTS[layout]).assert_same(native_cuda, RELU, branch=True)
 

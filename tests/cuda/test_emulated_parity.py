@@ -17,7 +17,7 @@ from torch import Tensor
 from iaat_fast.ops import primitives, reference
 from tests.cuda import guarded
 from tests.cuda.emulator import DeviceMemory
-from tests.folded import every
+from tests.folded import every, rotated
 from tests.ops.cases import (
     Images,
     Selection,
@@ -88,16 +88,15 @@ def assert_same_step(
 
 @dtypes
 @shapes
-@every(k=CANDIDATES, layout=LAYOUTS, counted=[False, True])
+@every(form=rotated(CANDIDATES, [*LAYOUTS], [False, True]))
 def test_pgd_step_linf(
     native_cuda: ModuleType,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    k: int,
-    layout: Layout,
-    counted: bool,
+    form: tuple[int, str, bool],
 ) -> None:
-    case = Images(shape, k, dtype, layout)
+    k, layout, counted = form
+    case = Images(shape, k, dtype, LAYOUTS[layout])
     assert_same_step(native_cuda, case, targeted=counted, counted=counted)
 
 
@@ -190,9 +189,11 @@ def test_every_image_is_read_once_and_written_once(
 
 
 @dtypes
-@every(k=[1, 3], classes=[1, 2, 10, 33, 100, 1000, 1024, 1500], scale=[0.0, 1.0, 30.0, 1e4])
+@every(
+    form=rotated([1, 2, 10, 33, 100, 1000, 1024, 1500], [0.0, 1.0, 30.0, 1e4], [1, 3]),
+)
 def test_ce_cotangent(
-    native_cuda: ModuleType, dtype: torch.dtype, k: int, classes: int, scale: float
+    native_cuda: ModuleType, dtype: torch.dtype, form: tuple[int, float, int]
 ) -> None:
     """The same bits where a row saturates, and a stated distance where it does not.
 
@@ -201,6 +202,7 @@ def test_ce_cotangent(
     that each of two roundings of log p moves it by at most 2**-18 = 32 eps, in both softmaxes: p differs by 128 eps of
     itself. The y entry, p_y - 1, differs by as much of 1, and the row is then scaled by a power of two of up to 2**12.
     """
+    classes, scale, k = form
     logits, y = logits_and_classes(k, classes, scale, dtype)
     expected = reference.ce_cotangent(logits, y, False)
     actual = native_cuda.ce_cotangent(logits, y, False)
@@ -269,15 +271,11 @@ SELECTIONS = [
 
 
 @dtypes
-@every(size=SELECTIONS, clamp_candidate=[False, True], masked=[False, True])
+@every(form=rotated(SELECTIONS, [False, True], [False, True]))
 def test_select_epsilon(
-    native_cuda: ModuleType,
-    dtype: torch.dtype,
-    size: tuple[int, int],
-    clamp_candidate: bool,
-    masked: bool,
+    native_cuda: ModuleType, dtype: torch.dtype, form: tuple[tuple[int, int], bool, bool]
 ) -> None:
-    samples, classes = size
+    (samples, classes), clamp_candidate, masked = form
     case = Selection(samples, dtype, classes=classes)
     mask = case.misclassified if masked else None
     results = []

@@ -108,6 +108,13 @@ BOUNDS = {
     "odd": (-0.7, 0.1),
 }
 layer_shapes = pytest.mark.parametrize("shape", LAYER_SHAPES, ids=str)
+
+
+def bounds_in_turn(dtype: torch.dtype, branch: bool) -> list[tuple[float, float]]:
+    """Two of the bounds: over types and branches each meets each, and whatever these are combined with."""
+    return [*BOUNDS.values()][(DTYPES.index(dtype) + branch) % 2 :: 2]
+
+
 branches = pytest.mark.parametrize("branch", [False, True], ids=["", "with a branch"])
 
 

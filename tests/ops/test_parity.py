@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iaat_fast.ops import reference
-from tests.folded import every
+from tests.folded import every, rotated
 from tests.ops.cases import (
     CANDIDATES,
     LAYOUTS,
@@ -18,6 +18,7 @@ from tests.ops.cases import (
     Layer,
     Selection,
     assert_same,
+    bounds_in_turn,
     dtypes,
     layer_shapes,
     logits_and_classes,
@@ -112,14 +113,19 @@ def test_the_passes_of_a_network(
     layout: Callable[[Tensor], Tensor],
     branch: bool,
 ) -> None:
-    Layer(shape, dtype, layout).assert_same(native, branch=branch)
+    bounds = bounds_in_turn(dtype, branch)
+    Layer(shape, dtype, layout).assert_same(native, *bounds, branch=branch)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(3, 65, 19, 17), (5, 1, 99, 101), (40009, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "threads", "layout"),
+    rotated(
+        [(3, 65, 19, 17), (5, 1, 99, 101), (40009, 3)], [1, 2, 3], ["contiguous", "channels_last"]
+    ),
+    ids=str,
+)
 def test_threads_that_begin_within_a_channel(
-    threads: int, layout: str, shape: tuple[int, ...]
+    shape: tuple[int, ...], threads: int, layout: str
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -88,7 +88,8 @@ def images() -> list[Tensor]:
 @functions
 def test_ops_trace_without_graph_breaks(function: Callable[[Tensor], object]) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for x in images():
+    # To trace takes its time for every layout: two a function, in turn.
+    for x in images()[FUNCTIONS.index(function) % 2 :: 2]:
         torch.testing.assert_close(compiled(x), function(x), rtol=0, atol=0, check_stride=True)
 
 

@@ -22,8 +22,8 @@ _NO_WORK = ("empty", "empty_like", "empty_strided", "detach", "view", "lift_fres
 class Dispatched(TorchDispatchMode):
     """Counts operations, views apart, and bytes: of each tensor that one takes or gives.
 
-    Those of feature maps apart as well: of an image each, and not of one pixel. No weight has as many of anything as
-    there are images.
+    Those of what there is for each image apart as well, and of feature maps: of an image each, and not of one pixel.
+    Its first size is a multiple of how many images there are, which of 7 no weight's is.
     """
 
     def __init__(self, images: int) -> None:
@@ -31,7 +31,7 @@ class Dispatched(TorchDispatchMode):
         self.images = images
         self.work: Counter[str] = Counter()
         self.views: Counter[str] = Counter()
-        self.bytes = self.maps = 0
+        self.bytes = self.of_images = self.maps = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -55,7 +55,9 @@ class Dispatched(TorchDispatchMode):
             shape = _stored(tensor)
             size = shape.numel() * tensor.element_size()
             self.bytes += size
-            self.maps += size * (self.images in shape and shape[2:].numel() > 1)
+            per_image = shape[:1].numel() % self.images == 0
+            self.of_images += size * per_image
+            self.maps += size * (per_image and shape[2:].numel() > 1)
         return found
 
 
@@ -88,6 +90,7 @@ def cost_of_a_step(pgd: PGD, x: Tensor) -> Dispatched:
     more.work.subtract(fewer.work)
     more.views.subtract(fewer.views)
     more.bytes -= fewer.bytes
+    more.of_images -= fewer.of_images
     more.maps -= fewer.maps
     more.work, more.views = +more.work, +more.views
     return more
@@ -137,7 +140,7 @@ def test_a_step_dispatches_few_operations_and_moves_fewer_bytes_than_autograd(na
 )
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
-    """Weights, so much for each image and so much for each of its pixels, which two small batches tell.
+    """Weights, so much for each image and so much for each of its pixels, which a small batch tells.
 
     Of images whose last feature map is of two pixels by two, or by four; docs/architecture.md has the figures.
     """
@@ -146,10 +149,9 @@ def test_the_bytes_of_a_step_at_full_width(name: str) -> None:
     found = []
     for kind, engine in (("program", PROGRAM), ("modules", MODULES)):
         pgd = in_bf16(model, engine)
-        two, three = (cost_of_a_step(pgd, torch.rand(n, 3, small, small)) for n in (2, 3))
-        image = three.bytes - two.bytes
-        weights = two.bytes - 2 * image
-        pixels = two.maps / 2  # of a small image
+        seven = cost_of_a_step(pgd, torch.rand(7, 3, small, small))
+        image, weights = seven.of_images / 7, seven.bytes - seven.of_images
+        pixels = seven.maps / 7  # of a small image
         image += pixels * ((side / small) ** 2 - 1)
         found.append(round((weights + 128 * image) / 1e6))
         print(

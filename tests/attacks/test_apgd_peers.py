@@ -166,7 +166,7 @@ def assert_the_same_verdicts(
 def test_the_same_verdicts_on_a_real_network(
     loss: str, cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:64], cifar10[1][:64]
+    net, x, y = checkpoint("resnet4b"), cifar10[0][:24], cifar10[1][:24]
     ours = APGD(net, 4 / 255, 10, loss=loss, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=10, loss=loss)
 
@@ -176,7 +176,7 @@ def test_a_confident_network_falls_at_least_as_often(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
     """The plain engine gives AutoAttack's verdicts; the saturation-proof one fools those samples, and may fool more."""
-    net, x, y = checkpoint("resnet20"), cifar10[0][:20], cifar10[1][:20]
+    net, x, y = checkpoint("resnet20"), cifar10[0][:10], cifar10[1][:10]
     eps, steps = 0.75 / 255, 6
     ours = APGD(net, eps, steps, random_start=False, engine="exact")
     assert_the_same_verdicts(net, x, y, ours, eps=eps, steps=steps, loss="ce", both=False)
@@ -194,7 +194,7 @@ def test_the_same_verdicts_over_100_steps(
     cifar10: tuple[Tensor, Tensor],
     checkpoint: Callable[[str], nn.Module],
 ) -> None:
-    net, x, y = checkpoint(name), cifar10[0][:24], cifar10[1][:24]
+    net, x, y = checkpoint(name), cifar10[0][:12], cifar10[1][:12]
     ours = APGD(net, 4 / 255, 100, loss=loss, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=100, loss=loss, both=False)
 
@@ -203,6 +203,6 @@ def test_the_same_verdicts_over_100_steps(
 def test_the_same_verdicts_towards_all_classes(
     cifar10: tuple[Tensor, Tensor], checkpoint: Callable[[str], nn.Module]
 ) -> None:
-    net, x, y = checkpoint("resnet4b"), cifar10[0][:16], cifar10[1][:16]
+    net, x, y = checkpoint("resnet4b"), cifar10[0][:8], cifar10[1][:8]
     ours = APGDT(net, 4 / 255, 10, random_start=False)
     assert_the_same_verdicts(net, x, y, ours, eps=4 / 255, steps=10, targets=9)

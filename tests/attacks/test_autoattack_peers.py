@@ -109,7 +109,7 @@ class Proposals:
 
 @pytest.fixture
 def some(cifar10: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return cifar10[0][:32], cifar10[1][:32]
+    return cifar10[0][:20], cifar10[1][:20]
 
 
 def test_fab_finds_the_same_distances_on_a_real_network(

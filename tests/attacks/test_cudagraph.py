@@ -147,14 +147,14 @@ def test_replays_on_other_losses(
 def test_replays_carry_the_momentum_and_the_draws(
     cls: Any, options: dict[str, Any], net: nn.Module, x: Tensor, y: Tensor
 ) -> None:
-    attack, tape = cls(net, steps=40, seed=0, **options), Tape()
+    attack, tape = cls(net, steps=25, seed=0, **options), Tape()
     attack.network._graphs = GraphRunner(tape)
     attack.network._capturable = ("cpu",)
-    expected = cls(net, steps=40, seed=0, **options)(x, y)
+    expected = cls(net, steps=25, seed=0, **options)(x, y)
     for _ in range(3):
         assert torch.equal(attack(x, y), expected)
     assert tape.replayed > 1, "20 steps a graph: the second continues from what the first leaves"
-    assert torch.equal(attack(x, y, seed=1), cls(net, steps=40, **options)(x, y, seed=1))
+    assert torch.equal(attack(x, y, seed=1), cls(net, steps=25, **options)(x, y, seed=1))
 
 
 def test_a_replayed_attack_keeps_to_its_mask(net: nn.Module, x: Tensor, y: Tensor) -> None:

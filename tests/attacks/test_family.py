@@ -60,14 +60,14 @@ def test_a_radius_per_sample_is_a_run_per_radius(
     name: str, net: nn.Module, x: Tensor, y: Tensor
 ) -> None:
     """In float64, because a convolution may round differently in a batch of another size."""
-    net, x = net.double(), x.double()
+    net, x, y, radii = net.double(), x[::2].double(), y[::2], RADII[::2]
     attack = made(name, net)
-    together = attack(x, y, eps=RADII, seed=3)
+    together = attack(x, y, eps=radii, seed=3)
     assert torch.equal(together[0], x[0])
-    for i, eps in enumerate(RADII.double().tolist()):
+    for i, eps in enumerate(radii.double().tolist()):
         alone = attack(x[i : i + 1], y[i : i + 1], eps=eps, seed=3, index=torch.tensor([i]))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-8)
-    assert torch.equal(made(name, net, eps=RADII)(x, y, seed=3), together)
+    assert torch.equal(made(name, net, eps=radii)(x, y, seed=3), together)
 
 
 @family

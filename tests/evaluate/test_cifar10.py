@@ -52,21 +52,21 @@ def test_verdicts_on_real_images_do_not_depend_on_the_batch_size(
 def test_shared_trajectories_give_the_verdicts_of_attacks_run_alone_on_real_images(
     resnet4b: nn.Module, cifar10_npz: Path, any_iterate: bool
 ) -> None:
-    test = data.load("cifar10", cifar10_npz, limit=64).test
+    test = data.load("cifar10", cifar10_npz, limit=32).test
     budgets = [
         AttackBudget(name="3x3", steps=3, restarts=3),
         AttackBudget(name="20x2", steps=20, restarts=2),
     ]
     attack = {"eps": 8 / 255, "alpha": 2 / 255, "seed": 0}
     # One batch for all, so that no convolution can round differently.
-    shared = SharedPGD(resnet4b, test, budgets, **attack, batch_size=64, any_iterate=any_iterate)
+    shared = SharedPGD(resnet4b, test, budgets, **attack, batch_size=32, any_iterate=any_iterate)
     while not shared.finished:
         shared.advance()
-    x, y = data.fetch(test, torch.arange(64))
+    x, y = data.fetch(test, torch.arange(32))
     for number, budget in enumerate(budgets):
         pgd = PGD(resnet4b, steps=budget.steps, early_stop=any_iterate, **attack)
-        standing = torch.ones(64, dtype=torch.bool)
+        standing = torch.ones(32, dtype=torch.bool)
         for restart in range(budget.restarts):
             standing &= pgd.logits(pgd(x, y, restart=restart)).argmax(1) == y
         assert torch.equal(shared.standing(number), standing)
-        assert 0 < int(standing.sum()) < 64
+        assert 0 < int(standing.sum()) < 32

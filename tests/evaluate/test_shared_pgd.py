@@ -13,7 +13,7 @@ from iaat_fast.attacks import PGD
 from iaat_fast.data import Split, fetch
 from iaat_fast.evaluate.shared_pgd import AttackBudget, SharedPGD
 
-SAMPLES, SIZE = 60, 6
+SAMPLES, SIZE = 40, 6
 ATTACK: dict[str, Any] = {"eps": 0.02, "alpha": 0.003, "seed": 3}
 # 7 is no multiple of anything, 0 is the random start, two budgets have the same steps.
 BUDGETS = [
@@ -245,10 +245,10 @@ def test_a_linear_model_is_measured_exactly_in_any_order_and_batch(any_iterate: 
     with torch.no_grad():
         linear.weight.copy_(torch.randn(2, SIZE * SIZE, generator=generator))
     # Pixels stay away from 0 and 1, so that the box does not cut the ball.
-    shape = (300, SIZE, SIZE, 1)
+    shape = (150, SIZE, SIZE, 1)
     images = torch.randint(40, 216, shape, generator=generator, dtype=torch.uint8)
-    labels = torch.randint(2, (300,), generator=generator)
-    x, y = fetch(Split(images, labels), torch.arange(300))
+    labels = torch.randint(2, (150,), generator=generator)
+    x, y = fetch(Split(images, labels), torch.arange(150))
     difference = (linear.weight[0] - linear.weight[1]).detach().double()
     margin = x.flatten(1).double() @ difference + (linear.bias[0] - linear.bias[1]).double()
     radius = margin.detach() * (1 - 2 * y) / difference.abs().sum()
@@ -260,8 +260,8 @@ def test_a_linear_model_is_measured_exactly_in_any_order_and_batch(any_iterate: 
     ]
     attack: dict[str, Any] = {"eps": eps, "alpha": 2 / 255, "any_iterate": any_iterate}
     model = nn.Sequential(nn.Flatten(), linear)
-    order = torch.randperm(300, generator=generator)
-    for rows, batch_size in ((torch.arange(300), 256), (order, 64), (order, 11)):
+    order = torch.randperm(150, generator=generator)
+    for rows, batch_size in ((torch.arange(150), 256), (order, 64), (order, 11)):
         split = Split(images[rows], labels[rows])
         run = finished(SharedPGD(model, split, budgets, **attack, batch_size=batch_size))
         for number in (0, 1):

@@ -108,11 +108,20 @@ def _nothing_stays() -> Any:
     nn.modules.module._global_forward_pre_hooks.clear()
 
 
-@copies
-@pytest.mark.parametrize("change", CHANGES)
+# What values show, and no attribute, is seen within what a precision rounds.
+@pytest.mark.parametrize(
+    ("change", "copy"),
+    [
+        (change, copy)
+        for change in CHANGES
+        for copy in COPIES
+        if "bf16" not in copy or change in ("hook", "values of a tensor", "global")
+    ],
+)
 def test_what_changes_after_the_first_attack_is_attacked(
-    change: str, options: dict[str, Any], model: Net, x: Tensor, y: Tensor
+    change: str, copy: str, model: Net, x: Tensor, y: Tensor
 ) -> None:
+    options = COPIES[copy]
     pgd = attack(model, **options)
     before = pgd(x, y)
     CHANGES[change](model)

@@ -67,7 +67,7 @@ def test_so_it_is_where_the_commands_package_imports_nothing(
 def test_a_pipe_that_nothing_reads_ends_a_command_silently(tmp_path: Path) -> None:
     output = closed_pipe()
     ended = subprocess.run(
-        [sys.executable, "-m", "iaat_fast.plan", "--help"],
+        [sys.executable, "-m", "iaat_fast.evaluate", "--help"],
         stdout=output,
         stderr=subprocess.PIPE,
         text=True,

@@ -211,7 +211,7 @@ def test_a_fast_run_says_what_was_chosen_and_resumes_as_it_began(
     assert (config["epsilon"]["strategy"], config["optim"]["amp"]) == ("lazy", "off")
 
     on("bf16 cpu")  # where it would choose otherwise
-    for words in ([], ["--fast"], ["--precision", "fp32"], ["--precision", "auto"]):
+    for words in ([], ["--fast", "--precision", "fp32"], ["--precision", "auto"]):
         assert main([*words, "--resume", "--out", str(out)]) == 0
         assert said in " ".join(capsys.readouterr().out.split())
         assert RunFolder(out).config() == config

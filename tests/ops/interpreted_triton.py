@@ -22,8 +22,8 @@ from tests.ops.cases import LAYOUTS, Images, assert_same, candidates
 
 # Beside the usual: a border between rows in a tile and a last partial vector, in rows longer and shorter than a tile.
 # Fewer images than there, and fewer pixels below: the interpreter takes its time for every tile.
-FEWER = {(2, 3, 32, 32): (1, 3, 32, 32), (3, 1000): (2, 1000)}
-SHAPES = [*(FEWER.get(shape, shape) for shape in cases.SHAPES), (2, 1501), (3, 341)]
+FEWER = {(2, 3, 32, 32): (1, 3, 24, 24), (3, 1000): (2, 1000)}
+SHAPES = [*(FEWER.get(shape, shape) for shape in cases.SHAPES), (2, 1101), (3, 341)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
@@ -156,11 +156,11 @@ FORMS = [(layout, branch) for layout in ("contiguous", "channels_last") for bran
 def test_the_passes_of_a_network(
     dtype: torch.dtype, shape: tuple[int, ...], form: tuple[str, bool]
 ) -> None:
-    """Half of the bounds in turn, so that they too meet every type, every shape and every form."""
+    """One of the bounds in turn, so that they too meet every type, every shape and every form."""
     layout, branch = form
     turn = cases.DTYPES.index(dtype) + cases.LAYER_SHAPES.index(shape) // len(FORMS)
-    bounds = [*cases.BOUNDS.values()][turn % 2 :: 2]
-    cases.Layer(shape, dtype, LAYOUTS[layout]).assert_same(triton_ops, *bounds, branch=branch)
+    bounds = [*cases.BOUNDS.values()][turn % len(cases.BOUNDS)]
+    cases.Layer(shape, dtype, LAYOUTS[layout]).assert_same(triton_ops, bounds, branch=branch)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])

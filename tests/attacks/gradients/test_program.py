@@ -91,7 +91,20 @@ def test_its_twins_share_no_memory_with_the_live_model_and_need_no_gradient(serv
     assert not memory(twins) & memory([*served.model.parameters(), *served.model.buffers()])
 
 
-@pytest.fixture(scope="module", params=list(WHOLE))
+# In the precisions of attacks, test_program_torchvision.py has torchvision's own.
+AS_TORCHVISIONS = {
+    "imagenet-resnet18",
+    "imagenet-resnet50",
+    "vgg",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "efficientnet",
+    "densenet",
+    "shufflenet",
+}
+
+
+@pytest.fixture(scope="module", params=[name for name in WHOLE if name not in AS_TORCHVISIONS])
 def in_float32(request: pytest.FixtureRequest) -> InFloat32:
     torch.manual_seed(0)
     return InFloat32.of(with_statistics(WHOLE[request.param][0]()), images(5, torch.float32))

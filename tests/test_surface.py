@@ -154,6 +154,7 @@ TRAIN = (
 SUITE = "--suite quick --parts natural pgd transfer autoattack --limit 2 --eps 255 --device cpu"
 
 
+@pytest.mark.slow
 def test_files_keep_their_names_and_keys(
     snapshot: Snapshot,
     tmp_path: Path,

@@ -106,6 +106,7 @@ def test_what_cannot_be_compared_is_refused():
         compare({0.1: whole}, {"iaat": Verdicts(natural=other, robust=other)})
 
 
+@pytest.mark.slow
 def test_every_run_is_trained_then_evaluated_in_two_jobs(tmp_path: Path):
     runs = DIGITS.runs(tmp_path, (0, 1))
     names = [run.name for run in runs]

@@ -19,6 +19,7 @@ def run(code: str, folder: Path) -> str:
     return out.strip()
 
 
+@pytest.mark.slow
 def test_data_sets_are_imported_in_a_fresh_process(tmp_path: Path) -> None:
     code = "from iaat_fast.data._torchvision import datasets; print(datasets().CIFAR10.base_folder)"
     assert run(code, tmp_path) == "cifar-10-batches-py"

@@ -215,6 +215,7 @@ def test_a_line_says_how_long_the_jobs_left_will_take(
     assert "3 of 5 jobs done, about 1:30 to go" in bench.text
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_live_line_for_each_running_job(bench: Bench) -> None:
     slow = "print('epoch 1/3: loss 2.1', flush=True); time.sleep(1.5)\n" + TRAIN
     jobs = bench.jobs(seeds=1, train_0=slow)

@@ -21,8 +21,8 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 	$(BIN)/python -m iaat_fast.train $(ARGS)
 
 # A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
-# many a Python. The checks of lint use one core only, so that they run next to the tests; of that make's two jobs the
-# tests' own builds know nothing.
+# many a Python. The checks of lint use one core only, so that they run next to the tests. MAKEFLAGS is emptied for the
+# builds that tests start, which are no jobs of this make.
 test: $(INSTALLED) $(DOCS)/.installed ## lint, and every test that needs no GPU
 	@$(MAKE) --no-print-directory --jobs=2 lint tested
 

@@ -48,7 +48,11 @@ def helpers_find_triton_patched() -> Iterator[None]:
     from triton import language
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang
+    patch = getattr(interpreter, "_patch_lang", None)
+    # The interpreter of another version of Triton is left as it is.
+    if patch is None or not hasattr(interpreter, "_LangPatchScope"):
+        yield
+        return
 
     def patch_once(kernel: FunctionType) -> Any:
         seen = kernel.__globals__.values()

@@ -22,8 +22,8 @@ _NO_WORK = ("empty", "empty_like", "empty_strided", "detach", "view", "lift_fres
 class Dispatched(TorchDispatchMode):
     """Counts operations, views apart, and bytes: of each tensor that one takes or gives.
 
-    Those of what there is for each image apart as well, and of feature maps: of an image each, and not of one pixel.
-    Its first size is a multiple of how many images there are, which of 7 no weight's is.
+    `of_images` are the bytes of tensors with a part for each image, known by a first size that is a multiple of the
+    number of images (7 divides no weight's first size); `maps` those of them that have more than one pixel.
     """
 
     def __init__(self, images: int) -> None:

@@ -108,7 +108,7 @@ def _nothing_stays() -> Any:
     nn.modules.module._global_forward_pre_hooks.clear()
 
 
-# What values show, and no attribute, is seen within what a precision rounds.
+# In half precision those changes that only the logits betray, which rounding could hide.
 @pytest.mark.parametrize(
     ("change", "copy"),
     [

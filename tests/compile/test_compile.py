@@ -11,6 +11,8 @@ from torch import Tensor
 
 from iaat_fast import ops
 
+pytestmark = pytest.mark.slow  # torch.compile is imported, and traces
+
 EPS = torch.tensor([0.0, 0.1])
 GRAD = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.forked import Forked
 
+pytestmark = pytest.mark.slow  # of the quick tests only these would start the forking server
+
 
 def run(code: str, folder: Path) -> str:
     """Standard output of `code` in a process of its own, which has torch and has not yet imported torchvision."""
@@ -19,7 +21,6 @@ def run(code: str, folder: Path) -> str:
     return out.strip()
 
 
-@pytest.mark.slow
 def test_data_sets_are_imported_in_a_fresh_process(tmp_path: Path) -> None:
     code = "from iaat_fast.data._torchvision import datasets; print(datasets().CIFAR10.base_folder)"
     assert run(code, tmp_path) == "cifar-10-batches-py"

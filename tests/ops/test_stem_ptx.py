@@ -23,6 +23,7 @@ from tests.ops.test_triton_ptx import (  # noqa: E402
 )
 
 pytestmark = [
+    pytest.mark.slow,  # the kernels are compiled
     pytest.mark.triton,
     pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the kernels are interpreted"),
 ]

@@ -29,6 +29,7 @@ from iaat_fast.ops import triton as triton_ops  # noqa: E402
 from iaat_fast.ops.triton import common, draws, linf, logit_rows  # noqa: E402
 
 pytestmark = [
+    pytest.mark.slow,  # the kernels are compiled
     pytest.mark.triton,
     pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the kernels are interpreted"),
 ]

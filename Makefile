@@ -23,14 +23,14 @@ train: $(INSTALLED) ## train; ARGS are those of python -m iaat_fast.train, by de
 # A process per core, each with one thread; tests of threads start their own. Compiled modules are kept: the tests start
 # many a Python. The checks of lint use one core only, so that they run next to the tests. MAKEFLAGS is emptied for the
 # builds that tests start, which are no jobs of this make.
-test: $(INSTALLED) $(DOCS)/.installed ## lint, and every test that needs no GPU
+test: $(INSTALLED) ## lint, and every test that needs no GPU
 	@$(MAKE) --no-print-directory --jobs=2 lint tested
 
 tested: $(INSTALLED) $(DOCS)/.installed
 	$(PYTEST) -m "not gpu" $(ARGS)
 
-quick: $(INSTALLED) ## the quick tests, one case of each, none on real data
-	IAAT_FAST_DATA= $(PYTEST) --ignore=tests/gpu -m "not slow and not gpu" --thin 1 $(ARGS)
+quick: $(INSTALLED) ## the quick tests of the library, one case of each, none on real data
+	IAAT_FAST_DATA= $(PYTEST) --ignore=tests/gpu --ignore=tests/benchmarks -m "not slow and not gpu" --thin 1 $(ARGS)
 
 coverage: $(INSTALLED) ## the lines of iaat_fast that `make test` reaches; those of Triton's kernels are not counted
 	$(PYTEST) -m "not gpu" --cov --cov-report=term:skip-covered $(ARGS)
@@ -77,7 +77,7 @@ $(DOCS)/.installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/pip || $(PYTHON) -m venv $(DOCS)
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
 		>$(DOCS)/requirements.txt
-	$(DOCS)/bin/pip install --quiet -c constraints.txt -r $(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --quiet --no-compile -c constraints.txt -r $(DOCS)/requirements.txt
 	touch $@
 
 clean: ## remove what was built; keeps .venv and runs/

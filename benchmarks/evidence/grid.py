@@ -63,7 +63,7 @@ class Grid:
         alpha: step of PGD.
         attacks: further attacks.
         flags: further flags of every training.
-        precision: of AutoAttack's gradients; verdicts are always in fp32.
+        precision, engine: of AutoAttack's gradients; verdicts are always the model's own, in fp32.
         images: test images that are attacked, the first ones; None: all.
         baseline: the setting that the others are compared with, in a table of methods; None: they are compared with the
             curve of fixed radii.
@@ -80,6 +80,7 @@ class Grid:
     attacks: tuple[PGDs, ...] = ()
     flags: tuple[str, ...] = ()
     precision: str = "fp32"
+    engine: str = "auto"
     images: int | None = None
     baseline: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)

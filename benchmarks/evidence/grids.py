@@ -84,7 +84,8 @@ def _methods(of_iaat: tuple[str, ...] = ()) -> tuple[Setting, ...]:
 
 # The fixed radii reach beyond where robust accuracy falls again; IAAT warms up at the radius that is evaluated,
 # somewhat above it and far above it. A radius grows by at most gamma * beta a visit, with the preset's beta by
-# 25.5/255 in 20 epochs: without a warm-up only a larger beta takes it to 51/255.
+# 25.5/255 in 20 epochs: without a warm-up only a larger beta takes it to 51/255. With the fast engine a training takes
+# 11 to 16 % less processor time and AutoAttack 9 to 21 %.
 DIGITS = Grid(
     title="Fixed radii and IAAT, digits",
     folder="digits",
@@ -101,7 +102,8 @@ DIGITS = Grid(
     eps=51 / 255,
     alpha=12.75 / 255,
     attacks=(PGDs(steps=10, restarts=5, radii=(25.5 / 255, 76.5 / 255, 102 / 255)),),
-    flags=("--no-tensorboard",),
+    flags=("--engine", "fast", "--no-tensorboard"),
+    engine="fast",
 )
 
 # What a radius can change by in a visit, gamma * beta, from 1.3/255 to 25.5/255, and another schedule of the rate; of

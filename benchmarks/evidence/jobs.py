@@ -46,8 +46,13 @@ def suite(grid: Grid) -> Suite:
     """Natural accuracy, PGD-10 × 5 and AutoAttack, at the grid's radius."""
     radius = ("--eps", units.to_text(grid.eps), "--alpha", units.to_text(grid.alpha))
     parts = ("--parts", "natural", "pgd", "autoattack")
-    precision = () if grid.precision == "fp32" else ("--autoattack-precision", grid.precision)
-    return Suite(name="quick", flags=(*radius, *parts, *precision, *_images(grid)))
+    gradients = [
+        word
+        for name, default in (("precision", "fp32"), ("engine", "auto"))
+        if (asked := getattr(grid, name)) != default
+        for word in (f"--autoattack-{name}", asked)
+    ]
+    return Suite(name="quick", flags=(*radius, *parts, *gradients, *_images(grid)))
 
 
 def _images(grid: Grid) -> tuple[str, ...]:

@@ -23,8 +23,11 @@ SUITE_STEPS, SUITE_RESTARTS = 10, 5  # of PGD in the suite "quick"
 
 def attacks(grid: Grid) -> dict[str, str]:
     """The attacks as tables call them, AutoAttack first, each with the name of its measurement in records."""
-    precise = grid.precision == "fp32"
-    suffix, said = ("", "") if precise else (f"-{grid.precision}", f" ({grid.precision} gradients)")
+    suffix, said = "", ""
+    if grid.precision != "fp32":
+        suffix, said = f"-{grid.precision}", f" ({grid.precision} gradients)"
+    if grid.engine != "auto":
+        suffix += f"-{grid.engine}"
     found = {
         f"AutoAttack{said}, {units.radius_name(grid.eps)}": (
             f"autoattack-eps{units.to_text(grid.eps)}{suffix}"

@@ -12,7 +12,7 @@ from benchmarks.evidence.__main__ import chosen_grid, main, parse
 from benchmarks.evidence.comparison import tables
 from benchmarks.evidence.frontier import Verdicts, accuracies, beyond, compare
 from benchmarks.evidence.grids import CIFAR10, DIGITS, DIGITS_MORE, METHODS, METHODS_CIFAR10
-from benchmarks.evidence.jobs import jobs_of
+from benchmarks.evidence.jobs import jobs_of, suite
 from benchmarks.evidence.measured import attacks, by_image
 from benchmarks.evidence.pack import PART, pack, unpack
 from benchmarks.evidence.schedule import epochs_within
@@ -132,7 +132,7 @@ def test_more_settings_are_compared_with_the_runs_at_fixed_radii_that_are_there(
     assert shared == {setting for setting in DIGITS.settings if setting.eps is not None}
     own = {setting.name for setting in set(DIGITS_MORE.settings) - shared}
     assert not own & {setting.name for setting in DIGITS.settings}
-    how = ("folder", "preset", "flags", "eps", "alpha", "attacks")
+    how = ("folder", "preset", "flags", "eps", "alpha", "attacks", "engine")
     assert all(getattr(DIGITS_MORE, name) == getattr(DIGITS, name) for name in how)
 
 
@@ -147,6 +147,21 @@ def test_every_method_trains_in_the_slim_setting(tmp_path: Path):
             10,
         )
         assert config["attack.engine"] == "fast"
+
+
+@pytest.mark.parametrize(
+    ("grid", "flags", "key"),
+    [
+        (METHODS, [], "autoattack-eps51"),
+        (DIGITS, ["--autoattack-engine", "fast"], "autoattack-eps51-fast"),
+        (CIFAR10, ["--autoattack-precision", "bf16"], "autoattack-eps8-bf16"),
+    ],
+)
+def test_the_tables_read_autoattack_with_the_gradients_that_it_is_run_with(grid, flags, key):
+    given = suite(grid).flags
+    start = given.index("autoattack") + 1
+    assert list(given[start : start + 2]) == flags
+    assert next(iter(attacks(grid).values())) == key
 
 
 def test_a_rehearsal_attacks_no_more_images_than_it_trains_on(tmp_path: Path):

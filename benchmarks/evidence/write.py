@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,71 +51,78 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / name for name in ("evidence.md", "evidence.json", "figure-3.svg")]
-    replace(paths[0], markdown(grid, analysis, facts).encode())
-    write_json(paths[1], _record(grid, analysis, facts))
+    found = record(grid, analysis, facts)
+    replace(paths[0], "\n".join([*_head(found), *tables(grid, found)]).encode() + b"\n")
+    write_json(paths[1], found)
     replace(paths[2], _figure(grid, analysis))
     return paths
 
 
-def markdown(grid: Grid, analysis: Mapping[str, Points], facts: Mapping[str, Any]) -> str:
-    """The tables, and in a sentence per attack what they say of the claim."""
-    tests = sum(len(others) for _, others in analysis.values())
-    blocks = [_head(facts, tests)]
-    for attack, (fixed, others) in analysis.items():
-        lines = [
+def tables(grid: Grid, evidence: Mapping[str, Any]) -> list[str]:
+    """The lines of the tables of a `record`, and in a sentence per attack what it says of the claim."""
+    labels = {setting.name: setting.label for setting in grid.settings}
+    lines = []
+    for attack, found in groupby(evidence["rows"], key=itemgetter("attack")):
+        rows = list(found)
+        lines += [
+            "",
             f"## {attack}",
             "",
             "| setting (radii in 1/255) | natural (%) | robust (%) | beyond the curve | interval, 95 % | all at once |",
             "|---|---:|---:|---:|---:|---:|",
+            *(f"| {labels[row['setting']]} | {' | '.join(_cells(row))} |" for row in rows),
+            "",
+            _verdict(labels, rows),
         ]
-        for setting in grid.settings:
-            point = _point(setting, fixed, others)
-            if point is None:
-                lines.append(f"| {setting.label} | not measured | | | | |")
-                continue
-            distance = ("", "", "")
-            if point.beyond is not None:
-                distance = (
-                    f"{point.beyond.value:+.2f}",
-                    _between(point.beyond, 1),
-                    _between(point.beyond, tests),
-                )
-            cells = (setting.label, _with_interval(point.natural), _with_interval(point.robust))
-            lines.append("| " + " | ".join((*cells, *distance)) + " |")
-        blocks.append("\n".join([*lines, "", _verdict(grid, others, tests)]))
-    return "\n\n".join(blocks) + "\n"
+    return lines
 
 
-def _head(facts: Mapping[str, Any], tests: int) -> str:
-    return "\n".join(
-        [
-            f"# {facts['title']}",
-            "",
-            *(f"    {line}" for line in facts["commands"]),
-            "",
-            f"{facts['measured']} {facts['seeds']}, {facts['images']:,} test images.",
-            "",
-            "Accuracies are means over the seeds with 95 % bootstrap intervals, over images and seeds "
-            f"({REPLICATES:,} replicates). *Beyond the curve* is how many points of natural and robust accuracy "
-            "a setting could lose, of both at once, and still reach the line through the fixed radii (the "
-            "additive epsilon indicator); it is negative inside. *All at once*: intervals that hold together in "
-            f"95 % for all {tests} comparisons of this page (Bonferroni). The noise of the fixed radii lifts "
-            "their line, so that the distance is too small rather than too large.",
-        ]
-    )
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    if "natural" not in row:
+        return ["not measured", *[""] * 4]
+    accuracies = [_with_interval(row[name]) for name in ("natural", "robust")]
+    if "beyond" not in row:
+        return [*accuracies, *[""] * 3]
+    beyond = row["beyond"]
+    intervals = [
+        f"{low:+.2f} … {high:+.2f}"
+        for low, high in (beyond["interval_95"], row["beyond_all_at_once"])
+    ]
+    return [*accuracies, f"{beyond['value']:+.2f}", *intervals]
 
 
-def _verdict(grid: Grid, others: Mapping[str, Point], tests: int) -> str:
-    labels = {setting.name: setting.label for setting in grid.settings}
+def _with_interval(accuracy: Mapping[str, Any]) -> str:
+    low, high = accuracy["interval_95"]
+    return f"{accuracy['value']:.1f} ({low:.1f} – {high:.1f})"
 
-    def named(found: Sequence[str]) -> str:
-        return "; ".join(labels[name] for name in found) or "none"
 
-    measured = {name: p.beyond for name, p in others.items() if p.beyond is not None}
-    outside = [name for name, e in measured.items() if e.interval(tests)[0] > 0]
-    inside = [name for name, e in measured.items() if e.interval(tests)[1] < 0]
-    undecided = [name for name in measured if name not in (*outside, *inside)]
-    return f"Beyond: {named(outside)}. Inside: {named(inside)}. Undecided: {named(undecided)}."
+def _verdict(labels: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which settings of an attack lie beyond the curve and which inside it, all comparisons taken together."""
+    found: dict[str, list[str]] = {"Beyond": [], "Inside": [], "Undecided": []}
+    for row in rows:
+        if "beyond" in row:
+            low, high = row["beyond_all_at_once"]
+            side = "Beyond" if low > 0 else "Inside" if high < 0 else "Undecided"
+            found[side].append(labels[row["setting"]])
+    return " ".join(f"{side}: {'; '.join(named) or 'none'}." for side, named in found.items())
+
+
+def _head(evidence: Mapping[str, Any]) -> list[str]:
+    tests = sum("beyond" in row for row in evidence["rows"])
+    return [
+        f"# {evidence['title']}",
+        "",
+        *(f"    {line}" for line in evidence["commands"]),
+        "",
+        f"{evidence['measured']} {evidence['seeds']}, {evidence['images']:,} test images.",
+        "",
+        "Accuracies are means over the seeds with 95 % bootstrap intervals, over images and seeds "
+        f"({evidence['replicates']:,} replicates). *Beyond the curve* is how many points of natural and robust "
+        "accuracy a setting could lose, of both at once, and still reach the line through the fixed radii (the "
+        "additive epsilon indicator); it is negative inside. *All at once*: intervals that hold together in "
+        f"95 % for all {tests} comparisons of this page (Bonferroni). The noise of the fixed radii lifts "
+        "their line, so that the distance is too small rather than too large.",
+    ]
 
 
 def _point(
@@ -122,17 +131,8 @@ def _point(
     return others.get(setting.name) if setting.eps is None else fixed.get(setting.eps)
 
 
-def _with_interval(estimate: Estimate) -> str:
-    low, high = estimate.interval()
-    return f"{estimate.value:.1f} ({low:.1f} – {high:.1f})"
-
-
-def _between(estimate: Estimate, tests: int) -> str:
-    low, high = estimate.interval(tests)
-    return f"{low:+.2f} … {high:+.2f}"
-
-
-def _record(grid: Grid, analysis: Mapping[str, Points], facts: Mapping[str, Any]) -> dict[str, Any]:
+def record(grid: Grid, analysis: Mapping[str, Points], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, as evidence.json keeps it and `tables` shows it; radii are shares of the pixels' range."""
     tests = sum(len(others) for _, others in analysis.values())
     rows = []
     for attack, (fixed, others) in analysis.items():

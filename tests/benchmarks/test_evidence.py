@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.evidence import write
 from benchmarks.evidence.__main__ import chosen_grid, main, parse
 from benchmarks.evidence.comparison import tables
 from benchmarks.evidence.frontier import Verdicts, accuracies, beyond, compare
@@ -16,7 +17,6 @@ from benchmarks.evidence.jobs import jobs_of, suite
 from benchmarks.evidence.measured import attacks, by_image
 from benchmarks.evidence.pack import PART, pack, unpack
 from benchmarks.evidence.schedule import epochs_within
-from benchmarks.evidence.write import analyse, markdown
 from iaat_fast.evaluate.results import wilson
 from iaat_fast.methods import method_key
 from iaat_fast.run_folder import RunFolder, flat
@@ -120,11 +120,11 @@ def test_the_page_states_the_claim_for_every_attack_and_what_is_not_measured():
     random = np.random.default_rng(3)
     named = {s.name: _drawn(random, 0.8, 0.5) for s in DIGITS.settings if s.eps is not None}
     named["iaat-epsw51"] = _drawn(random, 0.95, 0.8)
-    analysis = analyse(DIGITS, {next(iter(attacks(DIGITS))): named})
+    analysis = write.analyse(DIGITS, {next(iter(attacks(DIGITS))): named})
     facts = {"title": "T", "commands": ["c"], "measured": "M.", "seeds": "3 seeds", "images": 400}
-    page = markdown(DIGITS, analysis, facts)
-    assert "Beyond: IAAT, ε_w = 51. Inside: none. Undecided: none." in page
-    assert "| IAAT, ε_w = 60 | not measured |" in page
+    shown = write.tables(DIGITS, write.record(DIGITS, analysis, facts))
+    assert "Beyond: IAAT, ε_w = 51. Inside: none. Undecided: none." in shown
+    assert "| IAAT, ε_w = 60 | not measured |  |  |  |  |" in shown
 
 
 def test_more_settings_are_compared_with_the_runs_at_fixed_radii_that_are_there():

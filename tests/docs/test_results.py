@@ -1,26 +1,36 @@
-"""The tables of a recorded comparison of methods are those of its record."""
+"""The tables of recorded evidence are those of its record."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.evidence.comparison import tables
+from benchmarks.evidence import comparison, write
+from benchmarks.evidence.grids import GRIDS
 from iaat_fast.storage import read_json
 from tests.docs.snippets import ROOT
 
-RECORDS = [
-    path
+RECORDS = {
+    path: record
     for path in sorted((ROOT / "docs" / "results").glob("*.json"))
-    if "trainings" in read_json(path)
-]
+    if (record := read_json(path)).get("title") in {grid.title for grid in GRIDS.values()}
+}
+# Of the tables; a sentence that begins so follows each of the curve's.
+BEGINNINGS = ("|", "## ", "Beyond: ")
+
+
+def tables(record: dict[str, Any]) -> list[str]:
+    if "trainings" in record:
+        return comparison.tables(record)
+    (grid,) = (grid for grid in GRIDS.values() if grid.title == record["title"])
+    return write.tables(grid, record)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
-def test_the_tables_of_methods_are_those_of_the_record(path: Path) -> None:
+def test_the_tables_of_a_page_are_those_of_its_record(path: Any) -> None:
     shown = path.with_suffix(".md").read_text().splitlines()
-    made = tables(read_json(path))
-    assert [line for line in shown if line.startswith("|")] == [
-        line for line in made if line.startswith("|")
+    made = tables(RECORDS[path])
+    assert [line for line in shown if line.startswith(BEGINNINGS)] == [
+        line for line in made if line.startswith(BEGINNINGS)
     ]

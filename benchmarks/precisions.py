@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ PROVIDERS: dict[str, tuple[str, str | EngineOptions]] = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--models", nargs="+", choices=(*CHECKPOINTS, SMALL), help="resnet4b")
+    add("--providers", nargs="+", choices=PROVIDERS, help=f"all; {PLAIN} always")
     add("--images", type=positive, metavar="N", help="the first N (10,000)")
     add("--steps", type=positive, metavar="K", help="10")
     add("--batch-size", type=positive, default=250, metavar="N")
@@ -43,19 +44,29 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     registry.defaults(
         options, models=([SMALL], [CHECKPOINTS[0]]), images=(8, 10_000), steps=(2, 10)
     )
+    chosen = options.providers or PROVIDERS
+    options.providers = [name for name in PROVIDERS if name == PLAIN or name in chosen]
 
 
 def measure(options: argparse.Namespace, record: Record) -> Iterator[Row]:
     for name in options.models:
         net, x, y, record.facts["images"] = load_trained(name, options.images, options.device)
         case = f"{name}, PGD-{options.steps}, {len(x)} images"
-        yield from measure_providers(case, net, x, y, options.steps, options.batch_size)
+        yield from measure_providers(
+            case, net, x, y, options.steps, options.batch_size, options.providers
+        )
 
 
 def measure_providers(
-    case: str, net: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int
+    case: str,
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    steps: int,
+    batch: int,
+    providers: Sequence[str],
 ) -> Iterator[Row]:
-    """A row for every engine and precision, on the same images [N, 3, H, W] and their classes.
+    """A row for each of the providers, the plain arithmetic first, on the same images [N, 3, H, W] and their classes.
 
     The time is for all images, measured once and not interleaved, so only a rough value. Figures: `robust`, share of
     the images that the attack's last iterate does not fool, by the live network in fp32; `points`, its difference to
@@ -64,7 +75,8 @@ def measure_providers(
     """
     robust: dict[str, Tensor] = {}
     signs: dict[str, Tensor] = {}
-    for name, (precision, engine) in PROVIDERS.items():
+    for name in providers:
+        precision, engine = PROVIDERS[name]
         attack = PGD(net, EPS, ALPHA, steps, precision=precision, engine=engine, seed=SEED)
         index = torch.arange(len(x), device=x.device)
         started = time.perf_counter()

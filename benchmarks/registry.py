@@ -19,6 +19,7 @@ BENCHMARKS = {
     "survivors": "restarts on the samples not fooled yet, against restarts on all",
     "memory": "peak memory of an attack on the CPU",
     "precisions": "verdicts of attacks in half precision, against fp32",
+    "networks": "networks of torchvision, timm and transformers through the engine, against plain loops",
     "trace": "PGD that keeps the loss and success of every iteration, against SecML-Torch",
     "training": "steps of training, against the authors' amount of work",
     "suite": "the protocol's white-box suite, against torchattacks",

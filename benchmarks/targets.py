@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from iaat_fast import data, models
 from iaat_fast.data import Split
 from iaat_fast.data._torchvision import datasets
 
-CHECKPOINTS = ("resnet4b", "resnet2b", "resnet20")
+CHECKPOINTS = (
+    *("resnet4b", "resnet2b", "resnet20"),
+    *("resnet18-adv-8epochs", "resnet18-iaat-8epochs"),
+)
 RANDOM = ("resnet18", "wrn32-10", "resnet50")
 SMALL = "small"  # for rehearsals: "resnet18" of 10 layers and width 4
 NAMES = (*RANDOM, *CHECKPOINTS, SMALL)
@@ -158,23 +162,11 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     """Make a random network similar to a trained one: BatchNorm is not the identity, and all classes occur.
 
     Freshly initialised, BatchNorm is the identity, one class takes all images, and rounding grows from block to block
-    until half of the signs of a ResNet-50's gradient flip in bfloat16. So BatchNorm gets the statistics of the images,
-    blocks add little to their shortcuts, and the last layer reads the directions in which the images' features differ.
+    until half of the signs of a ResNet-50's gradient flip in bfloat16. So the last layer reads the directions in which
+    the images' features differ, after `take_statistics`.
     """
     generator = torch.Generator().manual_seed(0)
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.weight.copy_(0.75 + 0.5 * torch.rand(len(norm.weight), generator=generator))
-            norm.bias.copy_(0.2 * torch.randn(len(norm.bias), generator=generator))
-            norm.momentum = 1.0  # the statistics of the next batch
-    for block in net.modules():
-        norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
-        if len(norms) > 1:
-            norms[-1].weight.mul_(_BRANCH)
-            norms[-1].bias.mul_(_BRANCH)
-    net.train()
-    net(images)
-    net.eval()
+    take_statistics(net, images, generator)
     last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
     features = _inputs(last, net, images)
     mean = features.mean(0)
@@ -186,6 +178,37 @@ def _calibrated(net: nn.Module, images: Tensor) -> nn.Module:
     last.weight.copy_((mix * scale) @ directions[:most])
     last.bias.copy_(-(last.weight @ mean))
     return net
+
+
+@torch.no_grad()
+def take_statistics(
+    net: nn.Module,
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    weight: float = 1.0,
+    bias: float = 0.0,
+) -> None:
+    """Give BatchNorm the statistics of the images, and random weights and biases of these means.
+
+    The weights are smaller where a block joins its shortcut. Afterwards the network is in eval mode.
+    """
+    for norm in net.modules():
+        if isinstance(norm, _BatchNorm) and norm.affine:
+            norm.weight.copy_(0.75 + 0.5 * torch.rand(len(norm.weight), generator=generator))
+            norm.weight.mul_(weight)
+            norm.bias.copy_(bias + 0.2 * torch.randn(len(norm.bias), generator=generator))
+    for block in net.modules():
+        norms = [child for child in block.children() if isinstance(child, _BatchNorm)]
+        if len(norms) > 1:
+            norms[-1].weight.mul_(_BRANCH)
+            norms[-1].bias.mul_(_BRANCH)
+    for norm in net.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.momentum = 1.0  # the statistics of the next batch
+    net.train()
+    net(images)
+    net.eval()
 
 
 def _inputs(layer: nn.Module, net: nn.Module, images: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ DEVICES = (
     "attacks",
     "autoattack",
     "kernels",
+    "networks",
     "precisions",
     "suite",
     "survivors",

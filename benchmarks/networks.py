@@ -139,30 +139,31 @@ def build(library: str, name: str, batch: int, device: str) -> Target:
     Raises:
         ImportError: the library is not installed.
     """
-    models = torchvision(
-        "models"
-    )  # first: it also gets timm's and transformers' imports of it through
     torch.manual_seed(0)
-    size = 224
-    if library == "torchvision":
-        own: dict[str, Any] = {"aux_logits": False, "init_weights": False}
-        further = own if name in ("googlenet", "inception_v3") else {}
-        net = getattr(models, name)(num_classes=CLASSES, **further)
-        size = 299 if name == "inception_v3" else size
-    elif library == "timm":
-        net = importlib.import_module("timm").create_model(name, num_classes=CLASSES)
-        size = net.pretrained_cfg["input_size"][-1]
-    else:
-        transformers = importlib.import_module("transformers")
-        config = getattr(transformers, f"{name}Config")(num_labels=CLASSES)
-        net = Logits(getattr(transformers, f"{name}ForImageClassification")(config))
-    net = normalized(net, *STATISTICS["imagenet"]).to(device)
+    made, size = _made(library, name)
+    net = normalized(made, *STATISTICS["imagenet"]).to(device)
     # Inside [0, 1], so that no clamp hides a step.
     x = (0.1 + 0.8 * smooth_noise(batch, size)).to(device)
     take_statistics(net, x, torch.Generator().manual_seed(0), **OPEN)
     with torch.no_grad():
         y = net(x).argmax(1)
     return Target(net, x, y, CLASSES)
+
+
+def _made(library: str, name: str) -> tuple[nn.Module, int]:
+    """A network of a library, and the height and width of its images."""
+    models = torchvision("models")  # the other two import it, and could not on their own everywhere
+    if library == "torchvision":
+        auxiliary: dict[str, Any] = {"aux_logits": False, "init_weights": False}
+        further = auxiliary if name in ("googlenet", "inception_v3") else {}
+        size = 299 if name == "inception_v3" else 224
+        return getattr(models, name)(num_classes=CLASSES, **further), size
+    package = importlib.import_module(library)
+    if library == "timm":
+        net = package.create_model(name, num_classes=CLASSES)
+        return net, net.pretrained_cfg["input_size"][-1]
+    config = getattr(package, f"{name}Config")(num_labels=CLASSES)
+    return Logits(getattr(package, f"{name}ForImageClassification")(config)), 224
 
 
 class Logits(nn.Module):

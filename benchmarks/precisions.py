@@ -68,7 +68,7 @@ def measure_providers(
 ) -> Iterator[Row]:
     """A row for each of the providers, the plain arithmetic first, on the same images [N, 3, H, W] and their classes.
 
-    Images that the live network misclassifies are not attacked, as in a robust accuracy. The time is for all the others,
+    Images that the live network misclassifies are not attacked, as in a robust accuracy. The time is for the others,
     measured once and not interleaved, so only a rough value. Figures: `natural`, share of the images that it classifies
     right; `robust`, share of them all that the attack's last iterate does not fool either, by the live network in fp32;
     `points`, its difference to the plain arithmetic, in percentage points; `differ`, share of them all with another

@@ -91,7 +91,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--libraries", nargs="+", choices=LIBRARIES, help="all")
     add("--networks", nargs="+", metavar="NAME", help="of these libraries: all")
     add("--batch-size", type=positive, metavar="N", help="4")
-    add("--steps", type=positive, metavar="K", help="of the timed attack (2)")
+    add("--steps", type=positive, metavar="K", help="of the timed attack (10)")
     add("--rounds", type=positive, metavar="N", help="timed calls of each (3)")
     registry.add_device(parser)
     registry.add_time_limit(parser)
@@ -102,7 +102,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
         options,
         libraries=(["torchvision"], list(LIBRARIES)),
         batch_size=(2, 4),
-        steps=(1, 2),
+        steps=(1, 10),
         rounds=(1, 3),
     )
     known = [name for library in options.libraries for name in LIBRARIES[library]]

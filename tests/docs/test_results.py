@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def tables(record: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
-def test_the_tables_of_a_page_are_those_of_its_record(path: Any) -> None:
+def test_the_tables_of_a_page_are_those_of_its_record(path: Path) -> None:
     shown = path.with_suffix(".md").read_text().splitlines()
     made = tables(RECORDS[path])
     assert [line for line in shown if line.startswith(BEGINNINGS)] == [

@@ -20,6 +20,10 @@ def _layer(kind: str) -> nn.Module:
     if kind.startswith("conv"):
         norm = [] if kind == "conv" else [nn.BatchNorm2d(CHANNELS)]
         return nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), *norm)
+    if kind == "group norm":
+        return nn.GroupNorm(2, CHANNELS)
+    if kind == "layer norm":
+        return nn.LayerNorm((CHANNELS, 6, 6))
     if "norm" in kind:
         return nn.BatchNorm2d(CHANNELS)
     if kind in ("cat", "gate"):
@@ -35,6 +39,22 @@ def _interleaved(x: Tensor) -> Tensor:
 def _swapped(x: Tensor) -> Tensor:
     first, second = x.chunk(2, 1)
     return torch.cat((second, 2 * first), 1)
+
+
+def _in_quarters(a: Tensor, b: Tensor) -> Tensor:
+    """Parts of all sizes of use: read twice, multiplied, and one not read at all."""
+    first, second, third, _ = a.unbind(1)
+    return torch.stack((first, second * first, third, b[:, 0]), 1)
+
+
+def _overlapping(x: Tensor) -> Tensor:
+    """Slices with an overlap, and a gap of one channel beside the others."""
+    return torch.cat((x[:, :3] + x[:, 1:], x[:, 2:3]), 1)
+
+
+def _halves(a: Tensor, b: Tensor) -> Tensor:
+    """A value read whole and in halves."""
+    return b + torch.cat((a[:, :2].sigmoid(), a[:, 2:]), 1) * a
 
 
 def _added_in_place(a: Tensor, b: Tensor) -> Tensor:
@@ -67,6 +87,17 @@ CALLS_OF = {
     "from one": lambda layer, a, b: 1.0 - a,
     "swap": lambda layer, a, b: _swapped(a),
     "interleave": lambda layer, a, b: _interleaved(a),
+    "quarters": lambda layer, a, b: _in_quarters(a, b),
+    "overlap": lambda layer, a, b: _overlapping(a),
+    "halves": lambda layer, a, b: _halves(a, b),
+    "every other": lambda layer, a, b: torch.cat((a[:, :, ::2], b[:, :, 1::2]), 2),
+    "stack": lambda layer, a, b: (torch.stack((a, b), 1).softmax(1) * a.unsqueeze(1)).sum(1),
+    "group norm": lambda layer, a, b: layer(a),
+    "layer norm": lambda layer, a, b: layer(a),
+    "roll": lambda layer, a, b: a.roll((1, -2), (2, 3)),
+    "matmul": lambda layer, a, b: a @ b.transpose(2, 3).softmax(-1),
+    "upsample": lambda layer, a, b: F.interpolate(F.avg_pool2d(a, 2), scale_factor=2.0),
+    "turn": lambda layer, a, b: a.transpose(2, 3) + a,
     "shift": lambda layer, a, b: F.pad(a, (1, 0, 0, 1))[:, :, 1:, :-1],
 }
 
@@ -92,7 +123,7 @@ class RandomNetwork(nn.Module):
         return self.head(sum(values[i].mean((2, 3)) for i in self.read))
 
 
-@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_random_network_has_autograds_gradient(seed: int) -> None:
     torch.manual_seed(seed)
     model = with_statistics(RandomNetwork(seed)).double()

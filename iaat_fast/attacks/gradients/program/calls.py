@@ -19,7 +19,14 @@ Lowered = tuple[Operation, list[Node]]
 Rule = Callable[["Dependence", Node, Arguments], Lowered | None]
 """Maps a call to its operation and the nodes read; None for a form of the call that is not supported."""
 
-SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+SPLITS = (
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+)
+NEW = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
+"""Calls that take only dtype and device from their first argument."""
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from iaat_fast.attacks.gradients.program import layers, operations
+from iaat_fast.attacks.gradients.program import layers, operations, reductions
 from iaat_fast.attacks.gradients.program.calls import (
     BATCH_NORMS,
     Arguments,
@@ -30,11 +30,7 @@ from iaat_fast.attacks.gradients.program.parameters import Affine, Norm
 
 def _convolution(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    if (
-        not graph.varies(x)
-        or not graph.constant(weight)
-        or not (bias is None or graph.constant(bias))
-    ):
+    if not graph.varies(x) or not graph.constant(weight) or not _constant_or_none(graph, bias):
         return None
     dims = len(shape_of(weight)) - 2
     if len(shape_of(x)) != dims + 2 or isinstance(a["padding"], str):
@@ -56,11 +52,7 @@ def _convolution(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 def _linear(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    if (
-        not graph.varies(x)
-        or not graph.constant(weight)
-        or not (bias is None or graph.constant(bias))
-    ):
+    if not graph.varies(x) or not graph.constant(weight) or not _constant_or_none(graph, bias):
         return None
     return layers.Linear(Affine(weight, bias)), [x]
 
@@ -69,7 +61,7 @@ def _batch_norm(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     rest = [a["weight"], a["bias"], a["running_mean"], a["running_var"]]
     if a.get("training", False) or rest[2] is None or not graph.varies(a["input"]):
         return None
-    if not all(value is None or graph.constant(value) for value in rest):
+    if not _constant_or_none(graph, *rest):
         return None
     weight, bias, mean, variance = rest
     return operations.ScaleShift(Norm(weight, bias, mean, variance, a["eps"])), [a["input"]]
@@ -157,6 +149,13 @@ def _with_constant(kind: str, node: Node, x: Node, constant: Any) -> Lowered | N
     return operations.WithConstant(kind, constant), [x]
 
 
+def _matmul(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    both = [a["self"], a["other"]]
+    if not all(graph.varies(value) and len(shape_of(value)) >= 2 for value in both):
+        return None
+    return operations.Matmul(), both
+
+
 def _max_pool(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     if not graph.varies(a["self"]) or len(shape_of(a["self"])) != 4:
         return None
@@ -180,19 +179,51 @@ def _adaptive_avg_pool(graph: Dependence, node: Node, a: Arguments) -> Lowered |
     if not graph.varies(x) or len(shape_of(x)) != 4 or not all(isinstance(s, int) for s in size):
         return None
     if list(size) == [1, 1]:
-        return layers.Mean([2, 3], True), [x]
+        return reductions.Mean([2, 3], True), [x]
     return layers.AdaptiveAvgPool(size), [x]
 
 
-def _mean(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+def _mean_or_sum(
+    operation: type[reductions.Mean | reductions.Sum], graph: Dependence, node: Node, a: Arguments
+) -> Lowered | None:
     x, dims = a["self"], a["dim"]
     if not graph.varies(x) or not dims or a["dtype"] is not None:
         return None
     rank = len(shape_of(x))
     dims = [dim % rank for dim in dims]
-    if 0 in dims:
+    return None if 0 in dims else (operation(dims, a["keepdim"]), [x])
+
+
+def _softmax(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    dim = a["dim"] % max(len(shape_of(node)), 1)
+    if not graph.varies(a["self"]) or a["dtype"] is not None or dim == 0:
         return None
-    return layers.Mean(dims, a["keepdim"]), [x]
+    return reductions.Softmax(dim), [a["self"]]
+
+
+def _layer_norm(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    x, shape, weight, bias = a["input"], a["normalized_shape"], a["weight"], a["bias"]
+    known = all(isinstance(size, int) for size in shape)
+    if not graph.varies(x) or not known or not _constant_or_none(graph, weight, bias):
+        return None
+    return reductions.LayerNorm(shape, weight, bias, a["eps"]), [x]
+
+
+def _group_norm(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    x, weight, bias = a["input"], a["weight"], a["bias"]
+    if not graph.varies(x) or not _constant_or_none(graph, weight, bias):
+        return None
+    return reductions.GroupNorm(a["num_groups"], weight, bias, a["eps"]), [x]
+
+
+def _constant_or_none(graph: Dependence, *values: Any) -> bool:
+    return all(value is None or graph.constant(value) for value in values)
+
+
+def _upsample_nearest(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    x, size, scales = a["input"], a["output_size"], a["scale_factors"]
+    known = size is None or all(isinstance(n, int) for n in size)
+    return (layers.UpsampleNearest(size, scales), [x]) if graph.varies(x) and known else None
 
 
 LAYER_RULES: dict[Any, Rule] = {
@@ -235,8 +266,14 @@ LAYER_RULES: dict[Any, Rule] = {
         getattr(aten, kind).Scalar: partial(_sum_or_product, kind)
         for kind in ("add", "sub", "mul", "div", "rsub")
     },
+    aten.matmul.default: _matmul,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _avg_pool,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool,
-    aten.mean.dim: _mean,
+    aten.upsample_nearest2d.vec: _upsample_nearest,
+    aten.mean.dim: partial(_mean_or_sum, reductions.Mean),
+    aten.sum.dim_IntList: partial(_mean_or_sum, reductions.Sum),
+    aten.softmax.int: _softmax,
+    aten.layer_norm.default: _layer_norm,
+    aten.group_norm.default: _group_norm,
 }

@@ -289,30 +289,25 @@ class AdaptiveAvgPool(Operation):
         return (torch.ops.aten._adaptive_avg_pool2d_backward.default(grad, inputs[0]),)
 
 
-class Mean(Operation):
-    """The mean over some dimensions."""
+class UpsampleNearest(Operation):
+    """Images enlarged by repeating the nearest pixel; `size` [height, width], or `scales` by which to enlarge."""
 
-    name = "mean"
-    keeps = (0,)
+    name = "upsample_nearest"
+    has_extra = True
 
-    def __init__(self, dims: Sequence[int], keepdim: bool) -> None:
+    def __init__(self, size: Sequence[int] | None, scales: Sequence[float] | None) -> None:
         super().__init__()
-        self._dims, self._keepdim = sorted(dims), keepdim
+        self._size, self._scales = size, scales
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(self._dims, self._keepdim)
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        out = torch.ops.aten.upsample_nearest2d.vec(x, self._size, self._scales)
+        return out, (out.shape[2:], x.shape)
 
     def backward(
         self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
     ) -> Gradients:
-        x = inputs[0]
-        assert x is not None
-        if not self._keepdim:
-            for dim in self._dims:
-                grad = grad.unsqueeze(dim)
-        averaged = math.prod(x.shape[dim] for dim in self._dims)
-        # Divided and expanded in one kernel, into the memory format of the input.
-        return (torch.div(grad.expand_as(x), averaged, out=torch.empty_like(x)),)
+        scales = self._scales or (None, None)
+        return (torch.ops.aten.upsample_nearest2d_backward.default(grad, *extra, *scales),)
 
 
 def _onednn_computes(dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ from torch.fx import Node
 from iaat_fast.attacks.gradients.program import operations
 from iaat_fast.attacks.gradients.program.calls import (
     BATCH_NORMS,
+    NEW,
     Dependence,
     Identity,
     Lowered,
@@ -20,7 +21,7 @@ from iaat_fast.attacks.gradients.program.calls import (
 )
 from iaat_fast.attacks.gradients.program.exported import ExportedForward
 from iaat_fast.attacks.gradients.program.layer_rules import LAYER_RULES
-from iaat_fast.attacks.gradients.program.segment import Pick, Segment, SizeArithmetic
+from iaat_fast.attacks.gradients.program.segment import Segment, SizeArithmetic
 from iaat_fast.attacks.gradients.program.steps import Step, Steps
 from iaat_fast.attacks.gradients.program.view_rules import VIEW_RULES, part_of_split
 
@@ -90,7 +91,8 @@ class Lowering:
     def _lower(self, node: Node) -> None:
         """Make a step of a node, or add it to the static nodes or to the current segment."""
         read = node.all_input_nodes
-        if all(n in self._is_static for n in read) and node.op != "placeholder":
+        decides = read[1:] if node.target in NEW else read
+        if all(n in self._is_static for n in decides) and node.op != "placeholder":
             self.static.append(node)
             self._is_static.add(node)
             return
@@ -177,7 +179,7 @@ class Lowering:
         )
         step = self.steps.add(segment, [self._step_of[n] for n in inputs], ())
         for position, node in enumerate(outputs):
-            self._step_of[node] = self.steps.add(Pick(position), [step], shape_of(node))
+            self._step_of[node] = self.steps.add(operations.Pick(position), [step], shape_of(node))
 
 
 def _is_size_arithmetic(node: Node) -> bool:

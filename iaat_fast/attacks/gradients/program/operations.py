@@ -32,6 +32,7 @@ class Operation:
         keeps: positions of the inputs whose values `backward` reads.
         keeps_output: whether `backward` reads the output.
         fresh: whether the gradients that `backward` returns are new tensors, which may be overwritten.
+        passes: whether it returns the gradient that it gets, or a view of all of it, as its input's only.
         owns_output: whether the output is a new tensor, so that a clamp may follow in place.
         has_extra: whether `forward` also returns an extra for `backward`.
         floor, ceiling: bounds of the clamp at the end; infinite for none.
@@ -41,6 +42,7 @@ class Operation:
     keeps: tuple[int, ...] = ()
     keeps_output = False
     fresh = True
+    passes = False
     owns_output = True
     has_extra = False
 
@@ -67,6 +69,33 @@ class Operation:
         if self.floor == 0 and self.ceiling == math.inf:
             return out.relu_()
         return out.clamp_(self.floor, self.ceiling) if self.clamps else out
+
+
+class ManyValued(Operation):
+    """An operation with `count` values, which `Pick` separates; `forward` returns (values, extra)."""
+
+    owns_output = False
+    has_extra = True
+    count = 0
+
+    def backward_all(self, grads: Sequence[Tensor | None], extra: Any) -> Gradients:
+        """The gradients of the inputs from those of the values (None: no gradient) and the extra of `forward`."""
+        raise NotImplementedError
+
+
+class Pick(Operation):
+    """One of the values of the operation before it."""
+
+    name = "pick"
+    fresh = False
+    owns_output = False
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, values: Sequence[Any]) -> Any:
+        return values[self.position]
 
 
 class Images(Operation):
@@ -136,6 +165,7 @@ class Clamp(Operation):
 
     name = "clamp"
     fresh = False
+    passes = True
 
     def __init__(self, floor: float, ceiling: float) -> None:
         super().__init__()
@@ -212,6 +242,24 @@ class Mul(Operation):
         return sum_to(grad * b, a.shape), sum_to(grad * a, b.shape)
 
 
+class Matmul(Operation):
+    """The products of two stacks of matrices [..., A, B] and [..., B, C], whose other dimensions may be broadcast."""
+
+    name = "matmul"
+    keeps = (0, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.matmul(a, b)
+
+    def backward(
+        self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
+    ) -> Gradients:
+        a, b = inputs
+        assert a is not None
+        assert b is not None
+        return sum_to(grad @ b.mT, a.shape), sum_to(a.mT @ grad, b.shape)
+
+
 class WithConstant(Operation):
     """`x + c`, `x - c`, `x * c`, `x / c` or `c - x`, where c is a number or a twin."""
 
@@ -221,6 +269,7 @@ class WithConstant(Operation):
         super().__init__()
         self.name, self._constant = kind, constant
         self.fresh = kind not in ("add", "sub")
+        self.passes = not self.fresh
 
     def per_channel(self, channels: int) -> Node | float | None:
         """The constant if it is a number, or a node with one value or one per channel of [N, C, H, W]; else None."""

@@ -19,13 +19,22 @@ from iaat_fast.attacks.gradients.program.exported import ExportedForward
 
 @dataclasses.dataclass(eq=False)
 class Norm:
-    """BatchNorm in eval mode: the nodes of its weights and statistics."""
+    """BatchNorm in eval mode: the nodes of its weights and statistics.
+
+    channels: (start, end) of those that it is for, if it is divided among layers; None for all.
+    """
 
     weight: Node | None
     bias: Node | None
     mean: Node
     variance: Node
     eps: float
+    channels: tuple[int, int] | None = None
+
+    def of(self, node: Node, values: dict[Node, Any]) -> Tensor:
+        """The channels' share of one of its nodes' values [C]."""
+        value: Tensor = values[node]
+        return value if self.channels is None else value[slice(*self.channels)]
 
 
 @dataclasses.dataclass(eq=False)
@@ -188,10 +197,17 @@ class Parameters:
     def _evaluate_static(self) -> dict[Node, Any]:
         """The values of the static nodes, from the present live tensors."""
         values: dict[Node, Any] = dict(self._live)
+
+        def value(node: Node) -> Any:
+            """A node's value; of one that is not static only dtype and device are read (`calls.NEW`)."""
+            if node in values:
+                return values[node]
+            return self._like_images.to(node.meta["val"].dtype)
+
         for node in self._static:
             assert callable(node.target)
-            arguments = map_arg(node.args, values.__getitem__)
-            keywords = map_arg(node.kwargs, values.__getitem__)
+            arguments = map_arg(node.args, value)
+            keywords = map_arg(node.kwargs, value)
             values[node] = node.target(*arguments, **keywords)
         return values
 
@@ -230,14 +246,14 @@ def _scales_and_shifts(norms: list[Norm], values: dict[Node, Any]) -> list[tuple
     """(scale, shift) [C] of each BatchNorm as x * scale + shift; a few launches for all layers together."""
     if not norms:
         return []
-    scales = torch._foreach_add([values[n.variance] for n in norms], [n.eps for n in norms])
+    scales = torch._foreach_add([n.of(n.variance, values) for n in norms], [n.eps for n in norms])
     torch._foreach_rsqrt_(scales)
-    weights = {i: values[norm.weight] for i, norm in enumerate(norms) if norm.weight is not None}
+    weights = {i: n.of(n.weight, values) for i, n in enumerate(norms) if n.weight is not None}
     if weights:
         torch._foreach_mul_([scales[i] for i in weights], list(weights.values()))
-    shifts = torch._foreach_mul([values[n.mean] for n in norms], scales)
+    shifts = torch._foreach_mul([n.of(n.mean, values) for n in norms], scales)
     torch._foreach_neg_(shifts)
-    biases = {i: values[norm.bias] for i, norm in enumerate(norms) if norm.bias is not None}
+    biases = {i: n.of(n.bias, values) for i, n in enumerate(norms) if n.bias is not None}
     if biases:
         torch._foreach_add_([shifts[i] for i in biases], list(biases.values()))
     return list(zip(scales, shifts, strict=True))

@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate, map_arg
 
-from iaat_fast.attacks.gradients.program.operations import Gradients, Operation
+from iaat_fast.attacks.gradients.program.operations import (
+    Gradients,
+    ManyValued,
+    Operation,
+)
 from iaat_fast.attacks.gradients.program.parameters import Parameters
 
 # The graph was traced with contiguous images; on channels_last memory its views may need a copy.
@@ -20,7 +24,7 @@ _ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
 )
 
 
-class Segment(Operation):
+class Segment(ManyValued):
     """A sequence of nodes as one operation with several outputs, which `Pick` separates.
 
     Args:
@@ -33,8 +37,7 @@ class Segment(Operation):
     """
 
     name = "autograd"
-    owns_output = False
-    has_extra = True
+    fresh = False
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Segment(Operation):
     ) -> None:
         super().__init__()
         self.nodes, self._inputs, self.outputs = nodes, inputs, outputs
+        self.count = len(outputs)
         self._static, self._keep_dtype, self._dtypes = static, keep_dtype, dtypes
 
     def bind(self, parameters: Parameters) -> None:
@@ -92,43 +96,31 @@ class Segment(Operation):
         return detached, (leaves, results)
 
     def backward_all(self, grads: Sequence[Tensor | None], extra: Any) -> Gradients:
-        """The gradients of the inputs from those of the outputs (None: no gradient) and the extra of `forward`."""
         leaves, results = extra
         reached = [
             (result, grad)
             for result, grad in zip(results, grads, strict=True)
             if grad is not None and result.requires_grad
         ]
-        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not reached or not wanted:
-            return [None] * len(leaves)
-        found = iter(
-            torch.autograd.grad(
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        wanted = [leaf for leaf in tensors if leaf.requires_grad]
+        found: dict[Tensor, Tensor | None] = {}
+        if reached and wanted:
+            grads_of_wanted = torch.autograd.grad(
                 [result for result, _ in reached],
                 wanted,
                 [grad.to(result.dtype) for result, grad in reached],
                 allow_unused=True,
             )
-        )
-        return [
-            next(found) if isinstance(leaf, Tensor) and leaf.requires_grad else None
-            for leaf in leaves
-        ]
+            found = dict(zip(wanted, grads_of_wanted, strict=True))
+        return [self._or_zeros(leaf, found) for leaf in leaves]
 
-
-class Pick(Operation):
-    """One of a segment's outputs."""
-
-    name = "pick"
-    fresh = False
-    owns_output = False
-
-    def __init__(self, position: int) -> None:
-        super().__init__()
-        self.position = position
-
-    def forward(self, results: Sequence[Any]) -> Any:
-        return results[self.position]
+    @staticmethod
+    def _or_zeros(leaf: Any, found: dict[Tensor, Tensor | None]) -> Tensor | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        grad = found.get(leaf)
+        return torch.zeros_like(leaf) if grad is None else grad
 
 
 class SizeArithmetic(Operation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -11,12 +12,20 @@ from iaat_fast.attacks.gradients.program.operations import (
     Clamp,
     Images,
     Operation,
+    Pick,
     ScaleShift,
     WithConstant,
 )
 from iaat_fast.attacks.gradients.program.parameters import Normalisation
 from iaat_fast.attacks.gradients.program.segment import SizeArithmetic
-from iaat_fast.attacks.gradients.program.views import Cat, FlattenImages, Reshape
+from iaat_fast.attacks.gradients.program.views import (
+    Cat,
+    FlattenImages,
+    Part,
+    Reshape,
+    Slice,
+    Split,
+)
 from iaat_fast.ops.stem import CHANNELS, MULTIPLE
 
 
@@ -51,6 +60,12 @@ class Steps:
         self.all.append(step)
         return step
 
+    def insert(self, operation: Operation, source: Step, *, before: list[Step]) -> Step:
+        """Add a step that reads `source` and has its shape, before the first of some others."""
+        step = Step(operation, [source], source.shape)
+        self.all.insert(min(self.all.index(other) for other in before), step)
+        return step
+
     def absorb(self, step: Step, into: Step) -> None:
         """Remove `step`: its input `into` now computes its value, and takes its position in the order."""
         for user in list(step.users):
@@ -81,6 +96,7 @@ def fuse(steps: Steps, *, images: Step, fold: bool, add_without_relu: bool) -> i
         fold: fold BatchNorm into the layer before it.
         add_without_relu: fuse a sum into a convolution even if no ReLU follows.
     """
+    _split_at_once(steps)
     folded = sum(1 for _ in _fold_norms(steps)) if fold else 0
     _normalise_in_first_layer(steps, images)
     _flatten_channels_last(steps)
@@ -110,24 +126,89 @@ def take_stem(steps: Steps, images: Step) -> Step | None:
     return step
 
 
+def _split_at_once(steps: Steps) -> None:
+    """Replace parts that a value is divided into, without a gap, by one `Split`.
+
+    The gradient is then one concatenation, not a sum of as many tensors of the whole size.
+    """
+    for source in list(steps.all):
+        groups: dict[tuple[type[Part], int], list[Step]] = {}
+        for step in source.users:
+            part = step.operation
+            if isinstance(part, Part):
+                groups.setdefault((type(part), part.dim), []).append(step)
+        for (kind, dim), users in groups.items():
+            users.sort(key=_start)
+            sizes = _sizes_of_parts(users, source.shape[dim])
+            if sizes is None:
+                continue
+            split = steps.insert(Split(dim, sizes, keepdim=kind is Slice), source, before=users)
+            for position, step in enumerate(users):
+                step.operation, step.inputs = Pick(position), [split]
+                source.users.remove(step)
+                split.users.append(step)
+
+
+def _start(step: Step) -> int:
+    assert isinstance(step.operation, Part)
+    return step.operation.start
+
+
+def _sizes_of_parts(users: list[Step], size: int | None) -> list[int] | None:
+    """The sizes of at least two parts, in order, that are together all of a dimension of `size`; None for others."""
+    sizes, end = [], 0
+    for step in users:
+        part = step.operation
+        assert isinstance(part, Part)
+        if part.step != 1 or part.start != end:
+            return None
+        end = part.end
+        sizes.append(end - part.start)
+    return sizes if len(sizes) > 1 and end == size else None
+
+
 def _fold_norms(steps: Steps) -> Iterator[Step]:
-    """Fold a BatchNorm that is the only reader of a convolution or linear layer into its weights; yields the layers."""
+    """Fold a BatchNorm into what it alone reads: a convolution or linear layer, or a concatenation of convolutions.
+
+    Yields the step that each BatchNorm is folded into.
+    """
     for step in list(steps.all):
         if not isinstance(step.operation, ScaleShift):
             continue
         before = step.inputs[0]
-        layer = before.operation
-        if not isinstance(layer, (Convolution, Linear)) or before.only_user is not step:
+        if before.only_user is not step or before is steps.result:
             continue
-        if layer.affine.norm is not None or before is steps.result:
+        parts = [before]
+        if isinstance(before.operation, Cat) and before.operation.dim == 1:
+            parts = before.inputs
+            if any(part.only_user is not before for part in parts):
+                continue
+        if not all(_can_take_norm(part) for part in parts):
             continue
-        if isinstance(layer, Convolution) and layer.transposed and layer.groups > 1:
-            continue  # its output channels are spread over two dimensions of the weight
-        if isinstance(layer, Linear) and len(before.shape) != 2:
-            continue  # BatchNorm normalises dimension 1, the layer the last
-        layer.affine.norm = step.operation.norm
+        norm, start = step.operation.norm, 0
+        for part in parts:
+            channels = part.shape[1]
+            assert channels is not None
+            layer = part.operation
+            assert isinstance(layer, (Convolution, Linear))
+            layer.affine.norm = (
+                norm
+                if len(parts) == 1
+                else dataclasses.replace(norm, channels=(start, start + channels))
+            )
+            start += channels
         steps.absorb(step, before)
         yield before
+
+
+def _can_take_norm(step: Step) -> bool:
+    """Whether a BatchNorm can be folded into the weights of a step: the output channels are one dimension of them."""
+    layer = step.operation
+    if isinstance(layer, Convolution):
+        several = layer.transposed and layer.groups > 1
+        return layer.affine.norm is None and not several
+    # BatchNorm normalises dimension 1, a linear layer's outputs are the last.
+    return isinstance(layer, Linear) and layer.affine.norm is None and len(step.shape) == 2
 
 
 def _normalise_in_first_layer(steps: Steps, images: Step) -> None:

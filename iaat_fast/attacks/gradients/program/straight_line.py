@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
-from iaat_fast.attacks.gradients.program.operations import Operation, ScaleShift
-from iaat_fast.attacks.gradients.program.segment import Pick, Segment, SizeArithmetic
+from iaat_fast.attacks.gradients.program.operations import (
+    ManyValued,
+    Operation,
+    Pick,
+    ScaleShift,
+)
+from iaat_fast.attacks.gradients.program.segment import SizeArithmetic
 from iaat_fast.attacks.gradients.program.steps import Step, Steps
 
 _relu_backward_ = torch.ops.iaat_fast.relu_backward_.default
@@ -71,7 +76,7 @@ class StraightLine:
         if self.backward and len(self._gradients[images]) == 1:
             self.first_layer = self.backward[-1].reads[0]
         if self._gradients[images]:
-            self.gradient = self._gradient_of(images)
+            self.gradient = self._gradient_of(images).slot
         kept = {self.cotangent, self.logits, *([] if self.gradient is None else [self.gradient])}
         _free_after_last_use([*self.forward, *self.backward], kept)
         self.predict = [dataclasses.replace(i, frees=()) for i in self.forward]
@@ -111,9 +116,9 @@ class StraightLine:
         operation = step.operation
         if isinstance(operation, SizeArithmetic) or step is images:
             return
-        if isinstance(operation, Segment):
+        if isinstance(operation, ManyValued):
             if self._parts.get(step):
-                self._through_segment(step, operation)
+                self._through_many(step, operation)
             return
         if not self._gradients[step]:
             return
@@ -122,14 +127,15 @@ class StraightLine:
             return
         grad = self._gradient_of(step)
         if isinstance(operation, Pick):
-            self._parts.setdefault(step.inputs[0], {})[operation.position] = grad
+            self._parts.setdefault(step.inputs[0], {})[operation.position] = grad.slot
             return
         shortcut = self._sums.get(step)
         if shortcut is not None:
-            self._gradients[shortcut].append(_Gradient(grad, False))
+            grad.fresh = False
+            self._gradients[shortcut].append(_Gradient(grad.slot, False))
         self._through(step, operation, grad)
 
-    def _through(self, step: Step, operation: Operation, grad: int) -> None:
+    def _through(self, step: Step, operation: Operation, gradient: _Gradient) -> None:
         wanted = [s in self._depends_on_images for s in step.inputs]
         if not any(wanted):
             return
@@ -139,7 +145,8 @@ class StraightLine:
         output = self._values[step] if operation.keeps_output else None
         extra = self._extras.get(step)
         results = [self._slot() if want else None for want in wanted]
-        function = operation.backward
+        function, grad = operation.backward, gradient.slot
+        new = operation.fresh or (operation.passes and gradient.fresh)
 
         def run(slots: Slots) -> None:
             found = function(
@@ -157,7 +164,7 @@ class StraightLine:
         for position, (source, slot) in enumerate(zip(step.inputs, results, strict=True)):
             if slot is not None:
                 # A convolution passes its gradient itself on to the value that was added to it.
-                fresh = operation.fresh and not (operation.name == "convolution" and position)
+                fresh = new and not (operation.name == "convolution" and position)
                 self._gradients[source].append(_Gradient(slot, fresh))
 
     def _through_norm(self, step: Step, operation: ScaleShift) -> None:
@@ -177,30 +184,30 @@ class StraightLine:
         self._emit(run, reads, [result])
         others.append(_Gradient(result, True))
 
-    def _through_segment(self, step: Step, operation: Segment) -> None:
+    def _through_many(self, step: Step, operation: ManyValued) -> None:
         extra, parts = self._extras[step], self._parts[step]
-        grads = [parts.get(position) for position in range(len(operation.outputs))]
+        grads = [parts.get(position) for position in range(operation.count)]
         results = [self._slot() if s in self._depends_on_images else None for s in step.inputs]
 
         def run(slots: Slots) -> None:
             found = operation.backward_all(
                 [None if i is None else slots[i] for i in grads], slots[extra]
             )
-            for slot, value, leaf in zip(results, found, slots[extra][0], strict=True):
+            for slot, value in zip(results, found, strict=True):
                 if slot is not None:
-                    slots[slot] = torch.zeros_like(leaf) if value is None else value
+                    slots[slot] = value
 
         reads = [extra, *(i for i in grads if i is not None)]
         self._emit(run, reads, [slot for slot in results if slot is not None])
         for source, slot in zip(step.inputs, results, strict=True):
             if slot is not None:
-                self._gradients[source].append(_Gradient(slot, False))
+                self._gradients[source].append(_Gradient(slot, operation.fresh))
 
-    def _gradient_of(self, step: Step) -> int:
-        """The slot of the gradient of a step's value before its clamp: the sum over its readers, masked."""
+    def _gradient_of(self, step: Step) -> _Gradient:
+        """The gradient of a step's value before its clamp: the sum over its readers, masked."""
         operation = step.operation
         if not operation.clamps:
-            return self._summed(step).slot
+            return self._summed(step)
         gradients = self._gradients[step]
         other = None
         if len(gradients) > 1:
@@ -222,7 +229,7 @@ class StraightLine:
 
         reads = [grad, output] if other is None else [grad, output, other]
         self._emit(run, reads, [result])
-        return result
+        return _Gradient(result, True)
 
     def _summed(self, step: Step) -> _Gradient:
         """The sum of all gradients of a value, in place if one of them is fresh."""

@@ -22,6 +22,8 @@ from iaat_fast.attacks.gradients.program.calls import (
     shape_of,
 )
 
+_END = 2**63 - 1  # the end of a slice that has none
+
 
 def _copy(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     """`aten.copy`, which decomposing an in-place write leaves behind: its value is the source."""
@@ -32,12 +34,14 @@ def _copy(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     return (Identity(), [new]) if same else None
 
 
-def _cat(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+def _joined(
+    operation: type[views.Cat | views.Stack], graph: Dependence, node: Node, a: Arguments
+) -> Lowered | None:
+    """Concatenation or stacking, but not of batches."""
     parts = a["tensors"]
-    if not all(graph.varies(part) for part in parts):
-        return None
     dim = a["dim"] % len(shape_of(node))
-    return (views.Cat(dim), list(parts)) if dim > 0 else None
+    known = dim > 0 and all(graph.varies(part) for part in parts)
+    return (operation(dim), list(parts)) if known else None
 
 
 def _sized(
@@ -102,15 +106,54 @@ def _permute(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 def _slice(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    x = a["self"]
-    start, end = a["start"] or 0, 2**63 - 1 if a["end"] is None else a["end"]
-    if not graph.varies(x) or not all(isinstance(n, int) for n in (start, end, a["step"])):
+    x, step = a["self"], a["step"]
+    where = _range(a, x)
+    if not graph.varies(x) or where is None or not isinstance(step, int):
         return None
-    return views.Slice(a["dim"], start, end, a["step"]), [x]
+    dim, start, end = where
+    if (start, step) == (0, 1) and end in (shape_of(x)[dim], _END):
+        return Identity(), [x]
+    return views.Slice(dim, start, end, step), [x]
+
+
+def _slice_scatter(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """A write to all of a value, which decomposing an in-place operation on a full slice leaves behind: its source."""
+    new, old = a["src"], a["self"]
+    where = _range(a, old) if isinstance(old, Node) else None
+    if not graph.varies(new) or where is None or a["step"] != 1:
+        return None
+    if old.meta["val"].dtype != new.meta["val"].dtype:
+        return None
+    dim, start, end = where
+    return (Identity(), [new]) if start == 0 and end in (shape_of(old)[dim], _END) else None
+
+
+def _range(a: Arguments, x: Node) -> tuple[int, int, int] | None:
+    """The dimension, start and end of a slice of x, counted from 0; None if they depend on the number of images."""
+    shape = shape_of(x)
+    dim = a["dim"] % len(shape)
+    size, start, end = shape[dim], a["start"] or 0, _END if a["end"] is None else a["end"]
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None
+    if size is None:
+        return dim, start, end
+    start, end, _ = slice(start, end).indices(size)
+    return dim, start, max(start, end)
+
+
+def _select(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    x, position = a["self"], a["index"]
+    if not graph.varies(x):
+        return None
+    dim = a["dim"] % len(shape_of(x))
+    size = shape_of(x)[dim]
+    if size is None or not isinstance(position, int):
+        return None
+    return views.Select(dim, position % size), [x]
 
 
 def _split(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
-    """The whole input; `part_of_split` makes the slices."""
+    """The whole input; `part_of_split` makes the parts."""
     known = graph.varies(a["self"]) and shape_of(a["self"])[a["dim"]] is not None
     return (Identity(), [a["self"]]) if known else None
 
@@ -122,10 +165,20 @@ def part_of_split(graph: Dependence, source: Any, position: Any) -> Lowered | No
     a = arguments_of(source)
     if _split(graph, source, a) is None:
         return None
-    x, dim = a["self"], a["dim"]
+    x, dim = a["self"], a["dim"] % len(shape_of(a["self"]))
+    if source.target is aten.unbind.int:
+        return views.Select(dim, position), [x]
     sizes = [part.shape[dim] for part in source.meta["val"]]
     start = sum(sizes[:position])
     return views.Slice(dim, start, start + sizes[position]), [x]
+
+
+def _roll(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    x, shifts, dims = a["self"], a["shifts"], a["dims"]
+    if not graph.varies(x) or not dims or not all(isinstance(n, int) for n in shifts):
+        return None
+    known = all(shape_of(x)[dim] is not None for dim in dims)
+    return (views.Roll(shifts, dims), [x]) if known else None
 
 
 def _pad(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
@@ -134,12 +187,15 @@ def _pad(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     border = list(a["pad"])
     if not all(isinstance(width, int) for width in border):
         return None
+    if not any(border):
+        return Identity(), [a["self"]]
     return views.Pad(border, float(a["value"] or 0)), [a["self"]]
 
 
 VIEW_RULES: dict[Any, Rule] = {
     aten.copy.default: _copy,
-    aten.cat.default: _cat,
+    aten.cat.default: partial(_joined, views.Cat),
+    aten.stack.default: partial(_joined, views.Stack),
     **dict.fromkeys(
         (aten.view.default, aten._unsafe_view.default, aten.reshape.default),
         partial(_sized, views.Reshape),
@@ -154,7 +210,10 @@ VIEW_RULES: dict[Any, Rule] = {
     aten.permute.default: _permute,
     aten.transpose.int: _permute,
     aten.slice.Tensor: _slice,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select.int: _select,
     **dict.fromkeys(SPLITS, _split),
+    aten.roll.default: _roll,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
 }

@@ -556,6 +556,27 @@ def swin() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 4, 4), LastChannels(Windows(4)), *head(4))
 
 
+class LinearNorm(nn.Sequential):
+    """A linear layer over tokens, and BatchNorm of all of them, as in LeViT."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(nn.Linear(c_in, c_out, bias=False), nn.BatchNorm1d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](x)
+        return self[1](x.flatten(0, 1)).reshape_as(x)
+
+
+def levit() -> nn.Module:
+    tokens = [LinearNorm(8, 8), nn.Hardswish(), LinearNorm(8, 6), nn.Flatten(1), nn.Linear(96, 10)]
+    return nn.Sequential(*conv_norm(3, 8, 4, stride=4, padding=0), Tokens(), *tokens)
+
+
+class Tokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """A convolution with BatchNorm, then tokens, layer norm and attention, then a linear head."""
 
@@ -616,4 +637,5 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "group norm": (group_norm, 0),
     "convnext": (convnext, 0),
     "swin": (swin, 0),
+    "levit": (levit, 3),
 }

@@ -168,47 +168,52 @@ def _sizes_of_parts(users: list[Step], size: int | None) -> list[int] | None:
 
 
 def _fold_norms(steps: Steps) -> Iterator[Step]:
-    """Fold a BatchNorm into what it alone reads: a convolution or linear layer, or a concatenation of convolutions.
-
-    Yields the step that each BatchNorm is folded into.
-    """
+    """Fold BatchNorm into the layers whose outputs it alone reads; yields the step that each is folded into."""
     for step in list(steps.all):
         if not isinstance(step.operation, ScaleShift):
             continue
         before = step.inputs[0]
         if before.only_user is not step or before is steps.result:
             continue
-        parts = [before]
-        if isinstance(before.operation, Cat) and before.operation.dim == 1:
-            parts = before.inputs
-            if any(part.only_user is not before for part in parts):
-                continue
-        if not all(_can_take_norm(part) for part in parts):
+        layers = list(_layers_of_channels(before))
+        if not layers:
             continue
         norm, start = step.operation.norm, 0
-        for part in parts:
-            channels = part.shape[1]
-            assert channels is not None
-            layer = part.operation
-            assert isinstance(layer, (Convolution, Linear))
-            layer.affine.norm = (
-                norm
-                if len(parts) == 1
-                else dataclasses.replace(norm, channels=(start, start + channels))
-            )
-            start += channels
+        for layer, channels in layers:
+            end = start + channels
+            whole = len(layers) == 1
+            layer.affine.norm = norm if whole else dataclasses.replace(norm, channels=(start, end))
+            start = end
         steps.absorb(step, before)
         yield before
 
 
-def _can_take_norm(step: Step) -> bool:
-    """Whether a BatchNorm can be folded into the weights of a step: the output channels are one dimension of them."""
-    layer = step.operation
-    if isinstance(layer, Convolution):
-        several = layer.transposed and layer.groups > 1
-        return layer.affine.norm is None and not several
-    # BatchNorm normalises dimension 1, a linear layer's outputs are the last.
-    return isinstance(layer, Linear) and layer.affine.norm is None and len(step.shape) == 2
+def _layers_of_channels(step: Step) -> Iterator[tuple[Convolution | Linear, int]]:
+    """The layers whose outputs are consecutive channels of a value [N, C, ...], and how many each; none for others.
+
+    It is one layer, a concatenation of convolutions, or the rows of a linear layer's output (LeViT).
+    """
+    parts, rows = [step], False
+    if isinstance(step.operation, Cat) and step.operation.dim == 1:
+        parts = step.inputs
+    elif isinstance(step.operation, Reshape) and len(step.shape) == 2:
+        parts, rows = step.inputs[:1], True
+        if not isinstance(parts[0].operation, Linear) or parts[0].shape[-1:] != step.shape[1:]:
+            return
+    found = []
+    for part in parts:
+        layer, channels = part.operation, part.shape[-1 if rows else 1]
+        if part is not step and part.only_user is not step:
+            return
+        if not isinstance(layer, (Convolution, Linear)) or layer.affine.norm is not None:
+            return
+        if isinstance(layer, Convolution) and layer.transposed and layer.groups > 1:
+            return  # its output channels are spread over two dimensions of the weight
+        if isinstance(layer, Linear) and not rows and len(part.shape) != 2:
+            return  # BatchNorm normalises dimension 1, the layer the last
+        assert channels is not None
+        found.append((layer, channels))
+    yield from found
 
 
 def _normalise_in_first_layer(steps: Steps, images: Step) -> None:

@@ -93,6 +93,14 @@ def _one_more_or_less(graph: Dependence, node: Node, a: Arguments) -> Lowered | 
     return views.Reshape(lambda x: [len(x), *shape[1:]]), [a["self"]]
 
 
+def _reshape_as(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
+    """A reshape to the node's shape, of which the first size alone depends on the number of images."""
+    shape = shape_of(node)
+    if not graph.varies(a["self"]) or None in shape[1:] or shape[:1] != (None,) or 0 in shape:
+        return None
+    return views.Reshape(lambda x: [-1, *shape[1:]]), [a["self"]]
+
+
 def _permute(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
     if not graph.varies(a["self"]):
         return None
@@ -203,6 +211,8 @@ VIEW_RULES: dict[Any, Rule] = {
     aten.expand.default: partial(_sized, views.Expand),
     aten.expand_as.default: _expand_as,
     aten.flatten.using_ints: _flatten,
+    aten.reshape_as.default: _reshape_as,
+    aten.view_as.default: _reshape_as,
     aten.squeeze.dim: _one_more_or_less,
     aten.squeeze.dims: _one_more_or_less,
     aten.unsqueeze.default: _one_more_or_less,

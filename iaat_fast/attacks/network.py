@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ from iaat_fast.attacks import inputs, options
 from iaat_fast.attacks.channel_box import ChannelBox
 from iaat_fast.attacks.cudagraph import GraphRunner, capturing
 from iaat_fast.attacks.findings import Findings
-from iaat_fast.attacks.gradients.copying import ChosenSource, CopyMaker
+from iaat_fast.attacks.gradients.copying import ChosenSource, choose, live_words
+from iaat_fast.attacks.gradients.kept import KeptSources
 from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.attacks.gradients.shadow import Unshadowable
 from iaat_fast.attacks.gradients.source import ByAutograd, Forward, MeanOfLosses, Source
@@ -30,7 +30,7 @@ from iaat_fast.attacks.model.ensemble import (
 )
 from iaat_fast.attacks.model.mode import attacked, checked_modules, couples_samples, logits_of
 from iaat_fast.attacks.model.modules import modules_of, roots_of
-from iaat_fast.attacks.model.snapshot import AttributeSnapshot, TensorSnapshot
+from iaat_fast.attacks.model.snapshot import TensorSnapshot
 from iaat_fast.attacks.options import EngineOptions
 from iaat_fast.attacks.passes import PassCounter
 from iaat_fast.malloc import no_malloc_trim
@@ -42,9 +42,6 @@ _pgd_step_linf_ = torch.ops.iaat_fast.pgd_step_linf_.default
 
 _NO_GRADIENT = "model: its output has no gradient with respect to the images"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-# Number of image shapes whose gradient sources are kept.
-_PROGRAMS = 4
 
 
 class Network:
@@ -87,11 +84,7 @@ class Network:
         self.passes: PassCounter | None = None
         self._source: Source = ByAutograd(self.model)
         self._copied_forward: Forward | None = None
-        self._sources: OrderedDict[Hashable, ChosenSource] = OrderedDict()
-        self._made_for: Hashable = None
-        self._attributes: AttributeSnapshot | None = None
-        self._is_new = False
-        self._stale: str | None = None
+        self._kept = KeptSources()
         self._frozen: dict[Hashable, FrozenForward] = {}
         self._has_replayed = False
         self._watched: TensorSnapshot | None = None
@@ -169,9 +162,7 @@ class Network:
                 yield
             finally:
                 self.passes = None
-            if self._attributes is not None and self._is_new:
-                self._attributes.ignore_changes()
-                self._is_new = False
+            self._kept.end_attack()
 
     def logits(self, x: Tensor, eot: int | None = None) -> Tensor:
         """The live model's logits [N, C], of `eot` draws as `mean_of_draws`; None: as many as the attack's."""
@@ -292,7 +283,7 @@ class Network:
             and x.device.type in self._capturable
             and isinstance(self.model, nn.Module)
             and self.bn == "eval"
-            and self._stale is None
+            and self._kept.stale is None
         )
 
     def replay(
@@ -308,7 +299,7 @@ class Network:
         self._has_replayed = True
         passes, self.passes = self.passes, None  # a replay runs no Python that could count
         self._graphs.run(
-            (key, self._made_for, self.saturation_proof), tensors, step, steps, written=written
+            (key, self._kept.made_for, self.saturation_proof), tensors, step, steps, written=written
         )
         self.passes = passes
 
@@ -340,15 +331,12 @@ class Network:
 
     def give_up_copy(self, reason: str) -> None:
         """Take gradients from the live model, without CUDA graphs, until the model changes."""
-        self._forget()
-        self._stale = reason
+        self._kept.give_up(reason)
+        self._forget_graphs()
 
-    def _forget(self) -> None:
-        """Drop copies and graphs, which were made from an earlier state of the model."""
-        self._sources.clear()
+    def _forget_graphs(self) -> None:
         self._graphs.forget()
         self._frozen.clear()
-        self._stale = None
 
     def _check_logits(self, logits: Tensor, x: Tensor) -> None:
         """Check the logits' shape and, after an attack's first forward, that it has not changed the model."""
@@ -371,59 +359,42 @@ class Network:
             self._source, self._copied_forward = ByAutograd(model), None
             return
         made_for = (self._options, self._resolved, self._watched.identity())
-        if made_for != self._made_for or not (self._attributes and self._attributes.unchanged()):
-            self._forget()
-            self._attributes, self._is_new = AttributeSnapshot(modules), True
-            self._made_for, self.classes = made_for, None
+        if self._kept.follow(made_for, modules):
+            self._forget_graphs()
+            self.classes = None
         shape = (x.shape[1:], x.dtype, x.device)
-        if shape in self._sources:
-            self._sources.move_to_end(shape)
-            self._source, self._copied_forward, self.gradient_source = self._sources[shape]
+        kept = self._kept.get(shape)
+        if kept is None:
+            if self._options.shadow and findings is not None:
+                findings.look()  # raises for NaN, with which no copy could be compared
+            # Kept only when complete: if making it fails, for lack of memory say, the next call tries again.
+            chosen = self._make_source(model, x)
+            if self._kept.keep(shape, chosen):
+                self._graphs.forget()
+        else:
+            chosen = kept
+        self._source, self._copied_forward, self.gradient_source = chosen
+        if kept is not None:
             self._source.refresh()
-            return
-        if self._options.shadow and findings is not None:
-            findings.look()  # raises for NaN, with which no copy could be compared
-        # Stored only when complete: if making it fails, for lack of memory say, the next call tries again.
-        self._sources[shape] = self._make_source(model, x)
-        self._source, self._copied_forward, self.gradient_source = self._sources[shape]
-        if len(self._sources) > _PROGRAMS:
-            self._sources.popitem(last=False)
-            self._graphs.forget()
 
     def _make_source(self, model: nn.Module, x: Tensor) -> ChosenSource:
-        """The best copy that matches the live model, else the live model; logs which one it is."""
-        low, engine_options = _DTYPES.get(self._resolved), self._options
-        what = "the live model" if low is None else f"the live model under {low} autocast"
-        reasons = []
+        """The best copy that matches the live model, else the live model, which is looked at before a capture."""
+        half = _DTYPES.get(self._resolved)
         if isinstance(model, Ensemble) and self._of_losses:
-            what = what.replace("model", "models")
-            return ChosenSource(MeanOfLosses(model, autocast=low), None, what)
-        if engine_options.shadow:
-            if self.bn == "train_update":
-                reasons.append("its running statistics are to be updated")
-            elif self._stale is not None:
-                reasons.append(self._stale)
-            else:
-                maker = CopyMaker(model, self._live, engine_options, self._resolved, low)
-                copied = maker.make(x)
-                reasons = maker.reasons
-                if copied is not None:
-                    logger.info(
-                        "attack: gradients come from %s%s", copied.description, _because(reasons)
-                    )
-                    return copied
-            logger.warning("attack: gradients come from %s%s", what, _because(reasons))
-        if self.captures(x) and not capturing(x.device):
+            return ChosenSource(
+                MeanOfLosses(model, autocast=half), None, live_words(half, "models")
+            )
+        why_not = self._kept.stale
+        if self.bn == "train_update":
+            why_not = "its running statistics are to be updated"
+        made = choose(model, self._live, x, self._options, self._resolved, half, why_not=why_not)
+        if made.copied_forward is None and self.captures(x) and not capturing(x.device):
             try:
                 refuse_random(self._live, x)
             except Unshadowable as reason:
-                self._stale = str(reason)
+                self._kept.stale = str(reason)
                 logger.info("attack: its steps are not captured (%s)", reason)
-        return ChosenSource(ByAutograd(model, autocast=low), None, what)
-
-
-def _because(reasons: list[str]) -> str:
-    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+        return made
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from iaat_fast.attacks.gradients.verify import (
 from iaat_fast.attacks.model.snapshot import preserved_rng
 from iaat_fast.attacks.options import EngineOptions
 
+logger = logging.getLogger("iaat_fast")
+
 
 class ChosenSource(NamedTuple):
     """A gradient source, and the copy behind it."""
@@ -29,6 +32,48 @@ class ChosenSource(NamedTuple):
     copied_forward: Forward | None
     """The copy's forward on the live weights, in the live model's precision; None if the source is the live model."""
     description: str
+
+
+def choose(
+    model: nn.Module,
+    live: Forward,
+    x: Tensor,
+    options: EngineOptions,
+    precision: str,
+    half: torch.dtype | None,
+    *,
+    why_not: str | None,
+) -> ChosenSource:
+    """The best copy of a model that matches it on some of the images x, else the model itself; logs which it is.
+
+    Args:
+        model, live, precision, half: as `CopyMaker`'s.
+        x: images [N, ...].
+        options: of the engine.
+        why_not: why no copy may be made; None if one may.
+    """
+    what = live_words(half)
+    if options.shadow:
+        reasons = [] if why_not is None else [why_not]
+        if why_not is None:
+            maker = CopyMaker(model, live, options, precision, half)
+            copied = maker.make(x)
+            reasons = maker.reasons
+            if copied is not None:
+                because = _because(reasons)
+                logger.info("attack: gradients come from %s%s", copied.description, because)
+                return copied
+        logger.warning("attack: gradients come from %s%s", what, _because(reasons))
+    return ChosenSource(ByAutograd(model, autocast=half), None, what)
+
+
+def live_words(half: torch.dtype | None, noun: str = "model") -> str:
+    """What `ChosenSource.description` says of the live model."""
+    return f"the live {noun}" if half is None else f"the live {noun} under {half} autocast"
+
+
+def _because(reasons: list[str]) -> str:
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
 
 
 class CopyMaker:

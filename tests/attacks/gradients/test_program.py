@@ -143,6 +143,59 @@ def test_normalisation_goes_into_the_first_layer_also_where_the_images_are_count
     assert [name for name in names[: names.index("convolution")] if name != "sizes"] == ["images"]
 
 
+class Between(nn.Module):
+    """A layer between two convolutions that reads, and whose gradient is, in the layouts `before` and `after` make."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        before: Callable[[Tensor], Tensor],
+        after: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+        self.layer, self.head = layer, nn.Linear(4, 10)
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.after(self.layer(self.before(self.first(x))))
+        return self.head(torch.tanh(self.second(out)).mean((2, 3)))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "transposed": lambda x: x.transpose(2, 3),
+    "channels": lambda x: torch.cat((x, x), 1)[:, 2:6],
+    "rows": lambda x: F.pad(x, (0, 0, 1, 0))[:, :, 1:],
+    "repeated": lambda x: x[:, :1].expand_as(x),
+    "selected": lambda x: torch.stack((x, x.sin()), -1)[..., 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [*((name, "transposed") for name in LAYOUTS), *(("as it is", name) for name in LAYOUTS)],
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.GroupNorm(2, 4),
+        lambda: nn.LayerNorm((16, 16)),
+        lambda: nn.Softmax(2),
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.AvgPool2d(2)),
+        lambda: nn.Sequential(nn.Sigmoid(), nn.MaxPool2d(3, 1, 1)),
+        lambda: nn.BatchNorm2d(4),
+    ],
+    ids=["group norm", "layer norm", "softmax", "upsampling", "maxima", "norm"],
+)
+def test_a_layer_reads_and_gives_any_layout(
+    make: Callable[[], nn.Module], before: str, after: str
+) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(Between(make(), LAYOUTS[before], LAYOUTS[after])).double()
+    assert_equal(program_of(model, images(3)), model, images(3))
+
+
 class SumOfNorms(nn.Module):
     """BatchNorm of a sum whose main path ends in a BatchNorm that no layer takes in."""
 

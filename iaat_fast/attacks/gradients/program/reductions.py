@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from iaat_fast.attacks.gradients.program.operations import Gradients, Operation
 from iaat_fast.attacks.gradients.program.parameters import Parameters
+from iaat_fast.ops.layout import like, memory_format
 
 _INPUT_ONLY = [True, False, False]  # of the gradients of input, weight and bias
 
@@ -139,6 +140,7 @@ class GroupNorm(_Normalisation):
         self._groups = groups
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        x = _as_group_norm_reads(x)
         out, *statistics = torch.ops.aten.native_group_norm.default(
             x, self._weight, self._bias, *self._sizes(x), self._eps
         )
@@ -147,12 +149,18 @@ class GroupNorm(_Normalisation):
     def backward(
         self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
     ) -> Gradients:
-        x = inputs[0]
-        assert x is not None
+        assert inputs[0] is not None
+        x = _as_group_norm_reads(inputs[0])
         gradients: Gradients = torch.ops.aten.native_group_norm_backward.default(
-            grad, x, *extra, self._weight, *self._sizes(x), _INPUT_ONLY
+            like(x, grad), x, *extra, self._weight, *self._sizes(x), _INPUT_ONLY
         )
         return gradients[:1]
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
         return x.shape[0], x.shape[1], math.prod(x.shape[2:]), self._groups
+
+
+def _as_group_norm_reads(x: Tensor) -> Tensor:
+    """x dense, in the layout that torch's kernels of group normalisation take; their backward does not look at it."""
+    layout = memory_format(x) if x.is_cpu else torch.contiguous_format
+    return x.contiguous(memory_format=layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypedDict
@@ -211,21 +212,39 @@ def resolve(
 ) -> tuple[str, EngineOptions]:
     """The precision and the engine's options for a model on a device.
 
-    On a CPU, precision="auto" is fp32 for models with depthwise convolutions, which are slower in bf16 (speed of PGD-10
-    relative to the plain loop, MobileNetV2: 0.98 in bf16, 1.67 in fast fp32; EfficientNet-B0: 0.79 and 1.32).
+    On a CPU, precision="auto" is fp32 for models that are mostly depthwise convolutions, which are slower in bf16
+    (speed of PGD-10 relative to the plain loop, MobileNetV2: 1.18 in bf16, 1.90 in fast fp32; EfficientNet-B0: 1.18
+    and 1.52).
     """
     resolved = resolve_precision(precision, device)
-    if precision == "auto" and device.type == "cpu" and resolved != "fp32" and _depthwise(model):
+    could = precision == "auto" and device.type == "cpu" and resolved != "fp32"
+    if could and mostly_depthwise(model):
         return "fp32", FAST if engine == "auto" else resolve_engine(engine, "fp32")
     return resolved, resolve_engine(engine, resolved)
 
 
-def _depthwise(model: object) -> bool:
-    """Whether the model has a depthwise convolution: one group for each input channel."""
+# Weights of other layers for each channel of depthwise convolutions. On a Xeon with AMX the program is slower in bf16
+# for networks with at most 816 (MobileNet, EfficientNet, MixNet, GhostNet; faster only for EfficientNetV2-S, 584), and
+# faster from 1,502 on (ConvNeXt, 4,142: twice as fast; slower only for MobileViT-XXS, 2,170).
+_DENSE = 1100
+
+
+def mostly_depthwise(model: object) -> bool:
+    """Whether depthwise convolutions, with one group for each input channel, take much of a model's time."""
     if not isinstance(model, nn.Module):
         return False
-    layers = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return any(layer.groups == layer.in_channels > 1 for layer in layers)
+    channels = weights = last = 0
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            last = layer.in_features * layer.out_features
+            weights += last
+        elif isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            channels += layer.out_channels
+        elif isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels // layer.groups
+            weights += layer.out_channels * inputs * math.prod(layer.kernel_size)
+    # Without the last linear layer, the classifier: large for many classes, and run for one position only.
+    return weights - last < _DENSE * channels
 
 
 def resolve_engine(engine: str | EngineOptions, precision: str) -> EngineOptions:

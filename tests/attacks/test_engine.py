@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iaat_fast.attacks import PGD, EngineOptions, options
+from iaat_fast.data._torchvision import torchvision
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,32 @@ def test_automatic_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert options.resolve_precision("auto", cuda) == expected
     assert options.resolve_precision("fp32", cuda) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("mobilenet_v2", "fp32"),
+        ("mobilenet_v3_large", "fp32"),
+        ("efficientnet_b0", "fp32"),
+        ("shufflenet_v2_x1_0", "fp32"),
+        ("resnet18", "bf16"),
+        ("resnext50_32x4d", "bf16"),
+        ("convnext_tiny", "bf16"),
+        ("vit_b_16", "bf16"),
+    ],
+)
+def test_automatic_precision_avoids_depthwise_convolutions_in_bf16_on_a_cpu(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "_cpu_multiplies_bf16", lambda: True)
+    cpu = torch.device("cpu")
+    for classes in (10, 1000):
+        with torch.device("meta"):
+            model = getattr(torchvision("models"), name)(num_classes=classes)
+        assert options.resolve("auto", "auto", cpu, model) == (precision, options.FAST)
+        assert options.resolve("bf16", "auto", cpu, model) == ("bf16", options.FAST)
+    assert options.resolve("auto", "auto", cpu, lambda x: x) == ("bf16", options.FAST)
 
 
 def test_nan_weights_are_named_before_the_attack(net: nn.Module, x: Tensor, y: Tensor) -> None:

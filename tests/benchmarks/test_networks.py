@@ -39,7 +39,7 @@ NETWORKS = {
     "whole": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
     ),
-    "in parts": lambda: nn.Sequential(nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 10)),
+    "in parts": lambda: nn.Sequential(nn.Flatten(), nn.Softplus(), nn.Linear(12, 10)),
     "a copy of its modules": Undecided,
     "live": lambda: nn.Sequential(Noisy(), nn.Flatten(), nn.Linear(12, 10)),
 }

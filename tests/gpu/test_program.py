@@ -14,7 +14,8 @@ from iaat_fast.attacks.gradients.program import Program
 from iaat_fast.attacks.gradients.shadow import Shadow
 from iaat_fast.attacks.gradients.source import ByAutograd
 from iaat_fast.attacks.losses import cotangent
-from tests.attacks.networks import WHOLE, with_statistics
+from tests.attacks.later_networks import WHOLE
+from tests.attacks.networks import with_statistics
 
 pytestmark = pytest.mark.gpu
 

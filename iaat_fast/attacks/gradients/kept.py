@@ -38,7 +38,7 @@ class KeptSources:
         """
         if made_for == self.made_for and self._attributes and self._attributes.unchanged():
             return False
-        self.forget()
+        self._forget()
         self._attributes, self._is_new = AttributeSnapshot(modules), True
         self.made_for = made_for
         return True
@@ -63,12 +63,11 @@ class KeptSources:
         self._by_shape.popitem(last=False)
         return True
 
-    def forget(self) -> None:
-        """Drop all sources."""
-        self._by_shape.clear()
-        self.stale = None
-
     def give_up(self, reason: str) -> None:
         """Drop all sources, and make no copies until the model changes."""
-        self.forget()
+        self._forget()
         self.stale = reason
+
+    def _forget(self) -> None:
+        self._by_shape.clear()
+        self.stale = None

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from iaat_fast.attacks.gradients.program import Program
 from tests.attacks.gradients.program_checks import InFloat32, assert_equal, cotangent, off
-from tests.attacks.networks import WHOLE, Attention, BatchNorm, Normalised, with_statistics
+from tests.attacks.later_networks import WHOLE
+from tests.attacks.networks import Attention, BatchNorm, Normalised, with_statistics
 
 
 def images(count: int, dtype: torch.dtype = torch.float64) -> Tensor:

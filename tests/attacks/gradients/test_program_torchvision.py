@@ -102,6 +102,14 @@ def _convnext() -> nn.Module:
     return made
 
 
+def _swin() -> nn.Module:
+    """Two stages, the second of each pair of blocks with shifted windows and the mask for them."""
+    made: nn.Module = torchvision("models.swin_transformer").SwinTransformer(
+        [2, 2], 16, [2, 2], [2, 4], [2, 2], num_classes=CLASSES
+    )
+    return made
+
+
 def _vit() -> nn.Module:
     """Its head, which starts with zeros, gives logits."""
     models = torchvision("models.vision_transformer")
@@ -162,6 +170,7 @@ WHOLE = {
         48, side=75,
     ),
     "convnext": Network(_convnext, 0),
+    "swin": Network(_swin, 0),
 }  # fmt: skip
 MIXED = {"vit": Network(_vit, 0)}
 NETWORKS = WHOLE | MIXED

@@ -25,7 +25,7 @@ SPLITS = (
     aten.chunk.default,
     aten.unbind.int,
 )
-NEW = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
+CREATIONS = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
 """Calls that take only dtype and device from their first argument."""
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 

@@ -11,7 +11,7 @@ from torch.fx import Node
 from iaat_fast.attacks.gradients.program import operations
 from iaat_fast.attacks.gradients.program.calls import (
     BATCH_NORMS,
-    NEW,
+    CREATIONS,
     Dependence,
     Identity,
     Lowered,
@@ -91,7 +91,7 @@ class Lowering:
     def _lower(self, node: Node) -> None:
         """Make a step of a node, or add it to the static nodes or to the current segment."""
         read = node.all_input_nodes
-        decides = read[1:] if node.target in NEW else read
+        decides = read[1:] if node.target in CREATIONS else read
         if all(n in self._is_static for n in decides) and node.op != "placeholder":
             self.static.append(node)
             self._is_static.add(node)

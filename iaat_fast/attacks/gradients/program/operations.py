@@ -71,7 +71,7 @@ class Operation:
         return out.clamp_(self.floor, self.ceiling) if self.clamps else out
 
 
-class ManyValued(Operation):
+class MultiOutput(Operation):
     """An operation with `count` values, which `Pick` separates; `forward` returns (values, extra)."""
 
     owns_output = False

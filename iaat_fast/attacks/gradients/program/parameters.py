@@ -199,7 +199,7 @@ class Parameters:
         values: dict[Node, Any] = dict(self._live)
 
         def value(node: Node) -> Any:
-            """A node's value; of one that is not static only dtype and device are read (`calls.NEW`)."""
+            """A node's value; of one that is not static only dtype and device are read (`calls.CREATIONS`)."""
             if node in values:
                 return values[node]
             return self._like_images.to(node.meta["val"].dtype)

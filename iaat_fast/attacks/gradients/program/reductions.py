@@ -36,8 +36,7 @@ class Mean(Operation):
         x = inputs[0]
         assert x is not None
         if not self._keepdim:
-            for dim in self._dims:
-                grad = grad.unsqueeze(dim)
+            grad = _with_dims(grad, self._dims)
         averaged = math.prod(x.shape[dim] for dim in self._dims)
         # Divided and expanded in one kernel, into the memory format of the input.
         return (torch.div(grad.expand_as(x), averaged, out=torch.empty_like(x)),)
@@ -61,9 +60,15 @@ class Sum(Operation):
         self, grad: Tensor, inputs: Sequence[Tensor | None], output: Tensor | None, extra: Any
     ) -> Gradients:
         if not self._keepdim:
-            for dim in self._dims:
-                grad = grad.unsqueeze(dim)
+            grad = _with_dims(grad, self._dims)
         return (grad.expand(extra),)
+
+
+def _with_dims(grad: Tensor, dims: Sequence[int]) -> Tensor:
+    """A gradient with dimensions of size 1 where a reduction has removed them; `dims` in order."""
+    for dim in dims:
+        grad = grad.unsqueeze(dim)
+    return grad
 
 
 class Softmax(Operation):

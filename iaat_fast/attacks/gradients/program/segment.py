@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 from iaat_fast.attacks.gradients.program.operations import (
     Gradients,
-    ManyValued,
+    MultiOutput,
     Operation,
 )
 from iaat_fast.attacks.gradients.program.parameters import Parameters
@@ -24,7 +24,7 @@ _ANY_LAYOUT: dict[Any, Any] = dict.fromkeys(
 )
 
 
-class Segment(ManyValued):
+class Segment(MultiOutput):
     """A sequence of nodes as one operation with several outputs, which `Pick` separates.
 
     Args:

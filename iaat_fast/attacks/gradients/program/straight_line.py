@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from iaat_fast.attacks.gradients.program.operations import (
-    ManyValued,
+    MultiOutput,
     Operation,
     Pick,
     ScaleShift,
@@ -116,9 +116,9 @@ class StraightLine:
         operation = step.operation
         if isinstance(operation, SizeArithmetic) or step is images:
             return
-        if isinstance(operation, ManyValued):
+        if isinstance(operation, MultiOutput):
             if self._parts.get(step):
-                self._through_many(step, operation)
+                self._through_multi_output(step, operation)
             return
         if not self._gradients[step]:
             return
@@ -184,7 +184,7 @@ class StraightLine:
         self._emit(run, reads, [result])
         others.append(_Gradient(result, True))
 
-    def _through_many(self, step: Step, operation: ManyValued) -> None:
+    def _through_multi_output(self, step: Step, operation: MultiOutput) -> None:
         extra, parts = self._extras[step], self._parts[step]
         grads = [parts.get(position) for position in range(operation.count)]
         results = [self._slot() if s in self._depends_on_images else None for s in step.inputs]

@@ -167,7 +167,7 @@ def _split(graph: Dependence, node: Node, a: Arguments) -> Lowered | None:
 
 
 def part_of_split(graph: Dependence, source: Any, position: Any) -> Lowered | None:
-    """The rule for getitem of a split: one of its tensors, as a slice; None if `source` is not a split."""
+    """The rule for getitem of a split: one of its tensors, as a slice or an entry; None if `source` is not a split."""
     if not isinstance(source, Node) or source.target not in SPLITS:
         return None
     a = arguments_of(source)

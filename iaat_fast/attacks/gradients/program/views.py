@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iaat_fast.attacks.gradients.program.operations import (
     Gradients,
-    ManyValued,
+    MultiOutput,
     Operation,
     sum_to,
 )
@@ -189,7 +189,7 @@ class Select(Part):
         return x.select(self.dim, self.start)
 
 
-class Split(ManyValued):
+class Split(MultiOutput):
     """Consecutive parts of a value along a dimension; their gradients are joined in one concatenation.
 
     Args:
